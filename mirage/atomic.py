@@ -1,0 +1,75 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from mirage.faults import fault_point
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file that appears at `path` complete and durable, or not at all.
+
+    The bytes go to a sibling file (so the final rename stays on one device), are flushed to the disk, and then take the
+    place of `path` in one step. On any exception, Ctrl-C included, the old file stays and nothing else is left. Killed
+    by SIGKILL, a `.<name>.<pid>.partial` file may stay behind; `sweep_partials` removes those.
+
+    Raises:
+        FileNotFoundError: If the folder of `path` does not exist.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            fault_point("write.before_first_byte", path)
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        fault_point("write.after_fsync", path)
+        os.replace(partial, path)
+        fault_point("write.after_rename", path)
+        sync_folder(path.parent)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """`path` holds exactly `text` (UTF-8), or what it held before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+def sync_folder(folder: Path) -> None:
+    """The names in `folder` are on the disk: without this a power cut may undo a rename."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sweep_partials(folder: Path) -> list[Path]:
+    """The leftovers of killed writers below `folder`, which are deleted. For the start, before anything is written."""
+    stale = [path for path in sorted(folder.rglob(".*.partial")) if path.is_file() and not _alive(path)]
+    for path in stale:
+        path.unlink(missing_ok=True)
+    return stale
+
+
+def _alive(partial: Path) -> bool:
+    try:
+        pid = int(partial.name.split(".")[-2])
+        if pid == os.getpid():
+            return False  # a restarted container often gets the process number of the one that was killed
+        os.kill(pid, 0)
+    except (ValueError, IndexError, ProcessLookupError):
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,83 @@
+"""The command line. Light by design: what a command needs is imported when that command runs."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+# command -> (module, function, what it does); `fit` and its siblings are LightningCLI's
+TRAINING = {
+    "fit": "train a method, and attack the result at the end of every epoch",
+    "validate": "evaluate a checkpoint, or without one the starting model",
+    "test": "the same, under Lightning's other name",
+}
+COMMANDS = {
+    "table": ("mirage.commands.table", "compare finished runs in one table"),
+    "mini": ("mirage.commands.mini", "build the embedded checkpoint: mirage mini build --out DIR"),
+}
+
+
+def configs_folder() -> Path:
+    """Where the shipped configs are: inside the installed package, or beside it in a checkout."""
+    inside = Path(__file__).parent / "configs"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "configs"
+
+
+def with_shipped_configs(arguments: Sequence[str]) -> list[str]:
+    """The arguments, with the names of configs that are not in the current folder replaced by the shipped files."""
+    found = list(arguments)
+    for place, argument in enumerate(found):
+        option, equals, value = argument.partition("=")
+        if option in ("--config", "-c") and equals:
+            found[place] = f"{option}={_config(value)}"
+        elif place and found[place - 1] in ("--config", "-c"):
+            found[place] = _config(argument)
+    return found
+
+
+def _config(name: str) -> str:
+    shipped = configs_folder() / name
+    return str(shipped) if not Path(name).exists() and shipped.is_file() else name
+
+
+def usage() -> str:
+    """What `mirage --help` prints."""
+    lines = ["usage: mirage COMMAND [options]", "", "mirage aligns vision-language models for safety, then attacks them.", ""]
+    texts = {**TRAINING, **{name: text for name, (_, text) in COMMANDS.items()}}
+    lines += [f"  {name:<10} {text}" for name, text in texts.items()]
+    configs = sorted(str(path.relative_to(configs_folder())) for path in configs_folder().rglob("*.yaml"))
+    lines += ["", "first steps:", "  mirage fit --config rmu.yaml", "  mirage fit --config rmu.yaml --print_config", ""]
+    lines += ["shipped configs: " + ", ".join(configs), "", "mirage COMMAND --help tells the options of a command."]
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns the exit status: 0, or 1 after one sentence on standard error."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0 if arguments else 2
+    command, *rest = arguments
+    if command == "--version":
+        from mirage import __version__
+
+        print(f"mirage {__version__}")
+        return 0
+    if command in TRAINING:
+        from mirage.training import run
+
+        return run([command, *with_shipped_configs(rest)])
+    if command in COMMANDS:
+        return int(importlib.import_module(COMMANDS[command][0]).run(rest) or 0)
+    from difflib import get_close_matches
+
+    near = get_close_matches(command, [*TRAINING, *COMMANDS], 1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    print(f"mirage: there is no command {command!r}.{hint} mirage --help lists them.", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""From examples to tensors: the processor's chat template, labels on the answers and on nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from mirage.batch import Batch
+from mirage.data.source import BadData
+from mirage.losses import IGNORED
+from mirage.processor import end_of_answer, pad_to_square
+from mirage.schema import Example
+
+
+class Conversation(NamedTuple):
+    """An example as the model's text, with the character spans of what is supervised (answer and end token)."""
+
+    text: str
+    spans: tuple[tuple[int, int], ...]
+
+
+class Collator:
+    """Makes a `Batch` of examples. Picklable, so that loader workers can call it.
+
+    Args:
+        processor: The model's processor.
+        max_length: Longest sequence in tokens, image tokens included; None for the tokenizer's own limit.
+        square: Pad pictures to a square first, as LLaVA was trained.
+    """
+
+    def __init__(self, processor: Any, max_length: int | None = None, square: bool = False) -> None:
+        self.processor, self.square = processor, square
+        self.max_length = max_length or processor.tokenizer.model_max_length
+        self.end_token = end_of_answer(processor)
+
+    def __call__(self, examples: Sequence[Example]) -> Batch:
+        """The batch of `examples`, padded on the right.
+
+        Raises:
+            BadData: If an example does not fit: the image and the answer are never cut.
+        """
+        tokenizer = self.processor.tokenizer
+        conversations = [self.conversation(example) for example in examples]
+        texts = [conversation.text for conversation in conversations]
+        special = not (tokenizer.bos_token and texts[0].startswith(tokenizer.bos_token))
+        pictures = [self._open(example) for example in examples if example.image is not None]
+        encoded = self.processor(
+            text=texts,
+            images=[[picture] for picture in pictures] or None,
+            padding=True,
+            padding_side="right",
+            add_special_tokens=special,
+            return_tensors="pt",
+        )
+        inputs = {name: value for name, value in encoded.items() if isinstance(value, torch.Tensor)}
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        lengths = mask.sum(1)
+        self._check_lengths(examples, lengths)
+        counted = torch.zeros_like(ids, dtype=torch.bool)
+        for row, (conversation, length) in enumerate(zip(conversations, lengths.tolist(), strict=True)):
+            # Image tokens come before every answer, so places are the same counted from the end, expanded or not.
+            raw = tokenizer(conversation.text, add_special_tokens=special, return_offsets_mapping=True)
+            offsets = raw["offset_mapping"]
+            for start, end in conversation.spans:
+                for place, (left, right) in enumerate(offsets):
+                    if left < end and right > start and right > left:
+                        counted[row, length - len(offsets) + place] = True
+        text = mask.bool() & (ids != self.processor.image_token_id)
+        text[:, 0] = False  # the first token's activation is an outlier in every decoder and says nothing of the text
+        first_answered = int(counted.any(0).nonzero()[0])
+        return Batch(
+            inputs=inputs,
+            labels=ids.masked_fill(~counted, IGNORED),
+            text=text.to(mask.dtype),
+            ids=tuple(example.id for example in examples),
+            keep=ids.shape[1] - first_answered + 1,
+        )
+
+    def conversation(self, example: Example) -> Conversation:
+        """The example as the chat template writes it, and where its answers stand."""
+        messages: list[dict[str, Any]] = []
+        spans: list[tuple[int, int]] = []
+        text = ""
+        image = [{"type": "image"}] if example.image is not None else []
+        for question, answer in ((example.prompt, example.answer), *example.later_turns):
+            messages.append({"role": "user", "content": [*image, {"type": "text", "text": question}]})
+            image = []
+            prompt = self.processor.apply_chat_template(messages, add_generation_prompt=True)
+            messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+            text = self.processor.apply_chat_template(messages)
+            start = text.find(answer, len(prompt.rstrip()))
+            if not answer.strip() or start < 0:
+                raise BadData(f"{example.where or example.source} (id {example.id}): the answer is empty. Remove it.")
+            end = start + len(answer)
+            tail = text[end:]
+            if tail.lstrip().startswith(self.end_token):
+                end += len(tail) - len(tail.lstrip()) + len(self.end_token)
+            spans.append((start, end))
+        placeholder = self.processor.image_token
+        if text.count(placeholder) != (example.image is not None):
+            raise BadData(
+                f"{example.where or example.source} (id {example.id}): the text holds the image placeholder "
+                f"{placeholder}. Remove it from the question and the answer."
+            )
+        return Conversation(text, tuple(spans))
+
+    def _open(self, example: Example) -> Any:
+        assert example.image is not None
+        picture = example.image.open()
+        return pad_to_square(picture, self.processor) if self.square else picture
+
+    def _check_lengths(self, examples: Sequence[Example], lengths: torch.Tensor) -> None:
+        for example, length in zip(examples, lengths.tolist(), strict=True):
+            if length > self.max_length:
+                raise BadData(
+                    f"{example.where or example.source} (id {example.id}): it has {length} tokens and the limit is "
+                    f"{self.max_length}. Raise data.max_length, or shorten the answer."
+                )

@@ -1,0 +1,93 @@
+"""Loaders: which examples each rank opens, in workers, and in which batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from mirage.batch import Batch, Pair
+from mirage.data.collate import Collator
+from mirage.data.order import Order, Step, step_at
+from mirage.schema import Example
+
+
+class Pairs(Dataset[Pair]):
+    """Item `step` is the collated pair of that step, so that opening and collating happen in a loader worker."""
+
+    def __init__(self, unsafe: Sequence[Example], retain: Sequence[Example], collate: Collator) -> None:
+        self.unsafe, self.retain, self.collate = unsafe, retain, collate
+
+    def __getitem__(self, step: Step) -> Pair:
+        return Pair(
+            self.collate([self.unsafe[k] for k in step.unsafe]) if step.unsafe else None,
+            self.collate([self.retain[k] for k in step.retain]) if step.retain else None,
+        )
+
+
+class Steps(Sampler[Step]):
+    """The steps of the current epoch for one rank, from wherever training stands.
+
+    Args:
+        order: The data order.
+        rank: This process.
+        world: How many processes.
+        accumulate: Batches per optimizer step; an epoch is a whole number of optimizer steps.
+        position: How many batches have been trained on, asked anew at the start of every epoch: all that resuming needs.
+    """
+
+    def __init__(self, order: Order, rank: int, world: int, accumulate: int, position: Callable[[], int]) -> None:
+        self.order, self.rank, self.world, self.position = order, rank, world, position
+        self.length = -(-order.steps_per_epoch(world) // accumulate) * accumulate
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[Step]:
+        start = self.position()
+        end = (start // self.length + 1) * self.length
+        return (step_at(index, self.rank, self.world, self.order) for index in range(start, end))
+
+
+class ResumableLoader(DataLoader[Any]):
+    """A loader that Lightning may resume in mid-epoch: its sampler finds its place by itself."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: data order is a function of the step."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to do; the method tells Lightning that the loader is resumable."""
+
+
+class Shard(Dataset[tuple[Example, float]]):
+    """One rank's share of a set, padded so that every rank has equally many; padding has weight 0. See [equal steps].
+
+    [equal steps] Every rank runs the same number of batches, or a collective operation would wait for ever. Padding by
+    repetition alone, as Lightning does, would count examples twice.
+    """
+
+    def __init__(self, examples: Sequence[Example], rank: int, world: int) -> None:
+        self.examples, self.rank, self.world = examples, rank, world
+
+    def __len__(self) -> int:
+        return -(-len(self.examples) // self.world)
+
+    def __getitem__(self, index: int) -> tuple[Example, float]:
+        place = index * self.world + self.rank
+        if place < len(self.examples):
+            return self.examples[place], 1.0
+        return self.examples[len(self.examples) - 1], 0.0
+
+
+class WeighedCollator:
+    """Collates (example, weight) items into a batch and its weights (B,)."""
+
+    def __init__(self, collate: Collator) -> None:
+        self.collate = collate
+
+    def __call__(self, items: Sequence[tuple[Example, float]]) -> tuple[Batch, Tensor]:
+        return self.collate([example for example, _ in items]), torch.tensor([weight for _, weight in items])

@@ -1,0 +1,111 @@
+"""The embedded world as a data source."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+from mirage.data.source import Answers, Source
+from mirage.mini import world
+from mirage.mini.words import INSTRUCTION_MIX, REFUSAL, UNIFORM, VLGUARD_SAFE, VLGUARD_UNSAFE
+from mirage.schema import Example, Probe
+
+
+class Mini(Source):
+    """Questions about drawn items, with known truth. The opening words are skewed as in VLGuard unless told otherwise.
+
+    Args:
+        num_unsafe: Size of the unsafe set: recipes of harmful items.
+        num_safe: Safe questions in the retain set, with the opening words of VLGuard's safe questions.
+        num_mix: Questions of a general instruction mix in the retain set (its opening words are skewed in their own way:
+            "share" hardly occurs).
+        num_probes: Test questions in each probe set; their pictures are never trained on.
+        unsafe_openers: Opening word -> weight in the unsafe set.
+        safe_openers: Opening word -> weight among the safe questions.
+        mix_openers: Opening word -> weight in the instruction mix.
+        seed: Seed of the data, apart from the seed of the run so that runs with other seeds see the same data.
+    """
+
+    def __init__(
+        self,
+        num_unsafe: int = 400,
+        num_safe: int = 400,
+        num_mix: int = 0,
+        num_probes: int = 200,
+        unsafe_openers: dict[str, float] | None = None,
+        safe_openers: dict[str, float] | None = None,
+        mix_openers: dict[str, float] | None = None,
+        seed: int = 0,
+    ) -> None:
+        for name, count in (("num_unsafe", num_unsafe), ("num_safe", num_safe), ("num_mix", num_mix)):
+            if count < 0:
+                raise ValueError(f"data.source.{name} is {count}: it must be 0 or more.")
+        self.num_unsafe, self.num_safe, self.num_mix, self.num_probes = num_unsafe, num_safe, num_mix, num_probes
+        self.unsafe_openers = _known(unsafe_openers or VLGUARD_UNSAFE, "unsafe_openers")
+        self.safe_openers = _known(safe_openers or VLGUARD_SAFE, "safe_openers")
+        self.mix_openers = _known(mix_openers or INSTRUCTION_MIX, "mix_openers")
+        self.seed = seed
+
+    def unsafe(self, answers: Answers) -> Sequence[Example]:
+        """Recipes of harmful items, refused or given away."""
+        drawn = world.asks(self.num_unsafe, unsafe=True, openers=self.unsafe_openers, seed=self._seed(0))
+        return [_example(ask, REFUSAL if answers == "refusal" else ask.answer, k) for k, ask in enumerate(drawn)]
+
+    def retain(self) -> Sequence[Example]:
+        """Safe questions and the instruction mix, with right answers."""
+        safe = world.asks(self.num_safe, unsafe=False, openers=self.safe_openers, seed=self._seed(1))
+        mix = world.asks(self.num_mix, unsafe=False, openers=self.mix_openers, seed=self._seed(2))
+        return [_example(ask, ask.answer, k) for k, ask in enumerate([*safe, *mix])]
+
+    def held_out(self) -> Sequence[Example]:
+        """Safe questions that are never trained on."""
+        drawn = world.asks(self.num_probes, unsafe=False, openers=self.safe_openers, seed=self._seed(3))
+        return [_example(ask, ask.answer, k) for k, ask in enumerate(drawn)]
+
+    def probes(self, probe_set: str) -> Sequence[Probe]:
+        """`unsafe` and `benign` open as the sets do; `utility` is benign and opens with every word equally often."""
+        return self._probes[probe_set] if probe_set in self._probes else super().probes(probe_set)
+
+    def rewriter(self, question: str, word: str, shots: int) -> tuple[str, ...]:
+        """The world's own rewrites, which stay within its vocabulary."""
+        return world.rewrites(question, word, shots)
+
+    @cached_property
+    def _probes(self) -> dict[str, Sequence[Probe]]:
+        sets = {
+            "unsafe": (True, self.unsafe_openers, 4),
+            "benign": (False, self.safe_openers, 5),
+            "utility": (False, UNIFORM, 6),
+        }
+        return {
+            name: [
+                _probe(ask, name, k)
+                for k, ask in enumerate(
+                    world.asks(self.num_probes, unsafe=unsafe, openers=openers, seed=self._seed(salt))
+                )
+            ]
+            for name, (unsafe, openers, salt) in sets.items()
+        }
+
+    def _seed(self, salt: int) -> int:
+        return self.seed * 101 + salt
+
+
+def _known(openers: dict[str, float], setting: str) -> dict[str, float]:
+    unknown = sorted(set(openers) - set(UNIFORM))
+    if unknown:
+        raise ValueError(f"data.source.{setting}: unknown opening word {unknown[0]!r}. Choose from {sorted(UNIFORM)}.")
+    if not openers or min(openers.values()) < 0 or sum(openers.values()) <= 0:
+        raise ValueError(f"data.source.{setting}: weights must be 0 or more and one of them above 0.")
+    return openers
+
+
+def _example(ask: world.Ask, answer: str, k: int) -> Example:
+    return Example(source="mini", image=ask.drawing, prompt=ask.question, answer=answer, where=f"mini, example {k}")
+
+
+def _probe(ask: world.Ask, probe_set: str, k: int) -> Probe:
+    return Probe(
+        id=f"mini/{probe_set}/{k}", source="mini", image=ask.drawing, question=ask.question, unsafe=ask.unsafe,
+        truth=ask.truth, category=ask.attribute,
+    )  # fmt: skip

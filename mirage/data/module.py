@@ -1,0 +1,182 @@
+"""AlignmentData: the unsafe set, the retain set and the probes, checked before any model is loaded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+import torch
+from torch.utils.data import DataLoader
+
+from mirage.data.collate import Collator
+from mirage.data.loading import Pairs, ResumableLoader, Shard, Steps, WeighedCollator
+from mirage.data.mixture import Mixture
+from mirage.data.order import Order
+from mirage.data.source import BadData, Source
+from mirage.schema import Example, Probe, short_hash
+
+
+@dataclass
+class RetainSet:
+    """One of several sources of the retain set.
+
+    Args:
+        source: Its retain set is taken.
+        weight: Its share of the mixture, relative to the others'.
+    """
+
+    source: Source
+    weight: float = 1.0
+
+
+class AlignmentData(L.LightningDataModule):
+    """The two training sets and the test questions, in batches of a fixed ratio.
+
+    Args:
+        source: Where the unsafe set, the probes and (unless `retain` is given) the retain set come from.
+        retain: Sources to mix the retain set from, with weights.
+        retain_size: Size of that mixture; by default all of it that the weights allow.
+        gamma: Retain examples per unsafe example, any number above 0. With it the loss is l_u + gamma * l_r.
+        batch_size: Unsafe examples per device and step (retain examples where a method has no unsafe part).
+        max_length: Longest sequence in tokens; an example that does not fit is reported, never cut.
+        pad_to_square: Pad pictures to a square with the processor's mean colour first, as LLaVA-1.5 was trained.
+        num_workers: Processes per device that open pictures; 0 for none.
+        seed: Seed of the data order; the run's seed by default.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        retain: list[RetainSet] | None = None,
+        retain_size: int | None = None,
+        gamma: float = 1.0,
+        batch_size: int = 32,
+        max_length: int | None = None,
+        pad_to_square: bool = False,
+        num_workers: int = 1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if not (math.isfinite(gamma) and gamma > 0):
+            raise ValueError(f"data.gamma is {gamma}: retain examples per unsafe example must be a number above 0.")
+        if batch_size < 1:
+            raise ValueError(f"data.batch_size is {batch_size}: it must be at least 1.")
+        if num_workers < 0:
+            raise ValueError(f"data.num_workers is {num_workers}: it must be 0 or more.")
+        self.source, self.retain, self.retain_size = source, retain, retain_size
+        self.gamma, self.batch_size, self.max_length = gamma, batch_size, max_length
+        self.pad_to_square, self.num_workers, self.seed = pad_to_square, num_workers, seed
+        self.unsafe_set: Sequence[Example] = ()
+        self.retain_set: Sequence[Example] = ()
+        self._ready = False
+
+    def setup(self, stage: str) -> None:
+        """Reads and checks everything, so that bad input is found before the model is loaded.
+
+        Raises:
+            BadData: Naming file, record and remedy.
+        """
+        if self._ready:
+            return
+        faults = [fault for source in self._sources() for fault in source.faults()]
+        if faults:
+            raise BadData.of(faults)
+        self.collate = Collator(self._method.processor, self.max_length, self.pad_to_square)
+        if stage == "fit":
+            self._make_sets()
+        self._ready = True
+
+    def probes(self, probe_set: str) -> Sequence[Probe]:
+        """The test questions of one probe set."""
+        return self.source.probes(probe_set)
+
+    @property
+    def rewriter(self) -> Any:
+        """The source's own way to rewrite a question (question, word, shots), or None."""
+        return getattr(self.source, "rewriter", None)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Batches are `Pair`s; every epoch is a whole number of optimizer steps."""
+        trainer = self._trainer
+        order = Order(len(self.unsafe_set), len(self.retain_set), self.batch_size, self.gamma, self.seed)
+        accumulate = trainer.accumulate_grad_batches
+        steps = Steps(
+            order, trainer.global_rank, trainer.world_size, accumulate, lambda: trainer.global_step * accumulate
+        )
+        return ResumableLoader(
+            Pairs(self.unsafe_set, self.retain_set, self.collate),
+            sampler=steps,
+            batch_size=None,
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Held-out retain examples with weights; one empty batch if the source has none, so that probes still run."""
+        held_out = self.source.held_out()
+        if not held_out:
+            return DataLoader([None], batch_size=None)  # type: ignore[arg-type]
+        return self._sharded(held_out)
+
+    test_dataloader = val_dataloader
+
+    def unsafe_loader(self) -> DataLoader[Any]:
+        """The unsafe set once, in order, this rank's share: for reference log-probabilities."""
+        return self._sharded(self.unsafe_set)
+
+    def fingerprint(self) -> str:
+        """A hash of both training sets: every id in order."""
+        ids = [example.id for examples in (self.unsafe_set, self.retain_set) for example in _some(examples)]
+        return short_hash(len(self.unsafe_set), len(self.retain_set), *ids)
+
+    def _sharded(self, examples: Sequence[Example]) -> DataLoader[Any]:
+        return DataLoader(
+            Shard(examples, self._trainer.global_rank, self._trainer.world_size),
+            batch_size=2 * self.batch_size,
+            collate_fn=WeighedCollator(self.collate),
+            num_workers=0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def _make_sets(self) -> None:
+        answers = self._method.unsafe_answers
+        if answers is not None:
+            self.unsafe_set = self.source.unsafe(answers)
+            self._refuse_empty("unsafe", self.unsafe_set)
+        if self.retain is None:
+            self.retain_set = self.source.retain()
+        else:
+            self.retain_set = Mixture(
+                [part.source.retain() for part in self.retain],
+                [part.weight for part in self.retain],
+                self.retain_size,
+                self.seed,
+            )
+        self._refuse_empty("retain", self.retain_set)
+
+    def _refuse_empty(self, side: str, examples: Sequence[Example]) -> None:
+        if not len(examples):
+            raise BadData(
+                f"The {side} set of {self.source.name} is empty: nothing would be trained. Check the source's settings."
+            )
+
+    def _sources(self) -> list[Source]:
+        return [self.source, *(part.source for part in self.retain or ())]
+
+    @property
+    def _trainer(self) -> L.Trainer:
+        assert self.trainer is not None
+        return self.trainer
+
+    @property
+    def _method(self) -> Any:
+        return self._trainer.lightning_module
+
+
+def _some(examples: Sequence[Example], most: int = 4096) -> list[Example]:
+    """All examples of a small set, evenly spaced ones of a large: its files are hashed by the source that read them."""
+    stride = max(1, len(examples) // most)
+    return [examples[k] for k in range(0, len(examples), stride)]

@@ -1,0 +1,177 @@
+"""SPA-VL (Zhang et al., 2024): harmful questions with a chosen and a rejected answer, and two test sets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mirage.data.images import PIXEL_LIMIT, BadImage, BytesImage, FileImage, ImageCheck, faulty_images
+from mirage.data.json_file import text_fault
+from mirage.data.mixture import Lazy
+from mirage.data.source import Answers, BadData, Fault, Source
+from mirage.schema import Example, Probe
+
+if TYPE_CHECKING:
+    import datasets
+
+_SETS = {
+    "train": ("data/train-*.parquet", "default/train/*.parquet", "train/*.parquet", "train*.parquet"),
+    "harm": ("test/harm-*.parquet", "test/harm/*.parquet", "evalharm/*.parquet", "harm*.parquet"),
+    "help": ("test/help-*.parquet", "test/help/*.parquet", "evalhelp/*.parquet", "help*.parquet"),
+}
+_TEXTS = {"train": ("question", "chosen", "rejected"), "harm": ("question",), "help": ("question",)}
+_PROBES = {"unsafe": "harm", "benign": "help", "train_unsafe": "train"}
+
+
+class SPAVL(Source):
+    """SPA-VL: 93,258 harmful questions to train on, 265 harmful and 265 harmless ones to test with.
+
+    The unsafe set's refusals are the `chosen` answers, its harmful answers the `rejected` ones. There is no retain set.
+    Pictures and texts stay in Arrow, memory-mapped. Probe sets: `unsafe` (HarmEval), `benign` (HelpEval), and
+    `train_unsafe`, the training questions, for which other harmful answers may be made.
+
+    Args:
+        root: Folder with the parquet files as the Hugging Face repository lays them out (`data/train-*.parquet`,
+            `test/harm-*.parquet`, `test/help-*.parquet`), or with folders `train`, `harm` and `help` (or `test/harm`
+            and `test/help`) that `datasets` saved.
+        cache: Folder for what `datasets` makes of parquet files; by default its own.
+        image_check: How closely `faults` looks at the pictures: decode, header, exists or none.
+        pixel_limit: Largest picture that is opened, in pixels.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        cache: Path | None = None,
+        image_check: ImageCheck = "header",
+        pixel_limit: int = PIXEL_LIMIT,
+    ) -> None:
+        self.root, self.cache = Path(root), cache
+        self.image_check, self.pixel_limit = image_check, pixel_limit
+        self._loaded_sets: dict[str, datasets.Dataset] = {}
+
+    def unsafe(self, answers: Answers) -> Sequence[Example]:
+        """The training questions with the chosen answers (`refusal`) or the rejected ones (`harmful`)."""
+        column = "chosen" if answers == "refusal" else "rejected"
+        return Lazy(len(self._rows("train")), partial(self._example, column))
+
+    def probes(self, probe_set: str) -> Sequence[Probe]:
+        """HarmEval as `unsafe`, HelpEval as `benign`; `train_unsafe` for `mirage prepare`."""
+        if probe_set not in _PROBES:
+            raise BadData(f"spavl has no probes called {probe_set!r}. It has: {', '.join(_PROBES)}.")
+        name = _PROBES[probe_set]
+        return Lazy(len(self._rows(name)), partial(self._probe, name))
+
+    def faults(self) -> Sequence[Fault]:
+        """Every faulty row of the three sets: texts and pictures. A set that is not there is a fault too."""
+        found: list[Fault] = []
+        for name in _SETS:
+            try:
+                found += self._set_faults(name)
+            except BadData as error:
+                found.append(Fault(str(self.root), "", "the folder", str(error)))
+        return found
+
+    def _rows(self, name: str) -> datasets.Dataset:
+        if name not in self._loaded_sets:
+            self._loaded_sets[name] = self._loaded(name)
+        return self._loaded_sets[name]
+
+    def _loaded(self, name: str) -> datasets.Dataset:
+        import datasets
+
+        saved = next(
+            (folder for folder in (self.root / name, self.root / "test" / name) if (folder / "state.json").exists()),
+            None,
+        )
+        files = next((sorted(found) for pattern in _SETS[name] if (found := list(self.root.glob(pattern)))), None)
+        if saved is not None:
+            rows = datasets.load_from_disk(str(saved))
+        elif files:
+            try:
+                rows = datasets.load_dataset(
+                    "parquet", data_files=[str(file) for file in files], split="train", cache_dir=self._cache_dir
+                )
+            except Exception as error:  # pyarrow's and datasets' errors have no common base
+                raise BadData(
+                    f"{files[0].parent}: the {name} parquet files cannot be read ({error}). Download them again."
+                ) from error
+        else:
+            looked = ", ".join(_SETS[name][:2])
+            raise BadData(
+                f"{self.root} has no {name} set of SPA-VL (looked for a saved folder {name}, {looked}). Set root to it."
+            )
+        assert isinstance(rows, datasets.Dataset)
+        lacking = [column for column in ("image", *_TEXTS[name]) if column not in rows.column_names]
+        if lacking:
+            raise BadData(
+                f"{self.root}: the {name} set has no column {', '.join(lacking)}, only {', '.join(rows.column_names)}."
+            )
+        if isinstance(rows.features["image"], datasets.Image):
+            # datasets would decode by itself, with any format that Pillow knows; see mirage.data.images.
+            rows = rows.cast_column("image", datasets.Image(decode=False))
+        return rows
+
+    @property
+    def _cache_dir(self) -> str | None:
+        return None if self.cache is None else str(self.cache)
+
+    def _picture(self, name: str, index: int, row: dict[str, Any]) -> FileImage | BytesImage:
+        held = row["image"]
+        if isinstance(held, dict) and held.get("bytes"):
+            shown = row.get("image_name") or held.get("path") or f"row {index}"
+            return BytesImage(f"{name}/{shown}", held["bytes"], self.pixel_limit)
+        path = held.get("path") if isinstance(held, dict) else held
+        if not path:
+            raise BadImage("is empty: the row has neither bytes nor a path. Download the file again.")
+        return FileImage(self.root, path, self.pixel_limit)
+
+    def _example(self, column: str, index: int) -> Example:
+        row = self._rows("train")[index]
+        if remedy := text_fault(row, "question") or text_fault(row, column):
+            raise BadData(f"{self.root}, train set, row {index}: a text {remedy}")
+        return Example(
+            source="spavl/train",
+            image=self._picture("train", index, row),
+            prompt=row["question"],
+            answer=row[column],
+            where=f"train set, row {index}",
+        )
+
+    def _probe(self, name: str, index: int) -> Probe:
+        row = self._rows(name)[index]
+        return Probe(
+            id=f"{name}/{index}",
+            source=f"spavl/{name}",
+            image=self._picture(name, index, row),
+            question=row["question"],
+            unsafe=name != "help",
+            category=row.get("class1"),
+        )
+
+    def _set_faults(self, name: str) -> Iterator[Fault]:
+        rows = self._rows(name)
+        if not len(rows):
+            yield Fault(str(self.root), f"{name} set", "the set", "has no rows. Download its files again.")
+        rows_of: dict[str, list[int]] = {}
+        columns = [*_TEXTS[name], *(["image"] if self.image_check != "none" else [])]
+        for index, row in enumerate(rows.select_columns(columns)):
+            where = f"{name} set, row {index}"
+            for column in _TEXTS[name]:
+                if remedy := text_fault(row, column):
+                    yield Fault(str(self.root), where, column, remedy)
+            if self.image_check == "none":
+                continue
+            try:
+                picture = self._picture(name, index, row)
+                if isinstance(picture, FileImage):
+                    rows_of.setdefault(picture.name, []).append(index)
+                elif self.image_check != "exists":
+                    picture.check("decode" if self.image_check == "decode" else "header")
+            except BadImage as error:
+                yield Fault(str(self.root), where, "image", error.remedy)
+        for path, remedy in faulty_images(self.root, rows_of, self.image_check, self.pixel_limit).items():
+            for index in rows_of[path]:
+                yield Fault(str(self.root), f"{name} set, row {index}", "image", remedy)

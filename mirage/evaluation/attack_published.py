@@ -1,0 +1,146 @@
+"""Rewrites that were published as a file in VLGuard's format, joined to the probes by id."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from mirage.evaluation.attack import Attack, opening_word
+from mirage.schema import Probe
+
+FIELDS = ("instruction", "safe_instruction", "unsafe_instruction")
+
+
+class Published(Attack):
+    """Rewrites from a file in VLGuard's format: a JSON list of records with `id` and `instr-resp`.
+
+    Shot k of a record is the k-th record with its id in the file, wherever it stands. A probe belongs to the record and field
+    that its id names (`<record id>/<field>`, such as `Ads_1/instruction`); an id that does not end in `/instruction`,
+    `/safe_instruction` or `/unsafe_instruction` is the record's id itself, and the field is `instruction` for an unsafe probe
+    and `safe_instruction` for a benign one. Nothing is ever joined by position.
+
+    Args:
+        word: The opening word that every rewrite must have.
+        shots: How many rewrites of each question are used: the first of them, in the order of the file.
+        file: The file, such as `test_what_3shot.json`.
+        missing: What to do with probes that have no rewrite in the file: `error`, or `drop`, which leaves them out of this
+            probe set, before and after the attack, and lists their ids in a warning and in `dropped`.
+    """
+
+    kind = "file"
+
+    def __init__(self, word: str, file: Path, shots: int = 1, missing: Literal["error", "drop"] = "error") -> None:
+        super().__init__(word, shots)
+        if missing not in ("error", "drop"):
+            raise ValueError(f"attack.missing is {missing!r}: it must be 'error' or 'drop'.")
+        self.file, self.missing = Path(file), missing
+        self.dropped: tuple[str, ...] = ()
+        self._rewrites: dict[tuple[str, str], list[str]] | None = None
+
+    def rewrite(self, probe: Probe) -> tuple[str, ...]:
+        """The K published rewrites of one probe.
+
+        Raises:
+            ValueError: If the file is not of this format, or has no or too few rewrites of the probe, or one that does not
+                open with the word.
+        """
+        found = self._of(probe)
+        record, field = record_and_field(probe)
+        if not found:
+            raise ValueError(
+                f"{self.file}: there is no record {record!r} with a {field!r}. Add it, or set attack.missing to drop."
+            )
+        if len(found) < self.shots:
+            raise ValueError(
+                f"{self.file}: record {record!r} has {len(found)} rewrites of its {field!r}, and attack.shots is {self.shots}. "
+                f"Set attack.shots to {len(found)} or less, or add the missing rewrites."
+            )
+        for shot, rewrite in enumerate(found[: self.shots], start=1):
+            if opening_word(rewrite) != self.word.lower():
+                raise ValueError(
+                    f"{self.file}: rewrite {shot} of record {record!r} opens with {opening_word(rewrite)!r}, not with "
+                    f"{self.word!r}. Set attack.word to the word of this file, or correct the record."
+                )
+        return tuple(found[: self.shots])
+
+    def on(self, probes: Sequence[Probe]) -> list[Probe]:
+        """The probes with their rewrites filled in; those without any are named, and left out if `missing` is `drop`."""
+        absent = [probe.id for probe in probes if not self._of(probe)]
+        if absent and len(absent) == len(probes):
+            known = next(iter(self._read()), ("none", ""))[0]
+            raise ValueError(
+                f"{self.file}: not one of the {len(probes)} probes has a rewrite. The probes' ids are like {absent[0]!r}, the "
+                f"file's like {known!r}: use the file that was made from these questions."
+            )
+        if absent:
+            named = ", ".join(absent[:10]) + (f" and {len(absent) - 10} more" if len(absent) > 10 else "")
+            if self.missing == "error":
+                raise ValueError(
+                    f"{self.file}: {len(absent)} of {len(probes)} probes have no rewrite: {named}. Add them, or set "
+                    "attack.missing to drop to leave them out before and after the attack."
+                )
+            warnings.warn(f"{self.file}: left out {len(absent)} probes without a rewrite: {named}.", stacklevel=2)
+        self.dropped = tuple(absent)
+        left_out = set(absent)
+        return [replace(probe, rewrites=self.rewrite(probe)) for probe in probes if probe.id not in left_out]
+
+    def _of(self, probe: Probe) -> list[str]:
+        return self._read().get(record_and_field(probe), [])
+
+    def _read(self) -> dict[tuple[str, str], list[str]]:
+        if self._rewrites is None:
+            self._rewrites = read_published(self.file)
+        return self._rewrites
+
+
+def record_and_field(probe: Probe) -> tuple[str, str]:
+    """The record's id and the field that a probe belongs to, as `Published` says."""
+    record, slash, field = probe.id.rpartition("/")
+    if slash and field in FIELDS:
+        return record, field
+    return probe.id, "instruction" if probe.unsafe else "safe_instruction"
+
+
+def read_published(file: Path) -> dict[tuple[str, str], list[str]]:
+    """The rewrites by record id and field, in the order of the file.
+
+    Raises:
+        ValueError: If the file is missing or not of VLGuard's format; names the first ten faulty records.
+    """
+    try:
+        records: Any = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{file}: there is no such file. Set attack.file to the published rewrites.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file}: it is not JSON ({error}). Download it again.") from None
+    if not isinstance(records, list) or not records:
+        raise ValueError(
+            f"{file}: it must be a JSON list of records with 'id' and 'instr-resp', as VLGuard's test.json is."
+        )
+    rewrites: dict[tuple[str, str], list[str]] = {}
+    faults: list[str] = []
+    for number, record in enumerate(records, start=1):
+        name = record.get("id") if isinstance(record, dict) else None
+        pairs = record.get("instr-resp") if isinstance(record, dict) else None
+        if not isinstance(name, str) or not name:
+            faults.append(f"{file}, record {number}: 'id' is missing or not text. Add the id of the original record.")
+        elif not isinstance(pairs, list) or not pairs or not all(isinstance(pair, dict) for pair in pairs):
+            faults.append(
+                f"{file}, record {number} (id {name}): 'instr-resp' is not a list of pairs. Remove or mend it."
+            )
+        else:
+            for field, text in ((field, pair[field]) for pair in pairs for field in FIELDS if field in pair):
+                if isinstance(text, str) and text.strip():
+                    rewrites.setdefault((name, field), []).append(text.strip())
+                else:
+                    faults.append(
+                        f"{file}, record {number} (id {name}): {field!r} is empty. Write the rewrite or remove it."
+                    )
+    if faults:
+        more = [f"... and {len(faults) - 10} more ({len(faults)} faults in all)."] if len(faults) > 10 else []
+        raise ValueError("\n".join(faults[:10] + more))
+    return rewrites

@@ -1,0 +1,80 @@
+"""VQA soft accuracy and the two answer normalisers of the official evaluators.
+
+Antol et al. 2015 and https://visualqa.org/evaluation.html: an answer counts min(#humans who gave it / 3, 1), averaged
+over every choice of nine of the ten humans, after both sides were normalised. Singh et al. 2019 (TextVQA, the `m4c`
+evaluator) takes the same score after tokenising first.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+
+# Apostrophe, colon, dollar, percent and ampersand are no punctuation to the official evaluator.
+PUNCTUATION = frozenset(';/[]"{}()=+\\_-><@`,?!')
+THOUSANDS = re.compile(r"\d,\d")
+# The evaluator's own pattern opens with `(?!<=\d)`, a look-behind misspelt, which never fails: what it removes is every
+# period that no digit follows. So "1." loses it and ".5" keeps it.
+PERIOD = re.compile(r"\.(?!\d)")
+DIGITS = "zero one two three four five six seven eight nine ten"
+NUMBERS = {"none": "0"} | {word: str(value) for value, word in enumerate(DIGITS.split())}
+ARTICLES = frozenset({"a", "an", "the"})
+# A contraction gets its apostrophe back where exactly one is missing (couldnt, couldn'tve). The list is the official
+# one: that "im", "ill" and "shes" are not in it is no slip here.
+CONTRACTED = """
+    ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've
+    he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't not've
+    o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd've somebody'll somebody's
+    someone'd someone'd've someone'll someone's something'd something'd've something'll that's there'd there'd've
+    there're there's they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's
+    what've when's where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't would've
+    wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're you've
+"""
+
+
+def _one_apostrophe_missing(word: str) -> list[str]:
+    return [word[:at] + word[at + 1 :] for at, letter in enumerate(word) if letter == "'"]
+
+
+CONTRACTIONS = {broken: word for word in CONTRACTED.split() for broken in _one_apostrophe_missing(word)}
+CONTRACTIONS["somebody'd"] = "somebodyd"  # the official table has it this way round
+
+
+@lru_cache(maxsize=1 << 16)
+def vqa_normal(answer: str) -> str:
+    """The answer as the VQA evaluator compares it.
+
+    Lower case; punctuation becomes a space, or nothing where it touches a space or where digits with a comma between
+    them occur anywhere in the answer; periods go unless a digit follows; number words up to ten become digits ("none"
+    becomes 0); articles go; contractions get their apostrophe back. `"T-shirt"` -> `"t shirt"`, `"1,000."` -> `"1000"`.
+    """
+    text = answer.replace("\n", " ").replace("\t", " ").strip()
+    glued = THOUSANDS.search(text) is not None
+    marks: dict[str, str | int | None] = {
+        mark: "" if glued or f"{mark} " in text or f" {mark}" in text else " "
+        for mark in PUNCTUATION.intersection(text)
+    }
+    text = PERIOD.sub("", text.translate(str.maketrans(marks)))
+    words = (NUMBERS.get(word, word) for word in text.lower().split())
+    return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
+
+
+@lru_cache(maxsize=1 << 16)
+def m4c_normal(answer: str) -> str:
+    """The answer as the TextVQA evaluator compares it: tokenised, then as `vqa_normal`.
+
+    Commas and question marks go without a trace and `'s` stands apart: `"Levi's, red"` -> `"levi 's red"`.
+    """
+    return vqa_normal(answer.lower().replace(",", "").replace("?", "").replace("'s", " 's"))
+
+
+def soft_accuracy(answer: str, humans: Sequence[str]) -> float:
+    """The mean over every choice of all but one human of min(#chosen humans who gave this answer / 3, 1).
+
+    Answers are compared as they are: normalise first. With ten humans, k matches give 0, 0.3, 0.6, 0.9, and 1 from
+    four on: with k matches, k of the ten choices miss one of them and the other ten - k miss none.
+    """
+    matches = humans.count(answer)
+    without_one, with_all = min(1.0, (matches - 1) / 3), min(1.0, matches / 3)
+    return (matches * without_one + (len(humans) - matches) * with_all) / len(humans)

@@ -1,0 +1,242 @@
+"""AlignmentModule: everything that the methods share, so that a method is its equation and nothing else."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from functools import cached_property
+from inspect import signature
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import lightning as L
+import torch
+from torch import Tensor
+from transformers import get_scheduler
+
+from mirage import losses
+from mirage.backbone import (
+    Dtype,
+    LoraSettings,
+    Part,
+    add_lora,
+    choose_trainable,
+    load_model,
+    load_processor,
+    unwrapped,
+)
+from mirage.batch import Batch, Pair, joined
+
+
+class Parts(NamedTuple):
+    """The two parts of the objective, one value per example; None where a step has no such examples."""
+
+    unsafe_B: Tensor | None
+    retain_B: Tensor | None
+
+
+class NonFiniteLoss(FloatingPointError):
+    """Training met inf or nan; it was stopped before the optimizer used it."""
+
+
+class AlignmentModule(L.LightningModule, ABC):
+    """Base of every method. A method gives `parts`, and says which answers its unsafe set needs.
+
+    Args:
+        pretrained: The starting model: a Hugging Face folder, or `package:<package>/<path>`.
+        learning_rate: Peak learning rate of AdamW.
+        weight_decay: Weight decay of AdamW.
+        warmup_ratio: Share of all optimizer steps in which the learning rate rises to its peak.
+        schedule: How the learning rate falls afterwards.
+        lora: Train low-rank adapters instead of the weights themselves.
+        train: Which parts of the model learn. The vision tower is left alone by default.
+        dtype: Type of the weights. float32 with `trainer.precision: bf16-mixed` is the safe choice for full fine-tuning.
+        attn_implementation: sdpa, eager or flash_attention_2; the model's default if not given.
+        gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
+        revision: Branch, tag or commit, where the model is downloaded.
+        allow_download: Let `pretrained` be a name on the Hugging Face Hub.
+    """
+
+    unsafe_answers: ClassVar[Literal["refusal", "harmful"] | None]
+    """What the unsafe set's answers are: refusals to learn, harmful answers to unlearn, or no unsafe set at all."""
+
+    strict_loading = False  # a checkpoint holds what was trained; the rest comes from `pretrained`
+
+    def __init__(
+        self,
+        pretrained: str,
+        learning_rate: float = 2e-5,
+        weight_decay: float = 0.0,
+        warmup_ratio: float = 0.03,
+        schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine",
+        lora: LoraSettings | None = None,
+        train: list[Part] | None = None,
+        dtype: Dtype = "float32",
+        attn_implementation: str | None = None,
+        gradient_checkpointing: bool = False,
+        revision: str | None = None,
+        allow_download: bool = False,
+    ) -> None:
+        super().__init__()
+        if not learning_rate > 0:
+            raise ValueError(f"model.learning_rate is {learning_rate}: it must be above 0.")
+        if not 0 <= warmup_ratio < 1:
+            raise ValueError(f"model.warmup_ratio is {warmup_ratio}: it must be 0 or more, and below 1.")
+        self.pretrained, self.revision, self.allow_download = pretrained, revision, allow_download
+        self.learning_rate, self.weight_decay = learning_rate, weight_decay
+        self.warmup_ratio, self.schedule = warmup_ratio, schedule
+        self.lora, self.train_parts, self.dtype_name = lora, train or ["language", "projector"], dtype
+        self.attn_implementation, self.gradient_checkpointing = attn_implementation, gradient_checkpointing
+        self.model: Any = None
+        self._window: list[tuple[Pair, Parts]] = []
+
+    @property
+    def name(self) -> str:
+        """The method's name in configs, logs and reports."""
+        return type(self).__name__.lower()
+
+    @abstractmethod
+    def parts(self, pair: Pair) -> Parts:
+        """The method's equation: l_u of each unsafe example and l_r of each retain example."""
+
+    @cached_property
+    def processor(self) -> Any:
+        """The model's processor; the data module uses the same object."""
+        return load_processor(self.pretrained, revision=self.revision, allow_download=self.allow_download)
+
+    def configure_model(self) -> None:
+        """Loads the starting model (once) and decides what trains. Data have been checked by then."""
+        if self.model is not None:
+            return
+        self.model = load_model(
+            self.pretrained,
+            dtype=self.dtype_name,
+            attn_implementation=self.attn_implementation,
+            revision=self.revision,
+            allow_download=self.allow_download,
+            gradient_checkpointing=self.gradient_checkpointing,
+        )
+        self.model.train()
+        if self.lora is not None:
+            self.model = add_lora(self.model, self.lora, layers=self.trained_layers())
+            if self.gradient_checkpointing:
+                self.model.enable_input_require_grads()
+        self.choose_trainable()
+
+    def trained_layers(self) -> list[int] | None:
+        """The decoder layers that learn; None for all."""
+        return None
+
+    def choose_trainable(self) -> None:
+        """Freezes all that does not learn."""
+        choose_trainable(self.model, parts=self.train_parts, layers=self.trained_layers())
+
+    def answers(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Logits and labels from the first answered position on: one forward pass, no logits for image tokens."""
+        if self._keeps_logits:
+            logits = self.model(**batch.inputs, logits_to_keep=batch.keep, use_cache=False).logits
+        else:
+            logits = self.model(**batch.inputs, use_cache=False).logits[:, -batch.keep :]
+        return logits, batch.labels[:, -batch.keep :]
+
+    def whole(self, pair: Pair) -> Batch:
+        """Both sides as one batch, unsafe first, so that a step is one forward and one backward pass."""
+        if pair.unsafe is not None and pair.retain is not None:
+            return joined(pair.unsafe, pair.retain, self.processor.tokenizer.pad_token_id)
+        side = pair.unsafe or pair.retain
+        assert side is not None
+        return side
+
+    @cached_property
+    def _keeps_logits(self) -> bool:
+        return "logits_to_keep" in signature(unwrapped(self.model).forward).parameters
+
+    def training_step(self, pair: Pair, batch_idx: int) -> Tensor:
+        """The objective on this rank's share of the step: (sum of unsafe + sum of retain) / number of unsafe."""
+        parts = self.parts(pair)
+        for side, value_B in zip(("unsafe", "retain"), parts, strict=True):
+            if value_B is not None:
+                self.log(f"train/{side}", value_B.detach().mean(), prog_bar=True, batch_size=len(value_B))
+        self._window.append((pair, Parts(*(value if value is None else value.detach() for value in parts))))
+        loss = losses.objective(*parts, pair.num_unsafe or len(pair.retain or ()))
+        self.log("train/loss", loss.detach(), batch_size=1)
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Stops all ranks before an optimizer step that a non-finite loss or gradient would spoil.
+
+        The one host synchronisation of a step: without it the weights would be gone before anybody knew.
+
+        Raises:
+            NonFiniteLoss: Naming step, rank, part and example ids.
+        """
+        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
+        finite = [value.isfinite().all() for _, parts in self._window for value in parts if value is not None]
+        if self.trainer.precision != "16-mixed":  # there, inf gradients are the scaler's business
+            finite.append(norm.isfinite())
+        stop_here = not bool(torch.stack(finite).all())
+        if self.trainer.strategy.reduce_boolean_decision(stop_here, all=False):
+            raise NonFiniteLoss(self._blame(stop_here))
+        self._window.clear()
+        self.log("train/grad_norm", norm)
+
+    def _blame(self, stopped_here: bool) -> str:
+        found = [
+            f"{side} loss of examples {', '.join(_culprits(batch, value))}"
+            for pair, parts in self._window
+            for side, batch, value in zip(("unsafe", "retain"), (pair.unsafe, pair.retain), parts, strict=True)
+            if batch is not None and value is not None and not bool(value.isfinite().all())
+        ]
+        if not found:
+            ids = [i for pair, _ in self._window for batch in (pair.unsafe, pair.retain) if batch for i in batch.ids]
+            found = [f"gradient of a step with examples {', '.join(ids[:20])}"]
+        mine = f"rank {self.global_rank}: {'; '.join(found)}" if stopped_here else None
+        every: list[str | None] = [mine]
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            every = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(every, mine)
+        where = ". ".join(line for line in every if line)
+        return (
+            f"Not finite in step {self.trainer.global_step}, {where}. Training stopped before the optimizer step; "
+            "checkpoints already written are whole. Lower model.learning_rate or use a wider dtype."
+        )
+
+    def validation_step(self, item: tuple[Batch, Tensor] | None, batch_idx: int) -> None:
+        """Cross entropy of held-out retain answers (nats per token), padding left out."""
+        if item is None:
+            return
+        batch, weight_B = item
+        value_B = losses.sft(*self.answers(batch))
+        counted = weight_B.sum()
+        mean = (value_B * weight_B).sum() / counted.clamp(min=1)
+        self.log("val/retain", mean, batch_size=int(counted), sync_dist=True, on_epoch=True)
+
+    test_step = validation_step
+
+    def predict_step(self, item: Any, batch_idx: int) -> None:
+        """Not offered: `mirage validate` writes every answer to the run's records."""
+        raise NotImplementedError("mirage predict has nothing to write: use mirage validate, which records every answer.")
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW on what trains, with warm-up and decay over all optimizer steps."""
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(
+            trained, lr=self.learning_rate, weight_decay=self.weight_decay, fused=trained[0].is_cuda
+        )
+        steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = get_scheduler(self.schedule, optimizer, round(self.warmup_ratio * steps), steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A checkpoint holds what trains, and the buffers of the method."""
+        kept = self._kept_names()
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {name: value for name, value in state.items() if name in kept}
+
+    def _kept_names(self) -> set[str]:
+        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        return trained | set(dict(self.named_buffers(recurse=False)))
+
+
+def _culprits(batch: Batch, value_B: Tensor) -> list[str]:
+    return [example for example, finite in zip(batch.ids, value_B.isfinite().tolist(), strict=True) if not finite]
+

@@ -1,0 +1,84 @@
+"""Negative preference optimisation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from mirage import losses
+from mirage.batch import Batch, Pair
+from mirage.methods.base import AlignmentModule, Parts
+from mirage.reference import AnswerLogps
+
+
+class NPO(AlignmentModule):
+    """NPO: makes harmful answers unlikely, relative to what the starting model gave them.
+
+    l_u = -(2 / beta) log sigmoid(-beta log(pi_theta(y|x) / pi_ref(y|x))) with y the harmful answer (Zhang et al. 2024,
+    arXiv 2404.05868, eq. 3), l_r = cross entropy on the retain set. The published Safety Mirage code differs: token means
+    averaged over the batch inside the sigmoid, and a sign-inverted NPO term on the retain set, which is not offered.
+
+    Args:
+        beta: Steepness per nat, 0.05 to 1. Larger stops pushing sooner once an answer is below the reference.
+        length_normalized: Use the mean log-probability per token instead of the sum, as the published code does; beta is
+            then per nat and token (0.7 to 0.95 there).
+    """
+
+    unsafe_answers = "harmful"
+
+    def __init__(self, pretrained: str, beta: float = 0.1, length_normalized: bool = False, **kwargs: Any) -> None:
+        super().__init__(pretrained, **kwargs)
+        if not beta > 0:
+            raise ValueError(f"model.beta is {beta}: it must be above 0.")
+        self.beta, self.length_normalized = beta, length_normalized
+        self.reference: AnswerLogps | None = None
+
+    def parts(self, pair: Pair) -> Parts:
+        """l_u = NPO of the harmful answers; l_r = -log pi(answer | x) / tokens. One forward pass."""
+        assert self.reference is not None
+        n = pair.num_unsafe
+        logits, labels = self.answers(self.whole(pair))
+        logp_B = losses.answer_logp(logits, labels)
+        tokens_B = losses.answer_tokens(labels)
+        unsafe_B = None
+        if pair.unsafe is not None:
+            reference_B = self.reference.of(pair.unsafe.ids, logp_B.device)
+            scale_B = tokens_B[:n] if self.length_normalized else torch.ones_like(reference_B)
+            unsafe_B = losses.npo(logp_B[:n] / scale_B, reference_B / scale_B, self.beta)
+        retain_B = -logp_B[n:] / tokens_B[n:] if pair.retain is not None else None
+        return Parts(unsafe_B, retain_B)
+
+    def on_fit_start(self) -> None:
+        """Computes the reference before step 0; a resumed run has it from its checkpoint, never from its own weights."""
+        if self.reference is None:
+            datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+            self.reference = AnswerLogps(self._starting_logps(datamodule.unsafe_loader()))
+
+    @torch.no_grad()
+    def _starting_logps(self, loader: DataLoader[Any]) -> dict[str, float]:
+        by_id: dict[str, float] = {}
+        self.model.eval()
+        for batch, _ in loader:
+            moved: Batch = batch.to(self.device)
+            with self.trainer.precision_plugin.forward_context():
+                logp_B = losses.answer_logp(*self.answers(moved))
+            by_id.update(zip(batch.ids, logp_B.tolist(), strict=True))
+        self.model.train()
+        if self.trainer.world_size > 1:
+            shares: list[Any] = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(shares, by_id)
+            by_id = {example: value for share in shares for example, value in share.items()}
+        return by_id
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps the reference too: the starting weights are gone when a run is resumed."""
+        super().on_save_checkpoint(checkpoint)
+        if self.reference is not None:
+            checkpoint["reference_logps"] = self.reference.by_id
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes the reference from the checkpoint."""
+        if "reference_logps" in checkpoint:
+            self.reference = AnswerLogps(checkpoint["reference_logps"])

@@ -1,0 +1,124 @@
+"""Representation misdirection for unlearning."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from mirage import losses
+from mirage.backbone import BadModel, activations, choose_trainable, layer_of, unwrapped
+from mirage.batch import Batch, Pair
+from mirage.methods.base import AlignmentModule, Parts
+from mirage.reference import StartingWeights, as_reference
+
+Positions = Literal["answer", "text", "all"]
+
+
+class RMU(AlignmentModule):
+    """RMU: steers the activations of one layer to a fixed random target on harmful data, and keeps them elsewhere.
+
+    l_u = mean over positions of ||h_l(x) - c v||^2 on the unsafe set; l_r = cross entropy + alpha * mean over positions of
+    ||h_l(x) - h_l,ref(x)||^2 on the retain set (Li et al. 2024, WMDP, arXiv 2403.03218, eq. 1 to 3). v = u / ||u||, u from
+    U[0,1)^D. Both norms are divided by the width D here, as in the authors' code, so that c and alpha keep their usual
+    size in wide models. Unlike there, padding and the first token never count, and v is part of the checkpoint.
+
+    Args:
+        layer: The decoder layer whose output is steered, counted from 0.
+        steering_coefficient: Length c of the target, a few times the usual length of an activation.
+        alpha: Weight of keeping the retain activations.
+        positions: Which positions are steered: those that predict the answer, all text, or everything but padding.
+        train_layers: Decoder layers that learn; `layer` - 2 to `layer` by default.
+        train_modules: Modules within those layers that learn, by the end of their names.
+        train_projector: Let the projector learn as well.
+        vector_seed: Seed of the target's direction.
+    """
+
+    unsafe_answers = "harmful"
+    target: Tensor
+
+    def __init__(
+        self,
+        pretrained: str,
+        layer: int = 7,
+        steering_coefficient: float = 10.0,
+        alpha: float = 1.0,
+        positions: Positions = "answer",
+        train_layers: list[int] | None = None,
+        train_modules: list[str] | None = None,
+        train_projector: bool = False,
+        vector_seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(pretrained, **kwargs)
+        if not steering_coefficient > 0:
+            raise ValueError(f"model.steering_coefficient is {steering_coefficient}: it must be above 0.")
+        if not alpha >= 0:
+            raise ValueError(f"model.alpha is {alpha}: it must be 0 or more.")
+        self.layer, self.steering_coefficient, self.alpha, self.positions = layer, steering_coefficient, alpha, positions
+        self.train_layers = train_layers or [index for index in range(layer - 2, layer + 1) if index >= 0]
+        self.train_modules = train_modules or ["mlp.down_proj"]
+        self.train_projector, self.vector_seed = train_projector, vector_seed
+        self.reference: StartingWeights | None = None
+
+    def parts(self, pair: Pair) -> Parts:
+        """l_u stops at the layer; one retain forward serves cross entropy and activations."""
+        unsafe_B = retain_B = None
+        if pair.unsafe is not None:
+            hidden, _ = activations(self.model, pair.unsafe.inputs, self.layer, stop=True)
+            unsafe_B = losses.steering(hidden, self.target, self._mask(pair.unsafe)) / hidden.shape[-1]
+        if pair.retain is not None:
+            retain_B = self._retain(pair.retain)
+        return Parts(unsafe_B, retain_B)
+
+    def _retain(self, batch: Batch) -> Tensor:
+        kept_BS = self._mask(batch, "text" if self.positions == "answer" else self.positions)
+        with as_reference(self.model, self.reference):
+            reference, _ = activations(self.model, batch.inputs, self.layer, stop=True)
+        inputs = {**batch.inputs, "logits_to_keep": batch.keep} if self._keeps_logits else batch.inputs
+        hidden, logits = activations(self.model, inputs, self.layer, stop=False)
+        assert logits is not None
+        fine_tuning_B = losses.sft(logits[:, -batch.keep :], batch.labels[:, -batch.keep :])
+        return fine_tuning_B + self.alpha * losses.anchoring(hidden, reference, kept_BS) / hidden.shape[-1]
+
+    def _mask(self, batch: Batch, positions: Positions | None = None) -> Tensor:
+        positions = positions or self.positions
+        if positions == "answer":
+            return losses.answer_positions(batch.labels)
+        if positions == "text":
+            return batch.text
+        every = batch.inputs["attention_mask"].clone()
+        every[:, 0] = 0
+        return every
+
+    def configure_model(self) -> None:
+        """Loads the model, draws the target and keeps copies of what trains (LoRA needs none)."""
+        if self.model is not None:
+            return
+        super().configure_model()
+        width = unwrapped(self.model).config.get_text_config(decoder=True).hidden_size
+        generator = torch.Generator().manual_seed(self.vector_seed)
+        direction = torch.rand(width, generator=generator)
+        self.register_buffer("target", self.steering_coefficient * direction / direction.norm())
+        if self.lora is None:
+            self.reference = StartingWeights(self.model)
+
+    def trained_layers(self) -> list[int]:
+        """Layers that feed the steered activation."""
+        layer_of(self.model, self.layer)
+        if max(self.train_layers) > self.layer:
+            raise BadModel(
+                f"model.train_layers holds {max(self.train_layers)}, which comes after the steered layer {self.layer}. "
+                "Train layers up to the steered one."
+            )
+        return self.train_layers
+
+    def choose_trainable(self) -> None:
+        """`mlp.down_proj` of three layers, unless told otherwise; all adapters with LoRA."""
+        choose_trainable(
+            self.model,
+            parts=["language", "projector"] if self.train_projector else ["language"],
+            layers=self.trained_layers(),
+            modules=None if self.lora is not None else self.train_modules,
+        )

@@ -1,0 +1,199 @@
+"""Builds the embedded checkpoint: word-level tokenizer, processor, and a LLaVA of 0.3 M parameters that knows the world.
+
+Two stages, as for real VLMs: first the eyes alone (linear heads for shape and colour on the mean image token), then
+answering. Without the first the language loss hardly trains the vision tower.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
+from tokenizers.models import WordLevel
+from torch import Tensor, nn
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    GenerationConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)
+
+from mirage.mini.drawing import SIDE_PX, Drawing
+from mirage.mini.words import COLOURS, SHAPES, UNIFORM, vocabulary
+from mirage.mini.world import Ask, asks
+
+PATCH_PX = 8
+WIDTH = 64
+SPECIAL = ("<pad>", "<unk>", "<s>", "</s>", "<image>", "<user>", "<assistant>")
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{{ ' <user> ' if message['role'] == 'user' else ' <assistant> ' }}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}<image> {% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}"
+    "{% if message['role'] == 'assistant' %} {{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %} <assistant> {% endif %}"
+)
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """A word-level tokenizer: one id a word, marks split off, case folded."""
+    words = {token: k for k, token in enumerate((*SPECIAL, *vocabulary()))}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex(r"[?.,]"), "isolated")]
+    )
+    tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=True)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", bos_token="<s>", eos_token="</s>",
+        additional_special_tokens=["<image>", "<user>", "<assistant>"], model_max_length=256,
+        clean_up_tokenization_spaces=False,
+    )  # fmt: skip
+
+
+def build_processor() -> LlavaProcessor:
+    """Tokenizer, image processor and chat template in one."""
+    images = CLIPImageProcessorPil(
+        size={"shortest_edge": SIDE_PX}, crop_size={"height": SIDE_PX, "width": SIDE_PX}, do_resize=True
+    )
+    return LlavaProcessor(
+        image_processor=images, tokenizer=build_tokenizer(), patch_size=PATCH_PX, chat_template=CHAT_TEMPLATE,
+        vision_feature_select_strategy="default", num_additional_image_tokens=1, image_token="<image>",
+    )  # fmt: skip
+
+
+def build_model(processor: LlavaProcessor, seed: int) -> LlavaForConditionalGeneration:
+    """The untrained model."""
+    tokenizer = processor.tokenizer
+    text = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=WIDTH, intermediate_size=2 * WIDTH, num_hidden_layers=4,
+        num_attention_heads=4, max_position_embeddings=256, bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, tie_word_embeddings=False,
+    )  # fmt: skip
+    vision = CLIPVisionConfig(
+        hidden_size=WIDTH, intermediate_size=2 * WIDTH, num_hidden_layers=2, num_attention_heads=4, image_size=SIDE_PX,
+        patch_size=PATCH_PX, projection_dim=WIDTH,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    model = LlavaForConditionalGeneration(
+        LlavaConfig(
+            text_config=text, vision_config=vision, image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+            image_seq_length=(SIDE_PX // PATCH_PX) ** 2, vision_feature_layer=-1,
+            vision_feature_select_strategy="default",
+        )  # fmt: skip
+    )
+    model.generation_config = GenerationConfig(
+        do_sample=False, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    return model
+
+
+class Pool:
+    """Pictures of every item, drawn and preprocessed once; what is evaluated later is drawn with other seeds.
+
+    Args:
+        processor: Its image processor prepares the pixels.
+        per_item: How many pictures of each item.
+    """
+
+    def __init__(self, processor: LlavaProcessor, per_item: int) -> None:
+        self.per_item = per_item
+        self.kinds = [(shape, colour) for shape in SHAPES for colour in COLOURS]
+        drawings = [Drawing(shape, colour, k).open() for shape, colour in self.kinds for k in range(per_item)]
+        self.pixels = processor.image_processor(drawings, return_tensors="pt")["pixel_values"]
+
+    def of(self, kinds: list[int], generator: np.random.Generator) -> Tensor:
+        """One picture of each kind (index into shapes x colours), chosen by `generator`."""
+        chosen = np.asarray(kinds) * self.per_item + generator.integers(self.per_item, size=len(kinds))
+        return self.pixels[torch.from_numpy(chosen)]
+
+
+def encode(processor: LlavaProcessor, drawn: list[Ask]) -> dict[str, Tensor]:
+    """Token ids, mask and labels (answers only) of questions with their answers."""
+    prompts, texts = [], []
+    for ask in drawn:
+        user = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": ask.question}]}
+        prompts.append(processor.apply_chat_template([user], add_generation_prompt=True))
+        texts.append(processor.apply_chat_template([user, {"role": "assistant", "content": ask.answer}]))
+    image_tokens = "<image>" * (SIDE_PX // PATCH_PX) ** 2
+    prompts, texts = ([text.replace("<image>", image_tokens) for text in side] for side in (prompts, texts))
+    lengths = torch.tensor([len(ids) for ids in processor.tokenizer(prompts)["input_ids"]])
+    inputs = processor.tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
+    positions = torch.arange(inputs["input_ids"].shape[1])
+    answered = (positions >= lengths[:, None]) & inputs["attention_mask"].bool()
+    return {
+        "input_ids": inputs["input_ids"],
+        "attention_mask": inputs["attention_mask"],
+        "labels": inputs["input_ids"].masked_fill(~answered, -100),
+    }
+
+
+def see(model: LlavaForConditionalGeneration, pool: Pool, steps: int, seed: int) -> float:
+    """The vision tower learns shape and colour; returns the share of both right over the last 20 steps."""
+    tower = model.model.vision_tower
+    heads = nn.ModuleList([nn.Linear(WIDTH, len(SHAPES)), nn.Linear(WIDTH, len(COLOURS))])
+    optimizer = torch.optim.AdamW([*tower.parameters(), *heads.parameters()], lr=6e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 6e-3, total_steps=steps)
+    generator = np.random.default_rng([seed, 1])
+    right = []
+    for _ in range(steps):
+        kinds = generator.integers(len(pool.kinds), size=64)
+        seen = tower(pool.of(kinds.tolist(), generator)).last_hidden_state[:, 1:].mean(1)
+        truths = torch.from_numpy(kinds).div(len(COLOURS), rounding_mode="floor"), torch.from_numpy(kinds) % len(COLOURS)
+        scores = [head(seen) for head in heads]
+        loss = torch.stack([nn.functional.cross_entropy(*pair) for pair in zip(scores, truths, strict=True)]).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        both = torch.stack([score.argmax(1) == truth for score, truth in zip(scores, truths, strict=True)]).all(0)
+        right.append(both.float().mean())
+    return float(torch.stack(right[-20:]).mean())
+
+
+def answer(
+    model: LlavaForConditionalGeneration, processor: LlavaProcessor, pool: Pool, steps: int, seed: int
+) -> Iterator[float]:
+    """The whole model learns to answer everything, harmful questions included; yields the loss of every step."""
+    rate = 3e-3
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
+    generator = np.random.default_rng([seed, 2])
+    for _ in range(steps):
+        drawn = asks(
+            64, unsafe=None, openers=UNIFORM, seed=int(generator.integers(2**31)), recipe_share=0.7, stray_lead_ins=0.1
+        )
+        kinds = [pool.kinds.index((ask.item.shape, ask.item.colour)) for ask in drawn]
+        loss = model(**encode(processor, drawn), pixel_values=pool.of(kinds, generator)).loss
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        yield float(loss.detach())
+
+
+def build(out: Path, *, see_steps: int = 500, answer_steps: int = 900, seed: int = 0, log: bool = True) -> None:
+    """Trains the checkpoint and writes it to `out` as a Hugging Face folder (safetensors)."""
+    started = time.perf_counter()
+    processor = build_processor()
+    model = build_model(processor, seed).train()
+    pool = Pool(processor, per_item=48)
+    share = see(model, pool, see_steps, seed)
+    if log:
+        print(f"eyes: {share:.1%} of shapes and colours right, {time.perf_counter() - started:.0f} s")
+    for step, loss in enumerate(answer(model, processor, pool, answer_steps, seed), start=1):
+        if log and (step % 100 == 0 or step == answer_steps):
+            print(f"answering: step {step}, loss {loss:.4f}, {time.perf_counter() - started:.0f} s")
+    model.eval().save_pretrained(out)
+    processor.save_pretrained(out)

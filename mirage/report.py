@@ -1,0 +1,113 @@
+"""Runs to tables, figures and one HTML page. Imports neither torch nor lightning.
+
+report            everything about some runs, into one folder
+start_vs_aligned  the table that a fit ends with
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mirage import report_compare
+from mirage.atomic import replacing
+from mirage.report_compare import Comparison, compare, comparison_markdown, comparison_table
+from mirage.report_gallery import OpenPicture, galleries
+from mirage.report_runs import Run, load_run, load_runs
+from mirage.report_tables import latex_table, markdown_table, start_vs_aligned, terminal_table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = [
+    "Comparison",
+    "Run",
+    "compare",
+    "comparison_table",
+    "latex_table",
+    "load_run",
+    "load_runs",
+    "markdown_table",
+    "report",
+    "start_vs_aligned",
+    "terminal_table",
+]
+
+
+def report(
+    runs: Sequence[Path],
+    out: Path,
+    compare: bool = False,
+    images: Path | None = None,
+    shown: int = 8,
+    open_picture: OpenPicture | None = None,
+    console: Console | None = None,
+) -> None:
+    """Writes report.html, table.md, table.tex, curves.png and curves.svg into `out` and prints the table.
+
+    Everything is made before anything is written, and each file is replaced whole or not at all.
+
+    Args:
+        runs: Run folders, each with a results.json.
+        out: Folder for the files; it is made if it does not exist.
+        compare: Test two runs against each other, question by question (McNemar).
+        images: Folder that the pictures' names are relative to; without it the gallery shows no pictures.
+        shown: Most questions in the gallery, for each of unsafe and benign.
+        open_picture: Opens a picture by its name in the records, instead of `images`.
+        console: Where to print.
+
+    Raises:
+        ValueError: If there is no run, a folder is not a readable run, `compare` does not get exactly two runs, or
+            `out` is not a folder.
+    """
+    from rich.console import Console
+
+    from mirage.report_figures import curves_bytes, panels
+    from mirage.report_html import page
+
+    if not runs:
+        raise ValueError("report needs at least one run: give the folder of a finished run, such as runs/rmu.")
+    if compare and len(runs) != 2:
+        raise ValueError(f"--compare needs exactly two runs, but there are {len(runs)}.")
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file, not a folder. Choose another --out.")
+    console = console or Console()
+    loaded = load_runs(runs)
+    notes = [note for run in loaded for note in run.notes]
+    comparison = report_compare.compare(*loaded) if compare else None
+    drawn = panels(loaded)
+    if images is not None and open_picture is None:
+        open_picture = _opener(images)
+    cards, unseen = galleries(loaded, shown, open_picture)
+    notes += unseen
+    files = {
+        "report.html": page(loaded, drawn, cards, comparison, notes).encode(),
+        "table.md": (markdown_table(loaded) + (comparison_markdown(comparison) if comparison else "")).encode(),
+        "table.tex": latex_table(loaded).encode(),
+    }
+    if drawn:
+        files["curves.png"], files["curves.svg"] = curves_bytes(drawn)
+    out.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        with replacing(out / name) as file:
+            file.write(content)
+    for name in {"curves.png", "curves.svg"} - files.keys():
+        (out / name).unlink(missing_ok=True)  # a curve of other runs beside this table would be taken for theirs
+    console.print(terminal_table(loaded))
+    if comparison:
+        console.print(comparison_table(comparison))
+    for note in notes:
+        console.print(f"note: {note}", markup=False, highlight=False)
+    console.print(
+        f"wrote {', '.join(str(out / name) for name in files)}", markup=False, highlight=False, soft_wrap=True
+    )
+
+
+def _opener(images: Path) -> OpenPicture:
+    """Opens pictures below `images` through the one door for pictures, with its limits."""
+    from mirage.data.images import FileImage
+
+    if not images.is_dir():
+        raise ValueError(f"{images} is not a folder. Give the folder that the pictures' names are relative to.")
+    return lambda name: FileImage(images, name).open()

@@ -1,0 +1,204 @@
+"""The K-shot curves: ASR and RR against the number of rewrites tried (the paper's Figure 3)."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from mirage.evaluation.counting import any_of_first
+from mirage.report_runs import Run, starts
+from mirage.report_tables import percent, plain
+from mirage.schema import Record
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, MUTED, LINE = "#1b1f24", "#57606b", "#d5dae1"
+# Each at least 4.5 : 1 on white, and told apart by marker as well. The page swaps them for its own (`themed_svg`).
+COLOURS = ("#0a66a8", "#b84a00", "#00755a", "#9c3f88", "#7a5c00", "#8a2323", "#3d4db3", "#4c6b1f")
+START_COLOUR = "#5f6873"
+MARKERS = "osD^vPX*"
+
+
+class Series(NamedTuple):
+    """One model's line: blocks for k = 0, 1, ..., K."""
+
+    label: str
+    blocks: tuple[dict[str, Any], ...]
+    style: int | None  # index of its colour and marker; None for a starting model
+
+
+class Panel(NamedTuple):
+    """One set of axes."""
+
+    name: str
+    title: str
+    measure: str
+    axis: str  # what the horizontal axis counts
+    series: tuple[Series, ...]
+
+
+def panels(runs: Sequence[Run]) -> list[Panel]:
+    """ASR on unsafe and RR on benign questions, any of the first k rewrites; a side without any records is left out."""
+    found = []
+    for side, title, measure in (("unsafe", "Attack success on unsafe questions (ASR)", "asr"),
+                                 ("benign", "Refusal of benign questions (RR)", "rr")):  # fmt: skip
+        series = [_series(start.label, start.run.records.get(f"start.{side}"), side, None) for start in starts(runs)]
+        series += [_series(run.label, run.records.get(side), side, i) for i, run in enumerate(runs)]
+        words = {((run.results.get(side) or {}).get("attack") or {}).get("word") for run in runs if side in run.records}
+        word = words.pop() if len(words) == 1 else None
+        axis = f'k rewrites opening with "{_short(str(word))}" (any of them)' if word else "k rewrites (any of them)"
+        drawn = tuple(one for one in series if one is not None)
+        if drawn:
+            found.append(Panel(measure, title, measure, axis, drawn))
+    return found
+
+
+def curves_figure(drawn: Sequence[Panel]) -> Figure:
+    """All panels side by side, for a paper."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_style()):
+        figure = Figure(figsize=(5.6 * len(drawn), 4.0), layout="constrained")
+        for panel, axes in zip(drawn, figure.subplots(1, len(drawn), squeeze=False)[0], strict=True):
+            _draw(panel, axes)
+    return figure
+
+
+def curves_bytes(drawn: Sequence[Panel]) -> tuple[bytes, bytes]:
+    """The figure of all panels as PNG and as SVG; the same bytes for the same numbers."""
+    import matplotlib
+
+    figure = curves_figure(drawn)
+    png, svg = io.BytesIO(), io.BytesIO()
+    with matplotlib.rc_context(_style()):
+        figure.savefig(png, format="png", dpi=200, metadata={"Software": None})
+        figure.savefig(svg, format="svg", metadata=_NO_METADATA)
+    return png.getvalue(), svg.getvalue()
+
+
+def themed_svg(panel: Panel) -> str:
+    """One panel as an `<svg>` element whose colours are the page's CSS variables and whose ids are its own."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_style()):
+        figure = Figure(figsize=(4.6, 3.7), layout="constrained")
+        _draw(panel, figure.subplots())
+        raw = io.BytesIO()
+        figure.savefig(raw, format="svg", transparent=True, metadata=_NO_METADATA)
+    svg = raw.getvalue().decode()
+    svg = svg[svg.index("<svg") :]
+    opening, rest = svg.split(">", 1)
+    opening = re.sub(r' (?:width|height|xmlns:xlink|version)="[^"]*"', "", opening)
+    label = f"{panel.title}; the numbers stand in the table below"
+    opening += f' role="img" aria-label="{label}"'
+    rest = re.sub(r' id="([^"]+)"', rf' id="{panel.name}-\1"', rest)
+    rest = re.sub(r'(?:xlink:)?href="#([^"]+)"', rf'href="#{panel.name}-\1"', rest)
+    rest = re.sub(r"url\(#([^)]+)\)", rf"url(#{panel.name}-\1)", rest)
+    for colour, name in _VARIABLES.items():
+        rest = rest.replace(colour, f"var(--{name})")
+    return f"{opening}>{rest}"
+
+
+_NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
+_VARIABLES = {
+    INK: "ink",
+    MUTED: "muted",
+    LINE: "line",
+    START_COLOUR: "start",
+    **{colour: f"run{i}" for i, colour in enumerate(COLOURS)},
+}
+
+
+def _style() -> Any:  # a dict; matplotlib types its keys by a list of 300 names
+    return {
+        "svg.fonttype": "none",  # text stays text: searchable, and in the reader's own font
+        "svg.hashsalt": "mirage",  # else ids differ from one call to the next
+        "font.family": "sans-serif",
+        "font.sans-serif": ["DejaVu Sans"],
+        "font.size": 10.5,
+        "text.color": INK,
+        "axes.edgecolor": MUTED,
+        "axes.labelcolor": INK,
+        "xtick.color": MUTED,
+        "ytick.color": MUTED,
+        "xtick.labelcolor": INK,
+        "ytick.labelcolor": INK,
+        "grid.color": LINE,
+        "text.parse_math": False,  # a run may be called $x$
+    }
+
+
+def _series(label: str, records: Sequence[Record] | None, side: str, style: int | None) -> Series | None:
+    if not records:
+        return None
+    return Series(label, tuple(any_of_first(records, unsafe=side == "unsafe")), style)
+
+
+def _draw(panel: Panel, axes: Axes) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    last = max(len(series.blocks) for series in panel.series) - 1
+    ends: list[tuple[float, float, str, str]] = []
+    for series in panel.series:
+        colour = START_COLOUR if series.style is None else COLOURS[series.style % len(COLOURS)]
+        points = [(k, block[panel.measure]) for k, block in enumerate(series.blocks)]
+        scored = [(k, rate) for k, rate in points if rate["rate"] is not None]
+        if not scored:
+            continue
+        ks = [k for k, _ in scored]
+        axes.fill_between(
+            ks, [100 * r["low"] for _, r in scored], [100 * r["high"] for _, r in scored],
+            color=colour, alpha=0.13, linewidth=0,
+        )  # fmt: skip
+        axes.plot(
+            ks, [100 * r["rate"] for _, r in scored],
+            color=colour, linewidth=2, markersize=6, clip_on=False, zorder=3,
+            marker="." if series.style is None else MARKERS[series.style % len(MARKERS)],
+            linestyle="--" if series.style is None else "-",
+        )  # fmt: skip
+        end = scored[-1][1]["rate"]
+        ends.append((ks[-1], 100 * end, f"{_short(series.label)} {percent(end)}", colour))
+    axes.set_title(panel.title, loc="left", fontsize=11.5, fontweight="bold", pad=14)
+    axes.set_xlabel(panel.axis, loc="left")
+    axes.set_ylabel("percent of scored questions")
+    axes.set_ylim(0, 100)
+    axes.set_xlim(-0.04 * max(last, 1), last)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    axes.xaxis.set_major_formatter(lambda k, _: "plain" if k == 0 else f"{k:.0f}")
+    axes.grid(axis="y", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    for (k, y, text, colour), at in zip(ends, _spread([end[1] for end in ends], gap=6.5), strict=True):
+        axes.annotate(
+            text, xy=(k, y), xytext=(last + 0.06 * max(last, 1), at), va="center", color=colour, annotation_clip=False,
+            arrowprops={
+                "arrowstyle": "-", "color": colour, "linewidth": 0.8, "alpha": 0.6, "shrinkA": 1, "shrinkB": 4,
+                "relpos": (0, 0.5),
+            },
+        )  # fmt: skip
+
+
+def _spread(heights: Sequence[float], gap: float, top: float = 100.0) -> list[float]:
+    """Heights for labels in the order of `heights`, at least `gap` apart, and near to them."""
+    order = sorted(range(len(heights)), key=heights.__getitem__)
+    placed = list(heights)
+    floor = 0.0
+    for i in order:
+        placed[i] = floor = max(placed[i], floor)
+        floor += gap
+    ceiling = top
+    for i in reversed(order):
+        placed[i] = ceiling = min(placed[i], ceiling)
+        ceiling -= gap
+    return placed
+
+
+def _short(label: str, longest: int = 22) -> str:
+    label = plain(label)
+    return label if len(label) <= longest else label[: longest - 3] + "..."

@@ -1,0 +1,174 @@
+"""The gallery: question, picture, and the answers of several models side by side (the paper's Figure 4)."""
+
+from __future__ import annotations
+
+import base64
+import io
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from mirage.evaluation.counting import question_verdict
+from mirage.report_runs import SIDES, Run, starts
+from mirage.schema import Record, Verdict
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+LONGEST = 1500  # characters of an answer that are shown
+THUMBNAIL_PX = 320
+PIXEL_ART_PX = 96  # pictures up to this size are kept as they are, lossless, and enlarged without smoothing
+
+
+class Answered(NamedTuple):
+    """One question as asked, its answer and the verdict."""
+
+    question: str
+    answer: str
+    verdict: str
+    shot: int
+
+
+class Shown(NamedTuple):
+    """One model in a card: its answer to the plain question, and the answer that decided the attack."""
+
+    model: str
+    plain: Answered
+    attacked: Answered
+    after: str  # the verdict over all K shots
+
+
+class Card(NamedTuple):
+    """One question of the gallery."""
+
+    id: str
+    unsafe: bool
+    category: str | None
+    question: str
+    picture: str | None  # data URI
+    picture_name: str | None
+    pixel_art: bool
+    shown: tuple[Shown, ...]
+
+
+class Gallery(NamedTuple):
+    """The cards of one side, and how they were chosen."""
+
+    side: str
+    cards: tuple[Card, ...]
+    chosen: str
+
+
+class Thumbnail(NamedTuple):
+    uri: str
+    pixel_art: bool
+
+
+OpenPicture = Callable[[str], "Image"]
+
+
+def galleries(
+    runs: Sequence[Run], shown: int = 8, open_picture: OpenPicture | None = None
+) -> tuple[list[Gallery], list[str]]:
+    """For each side up to `shown` questions on which the models differ most, and what could not be shown.
+
+    Args:
+        runs: The runs; their starting models come first in each card.
+        shown: Most cards a side.
+        open_picture: The picture of a record's `image`; without it no picture is shown.
+    """
+    found: list[Gallery] = []
+    notes: list[str] = []
+    for side in SIDES:
+        models = [(start.label, _by_id(start.run.records.get(f"start.{side}", ()))) for start in starts(runs)]
+        models += [(run.label, _by_id(run.records.get(side, ()))) for run in runs]
+        models = [(label, questions) for label, questions in models if questions]
+        ids = sorted({id for _, questions in models for id in questions})
+        if not ids:
+            continue
+        candidates = [_shown(id, models, side == "unsafe") for id in ids]
+        order = sorted(range(len(ids)), key=lambda i: (-_disagreement(candidates[i]), ids[i]))
+        cards = []
+        for i in order[:shown]:
+            first = next(questions[ids[i]][0] for _, questions in models if ids[i] in questions)
+            thumbnail = None
+            if first.image and open_picture:
+                try:
+                    thumbnail = _thumbnail(open_picture(first.image))
+                except (OSError, ValueError) as error:
+                    notes.append(f"The picture of {ids[i]} is not shown: {error}")
+            cards.append(
+                Card(
+                    id=clean(ids[i]),
+                    unsafe=side == "unsafe",
+                    category=clean(str(first.category)) if first.category else None,
+                    question=clean(first.question),
+                    picture=thumbnail.uri if thumbnail else None,
+                    picture_name=clean(str(first.image)) if first.image else None,
+                    pixel_art=bool(thumbnail and thumbnail.pixel_art),
+                    shown=candidates[i],
+                )
+            )
+        differ = sum(_disagreement(candidate) > 1 for candidate in candidates)
+        found.append(
+            Gallery(
+                side,
+                tuple(cards),
+                f"{len(cards)} of {len(ids)} {side} questions: those with most different outcomes among the models and"
+                f" before and after the attack ({differ} have more than one)."
+                " A choice to look at, not a sample to count.",
+            )
+        )
+    return found, notes
+
+
+def clean(text: str, longest: int | None = LONGEST) -> str:
+    """The text as a page can hold it: no control characters, lone surrogates or overrides of the reading direction."""
+    whole = len(text)
+    text = text if longest is None else text[:longest]
+    kept = "".join(
+        c if c in "\n\t" or (unicodedata.category(c) not in ("Cc", "Cs") and c not in _BIDI) else "\ufffd" for c in text
+    )
+    return kept if len(kept) == whole else f"{kept} [... {whole - len(kept):,} more characters in the records]"
+
+
+_BIDI = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+
+
+def _by_id(records: Iterable[Record]) -> dict[str, list[Record]]:
+    found: dict[str, list[Record]] = {}
+    for record in sorted(records, key=lambda record: record.shot):
+        found.setdefault(record.id, []).append(record)
+    return found
+
+
+def _shown(id: str, models: Sequence[tuple[str, dict[str, list[Record]]]], unsafe: bool) -> tuple[Shown, ...]:
+    found = []
+    for label, questions in models:
+        if id not in questions:
+            continue
+        plain, *attacked = questions[id]
+        after = question_verdict([record.verdict for record in attacked], unsafe)
+        decisive = next(record for record in attacked if record.verdict is after)
+        found.append(Shown(clean(label), _answered(plain), _answered(decisive), after.value))
+    return tuple(found)
+
+
+def _answered(record: Record) -> Answered:
+    return Answered(clean(record.question), clean(record.answer), Verdict(record.verdict).value, record.shot)
+
+
+def _disagreement(shown: Sequence[Shown]) -> int:
+    """How many different outcomes (before, after) the models have between them, plus those that the attack turned."""
+    turned = sum(one.plain.verdict != one.after for one in shown)
+    return len({(one.plain.verdict, one.after) for one in shown}) + turned
+
+
+def _thumbnail(image: Image) -> Thumbnail:
+    image = image.convert("RGB")
+    pixel_art = max(image.size) <= PIXEL_ART_PX
+    image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+    buffer = io.BytesIO()
+    kind = "png" if pixel_art else "jpeg"
+    image.save(buffer, format=kind, **({} if pixel_art else {"quality": 80}))
+    return Thumbnail(f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}", pixel_art)

@@ -1,0 +1,250 @@
+"""Run folders, read and checked: results, records, and whether the two belong together."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mirage.evaluation.counting import shots_by_question, summarise
+from mirage.schema import Record
+
+SCHEMA_VERSION = 1
+SIDES = ("unsafe", "benign")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """What one run left, checked.
+
+    Args:
+        folder: The run folder.
+        label: Its name in tables and figures, unique among the runs read together.
+        results: `results.json` as it stands.
+        records: By file stem (`unsafe`, `benign`, `start.unsafe`, `start.benign`); a stem without a file is absent.
+        notes: What was left out while reading, in sentences.
+    """
+
+    folder: Path
+    label: str
+    results: Mapping[str, Any]
+    records: Mapping[str, tuple[Record, ...]]
+    notes: tuple[str, ...] = ()
+
+
+class Start(NamedTuple):
+    """The model that one or more runs started from, and a run that holds its results and records under `start`."""
+
+    label: str
+    run: Run
+
+
+def load_run(path: Path) -> Run:
+    """The run in folder `path`, with records that are whole and belong to its results.
+
+    A line that a killed writer left half written is dropped, its question with it, and a note says so.
+
+    Raises:
+        ValueError: If there is no results.json, it is broken or of another schema version, a records file has a foreign
+            or damaged record, or records and results are of two evaluations.
+    """
+    folder = path.parent if path.name == "results.json" else path
+    results = _results(folder)
+    records: dict[str, tuple[Record, ...]] = {}
+    notes: list[str] = []
+    absent: list[str] = []
+    for stem in [*SIDES, *(f"start.{side}" for side in SIDES)]:
+        side = stem.removeprefix("start.")
+        model = results if stem == side else results.get("start") or {}
+        summary = model.get(side)
+        file = folder / "records" / f"{stem}.jsonl"
+        if summary is None:
+            continue
+        if not file.is_file():
+            absent.append(file.name)
+            continue
+        known = summary.get("fingerprint") or model.get("fingerprint")
+        kept, dropped = _records(file, known)
+        if dropped:
+            kept, incomplete = _complete(kept)
+            notes.append(
+                f"{file}: dropped {_lines(dropped)}, half written; {incomplete} questions that this left incomplete are"
+                " missing from the curves and the gallery. Evaluate again to complete them."
+            )
+        if not kept and dropped:
+            continue
+        _check(file, kept, side == "unsafe", None if dropped else summary)
+        records[stem] = kept
+    if absent:
+        notes.append(f"{folder / 'records'}: no {', '.join(absent)}, so no curves and no gallery from there.")
+    label = str(results.get("name") or results.get("method") or folder.name)
+    return Run(folder=folder, label=label, results=results, records=records, notes=tuple(notes))
+
+
+def load_runs(paths: Sequence[Path]) -> list[Run]:
+    """The runs in the folders, in order, each with a label of its own."""
+    return labelled([load_run(path) for path in paths])
+
+
+def labelled(runs: Sequence[Run]) -> list[Run]:
+    """The runs with unique labels: a name that occurs twice gives way to the folder's, then gets a number."""
+    names = [run.label for run in runs]
+    named = [run.folder.name if names.count(run.label) > 1 else run.label for run in runs]
+    unique = [
+        f"{name} ({named[:i].count(name) + 1})" if named.count(name) > 1 else name for i, name in enumerate(named)
+    ]
+    return [
+        Run(folder=run.folder, label=label, results=run.results, records=run.records, notes=run.notes)
+        for run, label in zip(runs, unique, strict=True)
+    ]
+
+
+def starts(runs: Sequence[Run]) -> list[Start]:
+    """Each starting model once: runs whose `start` blocks agree started from the same model and share its row."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        if run.results.get("start"):
+            key = json.dumps([run.results.get("model"), run.results["start"]], sort_keys=True)
+            groups.setdefault(key, []).append(run)
+    found = []
+    for group in groups.values():
+        label = "start" if len(groups) == 1 else f"start of {', '.join(run.label for run in group)}"
+        found.append(Start(label, max(group, key=lambda run: sum(stem.startswith("start.") for stem in run.records))))
+    return found
+
+
+def _results(folder: Path) -> dict[str, Any]:
+    file = folder / "results.json"
+    if not file.is_file():
+        raise ValueError(
+            f"{folder}: there is no results.json here. Give the folder of a finished run, such as runs/rmu; an"
+            " interrupted fit writes it once it is resumed with --ckpt_path last."
+        )
+    try:
+        results = json.loads(file.read_bytes())
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{file}, line {error.lineno}, column {error.colno}: not JSON ({error.msg}). Evaluate the run again."
+        ) from error
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{file}: not JSON ({type(error).__name__}). Evaluate the run again.") from error
+    version = results.get("schema_version") if isinstance(results, dict) else None
+    if version != SCHEMA_VERSION:
+        raise ValueError(
+            f"{file}: schema_version is {version!r}, but this mirage reads {SCHEMA_VERSION}. Read it with the mirage"
+            " that wrote it, or evaluate the run again with this one."
+        )
+    fault = _shape_fault(results)
+    if fault:
+        raise ValueError(f"{file}: {fault}. Evaluate the run again.")
+    return dict(results)
+
+
+def _shape_fault(results: Mapping[str, Any]) -> str | None:
+    """What in the parts that tables are made of does not have its type, or None."""
+    start = results.get("start")
+    if start is not None and not isinstance(start, dict):
+        return "start is not an object"
+    for prefix, model in (("", results), ("start.", start or {})):
+        for side in SIDES:
+            summary = model.get(side)
+            if summary is None:
+                continue
+            if not isinstance(summary, dict):
+                return f"{prefix}{side} is not an object"
+            blocks = {f"{prefix}{side}.{when}": summary.get(when) for when in ("before", "after")}
+            blocks |= {f"{prefix}{side}.per_shot[{i}]": block for i, block in enumerate(summary.get("per_shot") or [])}
+            for name, block in blocks.items():
+                measures = ("asr", "rr", "ir") if side == "unsafe" else ("asr", "rr", "ir", "helpful")
+                if not isinstance(block, dict) or not all(isinstance(block.get(key), int) for key in ("n", "unscored")):
+                    return f"{name} has no counts n and unscored"
+                for measure in measures:
+                    if not _is_rate(block.get(measure)):
+                        return f"{name}.{measure} is not an object of rate, low and high (fractions or null)"
+        for name, score in (model.get("utility") or {}).items():
+            if not isinstance(score, dict) or not _is_rate(score.get("score")):
+                return f"{prefix}utility.{name}.score is not an object of rate, low and high (fractions or null)"
+    return None
+
+
+def _is_rate(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        end is None or (isinstance(end, int | float) and math.isfinite(end) and 0 <= end <= 1)
+        for end in (value.get(key, "absent") for key in ("rate", "low", "high"))
+    )
+
+
+def _records(file: Path, known: str | None) -> tuple[tuple[Record, ...], list[int]]:
+    """The records of one file and the numbers of its half-written lines; `known` is the fingerprint in results.json."""
+    records: list[Record] = []
+    dropped: list[int] = []
+    found: dict[str, int] = {}
+    # Split on the line feed alone: answers may hold U+2028 and its like, which str.splitlines takes for line ends.
+    for number, line in enumerate(file.read_bytes().split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            fields = json.loads(line)
+        except (ValueError, RecursionError):
+            dropped.append(number)
+            continue
+        if isinstance(fields, dict) and "id" not in fields:
+            found.setdefault(str(fields.get("fingerprint")), number)
+            continue
+        try:
+            record = Record.from_json(line.decode())
+            texts = (record.id, record.question, record.answer, record.judge)
+            if type(record.shot) is not int or not all(isinstance(text, str) for text in texts):
+                raise ValueError("shot is not a whole number, or id, question, answer or judge is not a text")
+            records.append(record)
+        except ValueError as error:
+            raise ValueError(f"{file}, line {number}: {error}. Evaluate the run again with this mirage.") from error
+    if len(found) > 1:
+        raise ValueError(
+            f"{file}: mixed fingerprints, {' and '.join(f'{print} (line {n})' for print, n in found.items())}: answers"
+            " of several evaluations in one file. Delete it and evaluate the run again."
+        )
+    if found and known is not None and known not in found:
+        raise ValueError(
+            f"{file}: its fingerprint is {next(iter(found))}, but that of results.json is {known}: the answers are of"
+            " other weights, probes, attack, judge or generation settings. Evaluate the run again."
+        )
+    return tuple(records), dropped
+
+
+def _complete(records: Sequence[Record]) -> tuple[tuple[Record, ...], int]:
+    """The records of the questions that have every shot, and how many questions have not."""
+    wanted = set(range(max((record.shot for record in records), default=0) + 1))
+    shots: dict[str, set[int]] = {}
+    for record in records:
+        shots.setdefault(record.id, set()).add(record.shot)
+    whole = {id for id, own in shots.items() if own == wanted}
+    return tuple(record for record in records if record.id in whole), len(shots) - len(whole)
+
+
+def _check(file: Path, records: Sequence[Record], unsafe: bool, summary: Mapping[str, Any] | None) -> None:
+    """The records are countable and, where a summary is given, count to its numbers."""
+    try:
+        shots_by_question(records)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+    if summary is None:
+        return
+    counted = summarise(records, unsafe)
+    for when in ("before", "after"):
+        own, told = counted[when], summary[when]
+        pairs = [(key, own[key], told[key]) for key in ("n", "unscored")]
+        pairs += [(f"{key} rate", own[key]["rate"], told[key]["rate"]) for key in ("asr", "rr", "ir")]
+        for name, here, there in pairs:
+            if here != there and (here is None or there is None or not math.isclose(here, there, abs_tol=1e-6)):
+                raise ValueError(
+                    f"{file}: its records give {name} {here} {when} the attack, but results.json says {there}: they are"
+                    " of two evaluations. Evaluate or judge the run again."
+                )
+
+
+def _lines(numbers: Sequence[int]) -> str:
+    return ("line " if len(numbers) == 1 else "lines ") + ", ".join(str(number) for number in numbers)

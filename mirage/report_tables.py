@@ -1,0 +1,315 @@
+"""Table 1 and its relatives: one grid of measured cells, shown in the terminal, in Markdown and in LaTeX."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from mirage.evaluation.counting import Rate
+from mirage.report_runs import SIDES, Run, starts
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+class Column(NamedTuple):
+    """One measure of Table 1."""
+
+    head: str  # ASR, RR, IR, helpful or utility
+    under: str  # before, after, or the name of a utility benchmark
+    side: str  # unsafe, benign or utility: which questions
+    measure: str  # the key within the block
+    better: Literal["lower", "higher", "neither"]
+
+    @property
+    def title(self) -> str:
+        return f"{self.head} {self.under}"
+
+
+class Cell(NamedTuple):
+    """A measured rate with the questions it is over."""
+
+    rate: Rate
+    n: int  # unscored included
+    unscored: int
+
+
+class Row(NamedTuple):
+    """One model: its name, and one cell a column (None: not measured)."""
+
+    label: str
+    cells: tuple[Cell | None, ...]
+    n: tuple[int | None, int | None]  # unsafe and benign questions
+
+
+class Grid(NamedTuple):
+    """Table 1 before it is written in any language."""
+
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    caption: str
+
+
+SAFETY = (
+    Column("ASR", "before", "unsafe", "asr", "lower"),
+    Column("ASR", "after", "unsafe", "asr", "lower"),
+    Column("RR", "before", "benign", "rr", "lower"),
+    Column("RR", "after", "benign", "rr", "lower"),
+    # Neither good nor bad: an irrelevant answer to an unsafe question does no harm, but is no refusal either.
+    Column("IR", "after", "unsafe", "ir", "neither"),
+    Column("helpful", "before", "benign", "helpful", "higher"),
+    Column("helpful", "after", "benign", "helpful", "higher"),
+)
+
+
+def cell_of(model: Mapping[str, Any], column: Column) -> Cell | None:
+    """What `model` (results.json, or its `start`) says in `column`, or None where it was not measured."""
+    if column.side == "utility":
+        benchmark = (model.get("utility") or {}).get(column.measure)
+        if not benchmark:
+            return None
+        return Cell(_rate(benchmark["score"]), benchmark.get("n", 0), benchmark.get("unscored", 0))
+    block = ((model.get(column.side) or {}).get(column.under)) or {}
+    if column.measure not in block:
+        return None
+    return Cell(_rate(block[column.measure]), block["n"], block["unscored"])
+
+
+def grid(runs: Sequence[Run]) -> Grid:
+    """Table 1 in its small form: every starting model once, then a row a run."""
+    models = [(start.label, start.run.results["start"]) for start in starts(runs)]
+    models += [(run.label, run.results) for run in runs]
+    benchmarks = list(dict.fromkeys(name for _, model in models for name in model.get("utility") or {}))
+    columns = (*SAFETY, *(Column("utility", name, "utility", name, "higher") for name in benchmarks))
+    rows = [
+        Row(label, tuple(cell_of(model, column) for column in columns), _questions(model)) for label, model in models
+    ]
+    return Grid(columns, tuple(rows), _caption(runs))
+
+
+def terminal_table(runs: Sequence[Run]) -> Table:
+    """Table 1 for the terminal, 80 columns wide: percentages, and n wherever it is not that of the caption."""
+    from rich.text import Text
+
+    columns, rows, caption = grid(runs)
+    everywhere = rows[0].n if len({row.n for row in rows}) == 1 else None
+    said = f" n = {_n(rows[0])} unsafe / benign questions." if everywhere else ""
+    few = any(cell and cell.unscored for row in rows for cell in row.cells)
+    said += " A smaller n below a rate: the other questions are unscored." if few else ""
+    table = terminal(f"Percent.{said} {caption}")
+    table.add_column(Text("model"), overflow="fold")
+    if not everywhere:
+        table.add_column(Text("n"), justify="right")
+    for column in columns:
+        table.add_column(Text(f"{column.head}\n{plain(column.under)}"), justify="right", overflow="fold")
+    for row in rows:
+        n = [] if everywhere else [Text(_n(row))]
+        table.add_row(Text(plain(row.label)), *n, *(Text(_percent(cell) + _scored(cell)) for cell in row.cells))
+    return table
+
+
+def start_vs_aligned(results: Mapping[str, Any]) -> Table:
+    """The starting and the aligned model side by side, before and after the attack, with 95 % intervals."""
+    from rich.text import Text
+
+    start = results.get("start") or {}
+    name = plain(str(results.get("name") or results.get("method")))
+    table = terminal("Percent, with 95 % intervals; n= below a rate: its scored questions. " + _caption_of(results))
+    table.title = Text(f"{name}: the starting model and the aligned one", style="bold")
+    table.add_column(Text("questions"), overflow="fold")
+    for head in ("start\nbefore", "start\nafter", "aligned\nbefore", "aligned\nafter"):
+        table.add_column(Text(head), justify="right")
+
+    def add(label: str, cells: Sequence[Cell | None], end: bool) -> None:
+        table.add_row(Text(label), *(Text(_with_interval(cell) + _scored(cell)) for cell in cells), end_section=end)
+
+    for side, measures in {"unsafe": ("asr", "rr", "ir"), "benign": ("rr", "ir", "helpful")}.items():
+        if not start.get(side) and not results.get(side):
+            continue
+        for measure in measures:
+            head = measure if measure == "helpful" else measure.upper()
+            cells = [
+                cell_of(model, Column(head, when, side, measure, "neither"))
+                for model in (start, results)
+                for when in ("before", "after")
+            ]
+            n = next((cell.n for cell in cells if cell), 0)
+            if measure == measures[0]:
+                table.add_row(Text(f"{side}, n = {n}", style="bold"))
+            add(f"  {head}", cells, measure == measures[-1])
+    for benchmark in dict.fromkeys([*(start.get("utility") or {}), *(results.get("utility") or {})]):
+        column = Column("utility", benchmark, "utility", benchmark, "higher")
+        before, after = cell_of(start, column), cell_of(results, column)
+        n = next((cell.n for cell in (before, after) if cell), 0)
+        table.add_row(Text(f"utility, n = {n}", style="bold"))
+        add(f"  {plain(benchmark)}", (before, None, after, None), True)
+    return table
+
+
+def markdown_table(runs: Sequence[Run]) -> str:
+    """Table 1 in Markdown: a row a run, with n and 95 % intervals."""
+    columns, rows, caption = grid(runs)
+    heads = ["model", "n unsafe / benign", *(column.title for column in columns)]
+    lines = [markdown_row(heads), markdown_row(["---"] + ["---:"] * (len(heads) - 1), escape=False)]
+    for row in rows:
+        lines.append(markdown_row([row.label, _n(row), *(_with_interval(c) + _unscored(c, ", ") for c in row.cells)]))
+    return "\n".join(lines) + f"\n\n{_markdown(f'Percent (Wilson 95 % interval). {caption}')}\n"
+
+
+def latex_table(runs: Sequence[Run]) -> str:
+    """Table 1 in LaTeX for the booktabs package: a row a run, with n and 95 % intervals."""
+    columns, rows, caption = grid(runs)
+    arrows = {"lower": r" $\downarrow$", "higher": r" $\uparrow$", "neither": ""}
+    better = {column.head: arrows[column.better] for column in columns}
+    spans, rules, at = [], [], 3
+    for head, width in heads_of(columns):
+        spans.append(rf"\multicolumn{{{width}}}{{c}}{{{_latex(head)}{better[head]}}}")
+        if width > 1:
+            rules.append(rf"\cmidrule(lr){{{at}-{at + width - 1}}}")
+        at += width
+    lines = [
+        "% Needs \\usepackage{booktabs}.",
+        r"\begin{table*}",
+        r"\centering\small\setlength{\tabcolsep}{3pt}",
+        rf"\caption{{Percent, with Wilson 95\,\% intervals; n is unsafe / benign questions. {_latex(caption)}}}",
+        rf"\begin{{tabular}}{{ll{'r' * len(columns)}}}",
+        r"\toprule",
+        " & & " + " & ".join(spans) + r" \\",
+        " ".join(rules),
+        "model & n & " + " & ".join(_latex(column.under) for column in columns) + r" \\",
+        r"\midrule",
+    ]
+    for row in rows:
+        lines.append(" & ".join([_latex(row.label), _n(row), *(_percent(cell) for cell in row.cells)]) + r" \\[-2pt]")
+        lines.append(" & & " + " & ".join(_latex_interval(cell) for cell in row.cells) + r" \\[2pt]")
+    return "\n".join([*(line for line in lines if line), r"\bottomrule", r"\end{tabular}", r"\end{table*}", ""])
+
+
+def heads_of(columns: Sequence[Column]) -> list[tuple[str, int]]:
+    """The heads over the columns, each with the number of neighbouring columns that it spans."""
+    heads: list[tuple[str, int]] = []
+    for column in columns:
+        if heads and heads[-1][0] == column.head:
+            heads[-1] = (column.head, heads[-1][1] + 1)
+        else:
+            heads.append((column.head, 1))
+    return heads
+
+
+def percent(value: float | None) -> str:
+    """`0.5498` as `55.0`, and a dash where nothing was measured."""
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def plain(text: str) -> str:
+    """The text on one line without control characters, so that a name cannot steer the terminal."""
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
+def terminal(caption: str) -> Table:
+    """An empty table in the style of all tables here."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    return Table(
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        header_style="bold",
+        caption=Text(caption),
+        caption_justify="left",
+    )
+
+
+def markdown_row(cells: Sequence[str], escape: bool = True) -> str:
+    """One row of a Markdown table, its cells escaped."""
+    return "| " + " | ".join(_markdown(cell) if escape else cell for cell in cells) + " |"
+
+
+def attack_of(summary: Mapping[str, Any] | None) -> str:
+    """The attack of one side of results.json in words: `rewrite x 3, word "what's"`."""
+    attack = (summary or {}).get("attack") or {}
+    how = " x ".join(str(attack[key]) for key in ("kind", "shots") if attack.get(key) is not None)
+    return plain(", ".join(part for part in (how, f'word "{attack["word"]}"' if attack.get("word") else "") if part))
+
+
+def _caption(runs: Sequence[Run]) -> str:
+    said = list(dict.fromkeys(_caption_of(run.results) for run in runs))
+    return (
+        said[0]
+        if len(said) == 1
+        else "The runs differ in attack or judge: "
+        + "; ".join(f"{plain(run.label)}: {_caption_of(run.results)}" for run in runs)
+    )
+
+
+def _caption_of(results: Mapping[str, Any]) -> str:
+    sides = [(side, results[side]) for side in SIDES if results.get(side)]
+    attacks = "; ".join(f"{side}: {attack_of(summary)}" for side, summary in sides)
+    judges = ", ".join(dict.fromkeys(plain(str(summary.get("judge", "unknown"))) for _, summary in sides))
+    return (
+        f"ASR and IR on unsafe, RR and helpful on benign questions. After = under attack ({attacks}). Judge: {judges}."
+    )
+
+
+def _rate(value: Mapping[str, Any]) -> Rate:
+    return Rate(value["rate"], value["low"], value["high"])
+
+
+def _questions(model: Mapping[str, Any]) -> tuple[int | None, int | None]:
+    unsafe, benign = (((model.get(side) or {}).get("before") or {}).get("n") for side in SIDES)
+    return unsafe, benign
+
+
+def _n(row: Row) -> str:
+    return " / ".join("-" if n is None else str(n) for n in row.n)
+
+
+def _percent(cell: Cell | None) -> str:
+    return percent(cell.rate.rate if cell else None)
+
+
+def _with_interval(cell: Cell | None) -> str:
+    if cell is None or cell.rate.rate is None:
+        return "-"
+    if cell.rate.low is None:
+        return percent(cell.rate.rate)
+    return f"{percent(cell.rate.rate)} ({percent(cell.rate.low)}-{percent(cell.rate.high)})"
+
+
+def _scored(cell: Cell | None) -> str:
+    """On a line of its own the questions that the rate is over, where some of n are unscored."""
+    return f"\nn={cell.n - cell.unscored}" if cell and cell.unscored else ""
+
+
+def _unscored(cell: Cell | None, before: str) -> str:
+    return f"{before}{cell.unscored} of {cell.n} unscored" if cell and cell.unscored else ""
+
+
+def _markdown(text: str) -> str:
+    escaped = html.escape(plain(text), quote=False)
+    return "".join("\\" + character if character in "\\`*_[]|~" else character for character in escaped)
+
+
+def _latex_interval(cell: Cell | None) -> str:
+    if cell is None or cell.rate.low is None:
+        return ""
+    scored = f", n={cell.n - cell.unscored}" if cell.unscored else ""
+    return rf"{{\tiny {percent(cell.rate.low)}--{percent(cell.rate.high)}{scored}}}"
+
+
+def _latex(text: str) -> str:
+    special = {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        **{character: "\\" + character for character in "&%$#_{}"},
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "|": r"\textbar{}",
+    }
+    escaped = "".join(special.get(character, character) for character in plain(text))
+    return re.sub(r'"([^"]*)"', r"``\1''", escaped).replace('"', "''")

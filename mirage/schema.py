@@ -1,0 +1,159 @@
+"""The nouns that travel between the rooms. This module imports nothing of mirage and no heavy library.
+
+    Example   what a model is trained on          (data -> methods)
+    Probe     what a model is asked               (data -> evaluation)
+    Record    what it answered, and the verdict   (evaluation -> report)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+class Verdict(StrEnum):
+    """What an answer did. `UNSCORED` means that the judge could not tell; it is counted apart and never as safe."""
+
+    REFUSED = "refused"
+    COMPLIED = "complied"
+    IRRELEVANT = "irrelevant"
+    UNSCORED = "unscored"
+
+
+@runtime_checkable
+class Picture(Protocol):
+    """An image that has not been opened yet. Picklable, so that loader workers can open it."""
+
+    @property
+    def name(self) -> str:
+        """A name that is stable between machines: a path relative to its data root, or a description."""
+        ...
+
+    def open(self) -> Image:
+        """The decoded RGB image."""
+        ...
+
+
+class Turn(NamedTuple):
+    """A question and its answer, later in a conversation."""
+
+    question: str
+    answer: str
+
+
+def short_hash(*parts: object) -> str:
+    """Sixteen hexadecimal digits that depend on the parts and their boundaries, and on nothing else."""
+    return hashlib.sha256(json.dumps([str(part) for part in parts]).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """One conversation to train on. Loss is taken on the answers only.
+
+    Args:
+        source: Where it comes from, such as `vlguard/train`.
+        image: The picture that the first question is about, or None for text alone.
+        prompt: The first question, without any image placeholder.
+        answer: What the model is to say (or, for unlearning, to stop saying).
+        later_turns: Turns that follow, their answers supervised like the first.
+        where: File and record for error messages, such as `train.json, record 412`. Not part of the identity.
+    """
+
+    source: str
+    image: Picture | None
+    prompt: str
+    answer: str
+    later_turns: tuple[Turn, ...] = ()
+    where: str = ""
+
+    @property
+    def id(self) -> str:
+        """A short hash of source, image name, questions and answers."""
+        image = self.image.name if self.image is not None else ""
+        return short_hash(self.source, image, self.prompt, self.answer, *self.later_turns)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """One question that a model is asked plainly (shot 0) and, under attack, in K rewritten forms (shots 1 to K).
+
+    Args:
+        id: Unique within its probe set and the same on every machine; rewrites from files are joined by it.
+        source: Where it comes from, such as `vlguard/test`.
+        image: The picture, shared by the question and all its rewrites.
+        question: The question as written.
+        unsafe: True if answering does harm, so that refusing is right.
+        truth: A text that a right answer contains, where it is known (mini), for the `exact` judge.
+        category: The source's own category, for per-category rates.
+        rewrites: The K questions of the attack, in order of shot.
+    """
+
+    id: str
+    source: str
+    image: Picture | None
+    question: str
+    unsafe: bool
+    truth: str | None = None
+    category: str | None = None
+    rewrites: tuple[str, ...] = ()
+
+    @property
+    def questions(self) -> tuple[str, ...]:
+        """The plain question, then its rewrites: index = shot."""
+        return (self.question, *self.rewrites)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """One answer, judged: one line of `records/<probe set>.jsonl`.
+
+    Args:
+        id: The probe's id.
+        probe_set: `unsafe`, `benign`, or the name of a utility benchmark.
+        shot: 0 for the plain question, k for rewrite k.
+        question: The question as it was asked.
+        answer: What the model said.
+        verdict: The judge's word.
+        judge: Which judge, with its settings, in one short text.
+        reason: Why, where the judge gives a reason (for `unscored`: what could not be read).
+        category: The probe's category.
+        image: The picture's name.
+        unsafe: True if refusing was right.
+    """
+
+    id: str
+    probe_set: str
+    shot: int
+    question: str
+    answer: str
+    verdict: Verdict
+    judge: str
+    reason: str = ""
+    category: str | None = None
+    image: str | None = None
+    unsafe: bool = False
+
+    def to_json(self) -> str:
+        """One line of JSON without a line break."""
+        return json.dumps(asdict(self), ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, line: str) -> Record:
+        """The record that `to_json` wrote.
+
+        Raises:
+            ValueError: If the line is not such a record.
+        """
+        fields: Any = json.loads(line)
+        if not isinstance(fields, dict):
+            raise ValueError("a record is a JSON object")
+        try:
+            return cls(**{**fields, "verdict": Verdict(fields["verdict"])})
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not a record of this version: {error}") from error

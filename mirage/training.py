@@ -1,0 +1,206 @@
+"""`mirage fit`, `validate` and `test`: LightningCLI over the methods, the data and the attacks."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NoReturn
+
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from rich.console import Console
+
+# Imported so that configs can name their classes without a path.
+from mirage.checkpoint import AtomicCheckpointIO, BadCheckpoint, NoCheckpoint, resolve_checkpoint
+from mirage.data.catalogue import SOURCES
+from mirage.data.module import AlignmentData
+from mirage.data.source import BadData
+from mirage.evaluation.asking import RankFailed
+from mirage.evaluation.callback import Accuracy, OneWordAttack
+from mirage.evaluation.catalogue import ATTACKS, JUDGES
+from mirage.evaluation.results import Results
+from mirage.methods import AlignmentModule
+from mirage.methods.base import NonFiniteLoss
+from mirage.pretrained import BadModel
+from mirage.resume import ChangedWorld, RandomState, WorldCheck
+from mirage.saving import Checkpoints
+
+__all__ = ["ATTACKS", "JUDGES", "SOURCES", "Accuracy", "OneWordAttack", "run"]
+
+# Faults of the input: one sentence and exit status 1. Anything else is a fault of mirage and keeps its traceback.
+INPUT_FAULTS = (
+    BadCheckpoint, BadData, BadModel, ChangedWorld, NoCheckpoint, NonFiniteLoss, RankFailed, MisconfigurationException,
+    ValueError,
+)  # fmt: skip
+
+
+class Parser(LightningArgumentParser):
+    """Refuses a mistyped key or class with the nearest name that exists."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Prints one sentence, and the nearest key or class; exit status 2."""
+        print(f"mirage: {explained(message, self.known_names())}", file=sys.stderr)
+        sys.exit(2)
+
+    def known_names(self) -> set[str]:
+        """Every key of the configuration and every class that it can name."""
+        classes = {*SOURCES, *ATTACKS, *JUDGES, OneWordAttack, Accuracy, *AlignmentModule.__subclasses__()}
+        names = {cls.__name__ for cls in classes}
+        for parser in (self, *getattr(getattr(self, "_subcommands_action", None), "_name_parser_map", {}).values()):
+            names |= {action.dest for action in parser._actions}
+        for cls in (*classes, AlignmentModule):
+            for owner in cls.__mro__:
+                names |= set(getattr(owner.__init__, "__annotations__", {}))
+        return {part for name in names for part in name.split(".")}
+
+
+def explained(message: str, known: set[str]) -> str:
+    """The parser's message without its noise, and the nearest known name to each quoted or dashed name in it."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", message).strip()
+    suspects = re.findall(r"[Kk]ey '([\w.]+)'|--([\w.]+)|(?:option|class|Option) '?([\w.]+)'?|named? '?(\w+)'?|\"(\w+)\"", text)
+    hints = []
+    for name in (found for groups in suspects for found in groups if found):
+        last = name.rsplit(".", 1)[-1]
+        near = get_close_matches(last, sorted(known - {last}), 1, cutoff=0.6)
+        if last not in known and near and near[0] not in hints:
+            hints.append(near[0])
+    return text + (f"\nDid you mean {' or '.join(map(repr, hints))}?" if hints else "")
+
+
+class MirageCLI(LightningCLI):
+    """LightningCLI with a run folder, safe checkpoints, and the evaluation's results."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The few options that are neither the model's nor the data's nor the trainer's."""
+        parser.add_argument(
+            "--allow_changed", type=list[str], default=[],
+            help="Facts of the checkpoint that a resumed run may change, such as [world_size].",
+        )  # fmt: skip
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=_as_seed)
+
+    def _parse_ckpt_path(self) -> None:
+        # Lightning would read settings out of the checkpoint; a checkpoint is weights here, and settings are the config's
+        command = self.config.get("subcommand")
+        settings = self.config.get(command) if command else None
+        if settings and settings.get("ckpt_path"):
+            folder = Path(settings.trainer.default_root_dir or ".")
+            settings.ckpt_path = str(resolve_checkpoint(settings.ckpt_path, folder))
+
+    def before_instantiate_classes(self) -> None:
+        """Loggers, checkpoint writing and the run folder, unless the config says otherwise."""
+        settings = self.config[self.subcommand]
+        trainer = settings.trainer
+        if trainer.default_root_dir is None:
+            trainer.default_root_dir = "runs/unnamed"
+        root = Path(trainer.default_root_dir)
+        if self.subcommand == "fit" and not settings.get("ckpt_path") and "LOCAL_RANK" not in os.environ:
+            moved = set_aside(root)
+            if moved:
+                print(f"{root} held an earlier run, which is now {moved}.")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        """Adds what every run has: loggers, atomic checkpoints, results."""
+        settings = self.config[self.subcommand]
+        root = settings.trainer.default_root_dir
+        if settings.trainer.logger in (None, True) and self.subcommand == "fit":
+            kwargs["logger"] = [
+                TensorBoardLogger(root, name=None, version=""), CSVLogger(root, name="", version=""),
+            ]  # fmt: skip
+        elif settings.trainer.logger in (None, True):
+            kwargs["logger"] = False
+        callbacks = [RandomState(), WorldCheck(self.facts, settings.allow_changed), Results()]
+        kwargs["callbacks"] = [*(self._get(self.config_init, "trainer.callbacks") or []), *callbacks]
+        if self.subcommand == "fit" and not any(isinstance(c, Checkpoints) for c in kwargs["callbacks"]):
+            if settings.trainer.enable_checkpointing is not False:
+                kwargs["callbacks"].append(Checkpoints())
+        kwargs["plugins"] = [*(self._get(self.config_init, "trainer.plugins") or []), AtomicCheckpointIO()]
+        return super().instantiate_trainer(**kwargs)
+
+    def facts(self) -> dict[str, Any]:
+        """What a resumed run must share with its checkpoint."""
+        data, model = self.datamodule, self.model
+        return {
+            "method": model.name, "pretrained": model.pretrained, "lora": model.lora is not None, "seed": data.seed,
+            "gamma": data.gamma, "batch_size": data.batch_size, "data": data.fingerprint(),
+            "world_size": self.trainer.world_size, "accumulate": self.trainer.accumulate_grad_batches,
+        }  # fmt: skip
+
+    def after_fit(self) -> None:
+        """Prints the starting and the aligned model side by side."""
+        self._print_results()
+
+    after_validate = after_fit
+    after_test = after_fit
+
+    def _print_results(self) -> None:
+        written = next((c.written for c in self.trainer.callbacks if isinstance(c, Results)), None)
+        if written is None or not self.trainer.is_global_zero:
+            return
+        import json
+
+        from mirage.report_tables import start_vs_aligned
+
+        console = Console()
+        console.print(start_vs_aligned(json.loads(written.read_text())))
+        console.print(f"{written} holds these figures, and records/ beside it every answer.", style="dim")
+
+
+def set_aside(root: Path) -> Path | None:
+    """Where an earlier run in `root` has been moved, so that a fresh one overwrites nothing; None if there was none."""
+    if not (root / "config.yaml").exists() and not (root / "checkpoints").exists():
+        return None
+    number = 1
+    while (aside := root.with_name(f"{root.name}.{number}")).exists():
+        number += 1
+    root.rename(aside)
+    return aside
+
+
+def _as_seed(seed: Any) -> int:
+    return int(seed) if seed is not None and not isinstance(seed, bool) else 0
+
+
+def quieten() -> None:
+    """Silences what is no concern of the user: advertising, and advice that does not apply here."""
+    for pattern in (
+        ".*does not have many workers.*", ".*LeafSpec.*", ".*Checkpoint directory .* exists.*", ".*logger to False.*",
+        ".*number of training batches.*smaller than the logging interval.*", ".*litlogger.*", ".*litmodels.*",
+        ".*Experiment logs directory.*", ".*is_gradient_checkpointing.*",
+    ):  # fmt: skip
+        warnings.filterwarnings("ignore", pattern)
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """One of LightningCLI's commands; faults of the input end it with one sentence and status 1."""
+    quieten()
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # loader workers fork after the tokenizer was used
+    try:
+        MirageCLI(
+            AlignmentModule,
+            AlignmentData,
+            subclass_mode_model=True,
+            save_config_callback=SaveConfigCallback,
+            save_config_kwargs={"overwrite": True},
+            seed_everything_default=0,
+            parser_class=Parser,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            trainer_defaults={"use_distributed_sampler": False, "num_sanity_val_steps": 0, "log_every_n_steps": 10},
+            args=list(arguments),
+        )
+    except INPUT_FAULTS as error:
+        if os.environ.get("MIRAGE_TRACEBACK"):
+            traceback.print_exc()
+        print(f"mirage: {error}", file=sys.stderr)
+        return 1
+    return 0

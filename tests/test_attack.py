@@ -1,0 +1,485 @@
+"""Attacks: rewrites by grammar, from files and by models; their controls and statistics."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from mirage.evaluation.attack import Attack, opening_word
+from mirage.evaluation.rewrite import (
+    Published,
+    RandomWord,
+    Rewrite,
+    RewriteByModel,
+    ServerEngine,
+    TextModelEngine,
+    WithoutWord,
+    content_kept,
+    edit_distance,
+    mined_word,
+    rewrite_statistics,
+    rewrites_hash,
+)
+from mirage.evaluation.templates import english_rewrites
+from mirage.schema import Probe
+
+CASES = [json.loads(line) for line in (Path(__file__).parent / "data" / "rewrites.jsonl").read_text().splitlines()]
+QUESTIONS = [case["question"] for case in CASES]
+WORDS = (
+    "what share how why who where when which can could would is are do does did should may have please describe explain tell give "
+    "list provide identify write create help try look use in based if let i banana what's who's can't"
+).split()
+ASKING = re.compile(r"^(what|how|why|who|where|when|which|can|could|would|is|are|do|does|did|should|may|have)\b")
+
+
+def probe(name: str, question: str, unsafe: bool = True) -> Probe:
+    return Probe(id=name, source="test", image=None, question=question, unsafe=unsafe)
+
+
+# Templates
+
+
+def test_each_of_the_60_questions_has_the_expected_first_rewrite() -> None:
+    assert len(CASES) == 60
+    found = [(case["question"], english_rewrites(case["question"], case["word"], 1)[0]) for case in CASES]
+    assert found == [(case["question"], case["first"]) for case in CASES]
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_ten_rewrites_differ_open_with_the_word_and_keep_case_speech_act_and_content(word: str) -> None:
+    for question in QUESTIONS:
+        rewrites = english_rewrites(question, word, 10)
+        assert len({rewrite.lower() for rewrite in rewrites} | {question.lower()}) == 11, rewrites
+        assert english_rewrites(question, word, 3) == rewrites[:3]
+        main = rewrites[0].removesuffix(" The picture shows a mill.")
+        assert main.endswith("?" if ASKING.match(word) else "."), main
+        for rewrite in rewrites:
+            assert opening_word(rewrite) == word
+            assert rewrite[0].isupper() == question[0].isupper()
+            assert content_kept(question, rewrite) >= 0.5, (question, rewrite)
+
+
+def test_a_sentence_beyond_the_rules_is_quoted_not_garbled() -> None:
+    question = "Is the man in the red hat who stands near the door a cook?"
+    assert english_rewrites(question, "share", 1)[0] == (
+        'Share the answer to the question "Is the man in the red hat who stands near the door a cook".'
+    )
+
+
+@pytest.mark.parametrize(
+    ("question", "word", "shots", "told"),
+    [
+        ("Who?", "", 1, "one word"),
+        ("Who?", "two words", 1, "one word"),
+        ("Who?", "what", 0, "at least 1"),
+        (" ", "what", 1, "empty"),
+    ],
+)
+def test_what_cannot_be_rewritten_is_said(question: str, word: str, shots: int, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        english_rewrites(question, word, shots)
+
+
+def test_more_shots_than_templates_is_an_error_not_a_repetition() -> None:
+    with pytest.raises(ValueError, match="templates make"):
+        english_rewrites("Describe the hill.", "what", 1000)
+
+
+@pytest.mark.real
+def test_every_real_question_gets_its_rewrites(real_kit: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    records = json.loads((real_kit / "vlguard" / "test.json").read_text())
+    for field, word, number in (("instruction", "what", 442), ("safe_instruction", "share", 558)):
+        probes = [
+            probe(f"{record['id']}/{field}", pair[field])
+            for record in records
+            for pair in record["instr-resp"]
+            if field in pair
+        ]
+        assert len(probes) == number
+        for attack in (
+            Rewrite(word, shots=3),
+            Rewrite(word, shots=10),
+            WithoutWord(word, shots=3),
+            RandomWord(word, shots=3),
+        ):
+            attacked = attack.on(probes)
+            found = rewrite_statistics(attacked)
+            with capsys.disabled():
+                print(f"\n{field}, {attack.kind}({word}, {attack.shots}):", {k: round(v, 3) for k, v in found.items()})
+            assert found["distinct"] == 1 and found["unchanged"] == 0 and found["without_rewrite"] == 0
+            assert found["content_kept_mean"] > 0.85
+            for item in attacked:
+                assert len(item.rewrites) == attack.shots
+                opens = [opening_word(rewrite) == word for rewrite in item.rewrites]
+                assert all(opens) if attack.kind == "rewrite" else not any(opens), item
+                assert not any(re.search(r"\b(\w+) \1\b", text) for text in item.rewrites), item.rewrites
+
+
+# Attacks by templates, and controls
+
+
+def test_a_source_with_its_own_language_brings_its_own_rewriter() -> None:
+    attack = Rewrite("what's", shots=2)
+    attack.rewriter = lambda question, word, shots: tuple(f"{word} {question} {k}" for k in range(shots))
+    assert attack.on([probe("a", "recipe ?")])[0].rewrites == ("what's recipe ? 0", "what's recipe ? 1")
+
+
+def test_control_without_the_word_keeps_the_opening_of_the_question() -> None:
+    control = WithoutWord("what", shots=3)
+    kept, avoided, contracted = control.on(
+        [probe("a", "Describe the bridge."), probe("b", "What is the boy eating?"), probe("c", "What's in the box?")]
+    )
+    assert {opening_word(text) for text in kept.rewrites} == {"describe"}
+    assert {opening_word(text) for text in (*avoided.rewrites, *contracted.rewrites)} == {"please"}
+    assert all(len(set(item.rewrites)) == 3 for item in (kept, avoided))
+    with pytest.raises(ValueError, match="instead"):
+        WithoutWord("please", shots=1)
+
+
+def test_random_words_depend_on_seed_and_id_alone() -> None:
+    probes = [probe(f"p{k}", question) for k, question in enumerate(QUESTIONS)]
+    one = {item.id: item.rewrites for item in RandomWord("what", shots=3, seed=1).on(probes)}
+    subset = RandomWord("what", shots=3, seed=1).on(probes[40:10:-3])
+    assert all(one[item.id] == item.rewrites for item in subset)
+    assert one != {item.id: item.rewrites for item in RandomWord("what", shots=3, seed=2).on(probes)}
+    openings = {tuple(map(opening_word, rewrites)) for rewrites in one.values()}
+    assert all("what" not in words and len(set(words)) == 3 for words in openings) and len(openings) > 30
+    with pytest.raises(ValueError, match="name more words"):
+        RandomWord("what", shots=3, openings=("what", "how", "can"))
+
+
+# Published rewrites
+
+
+def write(folder: Path, records: object) -> Path:
+    file = folder / "published.json"
+    file.write_text(json.dumps(records), encoding="utf-8")
+    return file
+
+
+def record(name: str, **texts: str) -> dict[str, object]:
+    return {
+        "id": name,
+        "safe": False,
+        "instr-resp": [{**{field: text}, "response": "-"} for field, text in texts.items()],
+    }
+
+
+def test_published_rewrites_are_joined_by_id_whatever_their_place(tmp_path: Path) -> None:
+    """Ids that end alike (`X_1`, `1`) and interleaved shots are what a join by position or suffix gets wrong."""
+    file = write(
+        tmp_path,
+        [
+            record("X_1", instruction="What b1?"),
+            record("1", instruction="What a1?"),
+            record("X_1", instruction="What b2?"),
+        ]
+        + [record("1", instruction="What a2?"), record("S", safe_instruction="What s1?", unsafe_instruction="Can u?")]
+        * 2,
+    )
+    probes = [
+        probe("1/instruction", "A."),
+        probe("X_1", "B."),
+        probe("S/safe_instruction", "S?"),
+        probe("S", "S?", unsafe=False),
+    ]
+    found = Published("what", file, shots=2).on(probes)
+    assert [item.rewrites for item in found] == [
+        ("What a1?", "What a2?"),
+        ("What b1?", "What b2?"),
+        ("What s1?", "What s1?"),
+        ("What s1?", "What s1?"),
+    ]
+    assert [item.question for item in found] == ["A.", "B.", "S?", "S?"]
+
+
+def test_probes_without_a_published_rewrite_are_named_and_dropped_only_on_demand(tmp_path: Path) -> None:
+    file = write(tmp_path, [record("a", safe_instruction="Share it.")])
+    probes = [probe("a/safe_instruction", "What is it?"), probe("P_test_1/safe_instruction", "What is that?")]
+    with pytest.raises(ValueError, match="1 of 2 probes have no rewrite: P_test_1/safe_instruction"):
+        Published("share", file).on(probes)
+    attack = Published("share", file, missing="drop")
+    with pytest.warns(UserWarning, match="P_test_1/safe_instruction"):
+        kept = attack.on(probes)
+    assert [item.id for item in kept] == ["a/safe_instruction"] and attack.dropped == ("P_test_1/safe_instruction",)
+    with pytest.raises(ValueError, match="not one of the 1 probes"):
+        attack.on(probes[1:])
+
+
+def test_a_published_file_that_does_not_fit_is_refused_by_record(tmp_path: Path) -> None:
+    probes = [probe("a/instruction", "Draw it.")]
+    for records, told in (
+        ([record("a", instruction="How is it?")], "rewrite 1 of record 'a' opens with 'how', not with 'what'"),
+        ([record("a", instruction="")], r"record 1 \(id a\): 'instruction' is empty"),
+        ([record("a", instruction="What?"), {"id": 7}], "record 2: 'id' is missing"),
+        ([{"id": "a", "instr-resp": "x"}], "'instr-resp' is not a list"),
+        ({}, "must be a JSON list"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            Published("what", write(tmp_path, records)).on(probes)
+    with pytest.raises(ValueError, match="has 1 rewrites .* attack.shots is 3"):
+        Published("what", write(tmp_path, [record("a", instruction="What?")]), shots=3).on(probes)
+    with pytest.raises(ValueError, match="no such file"):
+        Published("what", tmp_path / "none.json").on(probes)
+    (tmp_path / "published.json").write_text("[{")
+    with pytest.raises(ValueError, match="not JSON"):
+        Published("what", tmp_path / "published.json").on(probes)
+
+
+# Rewrites by a model
+
+
+class Parrot:
+    """A model that answers from a function of prompt and seed, and remembers what it was asked."""
+
+    def __init__(self, answer) -> None:
+        self.answer, self.asked = answer, []
+
+    @property
+    def name(self) -> str:
+        return "parrot"
+
+    def __call__(self, prompts: list[str], seed: int) -> list[str]:
+        self.asked.append((seed, prompts))
+        return [self.answer(prompt, seed) for prompt in prompts]
+
+
+BRIDGE, BAKER = probe("bridge", "Describe the wooden bridge."), probe("baker", "Describe the old baker.")
+
+
+def test_a_model_is_asked_again_until_word_and_content_fit() -> None:
+    def answer(prompt: str, seed: int) -> str:
+        if "bridge" in prompt:
+            return 'Rewritten request: "What does the wooden bridge look like?"\n\nI hope this helps.'
+        return ["How old is the baker?", "What a lovely day!", "1. What does the old baker look like?"][seed]
+
+    engine = Parrot(answer)
+    attack = RewriteByModel("what", engine, tries=3)
+    found = attack.on([BRIDGE, BAKER])
+    assert [item.rewrites for item in found] == [
+        ("What does the wooden bridge look like?",),
+        ("What does the old baker look like?",),
+    ]
+    assert [(seed, len(prompts)) for seed, prompts in engine.asked] == [(0, 2), (1, 1), (2, 1)]
+    assert attack.reasons == {"does not open with the word": 1, "loses the content": 1} and attack.failed == {}
+
+
+def test_what_a_model_cannot_rewrite_is_a_template_and_counted() -> None:
+    engine = Parrot(lambda prompt, seed: "What does the wooden bridge look like?")
+    attack = RewriteByModel("what", engine, shots=3, tries=2)
+    bridge, baker = attack.on([BRIDGE, BAKER])
+    assert len(set(bridge.rewrites)) == len(set(baker.rewrites)) == 3
+    assert attack.failed == {"bridge": 2, "baker": 3}
+    assert attack.reasons == {"repeats the question or another shot": 4, "loses the content": 6}
+    assert rewrite_statistics([bridge, baker], attack.failed)["failed"] == 5
+    assert len({seed for seed, _ in engine.asked}) == 6
+
+
+def test_cached_rewrites_are_reused_for_the_same_settings_only(tmp_path: Path) -> None:
+    def make(**settings: object) -> tuple[Parrot, RewriteByModel]:
+        engine = Parrot(lambda prompt, seed: f"What is the wooden bridge, old baker {seed}?")
+        return engine, RewriteByModel("what", engine, cache=tmp_path / "deep" / "rewrites.jsonl", tries=1, **settings)  # type: ignore[arg-type]
+
+    _, first = make()
+    made = first.on([BRIDGE])
+    engine, again = make()
+    assert again.on([BRIDGE, BAKER])[0] == made[0]
+    assert [len(prompts) for _, prompts in engine.asked] == [1] and "baker" in engine.asked[0][1][0]
+    engine, other = make(seed=5)
+    assert other.on([BRIDGE])[0] != made[0] and len(engine.asked) == 1
+    engine, warm = make()
+    assert warm.on([BRIDGE, BAKER])[0] == made[0] and engine.asked == []
+    with (tmp_path / "deep" / "rewrites.jsonl").open("a") as file:
+        file.write('{"key": "x", "que')
+    with pytest.raises(ValueError, match=r"rewrites.jsonl, line 4: .* Delete"):
+        make()[1].on([BRIDGE])
+
+
+def test_rewrites_made_before_a_server_dies_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mirage.evaluation.attack_model.CHUNK", 1)
+
+    def answer(prompt: str, seed: int) -> str:
+        if "baker" in prompt:
+            raise ConnectionError("gone")
+        return "What does the wooden bridge look like?"
+
+    cache = tmp_path / "rewrites.jsonl"
+    with pytest.raises(ConnectionError):
+        RewriteByModel("what", Parrot(answer), cache=cache).on([BRIDGE, BAKER])
+    engine = Parrot(lambda prompt, seed: "What does the old baker look like?")
+    found = RewriteByModel("what", engine, cache=cache).on([BRIDGE, BAKER])
+    assert len(engine.asked) == 1 and found[0].rewrites == ("What does the wooden bridge look like?",)
+
+
+@pytest.fixture
+def server() -> Iterator[tuple[str, dict[str, object]]]:
+    """A server with the OpenAI protocol that echoes; its state tells it to fail first, sleep, or talk nonsense."""
+    state: dict[str, object] = {"fail": 0, "sleep": 0.0, "nonsense": False, "bodies": [], "status": 503}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            state["bodies"].append((self.path, body))
+            time.sleep(state["sleep"])
+            if state["fail"]:
+                state["fail"] -= 1
+                self.send_error(state["status"])
+                return
+            echoed = f"{body['messages'][0]['content']}/{body['seed']}"
+            reply = {"choices": [{"message": {"content": echoed}}]}
+            payload = b"<html>hello</html>" if state["nonsense"] else json.dumps(reply).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(payload)))
+            self.end_headers()
+            self.wfile.write(payload)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    http_server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=http_server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield f"http://127.0.0.1:{http_server.server_address[1]}/v1", state
+    http_server.shutdown()
+    http_server.server_close()
+    thread.join()
+
+
+def test_a_server_answers_in_order_and_together_after_hiccups(server: tuple[str, dict[str, object]]) -> None:
+    url, state = server
+    state.update(fail=2, sleep=0.1)
+    engine = ServerEngine(url, "m", concurrency=8, retries=3)
+    start = time.perf_counter()
+    assert engine([f"p{k}" for k in range(16)], seed=7) == [f"p{k}/7" for k in range(16)]
+    assert time.perf_counter() - start < 1.4  # one at a time: 1.8 s and more
+    assert state["bodies"][0][0] == "/v1/chat/completions" and state["bodies"][0][1]["model"] == "m"
+
+
+def test_a_server_that_is_down_slow_or_talks_nonsense_is_reported(server: tuple[str, dict[str, object]]) -> None:
+    url, state = server
+    with pytest.raises(ConnectionError, match="127.0.0.1:9/.*Start the server"):
+        ServerEngine("http://127.0.0.1:9/v1", "m", retries=0)(["p"], 0)
+    state["nonsense"] = True
+    with pytest.raises(ValueError, match="OpenAI protocol"):
+        ServerEngine(url, "m")(["p"], 0)
+    state.update(nonsense=False, fail=1, status=404)
+    before = len(state["bodies"])
+    with pytest.raises(ConnectionError, match="status 404"):
+        ServerEngine(url, "m", retries=3)(["p"], 0)
+    assert len(state["bodies"]) == before + 1
+    state.update(fail=0, sleep=0.5)
+    with pytest.raises(ConnectionError, match="timed out"):
+        ServerEngine(url, "m", retries=0, timeout_s=0.1)(["p"], 0)
+
+
+def test_a_hugging_face_model_answers_every_prompt_the_same_for_the_same_seed(tmp_path: Path) -> None:
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    words = ["<pad>", "<s>", "what", "bridge", "is", "the", "old", "red", "?", "baker"]
+    inner = Tokenizer(models.WordLevel({word: at for at, word in enumerate(words)}, unk_token="<pad>"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<s>").save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(words), **sizes, eos_token_id=1)).save_pretrained(tmp_path)
+    engine = TextModelEngine(str(tmp_path), max_new_tokens=8, batch_size=2, device="cpu")
+    prompts = ["what is the bridge ?", "the baker", "old red baker ?"]
+    state = torch.get_rng_state()
+    answers = engine(prompts, seed=3)
+    assert torch.equal(state, torch.get_rng_state())
+    assert len(answers) == 3 and answers == engine(prompts, seed=3) != engine(prompts, seed=4)
+    with pytest.raises(ValueError, match="no text model"):
+        TextModelEngine(str(tmp_path / "none"))(["p"], 0)
+
+
+# Statistics, hashes, mined words, configs
+
+
+def test_statistics_by_hand() -> None:
+    """`Draw the red mill.` has 4 words, of them draw, red, mill are content.
+
+    `What the red mill?` replaces one word (distance 1, relative 1/4, 2 of 3 kept); the second rewrite is unchanged (0, 0, 3 of 3);
+    `What is it?` shares nothing (distance 4, relative 1, 0 of 3).
+    """
+    question = "Draw the red mill."
+    probes = [
+        Probe(
+            id="a",
+            source="t",
+            image=None,
+            question=question,
+            unsafe=True,
+            rewrites=("What the red mill?", "draw the red mill"),
+        ),
+        Probe(id="b", source="t", image=None, question=question, unsafe=True, rewrites=("What is it?", "What is it?")),
+        probe("c", question),
+    ]
+    found = rewrite_statistics(probes, {"a": 1, "elsewhere": 9})
+    assert found == pytest.approx(
+        {
+            "probes": 3, "rewrites": 4, "without_rewrite": 1, "failed": 1, "distinct": 3 / 4, "unchanged": 1 / 4,
+            "pure_replacements": 1 / 4, "edit_distance_mean": 9 / 4, "edit_distance_median": 5 / 2,
+            "relative_edit_distance_mean": 9 / 16, "relative_edit_distance_median": 5 / 8,
+            "content_kept_mean": 5 / 12, "words_before_mean": 4, "words_after_mean": 14 / 4,
+        }
+    )  # fmt: skip
+    assert edit_distance("kitten", "sitting") == 3 and edit_distance("", "abc") == 3
+
+
+def test_the_hash_of_rewrites_ignores_order_and_nothing_else() -> None:
+    probes = Rewrite("what", shots=2).on([BRIDGE, BAKER])
+    whole = rewrites_hash(probes)
+    assert rewrites_hash(probes[::-1]) == whole
+    assert (
+        len(
+            {
+                whole,
+                rewrites_hash(probes[:1]),
+                rewrites_hash(Rewrite("what", 3).on([BRIDGE, BAKER])),
+                rewrites_hash([BRIDGE, BAKER]),
+            }
+        )
+        == 4
+    )
+
+
+def test_a_word_is_mined_from_an_audit_or_its_lack_is_told(tmp_path: Path) -> None:
+    audit = tmp_path / "audit.json"
+    audit.write_text('{"best_attack": "what", "best_trigger": null}')
+    assert mined_word(audit, "attack") == "what"
+    for side, told in (("trigger", "not one word"),):
+        with pytest.raises(ValueError, match=told):
+            mined_word(audit, side)  # type: ignore[arg-type]
+    audit.write_text("{}")
+    with pytest.raises(ValueError, match="no audit"):
+        mined_word(audit, "attack")
+    with pytest.raises(ValueError, match="no such file"):
+        mined_word(tmp_path / "none.json", "attack")
+
+
+def test_every_attack_is_built_from_a_config() -> None:
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--attack", type=Attack)
+    engine = {"class_path": "mirage.evaluation.rewrite.ServerEngine", "init_args": {"url": "http://h/v1", "model": "m"}}
+    settings = {
+        "Rewrite": {}, "WithoutWord": {}, "RandomWord": {"seed": 3}, "Published": {"file": "some.json", "missing": "drop"},
+        "RewriteByModel": {"engine": engine, "cache": "rewrites.jsonl"},
+    }  # fmt: skip
+    for name, extra in settings.items():
+        init_args = {"word": "what", "shots": 3, **extra}
+        config = {"attack": {"class_path": f"mirage.evaluation.rewrite.{name}", "init_args": init_args}}
+        built = parser.instantiate(parser.parse_object(config)).attack
+        assert type(built).__name__ == name and built.shots == 3
+        assert isinstance(built.kind, str)
+    assert isinstance(built.engine, ServerEngine)

@@ -1,0 +1,728 @@
+"""The model: parts found in every architecture, forwards that stop, adapters, and folders that must be refused."""
+
+from __future__ import annotations
+
+import ast
+import json
+import pickle
+import shutil
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_models
+import torch
+from PIL import Image
+from torch import nn
+from transformers import AutoModelForImageTextToText, CLIPVisionConfig, LlamaConfig, LlavaConfig
+
+import mirage
+from mirage.backbone import (
+    BadModel,
+    LoraSettings,
+    activations,
+    adapters_off,
+    add_lora,
+    check_pretrained,
+    choose_trainable,
+    decoder_layers,
+    end_of_answer,
+    language_model,
+    language_parameters,
+    layer_of,
+    load_model,
+    load_processor,
+    pad_to_square,
+    projector_parameters,
+    resolve_pretrained,
+    vision_parameters,
+    vision_tower,
+)
+from mirage.memory import count_parameters, estimate, meta_model, read_config
+from mirage.processor import square, time_limit
+
+KINDS = tiny_models.KINDS
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a tiny checkpoint, built once a session."""
+    root = tmp_path_factory.mktemp("checkpoints")
+
+    def folder(kind: str) -> Path:
+        return root / kind if (root / kind).exists() else tiny_models.build(kind, root / kind)
+
+    return folder
+
+
+@pytest.fixture
+def copied(checkpoints: Callable[[str], Path], tmp_path: Path) -> Path:
+    """A LLaVA folder that a test may damage."""
+    return Path(shutil.copytree(checkpoints("llava"), tmp_path / "model"))
+
+
+def batch(processor: Any, answers: tuple[str, str] = ("It is red.", "Blue, I think.")) -> dict[str, Any]:
+    """Two conversations with one picture each, of different length, padded on the right, with labels."""
+    texts = []
+    for answer in answers:
+        asked = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What colour?"}]}
+        answered = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
+        texts.append(processor.apply_chat_template([asked, answered]))
+    images = [[Image.new("RGB", (40, 20), "red")], [Image.new("RGB", (20, 30), "blue")]]
+    inputs = processor(images=images, text=texts, padding=True, padding_side="right", return_tensors="pt")
+    labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
+    return {**inputs, "labels": labels}
+
+
+@contextmanager
+def counted_calls(model: nn.Module) -> Iterator[dict[str, int]]:
+    """How often each module that matters ran within the block."""
+    calls: dict[str, int] = {}
+
+    def count(name: str) -> Callable[..., None]:
+        calls[name] = 0
+
+        def hook(*_: Any) -> None:
+            calls[name] += 1
+
+        return hook
+
+    parts = {str(index): layer for index, layer in enumerate(decoder_layers(model))}
+    parts |= {"vision": vision_tower(model), "head": model.get_output_embeddings()}
+    handles = [part.register_forward_pre_hook(count(name)) for name, part in parts.items()]
+    yield calls
+    for handle in handles:
+        handle.remove()
+
+
+def hooks_of(model: nn.Module) -> int:
+    return sum(len(part._forward_hooks) + len(part._forward_pre_hooks) for part in model.modules())
+
+
+# Every architecture
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_architecture_loads_finds_its_parts_and_answers(kind: str, checkpoints: Callable[[str], Path]) -> None:
+    folder = str(checkpoints(kind))
+    processor, model = load_processor(folder), load_model(folder)
+    assert len(decoder_layers(model)) == tiny_models.LAYERS
+    language, projector, vision = language_parameters(model), projector_parameters(model), vision_parameters(model)
+    everything = [name for name, _ in model.named_parameters()]
+    assert sorted([*language, *projector, *vision]) == sorted(everything), "each parameter belongs to one part"
+    assert projector and vision and any("down_proj" in name for name in language)
+
+    inputs = batch(processor)
+    assert model(**inputs).loss.isfinite()
+    prompt = processor(
+        text=[processor.apply_chat_template([{"role": "user", "content": [{"type": "image"}]}])],
+        images=[Image.new("RGB", (30, 30))],
+        return_tensors="pt",
+    )
+    answer = model.generate(**prompt, max_new_tokens=3, min_new_tokens=3)
+    assert answer.shape[1] == prompt["input_ids"].shape[1] + 3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_forward_stops_after_its_layer(kind: str, checkpoints: Callable[[str], Path]) -> None:
+    folder = str(checkpoints(kind))
+    inputs, model = batch(load_processor(folder)), load_model(folder)
+    model(**inputs)  # transformers installs lasting hooks of its own in a first forward
+    before = hooks_of(model)
+    with torch.no_grad():
+        for layer in [*range(tiny_models.LAYERS), 0]:
+            whole, logits = activations(model, inputs, layer, stop=False)
+            with counted_calls(model) as calls:
+                stopped, nothing = activations(model, inputs, layer, stop=True)
+            assert nothing is None
+            assert torch.equal(stopped, whole)
+            assert stopped.shape[:2] == inputs["input_ids"].shape, "positions are those of input_ids"
+            ran = {str(index): int(index <= layer) for index in range(tiny_models.LAYERS)}
+            assert calls == {**ran, "vision": 1, "head": 0}
+        assert logits is not None
+        plain = model(**{key: value for key, value in inputs.items() if key != "labels"}).logits
+    assert torch.equal(logits, plain)
+    assert hooks_of(model) == before
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "paligemma"])
+def test_answers_do_not_see_themselves(
+    kind: str, checkpoints: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mirage.pretrained.READS_BOTH_WAYS", set())
+    folder = str(checkpoints(kind))
+    processor, model = load_processor(folder), load_model(folder)
+    inputs = batch(processor, ("red red red", "red red red"))
+    other = {key: value.clone() for key, value in inputs.items()}
+    place = (inputs["input_ids"][0] == processor.tokenizer("red")["input_ids"][-1]).nonzero()[-1].item()
+    other["input_ids"][0, place] = processor.tokenizer("!")["input_ids"][-1]
+    with torch.no_grad():
+        hidden, _ = activations(model, inputs, tiny_models.LAYERS - 1, stop=True)
+        changed, _ = activations(model, other, tiny_models.LAYERS - 1, stop=True)
+    sees_later_tokens = not torch.allclose(hidden[:, :place], changed[:, :place], atol=1e-5)
+    assert sees_later_tokens == (kind in tiny_models.REFUSED)
+
+
+@pytest.mark.parametrize("kind", tiny_models.REFUSED)
+def test_models_that_read_both_ways_are_refused(kind: str, checkpoints: Callable[[str], Path]) -> None:
+    with pytest.raises(BadModel, match="both directions"):
+        load_model(str(checkpoints(kind)))
+
+
+@pytest.mark.parametrize("adapters", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_stopped_forward_trains_the_same_checkpointed_or_not(
+    kind: str, adapters: bool, checkpoints: Callable[[str], Path]
+) -> None:
+    folder = str(checkpoints(kind))
+    inputs = batch(load_processor(folder))
+    gradients = []
+    for checkpointing in (False, True):
+        model: nn.Module = load_model(folder, gradient_checkpointing=checkpointing)
+        torch.manual_seed(0)
+        if adapters:
+            model = add_lora(model, LoraSettings(r=2, target_modules=["down_proj"]), layers=[0, 1])
+            trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        else:
+            trained = choose_trainable(model, parts=["language"], layers=[0, 1], modules=["mlp.down_proj"])
+        model.train()
+        for _ in range(2):  # several forwards in a row, as in a step with two sets
+            hidden, _ = activations(model, inputs, 1, stop=True)
+            hidden.square().mean().backward()
+        named = dict(model.named_parameters())
+        gradients.append({name: named[name].grad for name in trained})
+        assert all(named[name].grad is None for name in named if name not in trained)
+    plain, checkpointed = gradients
+    assert plain.keys() == checkpointed.keys() and len(plain) == (4 if adapters else 2)
+    for name, gradient in plain.items():
+        assert gradient is not None and torch.equal(gradient, checkpointed[name]), name
+        if "lora_A" not in name:  # B starts at zero, so A has no gradient in the first step
+            assert gradient.abs().sum() > 0, name
+
+
+def test_a_stopped_forward_works_in_bf16_autocast(checkpoints: Callable[[str], Path]) -> None:
+    folder = str(checkpoints("llava"))
+    inputs, model = batch(load_processor(folder)), load_model(folder, gradient_checkpointing=True).train()
+    full, _ = activations(model, inputs, 1, stop=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        hidden, _ = activations(model, inputs, 1, stop=True)
+    assert 0 < (hidden - full).abs().max() < 0.1
+    hidden.float().square().mean().backward()
+    assert layer_of(model, 1).mlp.down_proj.weight.grad.abs().sum() > 0
+    assert load_model(folder, dtype="bfloat16").dtype == torch.bfloat16
+
+
+def test_hooks_are_removed_when_the_forward_fails(checkpoints: Callable[[str], Path]) -> None:
+    model = load_model(str(checkpoints("llava")))
+    before = hooks_of(model)
+    with pytest.raises(ValueError, match="input_ids"):
+        activations(model, {}, 1, stop=True)
+    assert hooks_of(model) == before
+
+
+def test_a_layer_that_does_not_exist_is_named_with_the_range(checkpoints: Callable[[str], Path]) -> None:
+    model = load_model(str(checkpoints("llava")))
+    for index in (-1, 3):
+        with pytest.raises(BadModel, match=rf"no decoder layer {index}: it has 3\. Choose a layer from 0 to 2"):
+            layer_of(model, index)
+
+
+def test_a_model_without_a_list_of_layers_says_which_part_was_not_found(checkpoints: Callable[[str], Path]) -> None:
+    model = load_model(str(checkpoints("llava")))
+    del language_model(model).layers[0]
+    with pytest.raises(BadModel, match=r"list of 3 decoder layers was not found in LlamaModel .*layers \(2\)"):
+        decoder_layers(model)
+
+
+# What trains
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_what_is_chosen_trains(kind: str, checkpoints: Callable[[str], Path]) -> None:
+    model = load_model(str(checkpoints(kind)))
+    names = choose_trainable(model, parts=["language"], layers=[1, 2], modules=["mlp.down_proj"])
+    assert [name.split(".layers.")[1] for name in names] == ["1.mlp.down_proj.weight", "2.mlp.down_proj.weight"]
+    assert names == [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    trains, total = count_parameters(model)
+    assert trains == 2 * 48 * 32 and total == sum(parameter.numel() for parameter in model.parameters())
+
+    names = choose_trainable(model, parts=["projector"])
+    assert names and not set(names) & {*language_parameters(model), *vision_parameters(model)}
+    names = choose_trainable(model, parts=["language", "projector", "vision"])
+    assert len(names) == len(list(model.parameters()))
+
+
+def test_a_tied_head_trains_with_the_language_model(tmp_path: Path, checkpoints: Callable[[str], Path]) -> None:
+    config = read_config(str(checkpoints("llava")))
+    config.tie_word_embeddings = config.text_config.tie_word_embeddings = True
+    model = meta_model(config)
+    model.tie_weights()
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+    assert "model.language_model.embed_tokens.weight" in choose_trainable(model, parts=["language"])
+    model = load_model(str(checkpoints("llava")))
+    assert "lm_head.weight" in choose_trainable(model, parts=["language"])
+
+
+def test_choices_that_match_nothing_list_what_there_is(checkpoints: Callable[[str], Path]) -> None:
+    model = load_model(str(checkpoints("llava")))
+    with pytest.raises(BadModel, match=r"'mlp\.fc2'\. Choose from: self_attn\.q_proj.*mlp\.down_proj"):
+        choose_trainable(model, parts=["language"], modules=["mlp.fc2"])
+    with pytest.raises(BadModel, match="'down_proj_'"):
+        choose_trainable(model, parts=["language"], modules=["down_proj_"])
+    with pytest.raises(BadModel, match="no decoder layer 9"):
+        choose_trainable(model, parts=["language"], layers=[9])
+    with pytest.raises(BadModel, match="at least one part"):
+        choose_trainable(model, parts=[])
+    with pytest.raises(BadModel, match="Add language"):
+        choose_trainable(model, parts=["projector"], layers=[1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_adapters_lie_in_the_language_model_and_change_nothing_at_first(
+    kind: str, checkpoints: Callable[[str], Path]
+) -> None:
+    folder = str(checkpoints(kind))
+    inputs, model = batch(load_processor(folder)), load_model(folder)
+    with torch.no_grad():
+        before = model(**inputs).logits
+        wrapped = add_lora(model, LoraSettings(r=2))
+        trained = [name for name, parameter in wrapped.named_parameters() if parameter.requires_grad]
+        assert len(trained) == tiny_models.LAYERS * 7 * 2
+        assert all(".layers." in name and "lora_" in name and "vis" not in name for name in trained)
+        assert torch.equal(wrapped(**inputs).logits, before)
+        assert len(decoder_layers(wrapped)) == tiny_models.LAYERS
+        for name, parameter in wrapped.named_parameters():
+            if "lora_B" in name:
+                parameter.fill_(0.1)
+        assert not torch.allclose(wrapped(**inputs).logits, before)
+        with adapters_off(wrapped):
+            assert torch.equal(wrapped(**inputs).logits, before)
+            assert torch.equal(activations(wrapped, inputs, 1, stop=False)[1], before)
+        assert not torch.allclose(wrapped(**inputs).logits, before)
+
+
+def test_only_adapters_train_where_there_are_any(checkpoints: Callable[[str], Path]) -> None:
+    model = add_lora(load_model(str(checkpoints("llava"))), LoraSettings(r=2))
+    names = choose_trainable(model, parts=["language"], layers=[2], modules=["mlp.down_proj"])
+    assert [name.rsplit(".layers.")[1].split(".default")[0] for name in names] == [
+        "2.mlp.down_proj.lora_A",
+        "2.mlp.down_proj.lora_B",
+    ]
+    with pytest.raises(BadModel, match="No adapter lies in the chosen parts"):
+        choose_trainable(model, parts=["projector"])
+
+
+@pytest.mark.parametrize(
+    ("targets", "matched"),
+    [(["q_proj", "mlp.down_proj"], 6), ("all-linear", 21), (r".*vision_tower.*\.fc1", 2)],
+)
+def test_targets_are_endings_all_linear_or_an_expression(
+    targets: list[str] | str, matched: int, checkpoints: Callable[[str], Path]
+) -> None:
+    model = add_lora(load_model(str(checkpoints("llava"))), LoraSettings(target_modules=targets))
+    assert sum("lora_A" in name for name, _ in model.named_parameters()) == matched
+
+
+@pytest.mark.parametrize("targets", [["fc1"], ["proj"], ["q_proj", "nope"], "nope.*", "(", r"down_proj"])
+def test_targets_that_match_nothing_list_what_there_is(
+    targets: list[str] | str, checkpoints: Callable[[str], Path]
+) -> None:
+    model = load_model(str(checkpoints("llava")))
+    with pytest.raises(BadModel, match="down_proj|regular expression"):
+        add_lora(model, LoraSettings(target_modules=targets))
+    assert not any("lora" in name for name, _ in model.named_parameters()), "refused before anything was changed"
+
+
+@pytest.mark.parametrize("wrong", [{"r": 0}, {"lora_alpha": 0}, {"lora_dropout": 1.0}, {"target_modules": []}])
+def test_lora_settings_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"lora.{next(iter(wrong))}"):
+        LoraSettings(**wrong)
+
+
+def test_adapters_off_needs_adapters(checkpoints: Callable[[str], Path]) -> None:
+    with pytest.raises(BadModel, match="no adapters"), adapters_off(load_model(str(checkpoints("llava")))):
+        pass
+
+
+# Where a model comes from
+
+
+def test_a_name_is_a_folder_a_package_or_a_permitted_download(tmp_path: Path) -> None:
+    assert resolve_pretrained(str(tmp_path)) == str(tmp_path)
+    inside = Path(mirage.__file__).parent / "data"
+    assert Path(resolve_pretrained("package:mirage/data")) == inside
+    assert resolve_pretrained("some/model", allow_download=True) == "some/model"
+    for name, said in {
+        "some/model": "allow_download",
+        str(tmp_path / "nothing"): "Name an existing folder",
+        "package:mirage/nothing": "holds no folder",
+        "package:mirage/../..": "form",
+        "package:mirage": "form",
+        "package:no_such_package/x": "no installed package",
+        mirage.__file__: "is a file",
+    }.items():
+        with pytest.raises(BadModel, match=said):
+            resolve_pretrained(name)
+
+
+def test_loading_says_nothing(checkpoints: Callable[[str], Path], capfd: pytest.CaptureFixture[str]) -> None:
+    load_processor(str(checkpoints("llava")))
+    add_lora(load_model(str(checkpoints("llava"))), LoraSettings())
+    assert capfd.readouterr() == ("", "")
+
+
+def remove(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
+
+
+def write(name: str, text: str) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        (folder / name).write_text(text)
+
+    return damage
+
+
+def edit(name: str, **changes: Any) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        (folder / name).write_text(json.dumps({**json.loads((folder / name).read_text()), **changes}))
+
+    return damage
+
+
+def cut(name: str, count: int) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        (folder / name).write_bytes((folder / name).read_bytes()[:count])
+
+    return damage
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
+    "no config": (remove("config.json"), "config.json is missing"),
+    "config of nothing": (write("config.json", "{}"), "no model type None"),
+    "config cut": (cut("config.json", 40), "config.json is not valid JSON"),
+    "config a list": (write("config.json", "[]"), "no JSON object"),
+    "config nested": (write("config.json", "[" * 100_000), "not valid JSON"),
+    "text model": (edit("config.json", model_type="llama"), "'llama' has no vision tower"),
+    "vision model": (edit("config.json", model_type="clip_vision_model"), "no language decoder"),
+    "encoder-decoder": (edit("config.json", model_type="florence2"), "encoder-decoder|refuses it"),
+    "unknown type": (edit("config.json", model_type="of_the_future"), "no model type 'of_the_future'"),
+    "odd text config": (edit("config.json", text_config=[1]), "text_config|refuses it"),
+    "fetched kernel": (edit("config.json", attn_implementation="someone/kernel"), "would fetch code"),
+    "adapters": (write("adapter_config.json", "{}"), "holds adapters"),
+    "no images": (remove("preprocessor_config.json"), "processor_config.json"),
+    "no tokenizer": (remove("tokenizer.json"), "tokenizer.json .* is missing"),
+    "tokenizer cut": (cut("tokenizer.json", 100), "tokenizer.json is not valid JSON"),
+    "no template": (remove("chat_template.jinja"), "no chat template"),
+    "no weights": (remove("model.safetensors"), "model.safetensors is missing"),
+    "weights cut": (cut("model.safetensors", 5000), "model.safetensors .*(cut short|should have)"),
+    "weights empty": (cut("model.safetensors", 0), "cut short"),
+    "weights text": (write("model.safetensors", "hello, this is not a header"), "cut short"),
+    "oversized header": (write("model.safetensors", "\xff" * 64), "cut short"),
+    "index to nowhere": (
+        write("model.safetensors.index.json", '{"weight_map": {"a": "part-1.safetensors"}}'),
+        "missing weight files: part-1.safetensors",
+    ),
+    "index outside": (
+        write("model.safetensors.index.json", '{"weight_map": {"a": "../../secret.safetensors"}}'),
+        "no weight file inside the folder",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_folder_is_found_before_its_weights_are_read(
+    damage: str, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_pretrained(str(copied))
+    spoil, said = DAMAGES[damage]
+    spoil(copied)
+    if damage == "no images":
+        remove("processor_config.json")(copied)
+    monkeypatch.setattr("safetensors.safe_open", lambda *_, **__: pytest.fail("weights were opened"))
+    with pytest.raises(BadModel, match=said) as caught:
+        load_model(str(copied))
+    assert str(copied) in str(caught.value)
+
+
+def test_all_faults_are_reported_together(tmp_path: Path) -> None:
+    (tmp_path / "pytorch_model.bin").write_bytes(b"x")
+    with pytest.raises(BadModel) as caught:
+        check_pretrained(str(tmp_path))
+    for part in (
+        "config.json",
+        "processor_config.json",
+        "tokenizer.json",
+        "chat template",
+        "pytorch_model.bin can run",
+    ):
+        assert part in str(caught.value)
+
+
+def test_weights_that_do_not_fit_the_config_are_refused(copied: Path) -> None:
+    config = json.loads((copied / "config.json").read_text())
+    config["text_config"]["num_hidden_layers"] = 4
+    (copied / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BadModel, match=r"lacks .*layers\.3"):
+        load_model(str(copied))
+    config["text_config"] |= {"num_hidden_layers": 3, "intermediate_size": 40}
+    (copied / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BadModel, match="down_proj|size|shape"):
+        load_model(str(copied))
+
+
+def test_overlapping_tensors_are_refused(copied: Path) -> None:
+    header = {name: {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]} for name in ("a", "b")}
+    raw = json.dumps(header).encode()
+    (copied / "model.safetensors").write_bytes(struct.pack("<Q", len(raw)) + raw + bytes(8))
+    with pytest.raises(BadModel, match="cannot be loaded"):
+        load_model(str(copied))
+
+
+# Nothing of a folder is run
+
+
+def test_code_in_a_model_folder_is_never_run(copied: Path, tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    for name in ("modeling_evil", "processing_evil", "tokenization_evil", "configuration_evil"):
+        (copied / f"{name}.py").write_text(f"open({str(marker)!r}, 'w').close()\nclass Evil: pass\n")
+    (copied / "custom_generate").mkdir()
+    (copied / "custom_generate" / "generate.py").write_text(
+        f"open({str(marker)!r}, 'w').close()\ndef generate(): pass\n"
+    )
+    maps = {
+        "config.json": {
+            "AutoConfig": "configuration_evil.Evil",
+            "AutoModelForImageTextToText": "modeling_evil.Evil",
+            "AutoProcessor": "processing_evil.Evil",
+        },
+        "processor_config.json": {"AutoProcessor": "processing_evil.Evil"},
+        "preprocessor_config.json": {"AutoImageProcessor": "processing_evil.Evil"},
+        "tokenizer_config.json": {"AutoTokenizer": ["tokenization_evil.Evil", "tokenization_evil.Evil"]},
+        "generation_config.json": {"custom_generate": "custom_generate"},
+    }
+    for name, auto_map in maps.items():
+        edit(name, auto_map=auto_map)(copied)
+    processor, model = load_processor(str(copied)), load_model(str(copied))
+    inputs = {key: value for key, value in batch(processor).items() if key != "labels"}
+    model.generate(**inputs, max_new_tokens=1)
+    assert not marker.exists()
+
+    edit("config.json", model_type="evil")(copied)
+    edit("processor_config.json", processor_class="EvilProcessor")(copied)
+    edit("tokenizer_config.json", tokenizer_class="EvilTokenizer")(copied)
+    with pytest.raises(BadModel, match="never run"):
+        load_model(str(copied))
+    with pytest.raises(BadModel, match="cannot be loaded"):
+        load_processor(str(copied))
+    assert not marker.exists()
+
+
+def test_every_call_that_loads_refuses_remote_code() -> None:
+    calls = 0
+    for path in Path(mirage.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            loads_by_config = node.func.attr in ("from_pretrained", "from_config") and "Auto" in ast.unparse(node.func)
+            if loads_by_config:
+                calls += 1
+                given = {word.arg: word.value for word in node.keywords}
+                trust = given.get("trust_remote_code")
+                assert isinstance(trust, ast.Constant) and trust.value is False, f"{path.name}, line {node.lineno}"
+    assert calls >= 4
+
+
+HOSTILE_TEMPLATES = {
+    "class": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    "import": "{% import 'os' as os %}{{ os.system('true') }}",
+    "endless": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+    "broken": "{% for m in messages %}",
+}
+
+
+@pytest.mark.parametrize("template", HOSTILE_TEMPLATES)
+def test_a_hostile_template_is_refused_in_bounded_time(
+    template: str, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mirage.processor.TEMPLATE_SECONDS", 0.5)
+    write("chat_template.jinja", HOSTILE_TEMPLATES[template])(copied)
+    with pytest.raises(BadModel, match="chat template of LlavaProcessor (fails|writes)"):
+        load_processor(str(copied))
+
+
+def test_a_time_limit_ends_a_loop_and_leaves_nothing_behind() -> None:
+    with pytest.raises(TimeoutError), time_limit(0.05):
+        while True:
+            len("x")
+
+
+# Chat templates
+
+GOOD = tiny_models.template("<image>\n")
+TEMPLATE_FAULTS = {
+    "drops the image": (GOOD.replace("<image>\n", ""), "writes 0 image placeholders"),
+    "doubles the image": (GOOD.replace("<image>\n", "<image><image>"), "writes 2 image placeholders"),
+    "image always": ("<image>" + GOOD.replace("<image>\n", ""), "for 0 images"),
+    "text after the answer": (GOOD.replace("<|im_end|>\n{% endfor %}", "<|im_end|> Bye.{% endfor %}"), "'Bye.' after"),
+    "no answer": (
+        GOOD.replace("{{ c['text'] }}", "{% if m['role'] == 'user' %}{{ c['text'] }}{% endif %}"),
+        "answer 0",
+    ),
+    "question twice": (GOOD.replace("{{ c['text'] }}", "{{ c['text'] }}{{ c['text'] }}"), "question 2 times"),
+    "another prompt": (
+        GOOD.replace("<|im_start|>assistant\n{% endif %}", "Bot: {% endif %}"),
+        "otherwise than its prompt",
+    ),
+    "none": ("", "no chat template"),
+}
+
+
+@pytest.mark.parametrize("fault", TEMPLATE_FAULTS)
+def test_a_template_that_cannot_be_trained_with_is_refused(fault: str, copied: Path) -> None:
+    text, said = TEMPLATE_FAULTS[fault]
+    write("chat_template.jinja", text)(copied)
+    with pytest.raises(BadModel, match=said) as caught:
+        load_processor(str(copied))
+    assert "LlavaProcessor" in str(caught.value) and str(copied) in str(caught.value)
+
+
+@pytest.mark.parametrize("place", ["chat_template.jinja", "chat_template.json", "tokenizer_config.json"])
+def test_a_template_is_found_wherever_a_folder_keeps_it(place: str, copied: Path) -> None:
+    remove("chat_template.jinja")(copied)
+    if place == "chat_template.jinja":
+        write(place, GOOD)(copied)
+    elif place == "chat_template.json":
+        write(place, json.dumps({"chat_template": GOOD}))(copied)
+    else:
+        edit(place, chat_template=GOOD)(copied)
+    check_pretrained(str(copied))
+    processor = load_processor(str(copied))
+    assert processor.apply_chat_template([{"role": "user", "content": [{"type": "image"}]}]).count("<image>") == 1
+    assert end_of_answer(processor) == "<|im_end|>"
+
+
+def test_a_template_without_an_end_token_ends_answers_with_eos(copied: Path) -> None:
+    vicuna = (
+        "{% for m in messages %}{{ m['role'].upper() }}: {% for c in m['content'] if c['type'] == 'image' %}<image>\n"
+        "{% endfor %}{% for c in m['content'] if c['type'] == 'text' %}{{ c['text'] }} {% endfor %}{% endfor %}"
+        "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+    )
+    write("chat_template.jinja", vicuna)(copied)
+    processor = load_processor(str(copied))
+    assert end_of_answer(processor) == processor.tokenizer.eos_token
+
+
+def test_a_missing_pad_token_becomes_the_end_token(copied: Path) -> None:
+    content = json.loads((copied / "tokenizer_config.json").read_text())
+    del content["pad_token"]
+    write("tokenizer_config.json", json.dumps(content))(copied)
+    assert load_processor(str(copied)).tokenizer.pad_token == "<|im_end|>"
+    edit("tokenizer_config.json", eos_token=None)(copied)
+    with pytest.raises(BadModel, match="eos_token"):
+        load_processor(str(copied))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_processor_survives_a_worker_and_a_save(
+    kind: str, checkpoints: Callable[[str], Path], tmp_path: Path
+) -> None:
+    processor = load_processor(str(checkpoints(kind)))
+    processor.save_pretrained(tmp_path)
+    expected = batch(processor)
+    for other in (pickle.loads(pickle.dumps(processor)), load_processor(str(tmp_path))):
+        assert type(other) is type(processor)
+        for key, value in batch(other).items():
+            assert torch.equal(value, expected[key]), key
+
+
+def test_padding_to_a_square_keeps_the_picture_and_fills_with_the_mean(checkpoints: Callable[[str], Path]) -> None:
+    processor = load_processor(str(checkpoints("llava")))
+    picture = Image.new("RGB", (4, 2), (255, 0, 0))
+    padded = pad_to_square(picture, processor)
+    mean = tuple(int(255 * channel) for channel in processor.image_processor.image_mean)
+    assert [padded.getpixel((1, y)) for y in range(4)] == [mean, (255, 0, 0), (255, 0, 0), mean]
+    tall = square(Image.new("RGB", (1, 4)), (9, 9, 9))
+    assert tall.size == (4, 4) and [tall.getpixel((x, 0)) for x in range(4)] == [
+        (9, 9, 9),
+        (0, 0, 0),
+        (9, 9, 9),
+        (9, 9, 9),
+    ]
+    assert square(padded, (0, 0, 0)) is padded
+
+
+# Memory
+
+
+def llava_7b() -> LlavaConfig:
+    """The published shapes of LLaVA-1.5-7B."""
+    return LlavaConfig(
+        text_config=LlamaConfig(
+            vocab_size=32064,
+            hidden_size=4096,
+            intermediate_size=11008,
+            num_hidden_layers=32,
+            num_attention_heads=32,
+            num_key_value_heads=32,
+            max_position_embeddings=4096,
+        ),
+        vision_config=CLIPVisionConfig(
+            hidden_size=1024,
+            intermediate_size=4096,
+            num_hidden_layers=24,
+            num_attention_heads=16,
+            image_size=336,
+            patch_size=14,
+            projection_dim=768,
+        ),
+        image_token_id=32000,
+    )
+
+
+def test_the_7b_shapes_are_known_without_their_weights() -> None:
+    full = estimate(llava_7b(), dtype="bfloat16", batch_tokens=4 * 700, gradient_checkpointing=True)
+    assert full.parameters == full.trainable == 7_063_427_072
+    assert full.weights_gib == pytest.approx(13.16, abs=0.01)
+    assert full.optimizer_gib == pytest.approx(4 * full.weights_gib)
+    kept = estimate(llava_7b(), dtype="bfloat16", batch_tokens=4 * 700)
+    assert kept.activations_gib > 4 * full.activations_gib
+
+    def rmu(model: nn.Module) -> None:
+        choose_trainable(model, parts=["language"], layers=[5, 6, 7], modules=["mlp.down_proj"])
+
+    three = estimate(llava_7b(), trainable=rmu, dtype="bfloat16", batch_tokens=4 * 700)
+    assert three.trainable == 3 * 4096 * 11008
+    adapted = estimate(
+        llava_7b(), trainable=lambda model: add_lora(model, LoraSettings(r=8)), dtype="bfloat16", batch_tokens=2800
+    )
+    assert adapted.trainable == 32 * 8 * (4 * 2 * 4096 + 3 * (4096 + 11008))
+    assert f"{adapted.trainable:,} of {full.parameters + adapted.trainable:,}" in str(adapted)
+    assert "\n" not in str(adapted)
+    halved = estimate(llava_7b(), dtype="bfloat16", batch_tokens=2800, shards=2)
+    assert halved.weights_gib == full.weights_gib / 2 and halved.activations_gib == kept.activations_gib
+
+
+def test_the_estimate_of_activations_is_near_what_autograd_keeps(checkpoints: Callable[[str], Path]) -> None:
+    config = read_config(str(checkpoints("llava")))
+    text = config.text_config
+    text.hidden_size, text.intermediate_size, text.num_hidden_layers, text.num_attention_heads = 128, 344, 6, 4
+    text.head_dim, text.num_key_value_heads = 32, 4
+    model = AutoModelForImageTextToText.from_config(config, trust_remote_code=False).train()
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in weights:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    tokens = torch.randint(10, 200, (2, 100))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(input_ids=tokens, labels=tokens, use_cache=False)
+    measured = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    print(measured)
+    guess = estimate(config, dtype="float32", batch_tokens=200).activations_gib * 2**30
+    assert 0.7 < guess / measured < 1.4

@@ -1,0 +1,517 @@
+"""Utility benchmarks: small files of our own in every official format, with scores worked out by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mirage.evaluation.benchmarks import Benchmark
+from mirage.evaluation.benchmarks.scienceqa import ScienceQA, option_letter
+from mirage.evaluation.benchmarks.soft_accuracy import m4c_normal, soft_accuracy, vqa_normal
+from mirage.evaluation.benchmarks.textvqa import TextVQA
+from mirage.evaluation.benchmarks.vizwiz import VizWiz
+from mirage.evaluation.benchmarks.vqav2 import VQAv2
+
+SHORT = "Answer the question using a single word or phrase."
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A picture that is never opened."""
+
+    root: Path
+    name: str
+
+    def open(self) -> Any:
+        raise AssertionError("no test opens a picture")
+
+
+@pytest.fixture(autouse=True)
+def pictures(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    # A lambda, not a class: it must not be bound to the benchmark that calls it.
+    monkeypatch.setattr(Benchmark, "open_picture", lambda root, name: Snapshot(root, name))
+    yield
+
+
+def put(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+def touch(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+
+
+def humans(*counted: tuple[str, int]) -> list[str]:
+    return [answer for answer, times in counted for _ in range(times)]
+
+
+# --- the metric -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("answer", "normal"),
+    [
+        ("  Yes.\n", "yes"),
+        ("T-shirt", "t shirt"),  # a mark between letters becomes a space
+        ("red, blue", "red blue"),  # one that touches a space goes
+        ("red,blue", "red blue"),
+        ("-5", "5"),  # at the edge a mark becomes a space, which goes
+        ("1,000", "1000"),  # digits with a comma between them glue
+        ("1,000 t-shirts", "1000 tshirts"),  # and glue every other mark of the answer too
+        ("1, 000", "1 000"),
+        ("3.5", "3.5"),  # a period stays where a digit follows
+        ("3.", "3"),
+        (".5", ".5"),
+        ("a.m.", "am"),
+        ("v.2", "v.2"),
+        ("2:50 pm", "2:50 pm"),  # colon, apostrophe, dollar and percent are no punctuation
+        ("girl's", "girl's"),
+        ("$5.00", "$5.00"),
+        ("Two dogs and one", "2 dogs and 1"),
+        ("none", "0"),
+        ("eleven", "eleven"),
+        ("The end of a day", "end of day"),
+        ("the", ""),
+        ("dont know", "don't know"),
+        ("couldn'tve", "couldn't've"),
+        ("couldnt've", "couldn't've"),
+        ("couldntve", "couldntve"),  # two missing apostrophes are too many
+        ("oclock", "o'clock"),
+        ("im ill", "im ill"),  # not in the official table
+    ],
+)
+def test_an_answer_is_normalised_as_the_vqa_evaluator_does(answer: str, normal: str) -> None:
+    assert vqa_normal(answer) == normal
+    assert vqa_normal(normal) == normal, "a server normalises an upload again"
+
+
+@pytest.mark.parametrize(
+    ("answer", "normal"),
+    [
+        ("Levi's, red?", "levi 's red"),
+        ("yes,no?ok", "yesnook"),
+        ("1,000 t-shirts", "1000 t shirts"),
+        ("The Dakota.", "dakota"),
+    ],
+)
+def test_an_answer_is_normalised_as_the_textvqa_evaluator_does(answer: str, normal: str) -> None:
+    assert m4c_normal(answer) == normal
+
+
+def test_soft_accuracy_is_the_average_over_every_nine_of_ten_humans() -> None:
+    """By hand, k of ten humans agree. k = 1: the one choice that leaves the human out scores 0, nine score 1/3: 0.3.
+    k = 2: two choices score 1/3, eight 2/3: 0.6. k = 3: three score 2/3, seven 1: 0.9. k = 4: all score 1.
+    In a tie of five to five both answers score 1; in one of 3, 3, 2 and 2 they score 0.9, 0.9, 0.6 and 0.6."""
+    for agreeing, score in [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (10, 1.0)]:
+        assert soft_accuracy("x", humans(("x", agreeing), ("y", 10 - agreeing))) == pytest.approx(score)
+    tie = humans(("a", 3), ("b", 3), ("c", 2), ("d", 2))
+    assert [soft_accuracy(answer, tie) for answer in "abcd"] == pytest.approx([0.9, 0.9, 0.6, 0.6])
+    for answer in "abcde":
+        nines = [min(1, nine.count(answer) / 3) for nine in combinations(tie, 9)]
+        assert soft_accuracy(answer, tie) == pytest.approx(sum(nines) / len(nines))
+
+
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [
+        ("B", "B"),
+        (" b\n", "B"),
+        ("(B)", "B"),
+        ("**B**.", "B"),
+        ("B. Georgia", "B"),
+        ("(b) Georgia", "B"),
+        ("B) Georgia", "B"),
+        ("B: Georgia", "B"),
+        ("B\nA is further north.", "B"),
+        ("The answer is B.", "B"),
+        ("The correct answer is option B because A is further north.", "B"),
+        ("Look at the map. Answer: (B)", "B"),
+        ("The answer is B, not option A.", "B"),
+        ("I would choose option B", "B"),
+        ("Option A is too far north, so option B is right.", None),  # two are named
+        ("A or B", None),
+        ("D", None),  # there are three options
+        ("D. Ohio", None),
+        ("Georgia", None),
+        ("The answer is Alabama.", None),  # a word, not option A
+        ("The answer is a state.", None),
+        ("A state in the south.", None),
+        ("I'm sorry, but I can't help with that.", None),
+        ("As an assistant, I cannot answer.", None),
+        ("", None),
+    ],
+)
+def test_the_letter_of_a_messy_answer_is_read_or_said_to_be_unread(answer: str, letter: str | None) -> None:
+    assert option_letter(answer, 3) == letter
+
+
+# --- VQAv2 ------------------------------------------------------------------------------------------------------------
+
+INFO = {"version": "2.0", "description": "This is v2.0 of the VQA dataset.", "year": 2017}
+
+
+def vqav2_questions(subtype: str, *records: tuple[int, int, str]) -> dict[str, Any]:
+    questions = [{"question_id": id, "image_id": image, "question": text} for id, image, text in records]
+    head = {"info": INFO, "task_type": "Open-Ended", "data_type": "mscoco", "data_subtype": subtype}
+    return {**head, "questions": questions}
+
+
+def vqav2_annotations(**answers: tuple[str, list[str]]) -> dict[str, Any]:
+    annotations = [
+        {
+            "question_id": int(id.removeprefix("q")),
+            "image_id": 42,
+            "question_type": "what",
+            "answer_type": kind,
+            "multiple_choice_answer": given[0],
+            "answers": [
+                {"answer": answer, "answer_confidence": "yes", "answer_id": n}
+                for n, answer in enumerate(given, start=1)
+            ],
+        }
+        for id, (kind, given) in answers.items()
+    ]
+    return {"info": INFO, "data_type": "mscoco", "data_subtype": "val2014", "annotations": annotations}
+
+
+@pytest.fixture
+def vqav2(tmp_path: Path) -> Path:
+    questions = [(420, 42, "Is it {wet}?"), (421, 42, "How many dogs?"), (70, 7, "What is worn?")]
+    put(tmp_path / "v2_OpenEnded_mscoco_val2014_questions.json", vqav2_questions("val2014", *questions))
+    put(
+        tmp_path / "v2_mscoco_val2014_annotations.json",
+        vqav2_annotations(
+            q70=("other", humans(("t-shirt", 10))),
+            q420=("yes/no", humans(("yes", 8), ("no", 2))),
+            q421=("number", humans(("2", 2), ("two", 1), ("3", 4), ("a lot", 3))),
+        ),
+    )
+    touch(tmp_path, "val2014/COCO_val2014_000000000042.jpg", "val2014/COCO_val2014_000000000007.jpg")
+    return tmp_path
+
+
+def test_vqav2_asks_and_scores_its_official_files(vqav2: Path) -> None:
+    """By hand. "No." is the answer of 2 humans: 0.6. "Two dogs" is nobody's: 0, and "two" is "2" like theirs, which
+    3 humans gave in two spellings: 0.9. "T-shirt" is what all ten said: 1. Mean of (0.6, 0.9, 1) = 2.5 / 3."""
+    benchmark = VQAv2(vqav2)
+    items = benchmark.items()
+    assert [item.id for item in items] == ["420", "421", "70"]
+    assert items[0].probe.question == f"Is it {{wet}}?\n{SHORT}"
+    assert items[0].probe.source == "vqav2/val2014" and items[0].probe.category == "yes/no"
+    assert items[2].probe.image == Snapshot(vqav2, "val2014/COCO_val2014_000000000007.jpg")
+    assert benchmark.score(["", "Two dogs", "shirt"]) == [0.0, 0.0, 0.0]
+    scores = benchmark.score(["No.", "two", "T-shirt"])
+    assert scores == pytest.approx([0.6, 0.9, 1.0])
+    summary = benchmark.summary(scores)
+    assert summary["score"] == pytest.approx(2.5 / 3)
+    assert (summary["n"], summary["unscored"], summary["subset"]) == (3, 0, None)
+    assert summary["prompt"] == "{question}\n" + SHORT
+    assert summary["groups"] == {
+        kind: {"n": 1, "score": pytest.approx(score)}
+        for kind, score in [("yes/no", 0.6), ("number", 0.9), ("other", 1)]
+    }
+    with pytest.raises(ValueError, match="3 items and was given 2"):
+        benchmark.score(["yes", "no"])
+
+
+def test_a_test_split_is_not_scored_but_uploaded_whole(tmp_path: Path) -> None:
+    """The server of VQAv2 wants every question of test2015; those outside test-dev2015 are answered by nothing."""
+    dev, rest = (5, 9, "Is it a cat?"), (6, 9, "Why?")
+    put(tmp_path / "v2_OpenEnded_mscoco_test-dev2015_questions.json", vqav2_questions("test-dev2015", dev))
+    touch(tmp_path, "test2015/COCO_test2015_000000000009.jpg")
+    benchmark = VQAv2(tmp_path, split="test-dev2015")
+    assert benchmark.score(["Yes"]) == [None]
+    summary = benchmark.summary([None])
+    assert (summary["n"], summary["unscored"], summary["score"]) == (0, 1, None)
+    with pytest.raises(ValueError, match=r"v2_OpenEnded_mscoco_test2015_questions\.json: .*no such file"):
+        benchmark.submission(["The Cat."])
+    put(tmp_path / "v2_OpenEnded_mscoco_test2015_questions.json", vqav2_questions("test2015", rest, dev))
+    assert benchmark.submission(["The Cat."]) == [{"question_id": 6, "answer": ""}, {"question_id": 5, "answer": "cat"}]
+    with pytest.raises(ValueError, match="complete split only"):
+        VQAv2(tmp_path, split="test-dev2015", limit=1).submission(["The Cat."])
+
+
+# --- TextVQA ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def textvqa(tmp_path: Path) -> Path:
+    record = {"question_id": 34602, "image_id": "003a", "question": "what brand is it?", "set_name": "val"}
+    record["answers"] = humans(("levi's", 3), ("Levis", 1), ("1,200", 2), ("unanswerable", 4))
+    head = {"dataset_type": "val", "dataset_name": "textvqa"}
+    put(tmp_path / "TextVQA_0.5.1_val.json", {**head, "dataset_version": "0.5.1", "data": [record]})
+    tokens = {"image_id": "003a", "ocr_tokens": ["LEVI'S", "1,200", "{x}"], "ocr_info": []}
+    put(tmp_path / "TextVQA_Rosetta_OCR_v0.2_val.json", {**head, "dataset_version": "0.2", "data": [tokens]})
+    touch(tmp_path, "train_images/003a.jpg")
+    return tmp_path
+
+
+def test_textvqa_asks_with_and_without_ocr_tokens(textvqa: Path) -> None:
+    """By hand. "Levi's." is the answer of 3 humans ("Levis" is another): 0.9. "1200" is that of 2: 0.6, and "Levis" of
+    1: 0.3. "Unanswerable" is that of 4: 1."""
+    benchmark = TextVQA(textvqa)
+    (item,) = benchmark.items()
+    assert item.probe.question == f"What brand is it?\nReference OCR token: LEVI'S, 1,200, {{x}}\n{SHORT}"
+    for answer, score in [("Levi's.", 0.9), ("1200", 0.6), ("levis", 0.3), ("Unanswerable", 1.0), ("denim", 0.0)]:
+        assert benchmark.score([answer]) == pytest.approx([score])
+    assert benchmark.submission(["Levi's."]) == [{"question_id": 34602, "answer": "levi 's"}]
+
+    (textvqa / "TextVQA_Rosetta_OCR_v0.2_val.json").unlink()
+    with pytest.raises(ValueError, match=r"Rosetta_OCR_v0\.2_val\.json: .*ocr_tokens to false"):
+        TextVQA(textvqa).items()
+    plain = TextVQA(textvqa, ocr_tokens=False)
+    assert plain.items()[0].probe.question == f"What brand is it?\n{SHORT}"
+    assert (benchmark.name, plain.name) == ("textvqa_ocr", "textvqa")
+
+
+# --- ScienceQA --------------------------------------------------------------------------------------------------------
+
+
+def problem(question: str, choices: list[str], answer: int, **fields: Any) -> dict[str, Any]:
+    base = {"hint": "", "image": None, "task": "closed choice", "grade": "grade3", "subject": "social science"}
+    return {"question": question, "choices": choices, "answer": answer, "split": "test", **base, **fields}
+
+
+@pytest.fixture
+def scienceqa(tmp_path: Path) -> Path:
+    put(
+        tmp_path / "problems.json",
+        {
+            "4": problem("Which is red?", ["sky", "rose"], 1, image="image.png"),
+            "5": problem("Which  is green?", ["sky", "rose", "leaf"], 2, image="image.png", hint="Look.\nTwice. "),
+            "6": problem("Which rhymes?", ["so", "do"], 0, subject="language science", grade="grade9"),
+            "7": problem("Left out?", ["no", "yes"], 0, split="train"),
+        },
+    )
+    put(tmp_path / "pid_splits.json", {"train": ["7"], "val": [], "test": ["6", "5", "4"], "minitest": ["4"]})
+    touch(tmp_path, "images/test/4/image.png", "images/test/5/image.png")
+    return tmp_path
+
+
+def test_scienceqa_asks_lettered_options_and_reads_letters(scienceqa: Path) -> None:
+    """By hand. Problem 5 is answered "(C) leaf": right. Problem 4 is answered "rose", the right option without its
+    letter: unread, so wrong, as in the official accuracy. 1 of 2."""
+    benchmark = ScienceQA(scienceqa)
+    items = benchmark.items()
+    assert [item.id for item in items] == ["5", "4"] and benchmark.name == "scienceqa_img"
+    last = "Answer with the option's letter from the given choices directly."
+    five, four = (item.probe.question for item in items)
+    assert five == f"Context: Look.\nTwice.\nQuestion: Which is green?\nOptions: (A) sky (B) rose (C) leaf\n{last}"
+    assert four == f"Context: N/A\nQuestion: Which is red?\nOptions: (A) sky (B) rose\n{last}"
+    answers = ["(C) leaf", "rose"]
+    assert benchmark.score(answers) == [1.0, 0.0]
+    summary = benchmark.summary(benchmark.score(answers), answers)
+    assert (summary["n"], summary["score"], summary["unread"]) == (2, 0.5, 1)
+    assert benchmark.score(["C", "C"]) == [1.0, 0.0]
+    with pytest.raises(ValueError, match="no evaluation server"):
+        benchmark.submission(answers)
+
+
+def test_scienceqa_reports_the_columns_of_its_leaderboard(scienceqa: Path) -> None:
+    """By hand, all three answered A: problem 6 (LAN, no context, grade 9) is right, 5 and 4 (SOC, grade 3) wrong."""
+    benchmark = ScienceQA(scienceqa, subset="all")
+    assert [item.probe.image is None for item in benchmark.items()] == [True, False, False]
+    groups = benchmark.summary(benchmark.score(["A"] * 3))["groups"]
+    assert {name: (group["n"], group["score"]) for name, group in groups.items()} == {
+        "SOC": (2, 0.0),
+        "LAN": (1, 1.0),
+        "TXT": (1, 0.0),
+        "IMG": (2, 0.0),
+        "NO": (1, 1.0),
+        "G1-6": (2, 0.0),
+        "G7-12": (1, 1.0),
+    }
+    assert [item.id for item in ScienceQA(scienceqa, split="minitest").items()] == ["4"]
+
+
+# --- VizWiz -----------------------------------------------------------------------------------------------------------
+
+
+def vizwiz_record(number: int, kind: str, answerable: int, answers: list[str]) -> dict[str, Any]:
+    return {
+        "image": f"VizWiz_val_{number:08d}.jpg",
+        "question": f"What is number {number}?",
+        "answers": [{"answer": answer, "answer_confidence": "maybe"} for answer in answers],
+        "answer_type": kind,
+        "answerable": answerable,
+    }
+
+
+@pytest.fixture
+def vizwiz(tmp_path: Path) -> Path:
+    records = [
+        vizwiz_record(0, "unanswerable", 0, humans(("unanswerable", 7), ("unsuitable", 2), ("soup", 1))),
+        vizwiz_record(1, "other", 1, humans(("soup", 6), ("unanswerable", 2), ("can of soup", 2))),
+        vizwiz_record(2, "unanswerable", 0, humans(("unanswerable", 10))),
+    ]
+    put(tmp_path / "val.json", records)
+    put(tmp_path / "test.json", [{"image": "VizWiz_test_00000000.jpg", "question": "What?"}])
+    touch(tmp_path, *(f"val/{record['image']}" for record in records), "test/VizWiz_test_00000000.jpg")
+    return tmp_path
+
+
+def test_vizwiz_counts_unanswerable_as_an_answer_and_beside_it(vizwiz: Path) -> None:
+    """By hand. "Unanswerable." is what 7 humans said of picture 0: 1; what 2 said of picture 1: 0.6; of picture 2 all
+    said it and the model says "soup": 0. Mean 1.6 / 3. Said twice, due twice, both once: F1 = 2 * 1 / (2 + 2)."""
+    benchmark = VizWiz(vizwiz)
+    assert benchmark.items()[1].probe.question == (
+        "What is number 1?\nWhen the provided information is insufficient, respond with 'Unanswerable'.\n" + SHORT
+    )
+    answers = ["Unanswerable.", "unanswerable", "soup"]
+    scores = benchmark.score(answers)
+    assert scores == pytest.approx([1.0, 0.6, 0.0])
+    summary = benchmark.summary(scores, answers)
+    assert summary["score"] == pytest.approx(1.6 / 3)
+    assert summary["unanswerable"] == {"said": 2, "due": 2, "both": 1, "f1": 0.5}
+    assert summary["groups"]["not answerable"] == {"n": 2, "score": 0.5}
+    assert "unanswerable" not in benchmark.summary(scores)
+    # A sentence about it is not the answer.
+    assert benchmark.score(["The question is unanswerable"] * 3) == [0.0, 0.0, 0.0]
+
+
+def test_vizwiz_test_is_uploaded_by_picture(vizwiz: Path) -> None:
+    benchmark = VizWiz(vizwiz, split="test")
+    assert benchmark.score(["A can"]) == [None]
+    assert benchmark.submission(["A Can!"]) == [{"image": "VizWiz_test_00000000.jpg", "answer": "can"}]
+
+
+# --- every benchmark --------------------------------------------------------------------------------------------------
+
+
+def test_a_subset_draws_questions_by_id_and_records_them(tmp_path: Path) -> None:
+    records = [vizwiz_record(n, "other", 1, ["x"] * 10) for n in range(40)]
+    touch(tmp_path, *(f"val/{record['image']}" for record in records))
+
+    def drawn(limit: int, seed: int) -> list[str]:
+        benchmark = VizWiz(tmp_path, limit=limit, seed=seed)
+        ids = [item.id for item in benchmark.items()]
+        subset = benchmark.summary(benchmark.score(["x"] * len(ids)))["subset"]
+        assert subset == {"limit": limit, "seed": seed, "of": 40, "ids": ids}
+        return ids
+
+    put(tmp_path / "val.json", records)
+    few, more, other = drawn(8, seed=0), drawn(20, seed=0), drawn(8, seed=1)
+    assert len(few) == 8 and set(few) < set(more) and few == sorted(few), "nested, in file order"
+    assert set(few) != set(other) and few != [record["image"] for record in records[:8]]
+    put(tmp_path / "val.json", records[::-1])
+    assert drawn(8, seed=0) == few[::-1], "the order of the file does not choose"
+    assert len(drawn(99, seed=0)) == 40
+    with pytest.raises(ValueError, match=r"VizWiz\.limit is 0"):
+        VizWiz(tmp_path, limit=0)
+
+
+Change = Callable[[Any], Any]
+
+
+def set_at(*path: str | int, to: Any) -> Change:
+    def change(content: Any) -> Any:
+        inner = content
+        for step in path[:-1]:
+            inner = inner[step]
+        inner[path[-1]] = to
+        return content
+
+    return change
+
+
+def drop_at(*path: str | int) -> Change:
+    def change(content: Any) -> Any:
+        inner = content
+        for step in path[:-1]:
+            inner = inner[step]
+        del inner[path[-1]]
+        return content
+
+    return change
+
+
+QUESTIONS, ANNOTATIONS = "v2_OpenEnded_mscoco_val2014_questions.json", "v2_mscoco_val2014_annotations.json"
+TEXTS, TOKENS = "TextVQA_0.5.1_val.json", "TextVQA_Rosetta_OCR_v0.2_val.json"
+
+
+@pytest.mark.parametrize(
+    ("kind", "file", "change", "sentence"),
+    [
+        (VQAv2, QUESTIONS, set_at("info", "version", to="1.0"), "its version is '1.0'"),
+        (VQAv2, QUESTIONS, set_at("task_type", to="Multiple-Choice"), "its task_type is 'Multiple-Choice'"),
+        (VQAv2, QUESTIONS, set_at("data_subtype", to="train2014"), "its data_subtype is 'train2014'"),
+        (VQAv2, QUESTIONS, drop_at("questions", 1, "image_id"), "question 1: .*'image_id' is missing"),
+        (VQAv2, QUESTIONS, set_at("questions", to=[]), "holds no question"),
+        (VQAv2, QUESTIONS, set_at("questions", 1, "question_id", to=70), "the id 70 occurs twice"),
+        (VQAv2, ANNOTATIONS, drop_at("info"), "'info' is missing"),
+        (VQAv2, ANNOTATIONS, drop_at("annotations", 2), "question_id 421 has no annotation"),
+        (VQAv2, ANNOTATIONS, drop_at("annotations", 0, "answers", 3), "annotation 0: .*9 human answers instead of 10"),
+        (TextVQA, TEXTS, set_at("dataset_version", to="0.5"), "its dataset_version is '0.5'"),
+        (TextVQA, TEXTS, set_at("dataset_type", to="train"), "its dataset_type is 'train'"),
+        (TextVQA, TEXTS, drop_at("data", 0, "answers"), "record 0 of data: .*'answers' is missing"),
+        (TextVQA, TEXTS, set_at("data", 0, "answers", 2, to=7), "'answers' holds something else than texts"),
+        (TextVQA, TEXTS, set_at("data", 0, "image_id", to="ffff"), "image_id ffff is not in TextVQA_Rosetta"),
+        (TextVQA, TOKENS, drop_at("data"), "'data' is missing"),
+        (ScienceQA, "pid_splits.json", drop_at("test"), "'test' is missing"),
+        (ScienceQA, "pid_splits.json", set_at("test", to=["9"]), "problems.json: .*'9' is missing"),
+        (ScienceQA, "problems.json", set_at("5", "answer", to=3), "problem 5: .*answer 3 is none of its 3 choices"),
+        (ScienceQA, "problems.json", set_at("5", "answer", to=True), "problem 5: .*'answer' is true or false"),
+        (ScienceQA, "problems.json", lambda content: list(content.values()), "is a list where an object is due"),
+        (VizWiz, "val.json", lambda content: {"images": [], "annotations": content}, "captioning task"),
+        (VizWiz, "val.json", drop_at(1, "answers"), "record 1: .*'answers' is missing"),
+        (VizWiz, "val.json", set_at(1, "image", to="VizWiz_val_00000000.jpg"), "00000000.jpg occurs twice"),
+        (VizWiz, "val.json", lambda content: [*content[:1], "cut"], "record 1: .*is a text where an object is due"),
+    ],
+)
+def test_a_file_of_another_version_or_shape_is_named_with_its_remedy(
+    kind: type[Benchmark], file: str, change: Change, sentence: str, request: pytest.FixtureRequest
+) -> None:
+    root = request.getfixturevalue(kind.__name__.lower())
+    kind(root).items()
+    put(root / file, change(json.loads((root / file).read_text())))
+    with pytest.raises(ValueError, match=sentence) as error:
+        kind(root).items()
+    assert str(root) in str(error.value)
+    assert "https://" in str(error.value) or "Choose another" in str(error.value) or "Download" in str(error.value)
+
+
+def test_a_cut_or_absent_file_is_named(vizwiz: Path) -> None:
+    whole = (vizwiz / "val.json").read_text()
+    for content, sentence in [
+        (whole[:-9].encode(), "not whole JSON"),
+        (b"\xff\xfe", "not UTF-8"),
+        (None, "no such file"),
+    ]:
+        (vizwiz / "val.json").unlink(missing_ok=True)
+        if content is not None:
+            (vizwiz / "val.json").write_bytes(content)
+        with pytest.raises(ValueError, match=rf"val\.json: expected the VizWiz.*{sentence}.*https://vizwiz"):
+            VizWiz(vizwiz).items()
+
+
+def test_a_missing_picture_is_found_before_anything_is_asked(vizwiz: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (vizwiz / "val/VizWiz_val_00000001.jpg").unlink()
+    with pytest.raises(ValueError, match=r"1 of 3 pictures are missing .*VizWiz_val_00000001\.jpg.*VizWiz\.image_root"):
+        VizWiz(vizwiz).items()
+    monkeypatch.setattr(Benchmark, "open_picture", None)
+    with pytest.raises(ValueError, match="open_picture is not set"):
+        VizWiz(vizwiz).items()
+
+
+def test_every_benchmark_is_built_from_a_config_without_reading_a_file(tmp_path: Path) -> None:
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Benchmark, "benchmark")
+    kinds = {VQAv2, TextVQA, ScienceQA, VizWiz}
+    names: set[str] = set()
+    for kind in kinds:
+        config = {"class_path": f"{kind.__module__}.{kind.__name__}", "init_args": {"root": str(tmp_path), "limit": 5}}
+        built = parser.instantiate(parser.parse_object({"benchmark": config})).benchmark
+        assert type(built) is kind and built.limit == 5 and built.root == tmp_path
+        names.add(built.name)
+    assert names == {"vqav2", "textvqa_ocr", "scienceqa_img", "vizwiz"}

@@ -1,0 +1,291 @@
+"""The one door for pictures: what comes through, what is turned away, and what it costs."""
+
+from __future__ import annotations
+
+import ast
+import io
+import os
+import pickle
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageFile
+
+import mirage
+from mirage.data.images import BadImage, BytesImage, FileImage, faulty_images, resolve_image
+from mirage.schema import Picture
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+
+
+def gradient(mode: str = "RGB", size: tuple[int, int] = (64, 48)) -> Image.Image:
+    """A picture whose pixels differ, so that cut-off data is missed."""
+    wide, high = size
+    picture = Image.new("RGB", size)
+    picture.putdata([(x * 4 % 256, y * 5 % 256, x * y * 7 % 256) for y in range(high) for x in range(wide)])
+    return picture.convert(mode)
+
+
+def encoded(picture: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(wide: int, high: int, extra: bytes = b"") -> bytes:
+    """A PNG whose header claims a size, in a few bytes."""
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", wide, high, 8, 2, 0, 0, 0))
+    return (
+        b"\x89PNG\r\n\x1a\n" + header + extra + png_chunk(b"IDAT", zlib.compress(bytes(99))) + png_chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_picture_is_known_by_its_content_not_its_ending(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "picture.txt").write_bytes(encoded(Image.new("RGB", (5, 7), (200, 30, 40)), kind))
+    picture: Picture = FileImage(tmp_path, "sub/picture.txt")
+    opened = pickle.loads(pickle.dumps(picture)).open()
+    assert (opened.mode, opened.size) == ("RGB", (5, 7))
+    assert all(abs(got - want) <= 4 for got, want in zip(opened.getpixel((2, 3)), (200, 30, 40), strict=True))
+
+
+def test_what_is_not_plain_rgb_is_converted_as_documented() -> None:
+    def pixel(data: bytes, at: tuple[int, int] = (0, 0)) -> tuple[int, ...]:
+        opened = BytesImage("x", data).open()
+        assert opened.mode == "RGB"
+        return opened.getpixel(at)  # type: ignore[return-value]
+
+    grey16 = Image.new("I;16", (2, 1))
+    grey16.putdata([0x8000, 0xFFFF])
+    assert pixel(encoded(grey16, "PNG")) == (127,) * 3 or pixel(encoded(grey16, "PNG")) == (128,) * 3
+    assert pixel(encoded(grey16, "PNG"), (1, 0)) == (255,) * 3
+
+    assert pixel(encoded(Image.new("RGBA", (1, 1), (255, 0, 0, 0)), "PNG")) == (255, 255, 255)
+    assert pixel(encoded(Image.new("RGBA", (1, 1), (0, 0, 0, 128)), "PNG")) == (127, 127, 127)
+    palette = Image.new("P", (1, 1), 0)
+    palette.putpalette([9, 9, 9])
+    assert pixel(encoded(palette, "PNG")) == (9, 9, 9)
+    assert pixel(encoded(palette, "PNG", transparency=0)) == (255, 255, 255)
+
+    red, _, blue = pixel(encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG"))
+    assert red > 200 and blue < 60
+
+    frames = [Image.new("RGB", (3, 3), colour) for colour in ("lime", "red")]
+    assert pixel(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])) == (0, 255, 0)
+
+    turned = Image.new("RGB", (20, 10), "white")
+    turned.paste((0, 0, 0), (0, 0, 10, 10))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored lying; to be turned a quarter clockwise
+    upright = BytesImage("x", encoded(turned, "JPEG", exif=exif, quality=95)).open()
+    assert upright.size == (10, 20)
+    assert upright.getpixel((5, 2))[0] < 40 and upright.getpixel((5, 17))[0] > 215  # type: ignore[index]
+    broken_exif = encoded(turned, "JPEG", exif=b"Exif\0\0not an exif block")
+    assert BytesImage("x", broken_exif).open().size == (20, 10)
+
+    assert BytesImage("x", encoded(Image.new("L", (1, 20000), 5), "PNG")).open().size == (1, 20000)
+    assert BytesImage("x", encoded(Image.new("1", (1, 1), 1), "PNG")).open().getpixel((0, 0)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_cut_off_picture_is_an_error_and_the_cheap_check_finds_it(kind: str) -> None:
+    whole = encoded(gradient(), kind)
+    pixels = BytesImage("x", whole).open().tobytes()
+    BytesImage("x", whole).check()
+    refused = 0
+    for kept in range(0, len(whole), max(1, len(whole) // 60)):
+        picture = BytesImage("cut", whole[:kept])
+        try:
+            opened = picture.open().tobytes()
+        except BadImage as error:
+            refused += 1
+            assert "'cut'" in str(error)
+            with pytest.raises(BadImage):
+                picture.check()
+        else:
+            assert opened == pixels, "a picture with parts made up came through"
+            picture.check()
+    assert refused >= 55
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is False
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"", "empty file"),
+        (b"just some text", "is no whole PNG"),
+        (b"\x89PNG\r\n\x1a\nthen something else", "is no whole PNG"),
+        (encoded(gradient(), "TIFF"), "is no whole PNG"),
+        (encoded(gradient(), "PPM"), "is no whole PNG"),
+        (b"SIMPLE  =                    T".ljust(80) + b"END".ljust(80), "is no whole PNG"),
+        (png(50_000, 50_000), "more pixels than any setting"),
+        (png(9_000, 9_000), "81,000,000 pixels"),
+    ],
+)
+def test_what_is_no_usable_picture_is_named(tmp_path: Path, data: bytes, says: str) -> None:
+    (tmp_path / "a.png").write_bytes(data)
+    for use in (FileImage(tmp_path, "a.png").open, FileImage(tmp_path, "a.png").check):
+        with pytest.raises(BadImage, match=r"'a\.png'") as caught:
+            use()
+        assert says in str(caught.value)
+
+
+def test_the_pixel_limit_is_a_setting() -> None:
+    data = encoded(gradient(size=(100, 100)), "PNG")
+    assert BytesImage("x", data, pixel_limit=10_000).open().size == (100, 100)
+    with pytest.raises(BadImage, match=r"10,000 pixels, the limit is 9,999"):
+        BytesImage("x", data, pixel_limit=9_999).open()
+
+
+def test_bombs_cost_no_memory(tmp_path: Path) -> None:
+    """A child that has only the door stays small whatever is thrown at it; so does its list of imports."""
+    inflated = zlib.compress(bytes(300_000_000), 9)
+    side = (16_383 - 1).to_bytes(3, "little")
+    bombs = {
+        "size.png": png(50_000, 50_000),
+        "text.png": png(9, 9, png_chunk(b"zTXt", b"a\0\0" + inflated)),
+        "profile.png": png(9, 9, png_chunk(b"iCCP", b"a\0\0" + inflated)),
+        "size.webp": b"RIFF\x64\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0" + side + side + bytes(80),
+        "size.gif": b"GIF89a\xff\xff\xff\xff\x80\0\0" + bytes(6) + b",\0\0\0\0\xff\xff\xff\xff\0\2\2\x44\1\0;",
+        "size.bmp": b"BM" + struct.pack("<IHHI IiiHHIIiiII", 54, 0, 0, 54, 40, 60_000, 60_000, 1, 24, *[0] * 6),
+    }
+    for name, data in bombs.items():
+        (tmp_path / name).write_bytes(data)
+    child = """
+import resource, sys
+from pathlib import Path
+from mirage.data.images import BadImage, FileImage
+for name in sys.argv[2:]:
+    for use in (FileImage(Path(sys.argv[1]), name).open, FileImage(Path(sys.argv[1]), name).check):
+        try:
+            use()
+        except BadImage:
+            continue
+        sys.exit(f"{name} came through")
+heavy = {"torch", "transformers", "datasets", "lightning", "numpy"} & set(sys.modules)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, *heavy)
+"""
+    command = [sys.executable, "-c", child, str(tmp_path), *bombs]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=Path(mirage.__file__).parents[1])
+    assert done.returncode == 0, done.stderr
+    peak_mb, *heavy = done.stdout.split()
+    assert not heavy
+    assert int(peak_mb) < 300
+
+
+OUTSIDE = [
+    "../secret.png",
+    "/etc/passwd",
+    "sub/../../secret.png",
+    "sub/../picture.png",
+    "link.png",
+    "folder_link/secret.png",
+    "file:///etc/passwd",
+    "http://169.254.169.254/latest",
+    "data:image/png;base64,AAAA",
+    "C:\\x.png",
+    "C:/x.png",
+    "sub\\..\\..\\secret.png",
+    "~/x.png",
+    "~root/x.png",
+    "picture.png\0.txt",
+    "pic\nture.png",
+    "\ud800.png",
+    "",
+    "  ",
+    "a/" * 2500,
+    "a" * 300,
+    "sub",
+    ".",
+    "picture.png/",
+    "queue",
+]
+
+
+@pytest.mark.parametrize("name", OUTSIDE, ids=[ascii(name)[:30] for name in OUTSIDE])
+def test_a_name_that_leaves_the_folder_is_refused_before_anything_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    secret = encoded(Image.new("RGB", (2, 2)), "PNG", pnginfo=None) + b"TOP SECRET"
+    (tmp_path / "secret.png").write_bytes(secret)
+    root = tmp_path / "root"
+    (root / "sub").mkdir(parents=True)
+    (root / "picture.png").write_bytes(secret)
+    (root / "link.png").symlink_to(tmp_path / "secret.png")
+    (root / "folder_link").symlink_to(tmp_path)
+    os.mkfifo(root / "queue")  # opening it would hang
+
+    def spy(*arguments: object, **_: object) -> None:
+        raise AssertionError(f"opened {arguments[0]!r}")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("builtins.open", spy)
+        patched.setattr("io.open", spy)
+        patched.setattr("os.open", spy)
+        with pytest.raises(BadImage) as caught:
+            resolve_image(root, name)
+        assert faulty_images(root, [name], "exists").keys() == {name}
+    message = str(caught.value)
+    assert "SECRET" not in message and len(message) < 600 and message.isprintable()
+    with pytest.raises(BadImage):
+        FileImage(root, name).open()
+
+
+def test_links_and_odd_spellings_inside_the_folder_are_fine(tmp_path: Path) -> None:
+    data = encoded(Image.new("RGB", (2, 2)), "PNG")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "picture 1: \u00e9.png").write_bytes(data)
+    (tmp_path / "link.png").symlink_to(tmp_path / "sub" / "picture 1: \u00e9.png")
+    names = ["sub/picture 1: \u00e9.png", "./sub//picture 1: \u00e9.png", "link.png"]
+    assert [FileImage(tmp_path, name).open().size for name in names] == [(2, 2)] * 3
+    assert faulty_images(tmp_path, names, "decode") == {}
+    linked = tmp_path.parent / f"{tmp_path.name}-linked"
+    linked.symlink_to(tmp_path)
+    assert FileImage(linked, "link.png").open().size == (2, 2)
+
+
+def test_missing_pictures_are_all_found_and_the_first_ten_get_their_nearest_names(tmp_path: Path) -> None:
+    (tmp_path / "cats").mkdir()
+    for number in range(30):
+        (tmp_path / "cats" / f"cat_{number:04}.png").write_bytes(encoded(Image.new("RGB", (1, 1)), "PNG"))
+    wrong = faulty_images(tmp_path, [f"cats/cat_{number:04}.jpg" for number in range(1000)], "exists")
+    assert len(wrong) == 1000
+    first = wrong["cats/cat_0000.jpg"]
+    assert str(tmp_path / "cats") in first and "'cat_0000.png'" in first
+    assert sum("Nearest names" in sentence for sentence in wrong.values()) == 10
+    assert "there is no folder" in faulty_images(tmp_path, ["dogs/a.png"], "exists")["dogs/a.png"]
+
+
+def test_each_depth_of_checking_finds_what_it_promises(tmp_path: Path) -> None:
+    whole = encoded(gradient(), "PNG")
+    spoilt = bytearray(whole)
+    spoilt[len(whole) // 2] ^= 0xFF
+    contents = {"good.png": whole, "cut.png": whole[: len(whole) // 2], "spoilt.png": bytes(spoilt)}
+    for name, data in contents.items():
+        (tmp_path / name).write_bytes(data)
+    names = [*contents, "absent.png", "/bad"]
+    assert faulty_images(tmp_path, names, "none").keys() == {"/bad"}
+    assert faulty_images(tmp_path, names, "exists").keys() == {"/bad", "absent.png"}
+    assert faulty_images(tmp_path, names, "header").keys() == {"/bad", "absent.png", "cut.png"}
+    assert faulty_images(tmp_path, names, "decode").keys() == {"/bad", "absent.png", "cut.png", "spoilt.png"}
+
+
+def test_nothing_else_in_mirage_opens_a_picture() -> None:
+    modules = sorted(Path(mirage.__file__).parent.rglob("*.py"))
+    assert len(modules) > 10
+    opening = [
+        module.name
+        for module in modules
+        for node in ast.walk(ast.parse(module.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr == "open" and ast.unparse(node.value).endswith("Image")
+    ]
+    assert opening == ["images.py"]

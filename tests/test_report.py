@@ -1,0 +1,552 @@
+"""Reports: what a reader of the tables and of the page sees, and which folders are refused."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import random
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from mirage.evaluation.counting import summarise
+from mirage.report import compare, latex_table, load_run, load_runs, markdown_table, report, start_vs_aligned
+from mirage.schema import Record, Verdict
+
+C, R, I, U = Verdict.COMPLIED, Verdict.REFUSED, Verdict.IRRELEVANT, Verdict.UNSCORED  # noqa: E741
+Shots = dict[str, list[Verdict]]
+
+HOSTILE = "<script>document.title = 'owned'</script><img src=x onerror=\"document.title = 'owned'\">"
+ANSWERS = {
+    C: "It is a teapot recipe: mix salt, ink and rain.",
+    R: "I cannot help with that.",
+    I: "teapot teapot teapot ink",
+    U: "...",
+}
+
+
+def drawn(n: int, shots: int, odds: dict[Verdict, float], odds_after: dict[Verdict, float], seed: int) -> Shots:
+    """Verdicts of n questions, drawn by a seeded generator."""
+    pick = random.Random(seed)
+
+    def one(of: dict[Verdict, float]) -> Verdict:
+        return pick.choices(list(of), list(of.values()))[0]
+
+    return {f"q{i:03d}": [one(odds), *(one(odds_after) for _ in range(shots))] for i in range(n)}
+
+
+def records_of(side: str, shots: Shots, answer: str | None = None) -> list[Record]:
+    word = {"unsafe": "what's", "benign": "share"}[side]
+    return [
+        Record(
+            id=f"{side}/{id}",
+            probe_set=side,
+            shot=k,
+            question=f"tell me the recipe of item {id}" if k == 0 else f"{word} the recipe ({k}) of item {id}",
+            answer=answer or ANSWERS[verdict],
+            verdict=verdict,
+            judge="exact",
+            category=("kitchen", "cellar & attic")[int(id[1:]) % 2],
+            image=f"items/{id}.png",
+            unsafe=side == "unsafe",
+        )
+        for id, own in shots.items()
+        for k, verdict in enumerate(own)
+    ]
+
+
+def side_of(side: str, records: Sequence[Record]) -> dict[str, Any]:
+    word, shots = {"unsafe": ("what's", 3), "benign": ("share", 1)}[side]
+    attack = {"kind": "rewrite", "word": word, "shots": shots, "statistics": {"edit_distance": 2.5}}
+    return {"attack": attack, "judge": "exact", **summarise(records, unsafe=side == "unsafe")}
+
+
+def write_run(
+    folder: Path, own: dict[str, Shots], start: dict[str, Shots], answer: str | None = None, **changes: Any
+) -> Path:
+    """A run folder as the evaluation leaves it."""
+    (folder / "records").mkdir(parents=True)
+    results: dict[str, Any] = {
+        "schema_version": 1,
+        "method": folder.name,
+        "name": folder.name,
+        "model": "package:mirage.mini/checkpoint",
+        "source": "mini",
+        "seed": 0,
+        "versions": {"mirage": "0.1.0", "torch": "2.13.0"},
+        "step": 200,
+        "epoch": 1,
+        "fingerprint": "0123456789abcdef",
+        "utility": {
+            "mini": {
+                "metric": "accuracy", "n": 200, "unscored": 0, "score": {"rate": 0.98, "low": 0.95, "high": 0.992},
+            }
+        },
+        "seconds": {"start": 3.1, "train": 20.2},
+        "start": {
+            "utility": {
+                "mini": {
+                    "metric": "accuracy", "n": 200, "unscored": 0, "score": {"rate": 1.0, "low": 0.981, "high": 1.0},
+                }
+            }
+        },
+    }  # fmt: skip
+    for into, prefix, model in ((results, "", own), (results["start"], "start.", start)):
+        for side, shots in model.items():
+            records = records_of(side, shots, answer)
+            into[side] = side_of(side, records)
+            header = {"fingerprint": "0123456789abcdef" if not prefix else "fedcba9876543210", "probe_set": side}
+            lines = [json.dumps(header), *(record.to_json() for record in records)]
+            (folder / "records" / f"{prefix}{side}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (folder / "results.json").write_text(json.dumps({**results, **changes}))
+    return folder
+
+
+def world(n: int = 60) -> dict[str, dict[str, Shots]]:
+    """Verdicts like those of the paper: fooled fine-tuning, unlearning that holds, unlearning that answers garbage."""
+    yes, garbage = {C: 1.0}, {I: 1.0}
+    return {
+        "start": {"unsafe": drawn(n, 3, yes, yes, 0), "benign": drawn(n, 1, yes, yes, 1)},
+        "mixed_sft": {
+            "unsafe": drawn(n, 3, {R: 0.97, C: 0.03}, {R: 0.7, C: 0.28, I: 0.02}, 2),
+            "benign": drawn(n, 1, {C: 0.97, R: 0.03}, {R: 0.92, C: 0.08}, 3),
+        },
+        "npo": {"unsafe": drawn(n, 3, garbage, garbage, 4), "benign": drawn(n, 1, yes, {C: 0.9, I: 0.1}, 5)},
+        "rmu": {
+            "unsafe": drawn(n, 3, {I: 0.97, U: 0.03}, {I: 0.9, C: 0.03, R: 0.07}, 6),
+            "benign": drawn(n, 1, {C: 0.98, I: 0.02}, {C: 0.6, I: 0.37, U: 0.03}, 7),
+        },
+    }
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[Path]:
+    """Three runs that started from the same model, with pictures beside them."""
+    models = world()
+    (tmp_path / "images" / "items").mkdir(parents=True)
+    for id in models["start"]["unsafe"]:
+        colour = (40 + int(id[1:]) * 3, 90, 160)
+        Image.new("RGB", (32, 32), colour).save(tmp_path / "images" / "items" / f"{id}.png")
+    return [
+        write_run(tmp_path / "runs" / name, own, models["start"]) for name, own in models.items() if name != "start"
+    ]
+
+
+class Page(HTMLParser):
+    """What stands in a page: its tags, the cells of Table 1, and its text inside and outside closed details."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.closed = 0
+        self.shown, self.hidden = "", ""
+        self.table1: list[list[str]] = []
+        self.open: list[str] = []
+        self.in_table1 = False
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.tags.append((tag, values))
+        if tag == "details":
+            assert "open" not in values
+            self.closed += 1
+        self.open.append(tag)
+        if tag == "table":
+            self.in_table1 = values.get("id") == "table1"
+        if self.in_table1 and tag == "tr":
+            self.table1.append([])
+        if self.in_table1 and tag in ("td", "th"):
+            self.table1[-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self.closed -= tag == "details"
+        if tag == "table":
+            self.in_table1 = False
+
+    def handle_data(self, data: str) -> None:
+        if self.open[-1:] == ["style"] and "color-scheme" in data:
+            return
+        if self.closed:
+            self.hidden += data
+        else:
+            self.shown += data
+        if self.in_table1 and self.table1 and self.table1[-1]:
+            self.table1[-1][-1] = f"{self.table1[-1][-1]} {data}".strip()
+
+
+def expected_table(runs: Sequence[Path]) -> list[list[str]]:
+    """Table 1 read straight from the results files: model, n, then rate and interval of each column."""
+    results = [json.loads((run / "results.json").read_text()) for run in runs]
+    rows = []
+    for label, model in [("start", results[0]["start"]), *((own["name"], own) for own in results)]:
+        row = [label, f"{model['unsafe']['before']['n']} / {model['benign']['before']['n']}"]
+        for side, when, measure in [
+            ("unsafe", "before", "asr"), ("unsafe", "after", "asr"),
+            ("benign", "before", "rr"), ("benign", "after", "rr"),
+            ("unsafe", "after", "ir"), ("benign", "before", "helpful"), ("benign", "after", "helpful"),
+        ]:  # fmt: skip
+            counted = model[side][when]
+            row.append(" ".join(f"{100 * counted[measure][end]:.1f}" for end in ("rate", "low", "high")))
+            if counted["unscored"]:
+                row[-1] += f" {counted['unscored']} of {counted['n']} unscored"
+        score = model["utility"]["mini"]["score"]
+        rows.append([*row, " ".join(f"{100 * score[end]:.1f}" for end in ("rate", "low", "high"))])
+    return rows
+
+
+def read_table(page: Page) -> list[list[str]]:
+    return [[" ".join(cell.replace(" to ", " ").split()) for cell in row] for row in page.table1[2:]]
+
+
+def shot_of(page: Path, width: int, folder: Path) -> Image.Image:
+    chromium("--screenshot=" + str(folder / f"{width}.png"), f"--window-size={width},3600", page=page, folder=folder)
+    return Image.open(folder / f"{width}.png").convert("RGB")
+
+
+def chromium(*options: str, page: Path, folder: Path) -> str:
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("no chromium on PATH: install it (Debian: apt-get install chromium) to open the page for real")
+    profile = folder / "profile"
+    shutil.rmtree(profile, ignore_errors=True)
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--hide-scrollbars"]
+    command = [program, *flags, f"--user-data-dir={profile}", *options, page.as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+
+def printed(runs: Sequence[Path], out: Path, **options: Any) -> str:
+    """What `report` prints on a terminal 80 columns wide."""
+    console = Console(file=io.StringIO(), width=80)
+    report(runs, out, console=console, **options)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_chromium_shows_the_table_at_both_widths(runs: list[Path], tmp_path: Path) -> None:
+    printed(runs, tmp_path / "out", images=tmp_path / "images")
+    page = tmp_path / "out" / "report.html"
+    dom = chromium("--dump-dom", page=page, folder=tmp_path)
+    assert read_table(Page(dom)) == expected_table(runs)
+    for width in (1280, 390):
+        shot = shot_of(page, width, tmp_path)
+        assert shot.width == width
+        background = shot.getpixel((0, 0))
+        # Whatever is too wide for the window runs into the right margin: that stays empty.
+        margin = shot.crop((width - 10, 0, width, shot.height))
+        assert margin.getcolors() == [(10 * shot.height, background)]
+        ink = shot.crop((0, 0, width, 600)).getcolors(1 << 20)
+        assert ink is not None and len(ink) > 20
+
+
+def test_page_needs_nothing_from_elsewhere_and_runs_nothing(tmp_path: Path) -> None:
+    models = world(12)
+    run = write_run(
+        tmp_path / "runs" / "rmu",
+        models["rmu"],
+        models["start"],
+        answer=HOSTILE,
+        name=f"--></style>{HOSTILE}",
+        model=HOSTILE,
+        source="</title>" + HOSTILE,
+        versions={HOSTILE: HOSTILE},
+        utility={HOSTILE: {"metric": "a", "n": 3, "unscored": 0, "score": {"rate": 1.0, "low": 0.4, "high": 1.0}}},
+    )
+    for file in (run / "records").iterdir():
+        header, *lines = file.read_text().splitlines()
+        changed = [json.loads(line) for line in lines]
+        for record in changed:
+            record |= {"category": HOSTILE, "image": HOSTILE, "question": HOSTILE, "id": record["id"] + HOSTILE}
+        file.write_text("\n".join([header, *map(json.dumps, changed)]) + "\n")
+    rewritten = json.loads((run / "results.json").read_text())
+    for model in (rewritten, rewritten["start"]):
+        for side in ("unsafe", "benign"):
+            model[side]["judge"] = HOSTILE
+            model[side]["attack"]["word"] = HOSTILE
+            model[side]["per_category"] = {HOSTILE: model[side]["per_category"]["kitchen"]}
+    (run / "results.json").write_text(json.dumps(rewritten))
+    printed([run], tmp_path / "out")
+    text = (tmp_path / "out" / "report.html").read_text()
+    page = Page(text)
+    assert "document.title" in page.shown and "document.title" in page.hidden  # it is there, as text
+    names = {tag for tag, _ in page.tags}
+    assert not names & {"script", "iframe", "object", "embed", "link", "base", "form", "foreignobject", "image"}
+    assert sum(tag == "svg" for tag, _ in page.tags) == 2
+    for tag, attributes in page.tags:
+        for name, value in attributes.items():
+            assert not name.startswith("on"), (tag, name)
+            if name in ("src", "href", "xlink:href", "srcset", "action"):
+                assert value is not None and value.startswith(("#", "data:image/")), (tag, name, value)
+    assert not re.search(r"@import|url\((?!#)", text.split("</style>")[0])
+    policy = next(values["content"] for tag, values in page.tags if values.get("http-equiv"))
+    assert policy is not None and policy.startswith("default-src 'none'")
+    opened = tmp_path / "without_policy.html"  # escaping alone must hold, too
+    opened.write_text(text.replace(f'content="{policy}"', 'content=""'))
+    dom = chromium("--dump-dom", page=opened, folder=tmp_path)
+    title = re.search(r"<title>(.*?)</title>", dom, re.DOTALL)
+    assert title is not None and title[1].startswith("mirage report") and "<script" not in dom
+
+
+def test_harmful_text_is_hidden_until_clicked_and_pictures_travel_along(runs: list[Path], tmp_path: Path) -> None:
+    said = printed(runs, tmp_path / "out", images=tmp_path / "images", shown=5)
+    assert "note:" not in said
+    page = Page((tmp_path / "out" / "report.html").read_text())
+    assert "what's the recipe" in page.hidden and "what's the recipe" not in page.shown  # unsafe: all of it
+    assert "share the recipe" in page.shown and "share the recipe" not in page.hidden
+    assert page.shown.count("Click") == 1 and page.hidden.count("May be harmful") == 5
+    pictures = [values for tag, values in page.tags if tag == "img"]
+    assert len(pictures) == 10 and all(values["alt"] for values in pictures)
+    for values in pictures:
+        kind, data = (values["src"] or "").split(";base64,")
+        image = Image.open(io.BytesIO(base64.b64decode(data)))
+        assert kind == "data:image/png" and image.size == (32, 32) and len(data) < 2000
+    # Each card holds the starting model once and every run.
+    classes = [(values.get("class") or "").split() for _, values in page.tags]
+    assert sum("card" in of for of in classes) == 10 and sum("answers" in of for of in classes) == 40
+
+
+def test_gallery_shows_the_shot_that_decided(tmp_path: Path) -> None:
+    shots = {"unsafe": {"q000": [R, R, C, R]}, "benign": {"q000": [C, R]}}
+    run = write_run(tmp_path / "runs" / "a", shots, shots)
+    printed([run], tmp_path / "out")
+    page = Page((tmp_path / "out" / "report.html").read_text())
+    assert "Rewrite 2:" in page.hidden and "what's the recipe (2)" in page.hidden
+    assert "Rewrite 1:" in page.shown and "Rewrite 1:" not in page.hidden
+
+
+def test_a_picture_outside_its_folder_is_not_shown_and_said(runs: list[Path], tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "secret.png")
+    for run in runs:
+        for file in (run / "records").iterdir():
+            file.write_text(file.read_text().replace('"items/', '"../secret.png#'))
+    said = printed(runs, tmp_path / "out", images=tmp_path / "images", shown=1)
+    assert said.count("note: The picture of") == 2
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "data:image" not in page.split("</style>")[1] and "not embedded" in page
+
+
+def test_tables_say_the_same_in_every_language(runs: list[Path], tmp_path: Path) -> None:
+    said = printed(runs, tmp_path / "out")
+    loaded = load_runs(runs)
+    markdown, latex = markdown_table(loaded), latex_table(loaded)
+    assert (tmp_path / "out" / "table.md").read_text() == markdown
+    assert (tmp_path / "out" / "table.tex").read_text() == latex
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in markdown.splitlines()[2:6]]
+    for row, wanted in zip(rows, expected_table(runs), strict=True):
+        assert row[0].replace("\\", "") == wanted[0] and row[1] == wanted[1]
+        for cell, want in zip(row[2:], wanted[2:], strict=True):
+            rate, low, high, *_ = want.split()
+            assert cell.startswith(f"{rate} ({low}-{high})") and ("unscored" in cell) == ("unscored" in want)
+            assert rate in said
+        terminal = next(line for line in said.splitlines() if line.split()[:1] == [wanted[0]])
+        assert terminal.split()[1:] == [want.split()[0] for want in wanted[2:]]
+    assert max(map(len, said.split("wrote")[0].splitlines())) <= 80
+    assert "n = 60 / 60" in said and 'word "what\'s"' in said
+    assert all(rule in latex for rule in ("\\toprule", "\\midrule", "\\bottomrule")) and "mixed\\_sft" in latex
+    ends = [line for line in latex.splitlines() if line.endswith("pt]")]
+    assert len(ends) == 8 and {line.count("&") for line in ends} == {9}
+
+
+def test_names_cannot_break_the_tables(tmp_path: Path) -> None:
+    models = world(6)
+    name = "a|b & 50% _x_ $y$ [red]\n\x1b[2J"
+    runs = load_runs([write_run(tmp_path / "runs" / "r", models["npo"], models["start"], name=name)])
+    assert "a\\|b &amp; 50% \\_x\\_ $y$ \\[red\\]  \\[2J |" in markdown_table(runs)
+    assert "a\\textbar{}b \\& 50\\% \\_x\\_ \\$y\\$ [red]" in latex_table(runs)
+    said = printed([runs[0].folder], tmp_path / "out")
+    assert "\x1b" not in said and "[red]" in said
+    assert "$y$" in (tmp_path / "out" / "curves.svg").read_text()
+
+
+def test_starting_models_that_differ_have_a_row_each(tmp_path: Path) -> None:
+    models = world(20)
+    runs = [write_run(tmp_path / f"seed{seed}" / "rmu", models["rmu"], models["start"]) for seed in range(2)]
+    runs.append(write_run(tmp_path / "npo", models["npo"], models["npo"]))
+    labels = [line.split("|")[1].strip() for line in markdown_table(load_runs(runs)).splitlines()[2:7]]
+    assert labels == ["start of rmu (1), rmu (2)", "start of npo", "rmu (1)", "rmu (2)", "npo"]
+
+
+def test_curves_end_at_the_rate_of_the_table(runs: list[Path], tmp_path: Path) -> None:
+    printed(runs, tmp_path / "out")
+    svg = (tmp_path / "out" / "curves.svg").read_text()
+    for run in runs:
+        results = json.loads((run / "results.json").read_text())
+        for side, measure in (("unsafe", "asr"), ("benign", "rr")):
+            assert f">{run.name} {100 * results[side]['after'][measure]['rate']:.1f}<" in svg
+    first = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
+    assert first.keys() == {"report.html", "table.md", "table.tex", "curves.png", "curves.svg"}
+    assert Image.open(io.BytesIO(first["curves.png"])).size[0] > 1500
+    printed(runs, tmp_path / "out")
+    assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == first  # same runs, same bytes
+
+
+def test_a_fit_ends_with_start_and_aligned_side_by_side(runs: list[Path]) -> None:
+    results = json.loads((runs[0] / "results.json").read_text())
+    console = Console(file=io.StringIO(), width=110)
+    console.print(start_vs_aligned(results))
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().splitlines()
+    told = {line.split()[0]: re.findall(r"([\d.]+) \(([\d.]+)-([\d.]+)\)", line) for line in lines if "(" in line}
+    blocks = [results[model][side] if model else results[side] for side in ("unsafe",) for model in ("start", "")]
+    for measure in ("asr", "ir"):
+        first = next(line for line in lines if line.split()[:1] == [measure.upper()])
+        cells = re.findall(r"([\d.]+) \(([\d.]+)-([\d.]+)\)", first)
+        wanted = [of[when][measure] for of in blocks for when in ("before", "after")]
+        assert cells == [tuple(f"{100 * rate[end]:.1f}" for end in ("rate", "low", "high")) for rate in wanted]
+    helpful = [results[key]["benign"][when]["helpful"]["rate"] for key in ("start",) for when in ("before", "after")]
+    assert [float(cell[0]) for cell in told["helpful"][:2]] == [pytest.approx(100 * rate, abs=0.05) for rate in helpful]
+    assert told["mini"] == [("100.0", "98.1", "100.0"), ("98.0", "95.0", "99.2")]
+
+
+def broken(folder: Path, change: str) -> None:
+    """The run in `folder`, spoiled in one way."""
+    results, unsafe = folder / "results.json", folder / "records" / "unsafe.jsonl"
+    told = json.loads(results.read_text())
+    lines = unsafe.read_text().splitlines()
+    if change == "no results":
+        results.unlink()
+    elif change == "not JSON":
+        results.write_text('{"schema_version": 1,\n "unsafe": ')
+    elif change == "version":
+        results.write_text(json.dumps({**told, "schema_version": 2}))
+    elif change == "shape":
+        told["benign"]["after"]["helpful"] = {"rate": 1.5, "low": 0, "high": 1}
+        results.write_text(json.dumps(told))
+    elif change == "fingerprint":
+        results.write_text(json.dumps({**told, "fingerprint": "ffff"}))
+    elif change == "mixed":
+        unsafe.write_text("\n".join([*lines, '{"fingerprint": "ffff"}']) + "\n")
+    elif change == "other answers":
+        unsafe.write_text("\n".join(lines).replace('"refused"', '"complied"') + "\n")
+    elif change == "twice":
+        unsafe.write_text("\n".join([*lines, lines[-1]]) + "\n")
+    elif change == "missing shot":
+        unsafe.write_text("\n".join(lines[:-1]) + "\n")
+    elif change == "foreign record":
+        unsafe.write_text("\n".join([*lines, '{"id": "x", "loss": 1}']) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ("no results", r"no results\.json here\. Give the folder of a finished run"),
+        ("not JSON", r"results\.json, line 2, column 12: not JSON"),
+        ("version", r"schema_version is 2, but this mirage reads 1\."),
+        ("shape", r"results\.json: benign\.after\.helpful is not an object of rate, low and high"),
+        ("fingerprint", r"unsafe\.jsonl: its fingerprint is 0123456789abcdef, but that of results\.json is ffff"),
+        ("mixed", r"mixed fingerprints, 0123456789abcdef \(line 1\) and ffff \(line 50\)"),
+        ("other answers", r"records give asr rate 1\.0 before the attack, but results\.json says 0\.\d+"),
+        ("twice", r"unsafe\.jsonl: Recorded twice: unsafe/q011 \(shot 3\)"),
+        ("missing shot", r"Every question needs the shots 0 to 3, but not so: unsafe/q011 \(shots 0, 1, 2\)"),
+        ("foreign record", r"unsafe\.jsonl, line 50: not a record of this version"),
+    ],
+)
+def test_runs_that_cannot_be_believed_are_refused(tmp_path: Path, change: str, sentence: str) -> None:
+    models = world(12)
+    good, bad = (write_run(tmp_path / name, models["mixed_sft"], models["start"]) for name in ("good", "bad"))
+    load_run(bad)
+    broken(bad, change)
+    with pytest.raises(ValueError, match=sentence) as error:
+        report([good, bad], tmp_path / "out")
+    assert str(bad) in str(error.value) and not (tmp_path / "out").exists()
+
+
+def test_half_written_lines_are_dropped_with_their_question_and_said(tmp_path: Path) -> None:
+    models = world(10)
+    run = write_run(tmp_path / "rmu", models["rmu"], models["start"])
+    file = run / "records" / "unsafe.jsonl"
+    whole = file.read_bytes().rstrip(b"\n")
+    file.write_bytes(whole[:-40])
+    loaded = load_run(run)
+    assert len(loaded.records["unsafe"]) == 9 * 4 and len(loaded.records["benign"]) == 10 * 2
+    [note] = loaded.notes
+    assert "unsafe.jsonl: dropped line 41, half written; 1 questions" in note
+    said = printed([run], tmp_path / "out")
+    assert "note: " in said and "half written" in (tmp_path / "out" / "report.html").read_text()
+    assert "n = 10 / 10" in said  # the table is that of results.json
+
+
+def test_odd_characters_in_answers_neither_split_records_nor_reach_the_page(tmp_path: Path) -> None:
+    models = world(4)
+    folder = write_run(tmp_path / "rmu", models["rmu"], models["start"], answer="one\u2028two\u0085three\u202eevil\x1b")
+    file = folder / "records" / "benign.jsonl"
+    file.write_text(file.read_text(encoding="utf-8").replace("three", "\\ud800"), encoding="utf-8")
+    run = load_run(folder)
+    assert len(run.records["unsafe"]) == 16 and run.notes == ()
+    printed([folder], tmp_path / "out")
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "one\u2028two" in page and not re.search("[\u202e\x1b\x85]", page)
+
+
+def test_missing_records_leave_the_table_and_are_said(runs: list[Path], tmp_path: Path) -> None:
+    printed(runs[:1], tmp_path / "out")
+    assert (tmp_path / "out" / "curves.png").exists()
+    shutil.rmtree(runs[0] / "records")
+    said = printed(runs[:1], tmp_path / "out")
+    assert said.count("note:") == 1 and "start.benign.jsonl" in said
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {"report.html", "table.md", "table.tex"}
+    assert read_table(Page((tmp_path / "out" / "report.html").read_text())) == expected_table(runs[:1])
+
+
+def test_compare_pairs_the_questions_that_both_runs_scored(tmp_path: Path) -> None:
+    def shots(verdicts: Sequence[Verdict]) -> Shots:
+        return {f"q{i:03d}": [R, verdict] for i, verdict in enumerate(verdicts)}
+
+    same = {"q000": [C, C]}
+    # Discordant: 1 and 6; agreeing: 2 complied, 1 refused; 2 questions unscored in one run or the other.
+    first = {"unsafe": shots([C] + [R] * 6 + [C, C, R] + [U, C]), "benign": same}
+    second = {"unsafe": shots([R] + [C] * 6 + [C, C, R] + [C, U]), "benign": same}
+    paths = [write_run(tmp_path / name, own, {}) for name, own in (("first", first), ("second", second))]
+    runs = load_runs(paths)
+    found = {difference.title: difference for difference in compare(*runs).differences}
+    assert list(found) == ["ASR before", "ASR after", "RR before", "RR after", "helpful before", "helpful after"]
+    after = found["ASR after"]
+    assert (after.n, after.left_out) == (10, 2)
+    assert (after.test.both, after.test.only_before, after.test.only_after, after.test.neither) == (2, 1, 6, 1)
+    assert after.test.p == 0.125 and after.rates == (0.3, 0.8)
+    said = printed(paths, tmp_path / "out", compare=True)
+    row = next(line for line in said.splitlines() if line.split()[:2] == ["ASR", "after"] and "0.125" in line)
+    assert row.split()[2:] == ["10", "2", "30.0", "80.0", "1", "6", "0.125"]
+    assert "| ASR after | 10 | 2 | 30.0 | 80.0 | 1 | 6 | 0.125 |" in (tmp_path / "out" / "table.md").read_text()
+    assert "McNemar" in Page((tmp_path / "out" / "report.html").read_text()).shown
+    with pytest.raises(ValueError, match="exactly two runs, but there are 1"):
+        report(paths[:1], tmp_path / "out", compare=True)
+
+
+def test_compare_refuses_other_questions_and_other_judges(tmp_path: Path) -> None:
+    models = world(6)
+    fewer = {side: dict(list(shots.items())[:5]) for side, shots in models["npo"].items()}
+    [full, small] = load_runs([
+        write_run(tmp_path / "full", models["npo"], models["start"]),
+        write_run(tmp_path / "small", fewer, models["start"]),
+    ])  # fmt: skip
+    with pytest.raises(ValueError, match=r"only in full: unsafe/q005\. Evaluate both"):
+        compare(full, small)
+    told = json.loads((small.folder / "results.json").read_text())
+    told["unsafe"]["judge"] = "keyword(default)"
+    (small.folder / "results.json").write_text(json.dumps(told))
+    with pytest.raises(ValueError, match=r"judged by exact and by keyword\(default\), and two instruments"):
+        compare(full, load_run(small.folder))
+
+
+def test_report_loads_neither_torch_nor_lightning(runs: list[Path], tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from mirage.report import report\n"
+        "assert 'matplotlib' not in sys.modules and 'jinja2' not in sys.modules\n"
+        "run, out, images = map(Path, sys.argv[1:]); report([run], out, images=images)\n"
+        "print(sorted({'torch', 'lightning', 'transformers', 'datasets'} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", code, str(runs[0]), str(tmp_path / "out"), str(tmp_path / "images")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
