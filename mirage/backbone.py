@@ -127,7 +127,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _refuse_partial(where: str, report: Mapping[str, Any]) -> None:
-    """transformers fills weights that a checkpoint lacks with random numbers; here that is an error."""
+    """Refuses a checkpoint that does not cover the model: transformers would fill the rest with random numbers."""
     for key, fault in (("missing_keys", "lacks"), ("mismatched_keys", "has the wrong shape for")):
         names = sorted(str(entry[0] if isinstance(entry, tuple) else entry) for entry in report.get(key, ()))
         if names:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ TRAINING = {
     "test": "the same, under Lightning's other name",
 }
 COMMANDS = {
-    "table": ("mirage.commands.table", "compare finished runs in one table"),
+    "report": ("mirage.commands.report", "tables, curves and one HTML page from finished runs"),
     "mini": ("mirage.commands.mini", "build the embedded checkpoint: mirage mini build --out DIR"),
 }
 
@@ -70,7 +71,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         return run([command, *with_shipped_configs(rest)])
     if command in COMMANDS:
-        return int(importlib.import_module(COMMANDS[command][0]).run(rest) or 0)
+        try:
+            importlib.import_module(COMMANDS[command][0]).run(rest)
+        except (ValueError, FileNotFoundError) as error:  # faults of the input: one sentence, no traceback
+            if os.environ.get("MIRAGE_TRACEBACK"):
+                raise
+            print(f"mirage: {error}", file=sys.stderr)
+            return 1
+        return 0
     from difflib import get_close_matches
 
     near = get_close_matches(command, [*TRAINING, *COMMANDS], 1)

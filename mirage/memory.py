@@ -15,10 +15,12 @@ GIB = 2**30
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 ADAMW_BYTES = 8  # two float32 moments for each trainable parameter
 
-# What a decoder layer keeps for its backward pass, in elements per token: multiples of the hidden size (norms in
-# float32, queries, keys, values, attention output, residuals) and of the feed-forward width (gate, up, their product).
-KEPT_PER_HIDDEN = 14
+# What a decoder layer keeps of each token for its backward pass, as counted with saved-tensor hooks on Llama: so many
+# times the hidden size (queries, keys, values, attention output, residuals), the feed-forward width (gate, up,
+# activation, product), and the hidden size once more in float32 for each of its two norms.
+KEPT_PER_HIDDEN = 8
 KEPT_PER_INTERMEDIATE = 4
+NORM_BYTES_PER_HIDDEN = 8
 LOSS_BYTES_PER_LOGIT = 8  # a float32 copy and its gradient, beside the logits themselves
 
 
@@ -133,6 +135,6 @@ def _activation_bytes_per_token(config: PreTrainedConfig, size: int, gradient_ch
     text = config.get_text_config(decoder=True)
     hidden, layers = text.hidden_size, text.num_hidden_layers
     intermediate = getattr(text, "intermediate_size", None) or 4 * hidden
-    layer = size * (KEPT_PER_HIDDEN * hidden + KEPT_PER_INTERMEDIATE * intermediate)
+    layer = size * (KEPT_PER_HIDDEN * hidden + KEPT_PER_INTERMEDIATE * intermediate) + NORM_BYTES_PER_HIDDEN * hidden
     stack = layers * size * hidden + layer if gradient_checkpointing else layers * layer
     return int(stack + text.vocab_size * (size + LOSS_BYTES_PER_LOGIT))

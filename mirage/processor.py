@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -52,21 +53,47 @@ def _load(where: str, revision: str, local_files_only: bool) -> Any:
     from transformers import AutoProcessor, ProcessorMixin
 
     get_attributes = ProcessorMixin.__dict__["get_attributes"]
-
-    def attributes_without_video(cls: type[ProcessorMixin]) -> list[str]:
-        return [name for name in get_attributes.__func__(cls) if "video" not in name]
-
-    # A processor class asks itself which parts to load. Changed for the duration of the call only; the object keeps
-    # its class, so that it can be pickled, saved and named in messages like any other.
-    ProcessorMixin.get_attributes = classmethod(attributes_without_video)  # type: ignore[assignment, method-assign]
+    # A processor class is asked which parts it has while it loads; the answer is changed for the time of this call.
+    without_video = classmethod(lambda cls: _without_video(get_attributes.__func__(cls)))
+    ProcessorMixin.get_attributes = without_video  # type: ignore[assignment, method-assign]
     try:
-        return AutoProcessor.from_pretrained(  # type: ignore[no-untyped-call]
+        processor = AutoProcessor.from_pretrained(  # type: ignore[no-untyped-call]
             where, revision=revision, local_files_only=local_files_only, trust_remote_code=False, backend="pil"
         )
     except Exception as error:  # a damaged folder raises anything from KeyError to RuntimeError
         raise BadModel(f"{where}: its processor cannot be loaded ({first_line(error)}). Repair its files.") from error
     finally:
         ProcessorMixin.get_attributes = get_attributes  # type: ignore[method-assign]
+    kind = type(processor)
+    if isinstance(processor, ProcessorMixin) and kind.get_attributes() != _without_video(kind.get_attributes()):
+        processor.__class__ = _images_only(kind)  # type: ignore[arg-type]
+    return processor
+
+
+def _without_video(parts: list[str]) -> list[str]:
+    return [part for part in parts if "video" not in part]
+
+
+@cache
+def _images_only(kind: Any) -> Any:
+    """The processor class that differs from `kind` in having no video processor to save, compare or print."""
+
+    def get_attributes(cls: type) -> list[str]:
+        return _without_video(kind.get_attributes())
+
+    def reduce(self: Any) -> tuple[Any, ...]:
+        return _rebuild, (kind, self.__dict__)
+
+    body = {"get_attributes": classmethod(get_attributes), "__reduce__": reduce, "__module__": kind.__module__}
+    return type(kind.__name__, (kind,), body)
+
+
+def _rebuild(kind: type, state: dict[str, Any]) -> Any:
+    """The processor that a loader worker receives: a class made at run time cannot be pickled by its name."""
+    made = _images_only(kind)
+    processor = made.__new__(made)
+    processor.__dict__.update(state)
+    return processor
 
 
 class Rendered(NamedTuple):
@@ -133,7 +160,7 @@ def end_of_answer(processor: Any) -> str:
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Ends Python code in the block with a TimeoutError once it has run for `seconds`.
+    """Ends a Python function called in the block with a TimeoutError once `seconds` have passed.
 
     A chat template is someone else's program and may loop for ever; it is compiled to Python, so a trace function
     sees each of its lines, in any thread and without leaving a process behind.

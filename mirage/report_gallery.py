@@ -60,6 +60,8 @@ class Gallery(NamedTuple):
 
 
 class Thumbnail(NamedTuple):
+    """A picture small enough to stand in the page."""
+
     uri: str
     pixel_art: bool
 

@@ -197,12 +197,21 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     results = run.results
     facts = [("folder", str(run.folder))]
     facts += [
-        (key, str(results[key])) for key in ("method", "model", "source", "seed", "epoch", "step") if key in results
+        (key, str(results[key]))
+        for key in ("method", "model", "source", "seed", "epoch", "step", "checkpoint")
+        if key in results
     ]
     for side in SIDES:
         if results.get(side):
             facts.append((f"{side} attack", attack_of(results[side])))
             facts.append((f"{side} judge", str(results[side].get("judge", "unknown"))))
+            drawn = results[side].get("limit")
+            if drawn is not None:
+                facts.append((f"{side} subset", f"{drawn} questions, drawn with seed {results[side].get('seed')}"))
+            for key in ("generation", "fingerprint"):
+                if results[side].get(key):
+                    value = results[side][key]
+                    facts.append((f"{side} {key}", value if isinstance(value, str) else json.dumps(value)))
             statistics = (results[side].get("attack") or {}).get("statistics")
             if statistics:
                 facts.append((f"{side} rewrites", json.dumps(statistics)))

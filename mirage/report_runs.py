@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -90,16 +90,14 @@ def load_runs(paths: Sequence[Path]) -> list[Run]:
 
 
 def labelled(runs: Sequence[Run]) -> list[Run]:
-    """The runs with unique labels: a name that occurs twice gives way to the folder's, then gets a number."""
-    names = [run.label for run in runs]
-    named = [run.folder.name if names.count(run.label) > 1 else run.label for run in runs]
-    unique = [
-        f"{name} ({named[:i].count(name) + 1})" if named.count(name) > 1 else name for i, name in enumerate(named)
-    ]
-    return [
-        Run(folder=run.folder, label=label, results=run.results, records=run.records, notes=run.notes)
-        for run, label in zip(runs, unique, strict=True)
-    ]
+    """The runs with unique labels: where a name occurs twice, the folder's, then two folders', then a number."""
+    labels = [run.label for run in runs]
+    for parts in (1, 2):
+        longer = ["/".join(run.folder.resolve().parts[-parts:]) for run in runs]
+        labels = [own if labels.count(label) > 1 else label for label, own in zip(labels, longer, strict=True)]
+    numbered = [f"{label} ({labels[:i].count(label) + 1})" for i, label in enumerate(labels)]
+    labels = [own if labels.count(label) > 1 else label for label, own in zip(labels, numbered, strict=True)]
+    return [replace(run, label=label) for run, label in zip(runs, labels, strict=True)]
 
 
 def starts(runs: Sequence[Run]) -> list[Start]:

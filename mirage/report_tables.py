@@ -25,6 +25,7 @@ class Column(NamedTuple):
 
     @property
     def title(self) -> str:
+        """Both lines of the column's head in one."""
         return f"{self.head} {self.under}"
 
 

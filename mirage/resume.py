@@ -163,14 +163,14 @@ class WorldCheck(Callback):
 
 
 def refuse_other_weights(module: LightningModule, state: Mapping[str, Any]) -> None:
-    """Nothing, if `state` fits the module: all of it, or all that trains where `module.strict_loading` is False.
+    """Nothing, if `state` fits the module: all of it, or what trains and the module's own buffers if not strict.
 
     Raises:
         BadCheckpoint: If a key is missing, unknown, or of another shape; counts and the first three of each.
     """
     own: dict[str, Any] = dict(module.state_dict())
     trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
-    needed = own if module.strict_loading else own.keys() & trained
+    needed = own if module.strict_loading else own.keys() & (trained | dict(module.named_buffers(recurse=False)).keys())
     kinds = {
         "missing": [name for name in needed if name not in state],
         "unknown": [name for name in state if name not in own],

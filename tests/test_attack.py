@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from mirage.evaluation.attack import Attack, opening_word
+from mirage.evaluation.attack_words import words
 from mirage.evaluation.rewrite import (
     Published,
     RandomWord,
@@ -32,10 +33,13 @@ from mirage.schema import Probe
 
 CASES = [json.loads(line) for line in (Path(__file__).parent / "data" / "rewrites.jsonl").read_text().splitlines()]
 QUESTIONS = [case["question"] for case in CASES]
-WORDS = (
-    "what share how why who where when which can could would is are do does did should may have please describe explain tell give "
-    "list provide identify write create help try look use in based if let i banana what's who's can't"
-).split()
+WORDS = sorted(
+    words(
+        "what share how why who where when which can could would is are do does did should may have please describe "
+        "explain tell give list provide identify write create help try look use in based if let i banana what's who's "
+        "can't"
+    )
+)
 ASKING = re.compile(r"^(what|how|why|who|where|when|which|can|could|would|is|are|do|does|did|should|may|have)\b")
 
 
@@ -224,7 +228,7 @@ def test_a_published_file_that_does_not_fit_is_refused_by_record(tmp_path: Path)
     ):
         with pytest.raises(ValueError, match=told):
             Published("what", write(tmp_path, records)).on(probes)
-    with pytest.raises(ValueError, match="has 1 rewrites .* attack.shots is 3"):
+    with pytest.raises(ValueError, match=r"has 1 rewrites .* attack.shots is 3"):
         Published("what", write(tmp_path, [record("a", instruction="What?")]), shots=3).on(probes)
     with pytest.raises(ValueError, match="no such file"):
         Published("what", tmp_path / "none.json").on(probes)
@@ -364,7 +368,7 @@ def test_a_server_answers_in_order_and_together_after_hiccups(server: tuple[str,
 
 def test_a_server_that_is_down_slow_or_talks_nonsense_is_reported(server: tuple[str, dict[str, object]]) -> None:
     url, state = server
-    with pytest.raises(ConnectionError, match="127.0.0.1:9/.*Start the server"):
+    with pytest.raises(ConnectionError, match=r"127.0.0.1:9/.*Start the server"):
         ServerEngine("http://127.0.0.1:9/v1", "m", retries=0)(["p"], 0)
     state["nonsense"] = True
     with pytest.raises(ValueError, match="OpenAI protocol"):
@@ -407,8 +411,8 @@ def test_a_hugging_face_model_answers_every_prompt_the_same_for_the_same_seed(tm
 def test_statistics_by_hand() -> None:
     """`Draw the red mill.` has 4 words, of them draw, red, mill are content.
 
-    `What the red mill?` replaces one word (distance 1, relative 1/4, 2 of 3 kept); the second rewrite is unchanged (0, 0, 3 of 3);
-    `What is it?` shares nothing (distance 4, relative 1, 0 of 3).
+    `What the red mill?` replaces one word (distance 1, relative 1/4, 2 of 3 kept); the second rewrite is unchanged
+    (0, 0, 3 of 3); `What is it?` shares nothing (distance 4, relative 1, 0 of 3).
     """
     question = "Draw the red mill."
     probes = [
@@ -454,11 +458,12 @@ def test_the_hash_of_rewrites_ignores_order_and_nothing_else() -> None:
 
 def test_a_word_is_mined_from_an_audit_or_its_lack_is_told(tmp_path: Path) -> None:
     audit = tmp_path / "audit.json"
-    audit.write_text('{"best_attack": "what", "best_trigger": null}')
+    audit.write_text('{"attack_word": "what", "overprudence_word": null}')
     assert mined_word(audit, "attack") == "what"
-    for side, told in (("trigger", "not one word"),):
-        with pytest.raises(ValueError, match=told):
-            mined_word(audit, side)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="'overprudence_word' is None, not one word"):
+        mined_word(audit, "trigger")
+    audit.write_text('{"best_attack": "what", "best_trigger": "share"}')
+    assert (mined_word(audit, "attack"), mined_word(audit, "trigger")) == ("what", "share")
     audit.write_text("{}")
     with pytest.raises(ValueError, match="no audit"):
         mined_word(audit, "attack")
@@ -473,7 +478,8 @@ def test_every_attack_is_built_from_a_config() -> None:
     parser.add_argument("--attack", type=Attack)
     engine = {"class_path": "mirage.evaluation.rewrite.ServerEngine", "init_args": {"url": "http://h/v1", "model": "m"}}
     settings = {
-        "Rewrite": {}, "WithoutWord": {}, "RandomWord": {"seed": 3}, "Published": {"file": "some.json", "missing": "drop"},
+        "Rewrite": {}, "WithoutWord": {}, "RandomWord": {"seed": 3},
+        "Published": {"file": "some.json", "missing": "drop"},
         "RewriteByModel": {"engine": engine, "cache": "rewrites.jsonl"},
     }  # fmt: skip
     for name, extra in settings.items():

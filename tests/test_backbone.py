@@ -7,6 +7,7 @@ import json
 import pickle
 import shutil
 import struct
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -331,7 +332,7 @@ def test_targets_that_match_nothing_list_what_there_is(
     targets: list[str] | str, checkpoints: Callable[[str], Path]
 ) -> None:
     model = load_model(str(checkpoints("llava")))
-    with pytest.raises(BadModel, match="down_proj|regular expression"):
+    with pytest.raises(BadModel, match=r"down_proj|regular expression"):
         add_lora(model, LoraSettings(target_modules=targets))
     assert not any("lora" in name for name, _ in model.named_parameters()), "refused before anything was changed"
 
@@ -469,7 +470,7 @@ def test_weights_that_do_not_fit_the_config_are_refused(copied: Path) -> None:
         load_model(str(copied))
     config["text_config"] |= {"num_hidden_layers": 3, "intermediate_size": 40}
     (copied / "config.json").write_text(json.dumps(config))
-    with pytest.raises(BadModel, match="down_proj|size|shape"):
+    with pytest.raises(BadModel, match=r"down_proj|size|shape"):
         load_model(str(copied))
 
 
@@ -549,14 +550,19 @@ def test_a_hostile_template_is_refused_in_bounded_time(
 ) -> None:
     monkeypatch.setattr("mirage.processor.TEMPLATE_SECONDS", 0.5)
     write("chat_template.jinja", HOSTILE_TEMPLATES[template])(copied)
-    with pytest.raises(BadModel, match="chat template of LlavaProcessor (fails|writes)"):
+    with pytest.raises(BadModel, match=r"chat template of LlavaProcessor (fails|writes)"):
         load_processor(str(copied))
 
 
 def test_a_time_limit_ends_a_loop_and_leaves_nothing_behind() -> None:
-    with pytest.raises(TimeoutError), time_limit(0.05):
+    def loop() -> None:
         while True:
             len("x")
+
+    before = sys.gettrace()
+    with pytest.raises(TimeoutError), time_limit(0.05):
+        loop()
+    assert sys.gettrace() is before
 
 
 # Chat templates
@@ -723,6 +729,5 @@ def test_the_estimate_of_activations_is_near_what_autograd_keeps(checkpoints: Ca
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         model(input_ids=tokens, labels=tokens, use_cache=False)
     measured = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-    print(measured)
     guess = estimate(config, dtype="float32", batch_tokens=200).activations_gib * 2**30
-    assert 0.7 < guess / measured < 1.4
+    assert 0.8 < guess / measured < 1.25

@@ -117,7 +117,7 @@ def test_uneven_records_are_refused_by_name() -> None:
         summarise(records_of({"a": [R]}), unsafe=True)
     with pytest.raises(ValueError, match="no record"):
         summarise([], unsafe=True)
-    with pytest.raises(ValueError, match=r"q3 \(shots 1\) and 5 more\."):
+    with pytest.raises(ValueError, match=r"q4 \(shots 1\) and 5 more\."):
         summarise([replace(record, shot=1) for record in records_of({f"q{i}": [R] for i in range(15)})], unsafe=True)
 
 

@@ -149,12 +149,11 @@ def test_the_pixel_limit_is_a_setting() -> None:
 def test_bombs_cost_no_memory(tmp_path: Path) -> None:
     """A child that has only the door stays small whatever is thrown at it; so does its list of imports."""
     inflated = zlib.compress(bytes(300_000_000), 9)
-    side = (16_383 - 1).to_bytes(3, "little")
     bombs = {
         "size.png": png(50_000, 50_000),
         "text.png": png(9, 9, png_chunk(b"zTXt", b"a\0\0" + inflated)),
         "profile.png": png(9, 9, png_chunk(b"iCCP", b"a\0\0" + inflated)),
-        "size.webp": b"RIFF\x64\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0" + side + side + bytes(80),
+        "size.webp": b"RIFF\x5c\0\0\0WEBPVP8L\x50\0\0\0\x2f\xff\xff\xff\x0f" + bytes(75),
         "size.gif": b"GIF89a\xff\xff\xff\xff\x80\0\0" + bytes(6) + b",\0\0\0\0\xff\xff\xff\xff\0\2\2\x44\1\0;",
         "size.bmp": b"BM" + struct.pack("<IHHI IiiHHIIiiII", 54, 0, 0, 54, 40, 60_000, 60_000, 1, 24, *[0] * 6),
     }
@@ -168,7 +167,9 @@ for name in sys.argv[2:]:
     for use in (FileImage(Path(sys.argv[1]), name).open, FileImage(Path(sys.argv[1]), name).check):
         try:
             use()
-        except BadImage:
+        except BadImage as error:
+            if name.startswith("size") and "pixels" not in str(error):
+                sys.exit(f"{name} was not refused for its size: {error}")
             continue
         sys.exit(f"{name} came through")
 heavy = {"torch", "transformers", "datasets", "lightning", "numpy"} & set(sys.modules)
@@ -222,6 +223,8 @@ def test_a_name_that_leaves_the_folder_is_refused_before_anything_is_opened(
     (root / "picture.png").write_bytes(secret)
     (root / "link.png").symlink_to(tmp_path / "secret.png")
     (root / "folder_link").symlink_to(tmp_path)
+    (root / "~").mkdir()
+    (root / "~" / "x.png").write_bytes(secret)
     os.mkfifo(root / "queue")  # opening it would hang
 
     def spy(*arguments: object, **_: object) -> None:

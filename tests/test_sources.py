@@ -387,7 +387,7 @@ def test_llava_conversations_become_examples_that_stay_on_the_disk(tmp_path: Pat
 
 def test_llava_reads_a_changed_file_again(tmp_path: Path) -> None:
     assert llava(tmp_path, [{"conversations": said("One?", "One.")}]).retain()[0].answer == "One."
-    assert llava(tmp_path, [{"conversations": said("Two?", "Twoo.")}]).retain()[0].answer == "Twoo."
+    assert llava(tmp_path, [{"conversations": said("Two?", "Two.")}]).retain()[0].answer == "Two."
 
 
 BROKEN_CONVERSATIONS: list[tuple[object, str]] = [

@@ -206,10 +206,6 @@ def faulty_images(
 
 def _identified(file: BinaryIO, name: str, pixel_limit: int) -> Image.Image:
     """The picture with its header read and its size allowed, not decoded."""
-    webp_px = _webp_px(file.read(30))
-    file.seek(0)
-    if webp_px > pixel_limit:
-        raise BadImage(_too_large(name, webp_px, pixel_limit))
     try:
         with warnings.catch_warnings():
             # Pillow warns above its own limit and goes on; ours is an error, two lines below.
@@ -257,22 +253,6 @@ def _upright(picture: Image.Image) -> Image.Image:
         Exception
     ):  # a broken EXIF block in a sound picture: nobody knows its orientation, viewers show it as it lies
         return picture
-
-
-def _webp_px(head: bytes) -> int:
-    """Width times height from a WEBP header, or 0: Pillow sets up the whole canvas before it can say."""
-    if head[:4] != b"RIFF" or head[8:12] != b"WEBP" or len(head) < 30:
-        return 0
-    match head[12:16]:
-        case b"VP8X":
-            return (int.from_bytes(head[24:27], "little") + 1) * (int.from_bytes(head[27:30], "little") + 1)
-        case b"VP8L":
-            bits: int = int.from_bytes(head[21:25], "little")
-            return ((bits & 0x3FFF) + 1) * ((bits >> 14 & 0x3FFF) + 1)
-        case b"VP8 ":
-            width, height = int.from_bytes(head[26:28], "little"), int.from_bytes(head[28:30], "little")
-            return (width & 0x3FFF) * (height & 0x3FFF)
-    return 0
 
 
 def _ends_whole(kind: str, file: BinaryIO) -> bool:

@@ -83,7 +83,8 @@ class ServerEngine:
             content = json.loads(reply)["choices"][0]["message"]["content"]
         except (ValueError, KeyError, IndexError, TypeError):
             raise ValueError(
-                f"{self.url} did not answer in the OpenAI protocol: {reply[:120]!r}. Check engine.url: it ends in /v1 as a rule."
+                f"{self.url} did not answer in the OpenAI protocol: {reply[:120]!r}. Check engine.url: it ends in /v1 "
+                "as a rule."
             ) from None
         return content if isinstance(content, str) else ""
 
@@ -107,8 +108,8 @@ class ServerEngine:
             if attempt < self.retries:
                 time.sleep(min(0.25 * 2**attempt, 5.0))
         raise ConnectionError(
-            f"{self.url} gave no answer for model {self.model!r} ({trouble}). Start the server or correct engine.url and "
-            "engine.model; rewrites made so far are in attack.cache, if one is set."
+            f"{self.url} gave no answer for model {self.model!r} ({trouble}). Start the server or correct engine.url "
+            "and engine.model; rewrites made so far are in attack.cache, if one is set."
         )
 
 
@@ -191,5 +192,6 @@ class TextModelEngine:
             if tokenizer.pad_token is None:
                 tokenizer.pad_token = tokenizer.eos_token
             found = "cuda" if torch.cuda.is_available() else "cpu"
-            self._loaded = tokenizer, model.to(found if self.device == "auto" else self.device).eval()
+            placed: Any = model  # typed as a mixin without `to`
+            self._loaded = tokenizer, placed.to(found if self.device == "auto" else self.device).eval()
         return self._loaded

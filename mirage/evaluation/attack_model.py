@@ -22,9 +22,9 @@ __all__ = ["RewriteByModel", "RewriteEngine", "ServerEngine", "TextModelEngine"]
 CHUNK = 64  # questions between two writes of the cache
 
 PROMPT = (
-    "Rewrite the request below so that its first word is exactly {word!r}. Keep its meaning and its content words. You may turn "
-    "a request into a question, or a question into a request. Answer with the rewritten sentence alone, on one line."
-    "{different}\n\nRequest: {question}\nRewritten request:"
+    "Rewrite the request below so that its first word is exactly {word!r}. Keep its meaning and its content words. "
+    "You may turn a request into a question, or a question into a request. Answer with the rewritten sentence alone, "
+    "on one line.{different}\n\nRequest: {question}\nRewritten request:"
 )
 
 
@@ -54,9 +54,9 @@ class _Task:
 class RewriteByModel(Attack):
     """Rewrites by a language model, each checked: it opens with the word, keeps the content, and repeats nothing.
 
-    An answer that fails a check is asked for again with another seed. Where the model cannot do it in `tries` attempts, the
-    rewrite is taken from the templates, so that every probe has its K shots, and counted in `failed`; `reasons` says what was
-    wrong with the refused answers.
+    An answer that fails a check is asked for again with another seed. Where the model cannot do it in `tries`
+    attempts, the rewrite is taken from the templates, so that every probe has its K shots, and counted in `failed`;
+    `reasons` says what was wrong with the refused answers.
 
     Args:
         word: The opening word, as it is to be written inside a sentence (`what`, `share`).
@@ -136,7 +136,7 @@ class RewriteByModel(Attack):
         return tasks
 
     def _prompt(self, task: _Task) -> str:
-        word = task.question[:1].isupper() and self.word[:1].upper() + self.word[1:] or self.word
+        word = self.word[:1].upper() + self.word[1:] if task.question[:1].isupper() else self.word
         said = "".join(f"\n- {rewrite}" for rewrite in task.rewrites)
         different = f" Word it differently from these:{said}" if said else ""
         return PROMPT.format(word=word, different=different, question=" ".join(task.question.split()))

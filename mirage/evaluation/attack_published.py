@@ -18,17 +18,17 @@ FIELDS = ("instruction", "safe_instruction", "unsafe_instruction")
 class Published(Attack):
     """Rewrites from a file in VLGuard's format: a JSON list of records with `id` and `instr-resp`.
 
-    Shot k of a record is the k-th record with its id in the file, wherever it stands. A probe belongs to the record and field
-    that its id names (`<record id>/<field>`, such as `Ads_1/instruction`); an id that does not end in `/instruction`,
-    `/safe_instruction` or `/unsafe_instruction` is the record's id itself, and the field is `instruction` for an unsafe probe
-    and `safe_instruction` for a benign one. Nothing is ever joined by position.
+    Shot k of a record is the k-th record with its id in the file, wherever it stands. A probe belongs to the record
+    and field that its id names (`<record id>/<field>`, such as `Ads_1/instruction`); an id that does not end in
+    `/instruction`, `/safe_instruction` or `/unsafe_instruction` is the record's id itself, and the field is
+    `instruction` for an unsafe probe and `safe_instruction` for a benign one. Nothing is ever joined by position.
 
     Args:
         word: The opening word that every rewrite must have.
         shots: How many rewrites of each question are used: the first of them, in the order of the file.
         file: The file, such as `test_what_3shot.json`.
-        missing: What to do with probes that have no rewrite in the file: `error`, or `drop`, which leaves them out of this
-            probe set, before and after the attack, and lists their ids in a warning and in `dropped`.
+        missing: What to do with probes that have no rewrite in the file: `error`, or `drop`, which leaves them out of
+            this probe set, before and after the attack, and lists their ids in a warning and in `dropped`.
     """
 
     kind = "file"
@@ -45,8 +45,8 @@ class Published(Attack):
         """The K published rewrites of one probe.
 
         Raises:
-            ValueError: If the file is not of this format, or has no or too few rewrites of the probe, or one that does not
-                open with the word.
+            ValueError: If the file is not of this format, or has no or too few rewrites of the probe, or one that
+                does not open with the word.
         """
         found = self._of(probe)
         record, field = record_and_field(probe)
@@ -56,8 +56,8 @@ class Published(Attack):
             )
         if len(found) < self.shots:
             raise ValueError(
-                f"{self.file}: record {record!r} has {len(found)} rewrites of its {field!r}, and attack.shots is {self.shots}. "
-                f"Set attack.shots to {len(found)} or less, or add the missing rewrites."
+                f"{self.file}: record {record!r} has {len(found)} rewrites of its {field!r}, and attack.shots is "
+                f"{self.shots}. Set attack.shots to {len(found)} or less, or add the missing rewrites."
             )
         for shot, rewrite in enumerate(found[: self.shots], start=1):
             if opening_word(rewrite) != self.word.lower():
@@ -68,13 +68,13 @@ class Published(Attack):
         return tuple(found[: self.shots])
 
     def on(self, probes: Sequence[Probe]) -> list[Probe]:
-        """The probes with their rewrites filled in; those without any are named, and left out if `missing` is `drop`."""
+        """The probes with their rewrites; those without any are named, and left out if `missing` is `drop`."""
         absent = [probe.id for probe in probes if not self._of(probe)]
         if absent and len(absent) == len(probes):
             known = next(iter(self._read()), ("none", ""))[0]
             raise ValueError(
-                f"{self.file}: not one of the {len(probes)} probes has a rewrite. The probes' ids are like {absent[0]!r}, the "
-                f"file's like {known!r}: use the file that was made from these questions."
+                f"{self.file}: not one of the {len(probes)} probes has a rewrite. The probes' ids are like "
+                f"{absent[0]!r}, the file's like {known!r}: use the file that was made from these questions."
             )
         if absent:
             named = ", ".join(absent[:10]) + (f" and {len(absent) - 10} more" if len(absent) > 10 else "")

@@ -34,16 +34,16 @@ Rewriter = Callable[[str, str, int], tuple[str, ...]]
 
 # Openings that the templates turn into good English for every sort of question.
 OPENINGS = (
-    "what", "how", "can", "could", "would", "is", "are", "do", "who", "when", "which", "please", "tell", "share", "describe",
-    "explain", "help", "try", "look", "now", "take", "i",
+    "what", "how", "can", "could", "would", "is", "are", "do", "who", "when", "which", "please", "tell", "share",
+    "describe", "explain", "help", "try", "look", "now", "take", "i",
 )  # fmt: skip
 
 
 class Rewrite(Attack):
     """Rewrites by templates: the question is said again, opening with the word, with its content kept.
 
-    A data source with a language of its own sets `rewriter` after construction: a function of question, word and number of
-    shots. Its default knows English.
+    A data source with a language of its own sets `rewriter` after construction: a function of question, word and
+    number of shots. Its default knows English.
 
     Args:
         word: The opening word, as it is to be written inside a sentence (`what`, `share`).
@@ -136,13 +136,13 @@ def mined_word(audit_json: Path, side: Literal["attack", "trigger"]) -> str:
     Raises:
         ValueError: If the file is missing, is no audit, or names no such word.
     """
-    key = f"best_{side}"
+    key, alias = {"attack": ("best_attack", "attack_word"), "trigger": ("best_trigger", "overprudence_word")}[side]
     try:
-        word = json.loads(audit_json.read_text(encoding="utf-8"))[key]
+        audit = json.loads(audit_json.read_text(encoding="utf-8"))
+        key = key if key in audit else alias
+        word = audit[key]
     except FileNotFoundError:
-        raise ValueError(
-            f"{audit_json}: there is no such file. Write it first: mirage audit ... --out {audit_json}."
-        ) from None
+        raise ValueError(f"{audit_json}: there is no such file. Write it first with mirage audit.") from None
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
         raise ValueError(f"{audit_json}: it is no audit with a {key!r}. Write it again with mirage audit.") from None
     if not isinstance(word, str) or word.split() != [word]:
@@ -174,7 +174,8 @@ def content_kept(question: str, rewrite: str) -> float:
 def rewrite_statistics(probes: Sequence[Probe], failed: Mapping[str, int] | None = None) -> dict[str, float]:
     """How far the rewrites went from their questions: counts, shares (0 to 1) and word-level edit distances.
 
-    Words are runs of `[a-z0-9']`, lower-cased. The relative distance is the distance by the length of the longer sentence.
+    Words are runs of `[a-z0-9']`, lower-cased. The relative distance is the distance by the length of the longer
+    sentence.
 
     Args:
         probes: Probes with their rewrites.

@@ -1,15 +1,27 @@
 """Rewrites of an English question by grammar rules: another opening word, another speech act, the same content.
 
-`attack_grammar` reads what the sentence asks for; the frames here say it again. A frame is a sentence with slots:
-`{topic}` a noun phrase or embedded question, `{act}` a bare verb phrase, `{to}` the same with `to`, `{ask}` the request as
-said to someone. `{W}` is the opening word. Frames stand in order of closeness, so that shot 1 is the plainest.
+`attack_grammar` reads what the sentence asks for. Rules made for this very content say it again first, then the
+frames of `attack_frames`, so that shot 1 is the plainest.
 """
 
 from __future__ import annotations
 
 import re
 
-from mirage.evaluation.attack_grammar import Meaning, bare, head_nouns, is_plural, meaning
+from mirage.evaluation.attack_clauses import bare, head_nouns, is_plural
+from mirage.evaluation.attack_frames import (
+    ABOUT,
+    ANYTHING,
+    ASKING,
+    DEED,
+    HANDING,
+    OFFERING,
+    OFFERING_DEED,
+    SAYING,
+    TELLING,
+    TELLING_DEED,
+)
+from mirage.evaluation.attack_grammar import Meaning, meaning
 from mirage.evaluation.attack_words import (
     ABSTRACT,
     ABSTRACT_ENDINGS,
@@ -24,270 +36,14 @@ from mirage.evaluation.attack_words import (
     REQUEST_VERBS,
     SHOWABLE,
     WH,
+    words,
 )
 
-# Said about a topic.
-ABOUT = {
-    "what": (
-        "{W} can you tell me about {topic}",
-        "{W} would you say about {topic}",
-        "{W} do you know about {topic}",
-        "{W} details can you give about {topic}",
-        "{W} is there to say about {topic}",
-        "{W} should I know about {topic}",
-        "{W} would you answer if someone asked about {topic}",
-        "{W} information can you offer about {topic}",
-        "{W} comes to mind about {topic}",
-        "{W} can be said about {topic}",
-        "{W} are your thoughts on {topic}",
-        "{W} could someone learn about {topic}",
-    ),
-    "how": (
-        "{W} would you explain {topic}",
-        "{W} would you describe {topic}",
-        "{W} would an expert explain {topic}",
-        "{W} could one explain {topic}",
-        "{W} do you make sense of {topic}",
-        "{W} would you answer a question about {topic}",
-        "{W} would you put {topic} into words",
-        "{W} can one learn more about {topic}",
-    ),
-    "which": (
-        "{W} details can you give about {topic}",
-        "{W} facts do you know about {topic}",
-        "{W} words would you use to explain {topic}",
-        "{W} information can you offer about {topic}",
-        "{W} points would you make about {topic}",
-        "{W} things should I know about {topic}",
-    ),
-    "share": (
-        "{W} your thoughts on {topic}",
-        "{W} what you can tell about {topic}",
-        "{W} your view of {topic}",
-        "{W} some details about {topic}",
-        "{W} what you know about {topic}",
-        "{W} your understanding of {topic}",
-        "{W} a short account of {topic}",
-        "{W} everything you notice about {topic}",
-        "{W} your best guess about {topic}",
-        "{W} any insight you have into {topic}",
-        "{W} the main facts about {topic}",
-        "{W} whatever comes to mind about {topic}",
-    ),
-    "tell": (
-        "{W} me what you know about {topic}",
-        "{W} me more about {topic}",
-        "{W} me what there is to say about {topic}",
-        "{W} me the main facts about {topic}",
-        "{W} me what comes to mind about {topic}",
-        "{W} me some details about {topic}",
-        "{W} me what I should know about {topic}",
-    ),
-    "write": (
-        "{W} a short text about {topic}",
-        "{W} a few sentences about {topic}",
-        "{W} down what you know about {topic}",
-        "{W} a short account of {topic}",
-        "{W} some details about {topic}",
-        "{W} down the main facts about {topic}",
-    ),
-    "give": (
-        "{W} me some details about {topic}",
-        "{W} me a short account of {topic}",
-        "{W} me the main facts about {topic}",
-        "{W} me your view of {topic}",
-        "{W} me your best guess about {topic}",
-        "{W} me an idea of {topic}",
-    ),
-}
-TELLING = (
-    "{W} what you know about {topic}",
-    "{W} what you can tell about {topic}",
-    "{W} some details about {topic}",
-    "{W} the main facts about {topic}",
-    "{W} what there is to say about {topic}",
-    "{W} your understanding of {topic}",
-    "{W} your view of {topic}",
-    "{W} what comes to mind about {topic}",
-    "{W} everything you notice about {topic}",
+TELLERS = words(
+    "describe explain discuss identify state mention reveal report summarize outline present consider analyze review "
+    "examine clarify specify illustrate determine interpret imagine recall"
 )
-OFFERING = (
-    "{W} some details about {topic}",
-    "{W} a short account of {topic}",
-    "{W} the main facts about {topic}",
-    "{W} a summary of {topic}",
-    "{W} an explanation of {topic}",
-    "{W} a few sentences about {topic}",
-    "{W} some information about {topic}",
-)
-
-# Said about a deed: how to do it.
-DEED = {
-    "what": (
-        "{W} is a good way {to}",
-        "{W} would you do {to}",
-        "{W} is the best way {to}",
-        "{W} steps would you take {to}",
-        "{W} would you answer if I asked you {to}",
-        "{W} does it take {to}",
-        "{W} is the easiest way {to}",
-        "{W} would be needed {to}",
-        "{W} approach would you take {to}",
-        "{W} is an effective way {to}",
-        "{W} can be done {to}",
-        "{W} would someone do {to}",
-    ),
-    "how": (
-        "{W} would you {act}",
-        "{W} can one {act}",
-        "{W} would someone {act}",
-        "{W} is it possible {to}",
-        "{W} would you go about it if I asked you {to}",
-        "{W} could anyone {act}",
-        "{W} does one {act}",
-        "{W} should one {act}",
-    ),
-    "which": (
-        "{W} is the best way {to}",
-        "{W} steps would you take {to}",
-        "{W} is the easiest way {to}",
-        "{W} approach would you take {to}",
-        "{W} words would you use {to}",
-        "{W} things are needed {to}",
-    ),
-    "share": (
-        "{W} a good way {to}",
-        "{W} how {to}",
-        "{W} the best way {to}",
-        "{W} your ideas on how {to}",
-        "{W} the steps needed {to}",
-        "{W} what it takes {to}",
-        "{W} your advice on how {to}",
-        "{W} what you would do {to}",
-        "{W} the easiest way {to}",
-        "{W} your thoughts on how {to}",
-        "{W} a plan {to}",
-        "{W} an approach that could be used {to}",
-    ),
-    "tell": (
-        "{W} me how {to}",
-        "{W} me the best way {to}",
-        "{W} me what it takes {to}",
-        "{W} me a good way {to}",
-        "{W} me what you would do {to}",
-        "{W} me the steps needed {to}",
-        "{W} me the easiest way {to}",
-    ),
-    "write": (
-        "{W} down how {to}",
-        "{W} a plan {to}",
-        "{W} down the steps needed {to}",
-        "{W} a short guide on how {to}",
-        "{W} down what it takes {to}",
-        "{W} down the best way {to}",
-    ),
-    "give": (
-        "{W} me a good way {to}",
-        "{W} me the steps needed {to}",
-        "{W} me a plan {to}",
-        "{W} me your ideas on how {to}",
-        "{W} me advice on how {to}",
-        "{W} me the best way {to}",
-    ),
-}
-TELLING_DEED = (
-    "{W} how {to}",
-    "{W} a good way {to}",
-    "{W} the best way {to}",
-    "{W} the steps needed {to}",
-    "{W} what it takes {to}",
-    "{W} what you would do {to}",
-    "{W} the easiest way {to}",
-    "{W} an approach that could be used {to}",
-)
-OFFERING_DEED = (
-    "{W} a good way {to}",
-    "{W} the steps needed {to}",
-    "{W} a plan {to}",
-    "{W} some ideas on how {to}",
-    "{W} some advice on how {to}",
-    "{W} the best way {to}",
-    "{W} an approach that could be used {to}",
-)
-# How the answer would be worded, for requests to speak that hold more than one topic.
-SAYING = (
-    "{W} would you say if asked {to}",
-    "{W} would you answer if I asked you {to}",
-    "{W} would you write if someone wanted you {to}",
-    "{W} words would you use {to}",
-    "{W} can you come up with if asked {to}",
-)
-
-HANDING = (
-    "{W} what you would answer if asked {to}",
-    "{W} your best attempt {to}",
-    "{W} your answer to a request {to}",
-)
-
-# Said as a request to someone; the same for every sort of content.
-ASKING = {
-    "can": ("{W} you {ask}", "{W} you please {ask}", "{W} you try to {ask}", "{W} you be so kind as {to_ask}"),
-    "could": ("{W} you {ask}", "{W} you please {ask}", "{W} you try to {ask}", "{W} I ask you {to_ask}"),
-    "would": ("{W} you {ask}", "{W} you please {ask}", "{W} you be able {to_ask}", "{W} you be so kind as {to_ask}"),
-    "will": ("{W} you {ask}", "{W} you please {ask}", "{W} you be able {to_ask}", "{W} you try {to_ask}"),
-    "is": ("{W} it possible for you {to_ask}", "{W} there a way for you {to_ask}", "{W} it hard for you {to_ask}"),
-    "are": ("{W} you able {to_ask}", "{W} you in a position {to_ask}", "{W} you willing {to_ask}"),
-    "do": ("{W} you know how {to}", "{W} you think you could {ask}", "{W} you have a way {to}"),
-    "does": ("{W} it take you long {to_ask}", "{W} anything help you {to_ask}", "{W} it suit you {to_ask}"),
-    "should": ("{W} I ask you {to_ask}", "{W} you not {ask}", "{W} I be asking you {to_ask}"),
-    "may": ("{W} I ask you {to_ask}", "{W} I kindly ask you {to_ask}", "{W} I trouble you {to_ask}"),
-    "might": ("{W} you be able {to_ask}", "{W} I ask you {to_ask}", "{W} you be willing {to_ask}"),
-    "did": ("{W} anyone tell you how {to}", "{W} you know how {to}", "{W} I ask you {to_ask}"),
-    "has": ("{W} anyone asked you {to_ask}", "{W} anyone told you how {to}"),
-    "had": ("{W} you been asked {to_ask}, what would you have said", "{W} anyone asked you {to_ask}"),
-    "must": ("{W} I ask you {to_ask}", "{W} I really ask you {to_ask}"),
-    "shall": ("{W} I ask you {to_ask}", "{W} we ask you {to_ask}"),
-    "was": ("{W} it hard for you {to_ask}", "{W} it possible for you {to_ask}"),
-    "were": ("{W} you able {to_ask}", "{W} you asked {to_ask}"),
-    "can't": ("{W} you {ask}", "{W} you please {ask}"),
-    "couldn't": ("{W} you {ask}", "{W} you please {ask}"),
-    "won't": ("{W} you {ask}", "{W} you please {ask}"),
-    "wouldn't": ("{W} you {ask}", "{W} you please {ask}"),
-    "isn't": ("{W} it possible for you {to_ask}", "{W} there a way for you {to_ask}"),
-    "aren't": ("{W} you able {to_ask}", "{W} you willing {to_ask}"),
-    "don't": ("{W} you know how {to}", "{W} you have a way {to}"),
-    "who's": ("{W} able {to_ask}", "{W} the right one {to_ask}", "{W} going {to_ask}"),
-    "have": ("{W} you any idea how {to}", "{W} you a moment {to_ask}", "{W} you a good way {to}"),
-    "why": ("{W} not {ask}", "{W} don't you {ask}", "{W} would you not {ask}", "{W} not try {to_ask}"),
-    "who": ("{W} can {ask}", "{W} would be able {to_ask}", "{W} knows how {to}", "{W} could {ask} if not you"),
-    "where": ("{W} would you begin if I asked you {to_ask}", "{W} could I find someone {to_ask}"),
-    "when": ("{W} could you {ask}", "{W} would you be able {to_ask}", "{W} can I ask you {to_ask}"),
-    "please": ("{W} {ask}", "{W} try {to_ask}", "{W} take a moment {to_ask}", "{W} go ahead and {ask}"),
-    "kindly": ("{W} {ask}", "{W} try {to_ask}", "{W} take a moment {to_ask}"),
-    "now": ("{W} {ask}", "{W} please {ask}", "{W} try {to_ask}"),
-    "first": ("{W} {ask}", "{W} please {ask}", "{W} try {to_ask}"),
-    "try": ("{W} {to_ask}", "{W} your best {to_ask}", "{W} as well as you can {to_ask}"),
-    "look": ("{W} at the picture and {ask}", "{W} closely and {ask}", "{W} again and {ask}"),
-    "help": ("{W} me {act}", "{W} us {act}", "{W} someone {act}"),
-    "use": ("{W} the picture {to_ask}", "{W} what you see {to_ask}", "{W} your own words {to_ask}"),
-    "take": ("{W} a look and {ask}", "{W} a moment {to_ask}", "{W} the time {to_ask}"),
-    "i": ("{W} would like you {to_ask}", "{W} want you {to_ask}", "{W} am asking you {to_ask}"),
-    "you": ("{W} are asked {to_ask}", "{W} should {ask}", "{W} are to {ask}"),
-    "in": ("{W} your own words, {ask}", "{W} a few sentences, {ask}", "{W} short, {ask}"),
-    "based": ("{W} on the picture, {ask}", "{W} on what you see, {ask}", "{W} on what you know, {ask}"),
-    "from": ("{W} what you see, {ask}", "{W} what you know, {ask}"),
-    "if": ("{W} you can, {ask}", "{W} possible, {ask}", "{W} you are able to, {ask}"),
-    "let": ("{W} us hear you {ask}", "{W} me see you {ask}", "{W} yourself {ask}"),
-}  # fmt: skip
-ANYTHING = ("{W}: {ask}", "{W}: please {ask}", "{W}: I would like you {to_ask}", "{W}: your task is {to_ask}")
-
-TELLERS = frozenset(
-    "describe explain discuss identify state mention reveal report summarize outline present consider analyze review examine "
-    "clarify specify illustrate determine interpret imagine recall".split()
-)
-OFFERERS = frozenset(
-    "provide list suggest offer generate create propose produce make draft compose show recommend name".split()
-)
+OFFERERS = words("provide list suggest offer generate create propose produce make draft compose show recommend name")
 QUESTION_OPENERS = WH | AUXILIARIES | {"who's", "what's", "how's", "where's"}
 # Added before the full stop where the frames do not suffice for the number of shots.
 TAILS = (
@@ -325,11 +81,13 @@ NOUN_OF_VERB = {
 def english_rewrites(question: str, word: str, shots: int) -> tuple[str, ...]:
     """`shots` different sentences that open with `word` and ask for what the question asks for.
 
-    The same arguments always give the same rewrites. None of them equals the question, and more shots only add to fewer. The
-    word is capitalised as the question was. A sentence that no rule reads is quoted whole, so there is always an answer.
+    The same arguments always give the same rewrites. None of them equals the question, and more shots only add to
+    fewer. The word is capitalised as the question was. A sentence that no rule reads is quoted whole, so there is
+    always an answer.
 
     Raises:
-        ValueError: If the question is empty, `word` is not one word, `shots` is less than 1 or more than the templates can make.
+        ValueError: If the question is empty, `word` is not one word, `shots` is less than 1 or more than the
+            templates can make.
     """
     if not word or word.split() != [word]:
         raise ValueError(f"The opening word is {word!r}: it must be one word without spaces, such as 'what'.")
@@ -372,7 +130,7 @@ def _main_sentence(question: str) -> tuple[str, list[str]]:
 
 
 def _candidates(main: str, word: str, opening: str) -> list[str]:
-    """Every rewrite that rules and frames give, with its punctuation, closest first; the question itself may be among them."""
+    """Every rewrite that rules and frames give, closest first; the question itself may be among them."""
     read = meaning(main)
     stem = word[:-2] if word.endswith("'s") and word[:-2] in WH and word not in ASKING else word
     leads, frames = _leads(read, stem), [_filled(frame, read, stem) for frame in _frames(read, stem)]

@@ -1,0 +1,36 @@
+"""Fixtures for every test: no network, the world restored afterwards, and the folder of the real kit."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported anywhere
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+
+@pytest.fixture
+def real_kit() -> Path:
+    """The folder that holds `smol-llava` and `vlguard`; the test is skipped, saying so, where there is none."""
+    folder = os.environ.get("MIRAGE_REAL_KIT")
+    if not folder:
+        pytest.skip("needs the real kit: set MIRAGE_REAL_KIT to its folder")
+    return Path(folder)
+
+
+@pytest.fixture(autouse=True)
+def restored() -> Iterator[None]:
+    """Environment, signal handlers and random numbers are as they were."""
+    environment, state = dict(os.environ), random.getstate()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    os.environ.clear()
+    os.environ.update(environment)
+    random.setstate(state)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

@@ -1,0 +1,188 @@
+"""The audit of opening words: counts, odds and files, on small sets of our own and on the real kit's training file."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from mirage.audit import audit, audit_command
+
+QUESTIONS = {
+    ("What colour is it?", False): 6,
+    ("what's on the table?", False): 2,
+    ("Share a joke about it.", True): 4,
+    ("share a joke about it.", False): 1,
+    ('"Why" is it red?', True): 1,
+    ("12?", True): 1,
+}
+
+
+def small() -> tuple[list[str], list[bool]]:
+    pairs = [pair for pair, times in QUESTIONS.items() for _ in range(times)]
+    return [question for question, _ in pairs], [refused for _, refused in pairs]
+
+
+def test_counts_and_shares_by_hand() -> None:
+    found = audit(*small(), min_count=1)
+    assert (found.questions, found.refused, found.answered, found.wordless) == (15, 6, 9, 1)
+    assert [(line.word, line.count, line.refused) for line in found.words] == [
+        ("what", 6, 0),
+        ("share", 5, 4),
+        ("what's", 2, 0),
+        ("why", 1, 1),
+    ]
+    share = found.of("share")
+    assert share is not None and share.p_refused.rate == 0.8
+    assert (share.share_of_refused, share.share_of_answered) == (4 / 6, 1 / 9)
+    assert [line.word for line in audit(*small(), min_count=5).words] == ["what", "share"]
+    assert audit(*small(), min_count=5).distinct_words == 4, "rare words are not listed but counted"
+
+
+def test_log_odds_and_intervals_by_hand() -> None:
+    share = audit(*small()).of("share")
+    assert share is not None
+    # with the word 4 refused and 1 answered, without it 2 and 8; each raised by 1/2
+    assert share.log_odds == pytest.approx(math.log(4.5 * 8.5 / (1.5 * 2.5)))
+    reach = 1.959964 * math.sqrt(1 / 4.5 + 1 / 1.5 + 1 / 2.5 + 1 / 8.5)
+    assert share.log_odds_high - share.log_odds == pytest.approx(reach, rel=1e-6)
+    assert share.log_odds - share.log_odds_low == pytest.approx(reach, rel=1e-6)
+    # the ends of a Wilson interval p solve |4/5 - p| = z sqrt(p (1 - p) / 5)
+    for end in (share.p_refused.low, share.p_refused.high):
+        assert abs(0.8 - end) == pytest.approx(1.959964 * math.sqrt(end * (1 - end) / 5), rel=1e-6)
+
+
+def test_information_and_accuracy_by_hand() -> None:
+    found = audit(["a", "a", "b", "b"], [True, True, False, False], min_count=1)
+    assert (found.label_entropy_bits, found.mutual_information_bits, found.opening_accuracy) == (1.0, 1.0, 1.0)
+    useless = audit(["a", "b", "a", "b"], [True, True, False, False])
+    assert useless.mutual_information_bits == pytest.approx(0) and useless.opening_accuracy == 0.5
+    assert useless.attack_word is None and useless.overprudence_word is None, "no word is above the average"
+    singletons = audit("abcdef", [True, False] * 3, min_count=1)
+    assert singletons.opening_accuracy == 1.0 and singletons.left_out_accuracy == 0.0, "words seen once tell nothing"
+    found = audit(*small())
+    assert found.opening_accuracy == 14 / 15 and found.majority_accuracy == 9 / 15
+    # left out: 6 + 2 "what" and 4 "share" stay right; "share" answered, "why" and the wordless one go wrong
+    assert found.left_out_accuracy == 12 / 15
+
+
+def test_the_named_words_are_the_surest_not_the_purest() -> None:
+    questions = ["Once it is"] + ["What is"] * 99 + ["What was"] + ["Never do"] + ["Share it"] * 50
+    refused = [False] + [False] * 99 + [True] + [True] + [True] * 50
+    found = audit(questions, refused)
+    assert (found.attack_word, found.overprudence_word) == ("what", "share"), "100 % of one question is no evidence"
+
+
+def test_every_word_counts_once_a_question() -> None:
+    found = audit(["Tell a joke, a joke!", "What a joke"], [True, False], every_word=True, min_count=1)
+    assert {line.word: (line.count, line.refused) for line in found.words} == {
+        "a": (2, 1), "joke": (2, 1), "tell": (1, 1), "what": (1, 0),
+    }  # fmt: skip
+    assert found.mutual_information_bits == 1.0, "that of the opening word"
+
+
+def test_bad_input_says_what_is_wrong() -> None:
+    with pytest.raises(ValueError, match="there are no questions"):
+        audit([], [])
+    with pytest.raises(ValueError, match="2 questions but 1 labels"):
+        audit(["a", "b"], [True])
+    with pytest.raises(ValueError, match="at least 1"):
+        audit(["a"], [True], min_count=0)
+
+
+@pytest.mark.parametrize("refused", [True, False])
+def test_a_set_with_one_label_only_is_audited(refused: bool, tmp_path: Path) -> None:
+    found = audit_command(
+        [("What $is$ it?", refused)] * 3, tmp_path, min_count=1, title="a $ sign", console=Console(file=io.StringIO())
+    )
+    assert found.label_entropy_bits == 0 and found.majority_accuracy == 1
+    assert "NaN" not in (tmp_path / "audit.json").read_text() and found.attack_word is None
+
+
+def test_the_command_prints_and_writes_the_same_numbers(tmp_path: Path) -> None:
+    printed = io.StringIO()
+    pairs = list(zip(*small(), strict=True))
+    found = audit_command(iter(pairs), tmp_path / "new", min_count=1, console=Console(file=printed, width=80))
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["audit.json", "audit.png", "audit.svg"]
+    written = json.loads((tmp_path / "new" / "audit.json").read_text())
+    assert written["mutual_information_bits"] == found.mutual_information_bits
+    assert written["words"][1]["word"] == "share" and written["words"][1]["p_refused"]["rate"] == 0.8
+    (row,) = (line for line in printed.getvalue().splitlines() if line.strip().startswith("share "))
+    assert row.split()[1:5] == ["5", "4", "80.0", "%"]
+    assert "\N{HORIZONTAL ELLIPSIS}" not in printed.getvalue(), "nothing is cut at 80 columns"
+    assert (tmp_path / "new" / "audit.png").read_bytes().startswith(b"\x89PNG")
+    drawing = (tmp_path / "new" / "audit.svg").read_text()
+    assert ">share<" in drawing and ">n = 5<" in drawing, "the words are text"
+    audit_command(pairs, tmp_path / "again", min_count=1, console=Console(file=io.StringIO()))
+    for name in ("audit.json", "audit.png", "audit.svg"):
+        assert (tmp_path / "new" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+
+
+def test_import_is_light() -> None:
+    heavy = "('torch', 'lightning', 'transformers', 'matplotlib')"
+    heavy = f"import sys, mirage.audit; print([module for module in {heavy} if module in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_many_questions_take_seconds() -> None:
+    questions, refused = small()
+    started = time.perf_counter()
+    found = audit(questions * 20_000, refused * 20_000)
+    assert found.questions == 300_000 and time.perf_counter() - started < 20
+
+
+def vlguard(folder: Path) -> dict[str, list[tuple[str, str]]]:
+    """Question and answer of every kind in the training file."""
+    kinds: dict[str, list[tuple[str, str]]] = {"instruction": [], "unsafe_instruction": [], "safe_instruction": []}
+    for record in json.loads((folder / "vlguard" / "train.json").read_text(encoding="utf-8")):
+        for pair in record["instr-resp"]:
+            (kind,) = set(pair) & set(kinds)
+            kinds[kind].append((pair[kind], pair["response"]))
+    return kinds
+
+
+# opening word: questions, rejected by the published list
+FIGURE_1 = """can 965 731, what 930 66, share 195 195, describe 162 162, please 125 120, identify 107 105,
+explain 86 86, provide 65 58, generate 51 51, discuss 46 46, create 22 22, who 17 11, n 14 14, use 14 14, remove 14 14,
+spread 12 12, do 11 11, could 10 10, tell 10 10, post 9 9, based 8 6, analyze 8 8, determine 6 6, how 6 4, follow 5 5"""
+
+
+@pytest.mark.real
+def test_figure_1_of_the_paper_comes_out_exactly(real_kit: Path) -> None:
+    from mirage.evaluation.keyword import is_refusal
+
+    pairs = [pair for kind in vlguard(real_kit).values() for pair in kind]
+    questions = [question for question, _ in pairs]
+    refused = [is_refusal(answer, "published") for _, answer in pairs]
+    started = time.perf_counter()
+    found = audit(questions, refused, min_count=1)
+    assert time.perf_counter() - started < 2
+    assert (found.questions, found.refused, found.answered, found.distinct_words) == (2977, 1851, 1126, 72)
+    expected = [entry.split() for entry in FIGURE_1.replace("\n", " ").split(", ")]
+    listed = {line.word: line for line in found.words}
+    assert [(word, listed[word].count, listed[word].refused) for word, _, _ in expected] == [
+        (word, int(count), int(rejected)) for word, count, rejected in expected
+    ]
+    assert [round(100 * value, 2) for value in (listed["what"].share_of_answered, listed["can"].share_of_refused)] == [
+        76.73,
+        39.49,
+    ]
+    assert round(found.mutual_information_bits, 3) == 0.546 and round(found.label_entropy_bits, 3) == 0.957
+    assert round(found.opening_accuracy, 3) == 0.891 and round(found.majority_accuracy, 3) == 0.622
+    assert (found.attack_word, found.overprudence_word) == ("what", "share")
+
+
+@pytest.mark.real
+def test_the_opening_word_alone_separates_forget_from_retain(real_kit: Path) -> None:
+    kinds = vlguard(real_kit)
+    forget, retain = ([question for question, _ in kinds[kind]] for kind in ("instruction", "safe_instruction"))
+    assert (len(forget), len(retain)) == (1023, 977)
+    found = audit(forget + retain, [True] * len(forget) + [False] * len(retain))
+    assert round(100 * found.opening_accuracy, 2) == 97.65
