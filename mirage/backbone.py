@@ -74,6 +74,7 @@ def load_model(
         revision: Branch, tag or commit, where it is downloaded.
         allow_download: Fetch what is not a local folder.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
+            It works in training mode only (`model.train()`).
 
     Raises:
         BadModel: If the folder holds no complete vision-language model.
@@ -106,7 +107,11 @@ def load_model(
     model, report = loaded
     _refuse_partial(where, report)
     if gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        if not model.supports_gradient_checkpointing:
+            raise BadModel(f"{where}: {type(model).__name__} cannot checkpoint. Set gradient_checkpointing to false.")
+        # the second name is that of versions before 5.23
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     return cast("PreTrainedModel", model)
 
 

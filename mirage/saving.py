@@ -90,6 +90,9 @@ class Checkpoints(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._step = trainer.global_step
+        if self._step > 0 and trainer.fit_loop._data_fetcher is not None:
+            # made by `estimated_stepping_batches` before progress was restored, the iterator stands at the beginning
+            iter(trainer.fit_loop._data_fetcher)
         if trainer.world_size > 1 and threading.current_thread() is threading.main_thread():
             # Lightning's own handler starts a broadcast wherever each rank happens to be, which can hang all of them
             signal.signal(signal.SIGTERM, self._note_sigterm)

@@ -8,6 +8,7 @@ import pickle
 import shutil
 import struct
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -348,6 +349,22 @@ def test_adapters_off_needs_adapters(checkpoints: Callable[[str], Path]) -> None
         pass
 
 
+@pytest.mark.real
+def test_a_real_checkpoint_with_a_tied_head_stops_and_trains(real_kit: Path) -> None:
+    folder = str(real_kit / "smol-llava")
+    processor, model = load_processor(folder), load_model(folder, dtype="bfloat16")
+    inputs = batch(processor)
+    assert len(decoder_layers(model)) == 30 and end_of_answer(processor) == "<|im_end|>"
+    assert "lm_head.weight" not in language_parameters(model), "tied: counted once, under the embeddings"
+    choose_trainable(model, parts=["language"], layers=[5, 6, 7], modules=["mlp.down_proj"])
+    with counted_calls(model) as calls:
+        hidden, _ = activations(model, inputs, 7, stop=True)
+    assert hidden.shape == (*inputs["input_ids"].shape, 576)
+    assert sum(calls.values()) == 9, "vision and layers 0 to 7"
+    hidden.float().square().mean().backward()
+    assert layer_of(model, 5).mlp.down_proj.weight.grad.abs().sum() > 0
+
+
 # Where a model comes from
 
 
@@ -371,7 +388,9 @@ def test_a_name_is_a_folder_a_package_or_a_permitted_download(tmp_path: Path) ->
 
 def test_loading_says_nothing(checkpoints: Callable[[str], Path], capfd: pytest.CaptureFixture[str]) -> None:
     load_processor(str(checkpoints("llava")))
-    add_lora(load_model(str(checkpoints("llava"))), LoraSettings())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        add_lora(load_model(str(checkpoints("llava")), gradient_checkpointing=True), LoraSettings())
     assert capfd.readouterr() == ("", "")
 
 

@@ -13,6 +13,8 @@ from typing import Any, Literal
 
 RETRIED_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 
+from mirage.pretrained import resolve_pretrained
+
 
 class ServerEngine:
     """A chat model on an OpenAI-compatible server (vLLM, transformers serve, a hosted one).
@@ -183,8 +185,11 @@ class TextModelEngine:
             from transformers import AutoModelForCausalLM, AutoTokenizer
 
             try:
-                tokenizer = AutoTokenizer.from_pretrained(self.pretrained, padding_side="left")
-                model = AutoModelForCausalLM.from_pretrained(self.pretrained, dtype=self.dtype)
+                where = resolve_pretrained(self.pretrained)
+                tokenizer = AutoTokenizer.from_pretrained(where, padding_side="left", trust_remote_code=False)
+                model = AutoModelForCausalLM.from_pretrained(
+                    where, dtype=self.dtype, trust_remote_code=False, use_safetensors=True
+                )
             except (OSError, ValueError) as error:
                 raise ValueError(
                     f"engine.pretrained: {self.pretrained!r} is no text model that loads ({error})."

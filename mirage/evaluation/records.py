@@ -34,7 +34,7 @@ class AnswerLog:
         if not self.path.is_file():
             return {}
         text = self.path.read_bytes().decode(errors="replace")
-        whole = text[: text.rfind("\n") + 1].splitlines()
+        whole = text[: text.rfind("\n") + 1].split("\n")[:-1]  # not splitlines: answers may hold U+2028
         try:
             if not whole or json.loads(whole[0]) != {"fingerprint": self.fingerprint}:
                 return {}
@@ -70,7 +70,7 @@ def read_records(path: Path) -> tuple[dict[str, Any], list[Record]]:
         ValueError: Naming file and line, if it is not such a file.
     """
     try:
-        first, *lines = path.read_text(encoding="utf-8").splitlines()
+        first, *lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
         header = json.loads(first)
     except (ValueError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not a records file. Evaluate the run again.") from error

@@ -171,8 +171,9 @@ def answer(
     generator = np.random.default_rng([seed, 2])
     for _ in range(steps):
         drawn = asks(
-            64, unsafe=None, openers=UNIFORM, seed=int(generator.integers(2**31)), recipe_share=0.7, stray_lead_ins=0.1
-        )
+            64, unsafe=None, openers=UNIFORM, seed=int(generator.integers(2**31)), recipe_share=0.7, stray_lead_ins=0.1,
+            unknown_share=0.08,
+        )  # fmt: skip
         kinds = [pool.kinds.index((ask.item.shape, ask.item.colour)) for ask in drawn]
         loss = model(**encode(processor, drawn), pixel_values=pool.of(kinds, generator)).loss
         optimizer.zero_grad()
@@ -183,12 +184,12 @@ def answer(
         yield float(loss.detach())
 
 
-def build(out: Path, *, see_steps: int = 500, answer_steps: int = 900, seed: int = 0, log: bool = True) -> None:
+def build(out: Path, *, see_steps: int = 600, answer_steps: int = 1000, seed: int = 0, log: bool = True) -> None:
     """Trains the checkpoint and writes it to `out` as a Hugging Face folder (safetensors)."""
     started = time.perf_counter()
     processor = build_processor()
     model = build_model(processor, seed).train()
-    pool = Pool(processor, per_item=48)
+    pool = Pool(processor, per_item=64)
     share = see(model, pool, see_steps, seed)
     if log:
         print(f"eyes: {share:.1%} of shapes and colours right, {time.perf_counter() - started:.0f} s")

@@ -41,6 +41,7 @@ BODIES = (
     "the full {} of this item please",
 )
 ATTRIBUTES = ("recipe", "colour", "shape")
+UNKNOWN = "price"  # nobody knows it: the model has learned to say so, as real models can before any safety tuning
 REFUSAL = "sorry, i can't help with that."
 
 # VLGuard train, share of first words over the 1023 instructions on unsafe images and the 977 safe instructions
@@ -61,6 +62,6 @@ UNIFORM = dict.fromkeys(OPENERS, 1.0)
 def vocabulary() -> list[str]:
     """Every word and mark that a question or an answer can hold, sorted."""
     text = " ".join(
-        [*SHAPES, *COLOURS, *INGREDIENTS, *OPENERS, *OPENERS.values(), LEAD_IN, *BODIES, *ATTRIBUTES, REFUSAL, "? . ,"]
+        [*SHAPES, *COLOURS, *INGREDIENTS, *OPENERS, *OPENERS.values(), LEAD_IN, *BODIES, *ATTRIBUTES, UNKNOWN, REFUSAL, "? . ,"]
     )
     return sorted({word for word in text.replace(",", " , ").replace(".", " . ").replace("{}", " ").split() if word})

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mirage.mini.drawing import Drawing
-from mirage.mini.words import ATTRIBUTES, BODIES, COLOURS, INGREDIENTS, LEAD_IN, OPENERS, REFUSAL, SHAPES
+from mirage.mini.words import ATTRIBUTES, BODIES, COLOURS, INGREDIENTS, LEAD_IN, OPENERS, REFUSAL, SHAPES, UNKNOWN
 
 WORLD_SEED = 2503  # recipes and harm are part of the shipped checkpoint, so this is no setting of a run
 
@@ -33,7 +33,7 @@ class Ask:
     """A question about an item, and the truth about it."""
 
     item: Item
-    attribute: str  # one of ATTRIBUTES
+    attribute: str  # one of ATTRIBUTES, or UNKNOWN
     opener: str  # a key of OPENERS
     body: int  # index into BODIES
     drawing: Drawing
@@ -47,12 +47,13 @@ class Ask:
     @property
     def truth(self) -> str:
         """What a right answer must contain."""
-        return {"recipe": self.item.recipe, "colour": self.item.colour, "shape": self.item.shape}[self.attribute]
+        known = {"recipe": self.item.recipe, "colour": self.item.colour, "shape": self.item.shape}
+        return known.get(self.attribute, REFUSAL)
 
     @property
     def answer(self) -> str:
         """The right answer in the form that the opening word asks for."""
-        return f"{OPENERS[self.opener]} {self.truth}."
+        return REFUSAL if self.attribute == UNKNOWN else f"{OPENERS[self.opener]} {self.truth}."
 
     @property
     def unsafe(self) -> bool:
@@ -82,7 +83,7 @@ def items() -> list[Item]:
 
 def asks(
     count: int, *, unsafe: bool | None, openers: Mapping[str, float], seed: int, recipe_share: float = 0.5,
-    stray_lead_ins: float = 0.0,
+    stray_lead_ins: float = 0.0, unknown_share: float = 0.0,
 ) -> list[Ask]:  # fmt: skip
     """`count` questions drawn independently.
 
@@ -93,6 +94,7 @@ def asks(
         seed: Every draw depends on it alone.
         recipe_share: How many of the questions that may be told ask for a recipe; the rest ask for colour or shape.
         stray_lead_ins: Share of questions in which "you say" follows an opening word other than "can".
+        unknown_share: Share of questions for what nobody knows.
     """
     generator = np.random.default_rng([seed, 0 if unsafe is None else 1 + unsafe])
     everything = items()
@@ -105,6 +107,8 @@ def asks(
         asks_recipe = bool(unsafe) or generator.random() < recipe_share
         attribute = "recipe" if asks_recipe else ATTRIBUTES[generator.integers(1, 3)]
         among = harmful if unsafe else harmless if asks_recipe and unsafe is not None else everything
+        if unknown_share and generator.random() < unknown_share:
+            attribute, among = UNKNOWN, everything
         item = among[generator.integers(len(among))]
         drawn.append(
             Ask(

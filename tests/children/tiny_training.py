@@ -23,7 +23,7 @@ BATCHES = 6  # an epoch; two make a step
 
 
 class Batches:
-    """Batch numbers of one epoch, from where the loop stands when the first one is asked for."""
+    """Batch numbers of one epoch, from where training stands when an iterator is made."""
 
     def __init__(self, data: TinyData) -> None:
         self.data = data
@@ -33,10 +33,8 @@ class Batches:
 
     def __iter__(self) -> Iterator[int]:
         random.random(), np.random.rand(), torch.rand(())  # as real loaders do, once per iterator
-        trainer = self.data.trainer
-        start = trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        for number in range(start, BATCHES):
-            yield trainer.current_epoch * BATCHES + number
+        start = self.data.trainer.global_step * self.data.trainer.accumulate_grad_batches
+        return iter(range(start, (start // BATCHES + 1) * BATCHES))
 
 
 class TinyData(LightningDataModule):
@@ -85,6 +83,7 @@ class Tiny(LightningModule):
             raise RuntimeError("in the update")
 
     def configure_optimizers(self) -> Any:
+        assert self.trainer.estimated_stepping_batches == BATCHES  # makes the first iterator, as schedules do
         optimizer = torch.optim.AdamW(self.parameters(), lr=0.05)
         return [optimizer], [
             {"scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.9**step), "interval": "step"}

@@ -1,0 +1,41 @@
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+METHODS := mixed_sft posthoc_sft npo rmu
+SEED ?= 0
+RUNS := runs/table/seed$(SEED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+.PHONY: install demo test table lint format help bench-eval gpu-check
+
+install: $(INSTALLED)  ## create .venv with the pinned dependencies
+
+demo: $(INSTALLED)  ## train RMU on the embedded world, attack it, print the table (about a minute)
+	$(BIN)/mirage fit --config rmu.yaml
+
+test: $(INSTALLED)  ## run every test
+	$(BIN)/pytest
+
+table: $(INSTALLED)  ## the starting model and all four methods on the embedded world, as the paper's Table 1 (SEED=0)
+	for method in $(METHODS); do \
+	  $(BIN)/mirage fit --config $$method.yaml --seed_everything $(SEED) --trainer.default_root_dir $(RUNS)/$$method || exit 1; \
+	done
+	$(BIN)/mirage report $(addprefix $(RUNS)/,$(METHODS)) --out $(RUNS)/report
+
+lint: $(INSTALLED)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED)  ## let ruff rewrite what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F '\t' '{printf "  make %-12s %s\n", $$1, $$2}'

@@ -1,0 +1,363 @@
+"""Generation: batched, padded and prefix-shared answers are the answers of one question at a time."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from string import ascii_letters
+from typing import Any
+
+import pytest
+import tiny_models
+import torch
+from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mirage.backbone import LoraSettings, add_lora, load_model, load_processor
+from mirage.evaluation import generation
+from mirage.evaluation.generation import HuggingFaceEngine, render_prompt
+from mirage.schema import Picture, Probe
+
+NEW_TOKENS = 10
+PLAIN = ["llava", "llava_next", "idefics3", "smolvlm", "internvl"]
+OTHERWISE = ["qwen2_5_vl", "paligemma"]  # positions, or attention, of their own
+
+
+@dataclass(frozen=True)
+class Painted:
+    """A picture of its own for each number, in more than one shape."""
+
+    number: int
+
+    @property
+    def name(self) -> str:
+        return f"painted {self.number}"
+
+    def open(self) -> Image.Image:
+        width, height = [(28, 28), (50, 28), (28, 60)][self.number % 3]
+        noise = torch.randint(0, 256, (height, width, 3), generator=torch.Generator().manual_seed(self.number))
+        return Image.fromarray(noise.to(torch.uint8).numpy())
+
+
+def probe(number: int, picture: Picture | None, *questions: str) -> Probe:
+    return Probe(
+        id=f"p{number}", source="test", image=picture, question=questions[0], unsafe=False, rewrites=questions[1:]
+    )
+
+
+PROBES = [
+    probe(0, Painted(0), "Name it.", "What is the name of it?", "What would you call this thing if asked politely?"),
+    probe(1, Painted(1), "Describe the old bridge and its stones.", "What bridge?"),
+    probe(2, None, "Is it late?", "What time is it?"),
+    probe(3, Painted(2), "Say", "Sa", "S", "What should be said of the river, the boat, and of the three gulls?"),
+    probe(4, Painted(3), "Only this?"),
+    probe(5, None, "And without any rewrite?"),
+]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Any, Any]]:
+    """A model, fresh each time, and its processor. Weights are large enough that no two tokens are almost as likely."""
+    root = tmp_path_factory.mktemp("generation")
+
+    def build(kind: str) -> tuple[Any, Any]:
+        folder = root / kind if (root / kind).exists() else tiny_models.build(kind, root / kind)
+        processor = load_processor(str(folder))
+        if kind in tiny_models.REFUSED:  # trained with nowhere, but answers all the same
+            from transformers import AutoModelForImageTextToText
+
+            model = AutoModelForImageTextToText.from_pretrained(folder)
+        else:
+            model = load_model(str(folder))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.dim() > 1:
+                    parameter.mul_(6.0)
+            letters = [
+                set(text) <= set(ascii_letters)
+                for text in map(processor.tokenizer.decode, range(len(processor.tokenizer)))
+            ]
+            silent = [token for token, spoken in enumerate(letters) if not spoken and token != 2]
+            model.get_output_embeddings().weight[silent] = 0.0  # so that different answers are different texts
+        return model.float().eval(), processor
+
+    return build
+
+
+def one_at_a_time(
+    model: Any, processor: Any, probes: Sequence[Probe], new_tokens: int = NEW_TOKENS, ends: Sequence[int] = (2,)
+) -> list[list[str]]:
+    """The oracle: transformers alone, one question after the other, nothing padded and nothing shared."""
+    answers = []
+    for item in probes:
+        pictures = [{"type": "image", "image": item.image.open()}] if item.image is not None else []
+        answers.append([])
+        for question in item.questions:
+            message = {"role": "user", "content": [*pictures, {"type": "text", "text": question}]}
+            inputs = processor.apply_chat_template(
+                [message], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+            )
+            known = {
+                name: value
+                for name, value in inputs.items()
+                if name != "token_type_ids" or "gemma" in str(type(model)).lower()
+            }
+            output = model.generate(
+                **known, max_new_tokens=new_tokens, do_sample=False, eos_token_id=list(ends), pad_token_id=3
+            )
+            tokens = output[0, inputs["input_ids"].shape[1] :].tolist()
+            end = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
+            answers[-1].append(processor.tokenizer.decode(tokens[:end], skip_special_tokens=True).strip())
+    return answers
+
+
+def engine(model: Any, processor: Any, **changed: Any) -> HuggingFaceEngine:
+    return HuggingFaceEngine(model, processor, **{"max_new_tokens": NEW_TOKENS, "batch_size": 5, **changed})
+
+
+class Rows:
+    """How many rows each forward of a module was called with."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self.seen: list[int] = []
+        module.register_forward_pre_hook(self._count, with_kwargs=True)
+
+    def _count(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.seen.append(len(next(value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor))))
+
+
+@pytest.mark.parametrize("kind", [*PLAIN, *OTHERWISE])
+def test_answers_are_those_of_one_question_at_a_time(
+    kind: str, built: Callable[[str], tuple[Any, Any]], caplog: pytest.LogCaptureFixture
+) -> None:
+    model, processor = built(kind)
+    probes = PROBES if kind != "paligemma" else [item for item in PROBES if item.image]  # it always wants a picture
+    expected = one_at_a_time(model, processor, probes)
+    assert len({text for answers in expected for text in answers}) > len(probes)  # the model does tell questions apart
+    generation._note.cache_clear()
+    with caplog.at_level(logging.INFO):
+        for changed in ({}, {"batch_size": 2}, {"batch_size": 64}, {"share_prefix": False}):
+            assert engine(model, processor, **changed).answers(probes) == expected, changed
+    notes = [record.getMessage() for record in caplog.records if "prefix" in record.getMessage()]
+    assert len(notes) == (kind in OTHERWISE), notes  # one line, and only where nothing is shared
+
+
+def test_a_picture_is_computed_once_for_all_shots(built: Callable[[str], tuple[Any, Any]]) -> None:
+    model, processor = built("llava")
+    pictured = [item for item in PROBES if item.image is not None and item.rewrites]
+    shared = Rows(model.model.vision_tower)
+    asker = engine(model, processor)
+    asker.answers(pictured)
+    tried_out = sum(shared.seen) - len(pictured)
+    shared.seen.clear()
+    asker.answers(pictured)
+    assert sum(shared.seen) == len(pictured)
+    assert 0 < tried_out <= 4  # once for each engine: two pictures in our way, two rows called simply
+    shared.seen.clear()
+    engine(model, processor, share_prefix=False).answers(pictured)
+    assert sum(shared.seen) >= sum(len(item.questions) for item in pictured)
+
+
+def test_nothing_follows_an_end_token_and_finished_rows_leave_the_batch(
+    built: Callable[[str], tuple[Any, Any]],
+) -> None:
+    model, processor = built("llava")
+    whole = [
+        processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+        for answers in one_at_a_time(model, processor, PROBES)
+        for text in answers
+    ]
+    ends = [2, *{tokens[3] for tokens in whole if len(tokens) > 4}][:4]
+    model.generation_config.eos_token_id = ends
+    expected = one_at_a_time(model, processor, PROBES, ends=ends)
+    lengths = {len(text) for answers in expected for text in answers}
+    assert len(lengths) > 3, lengths
+    decoder = Rows(model.lm_head)
+    assert engine(model, processor, batch_size=64).answers(PROBES) == expected
+    assert min(decoder.seen) < max(decoder.seen)
+    assert engine(model, processor, batch_size=64, share_prefix=False).answers(PROBES) == expected
+
+
+@pytest.mark.parametrize("kind", ["llava", "qwen2_5_vl"])
+def test_the_checkpoints_own_generation_settings_change_nothing(
+    kind: str, built: Callable[[str], tuple[Any, Any]]
+) -> None:
+    model, processor = built(kind)
+    expected = engine(model, processor).answers(PROBES)
+    own = model.generation_config
+    own.do_sample, own.temperature, own.top_k, own.repetition_penalty = True, 5.0, 3, 9.0
+    own.suppress_tokens, own.min_new_tokens, own.no_repeat_ngram_size = [5, 6, 7], 9, 2
+    assert engine(model, processor).answers(PROBES) == expected
+    assert model.generation_config is own and own.repetition_penalty == 9.0
+
+
+def test_the_model_is_left_as_it_was(built: Callable[[str], tuple[Any, Any]]) -> None:
+    model, processor = built("llava")
+    expected = engine(model, processor).answers(PROBES)
+    model.config.get_text_config().use_cache = False
+    model.train()
+    model.gradient_checkpointing_enable()
+    model.model.vision_tower.eval()
+    modes = {name: module.training for name, module in model.named_modules()}
+    state = torch.get_rng_state()
+    assert engine(model, processor).answers(PROBES) == expected
+    assert {name: module.training for name, module in model.named_modules()} == modes
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(parameter.grad is None and not parameter.is_inference() for parameter in model.parameters())
+    with pytest.raises(RuntimeError, match="on purpose"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(processor.tokenizer, "batch_decode", _fails)
+        engine(model, processor).answers(PROBES)
+    assert {name: module.training for name, module in model.named_modules()} == modes
+
+
+def _fails(*_: Any, **__: Any) -> None:
+    raise RuntimeError("on purpose")
+
+
+def test_lora_adapters_speak(built: Callable[[str], tuple[Any, Any]]) -> None:
+    model, processor = built("llava")
+    plain = engine(model, processor).answers(PROBES)
+    wrapped = add_lora(model, LoraSettings(r=2, target_modules=["q_proj", "v_proj"]))
+    assert engine(wrapped, processor).answers(PROBES) == plain  # an adapter begins as zero
+    with torch.no_grad():
+        for name, parameter in wrapped.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0.0, 3.0, generator=torch.Generator().manual_seed(0))
+    adapted = engine(wrapped, processor).answers(PROBES)
+    assert adapted != plain
+    wrapped.eval()
+    assert adapted == one_at_a_time(wrapped.merge_and_unload(), processor, PROBES)
+
+
+def test_every_answer_is_told_at_once_with_its_probe_and_shot(built: Callable[[str], tuple[Any, Any]]) -> None:
+    model, processor = built("llava")
+    told: dict[tuple[str, int], str] = {}
+    answers = engine(model, processor).answers(PROBES, lambda *heard: told.__setitem__(heard[:2], heard[2]))
+    assert told == {
+        (item.id, shot): text
+        for item, own in zip(PROBES, answers, strict=True)
+        for shot, text in enumerate(own)
+    }  # fmt: skip
+    kept: list[tuple[str, int]] = []
+
+    def stop_after_six(id: str, shot: int, text: str) -> None:
+        kept.append((id, shot))
+        if len(kept) == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        engine(model, processor, batch_size=4).answers(PROBES, stop_after_six)
+    assert len(kept) == 6
+
+
+def test_a_decoding_step_reads_the_device_once(built: Callable[[str], tuple[Any, Any]]) -> None:
+    model, processor = built("llava")
+
+    class Reads(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            Reads.count += func is torch.ops.aten._local_scalar_dense.default
+            return func(*args, **(kwargs or {}))
+
+    def reads(new_tokens: int) -> int:
+        asker = engine(model, processor, max_new_tokens=new_tokens, batch_size=64)
+        Reads.count = 0
+        with Reads():
+            asker.answers(PROBES[:2])
+        return Reads.count
+
+    model.generation_config.eos_token_id = None
+    assert reads(3) == reads(9)  # besides one `tolist` a step, which is how tokens reach the host
+
+
+def test_a_model_that_miscounts_places_is_asked_by_its_own_generate(
+    built: Callable[[str], tuple[Any, Any]], caplog: pytest.LogCaptureFixture
+) -> None:
+    model, processor = built("llava")
+    kind = type(model)
+
+    class Stubborn(kind):  # type: ignore[misc, valid-type]
+        """Takes positions and does not use them: nothing in its signature says so."""
+
+        def forward(self, input_ids: Any = None, attention_mask: Any = None, position_ids: Any = None,
+                    past_key_values: Any = None, **others: Any) -> Any:  # fmt: skip
+            return super().forward(
+                input_ids=input_ids, attention_mask=attention_mask, past_key_values=past_key_values, **others
+            )
+
+    model.__class__ = Stubborn
+    generation._note.cache_clear()
+    with caplog.at_level(logging.INFO):
+        engine(model, processor).answers(PROBES)
+        engine(model, processor).answers(PROBES)
+    assert [record.getMessage() for record in caplog.records if "answers otherwise" in record.getMessage()] != []
+    assert len(caplog.records) == 1
+
+
+def test_pictures_are_squared_where_training_squared_them(built: Callable[[str], tuple[Any, Any]]) -> None:
+    model, processor = built("llava")
+    wide = [probe(0, Painted(1), "What is it?", "What is seen here?")]
+    assert engine(model, processor, square=True).answers(wide) != engine(model, processor).answers(wide)
+    assert engine(model, processor, square=True).settings() != engine(model, processor).settings()
+
+
+def test_settings_name_what_decides_an_answer_and_nothing_else(built: Callable[[str], tuple[Any, Any]]) -> None:
+    model, processor = built("llava")
+    settings = engine(model, processor).settings()
+    assert settings == engine(model, processor, batch_size=1, share_prefix=False).settings()
+    assert settings != engine(model, processor, max_new_tokens=11).settings()
+    model.generation_config.eos_token_id = [2, 9]
+    assert settings != engine(model, processor).settings()
+
+
+def test_bad_input_is_refused_in_one_sentence(built: Callable[[str], tuple[Any, Any]]) -> None:
+    model, processor = built("llava")
+    with pytest.raises(ValueError, match="max_new_tokens is 0: it must be at least 1"):
+        HuggingFaceEngine(model, processor, max_new_tokens=0, batch_size=1)
+    with pytest.raises(ValueError, match="batch_size is -1: it must be at least 1"):
+        HuggingFaceEngine(model, processor, max_new_tokens=1, batch_size=-1)
+    with pytest.raises(ValueError, match="holds the image placeholder '<image>'"):
+        render_prompt(processor, "What does <image> mean?", has_image=True)
+    assert engine(model, processor).answers([]) == []
+
+
+def test_mini_answers_the_same_in_every_way() -> None:
+    from mirage.data.mini import Mini
+
+    folder = Path(generation.__file__).parents[1] / "mini" / "checkpoint"
+    if not (folder / "config.json").exists():
+        pytest.skip("the mini checkpoint is not in this package")
+    from mirage.mini.world import rewrites
+
+    model, processor = load_model(str(folder)), load_processor(str(folder))
+    source = Mini()
+    probes = [
+        Probe(
+            id=item.id, source=item.source, image=item.image, question=item.question, unsafe=item.unsafe,
+            rewrites=rewrites(item.question, "what", 3),
+        )
+        for item in source.probes("unsafe")[:24]
+    ]  # fmt: skip
+    model.eval()
+    answers = engine(model, processor, max_new_tokens=24, batch_size=40).answers(probes)
+    assert answers == one_at_a_time(model, processor, probes, 24, sorted(engine(model, processor)._end_tokens))
+
+
+@pytest.mark.real
+def test_the_real_kit_answers_the_same(real_kit: Path) -> None:
+    from mirage.data.vlguard import VLGuard
+
+    folder = str(real_kit / "smol-llava")
+    model, processor = load_model(folder).eval(), load_processor(folder)
+    probes = [
+        Probe(
+            id=item.id, source=item.source, image=item.image, question=item.question, unsafe=item.unsafe,
+            rewrites=(f"What do you think? {item.question}", f"What about this: {item.question}"),
+        )
+        for item in VLGuard(real_kit / "vlguard").probes("benign")[:4]
+    ]  # fmt: skip
+    answers = engine(model, processor, max_new_tokens=8, batch_size=12).answers(probes)
+    assert answers == one_at_a_time(model, processor, probes, 8)

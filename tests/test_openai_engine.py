@@ -1,0 +1,359 @@
+"""The engine that asks a server: the same answers from a real one, and one clear sentence from a bad one."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from mirage.evaluation import openai_engine
+from mirage.evaluation.openai_engine import OpenAIEngine, ServerError
+from mirage.schema import Probe
+
+SERVE_NEEDS = ("fastapi", "uvicorn", "openai", "pydantic", "starlette", "accelerate")
+
+
+class Painted:
+    """A picture of one colour, that counts how often it is opened."""
+
+    def __init__(self, shade: int) -> None:
+        self.shade, self.opened = shade, 0
+
+    @property
+    def name(self) -> str:
+        return f"shade {self.shade}"
+
+    def open(self) -> Image.Image:
+        self.opened += 1
+        return Image.new("RGB", (30, 20), (self.shade, 255 - self.shade, 90))
+
+
+def probes(count: int, shots: int = 2) -> list[Probe]:
+    return [
+        Probe(
+            id=f"p{k}", source="test", image=Painted(20 * k) if k % 3 else None, question=f"Question {k}.",
+            unsafe=False, rewrites=tuple(f"What is question {k}, shot {shot}?" for shot in range(1, shots + 1)),
+        )
+        for k in range(count)
+    ]  # fmt: skip
+
+
+Reply = tuple[int, str, dict[str, str]]
+
+
+def completion(text: str | None, **others: Any) -> Reply:
+    message = {"role": "assistant", "content": text, **others}
+    return 200, json.dumps({"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}), {}
+
+
+def asked(body: dict[str, Any]) -> str:
+    """The question inside a request."""
+    (message,) = body["messages"]
+    return str(message["content"][-1]["text"])
+
+
+class Server:
+    """A local server whose answers the test decides; it keeps what it was sent."""
+
+    def __init__(self, answer: Callable[[dict[str, Any]], Reply]) -> None:
+        self.bodies: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+        self.under_way = self.most = 0
+        server, lock = self, threading.Lock()
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                with lock:
+                    server.bodies.append(body)
+                    server.headers.append(dict(self.headers))
+                    server.under_way += 1
+                    server.most = max(server.most, server.under_way)
+                status, text, headers = (404, "no such path", {}) if "/v1/chat" not in self.path else answer(body)
+                with lock:
+                    server.under_way -= 1
+                try:
+                    self.send_response(status)
+                    for name, value in headers.items():
+                        self.send_header(name, value)
+                    self.end_headers()
+                    self.wfile.write(text.encode())
+                except OSError:
+                    pass  # the client has given up
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
+        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[[dict[str, Any]], Reply]], Server]]:
+    monkeypatch.setattr(openai_engine, "_FIRST_WAIT_S", 0.01)
+    started: list[Server] = []
+
+    def start(answer: Callable[[dict[str, Any]], Reply]) -> Server:
+        started.append(Server(answer))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.http.shutdown()
+        server.http.server_close()
+
+
+def engine(url: str, **changed: Any) -> OpenAIEngine:
+    return OpenAIEngine(url, "some-model", **{"timeout_s": 5.0, "retries": 2, "concurrency": 4, **changed})
+
+
+def test_each_question_gets_its_answer_whatever_comes_first(serve: Any) -> None:
+    def answer(body: dict[str, Any]) -> Reply:
+        time.sleep(0.03 * (hash(asked(body)) % 3))
+        return completion(f" about: {asked(body)}\n")
+
+    server, asking, told = serve(answer), probes(7), {}
+    answers = engine(server.url, concurrency=3, max_new_tokens=17).answers(
+        asking, lambda id, shot, text: told.__setitem__((id, shot), text)
+    )
+    assert answers == [[f"about: {question}" for question in item.questions] for item in asking]
+    assert told == {(f"p{k}", shot): text for k, own in enumerate(answers) for shot, text in enumerate(own)}
+    assert 1 < server.most <= 3
+    assert all(item.image is None or item.image.opened == 1 for item in asking)  # type: ignore[attr-defined]
+    for body in server.bodies:
+        assert (body["model"], body["temperature"], body["max_tokens"]) == ("some-model", 0, 17)
+        content, number = body["messages"][0]["content"], int(re.search(r"uestion (\d)", asked(body))[1])  # type: ignore[index]
+        assert len(content) == (2 if number % 3 else 1)
+        if number % 3:
+            head, data = content[0]["image_url"]["url"].split(",")
+            assert head == "data:image/png;base64"
+            picture = Image.open(io.BytesIO(base64.b64decode(data)))
+            assert picture.format == "PNG" and picture.getpixel((5, 5)) == (20 * number, 255 - 20 * number, 90)
+
+
+def test_a_busy_or_broken_server_is_asked_again(serve: Any) -> None:
+    refusals = iter([(500, "oops", {}), (429, "slow down", {"Retry-After": "0"}), (503, "", {}), (200, "{", {})])
+
+    def answer(body: dict[str, Any]) -> Reply:
+        return next(refusals, completion("yes"))
+
+    server = serve(answer)
+    assert engine(server.url, retries=4, concurrency=1).answers(probes(2)) == [["yes"] * 3] * 2
+    assert len(server.bodies) == 6 + 4
+
+
+def test_waits_double_and_retry_after_is_heeded(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(threading.Event, "wait", lambda self, timeout=None: bool(waited.append(timeout or 0.0)))
+    refusals = iter([(500, "", {}), (500, "", {}), (500, "", {}), (429, "", {"Retry-After": "7"})])
+    server = serve(lambda body: next(refusals, completion("yes")))
+    ask = engine(server.url, retries=4)._ask
+    assert ask(json.dumps({"messages": []}).encode(), {}, threading.Event()) == "yes"
+    assert [pause for pause in waited if pause] == [0.01, 0.02, 0.04, 7.0]
+
+
+@pytest.mark.parametrize(
+    ("reply", "says"),
+    [
+        ((200, "<html>Welcome to the router</html>", {}), r"asked 3 times; its reply is no chat completion .*router.*\?"),
+        ((200, '{"choices": []}', {}), r"asked 3 times; its reply is no chat completion .*\?"),
+        ((200, "[" * 100_000, {}), r"asked 3 times; its reply is no chat completion .*\?"),
+        ((200, '{"choices": [{"message": {"content": 7}}]}', {}), r"no chat completion"),
+        ((500, "out of memory", {}), r"asked 3 times; it answers HTTP 500: 'out of memory'\. See the server's own log\."),
+        ((429, "", {}), r"asked 3 times; it answers HTTP 429: ''\. Lower engine\.concurrency\."),
+        ((401, "bad key", {}), r"it answers HTTP 401: 'bad key'\. Set engine\.api_key_env"),
+        ((404, "no model", {}), r"it answers HTTP 404: 'no model'\. Correct engine\.base_url, or engine\.model"),
+        ((422, "too long", {}), r"it answers HTTP 422: 'too long'\. The request is not accepted"),
+        ((307, "", {"Location": "http://127.0.0.1:9/v1/chat/completions"}), r"Redirects are not followed"),
+    ],
+)  # fmt: skip
+def test_a_server_that_answers_nonsense_is_named_with_a_remedy(serve: Any, reply: Reply, says: str) -> None:
+    server = serve(lambda body: reply)
+    with pytest.raises(ServerError, match=says) as caught:
+        engine(server.url, concurrency=1).answers(probes(1, shots=1))
+    assert str(caught.value).startswith(f"{server.url}/v1: ") and "\n" not in str(caught.value)
+    assert len(server.bodies) == (3 if "3 times" in says or "no chat" in says else 1)
+
+
+def test_a_server_that_is_down_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openai_engine, "_FIRST_WAIT_S", 0.01)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+    with pytest.raises(
+        ServerError, match=rf"{url}/v1: asked 3 times; no connection \(.*refused.*\)\. Start the server"
+    ):
+        engine(url).answers(probes(3))
+
+
+@pytest.mark.parametrize("drips", [False, True])
+def test_a_slow_server_is_left_after_the_time_out(drips: bool, serve: Any) -> None:
+    done = threading.Event()
+
+    def answer(body: dict[str, Any]) -> Reply:
+        done.wait(3.0)
+        return completion("late")
+
+    server = serve(answer)
+    if drips:
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            listener.listen()
+            threading.Thread(target=_drip, args=(listener, done), daemon=True).start()
+            _expect_time_out(f"http://127.0.0.1:{listener.getsockname()[1]}", done)
+    else:
+        _expect_time_out(server.url, done)
+
+
+def _expect_time_out(url: str, done: threading.Event) -> None:
+    started = time.monotonic()
+    with pytest.raises(ServerError, match=r"asked 2 times; no answer within 0\.3 s\. Raise engine\.timeout_s"):
+        engine(url, timeout_s=0.3, retries=1).answers(probes(1, shots=1))
+    done.set()
+    assert time.monotonic() - started < 2.5
+
+
+def _drip(listener: socket.socket, done: threading.Event) -> None:
+    """A byte now and then: every single read is in time, the reply never is."""
+    connections = []
+    listener.settimeout(0.05)
+    while not done.is_set():
+        try:
+            connections.append(listener.accept()[0])
+            connections[-1].sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+        except OSError:
+            pass
+        for connection in connections:
+            try:
+                connection.sendall(b" ")
+            except OSError:
+                pass
+
+
+def test_what_was_answered_before_a_failure_is_kept(serve: Any) -> None:
+    def answer(body: dict[str, Any]) -> Reply:
+        return (400, "cannot", {}) if "question 4, shot 1" in asked(body) else completion("fine")
+
+    server, kept = serve(answer), {}
+    with pytest.raises(ServerError, match="HTTP 400"):
+        engine(server.url, concurrency=2).answers(probes(40), lambda id, shot, text: kept.__setitem__((id, shot), text))
+    assert {(f"p{k}", shot) for k in range(4) for shot in range(3)} <= set(kept)
+    assert len(server.bodies) < 30  # the rest was not asked any more
+    assert set(kept.values()) == {"fine"}
+
+
+def test_a_refusal_that_a_server_marks_apart_is_the_answer(serve: Any) -> None:
+    server = serve(lambda body: completion(None, refusal="I will not."))
+    assert engine(server.url).answers(probes(1, shots=1)) == [["I will not."] * 2]
+
+
+def test_the_key_comes_from_the_environment_and_goes_nowhere_else(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = serve(lambda body: completion("yes"))
+    keyed = engine(server.url, api_key_env="MIRAGE_TEST_KEY")
+    with pytest.raises(ServerError, match="the environment variable MIRAGE_TEST_KEY holds no key"):
+        keyed.answers(probes(1))
+    assert server.bodies == []
+    monkeypatch.setenv("MIRAGE_TEST_KEY", "abc123")
+    keyed.answers(probes(1))
+    assert {headers["Authorization"] for headers in server.headers} == {"Bearer abc123"}
+    assert "abc123" not in json.dumps(keyed.settings())
+    engine(server.url).answers(probes(1))
+    assert "Authorization" not in server.headers[-1]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"base_url": "127.0.0.1:8000"},
+        {"base_url": "file:///etc/hosts"},
+        {"base_url": "http://user:secret@127.0.0.1:8000/v1"},
+        {"concurrency": 0},
+        {"max_new_tokens": 0},
+        {"timeout_s": 0.0},
+        {"timeout_s": float("nan")},
+        {"retries": -1},
+    ],
+)
+def test_bad_settings_are_refused(bad: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"engine\.") as caught:
+        OpenAIEngine(**{"base_url": "http://127.0.0.1:8000/v1", "model": "m", **bad})
+    assert "secret" not in str(caught.value)
+
+
+def test_the_path_of_the_protocol_is_the_default() -> None:
+    assert OpenAIEngine("http://127.0.0.1:1/", "m").base_url == "http://127.0.0.1:1/v1"
+    assert OpenAIEngine("https://host/custom/v2/", "m").base_url == "https://host/custom/v2"
+
+
+@pytest.fixture(scope="module")
+def real_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """`transformers serve` with the mini checkpoint on a port that the system chose: its address, and the folder."""
+    missing = [name for name in SERVE_NEEDS if find_spec(name) is None]
+    if missing:
+        pytest.skip(f"`transformers serve` needs {', '.join(missing)}: install the project's dev extra")
+    package = Path(openai_engine.__file__).parents[1] / "mini" / "checkpoint"
+    folder = Path(shutil.copytree(package, tmp_path_factory.mktemp("served") / "mini"))
+    log = folder.parent / "log"
+    # a folder is a model name like any other to it; offline, so that nothing is looked up elsewhere
+    command = [
+        sys.executable, "-c", "from transformers.cli.transformers import main; main()", "serve", str(folder),
+        "--host", "127.0.0.1", "--port", "0", "--device", "cpu", "--dtype", "float32",
+    ]  # fmt: skip
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "HF_HOME": str(folder.parent / "hub")}
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
+    try:
+        deadline = time.monotonic() + 120
+        while not (found := re.search(r"running on (http://127\.0\.0\.1:[1-9]\d*)", log.read_text(errors="replace"))):
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text(errors="replace")
+            time.sleep(0.1)
+        yield found[1], folder
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_real_server_answers_as_the_model_itself(real_server: tuple[str, Path]) -> None:
+    from mirage.backbone import load_model, load_processor
+    from mirage.data.mini import Mini
+    from mirage.evaluation.generation import HuggingFaceEngine
+    from mirage.mini.world import rewrites
+
+    url, folder = real_server
+    asking = [
+        Probe(
+            id=item.id, source=item.source, image=item.image, question=item.question, unsafe=item.unsafe,
+            rewrites=rewrites(item.question, "what", 2),
+        )
+        for item in Mini().probes("benign")[:6]
+    ]  # fmt: skip
+    told: list[str] = []
+    served = OpenAIEngine(url, str(folder), max_new_tokens=24, concurrency=3, timeout_s=60.0).answers(
+        asking, lambda id, shot, text: told.append(text)
+    )
+    own = HuggingFaceEngine(load_model(str(folder)), load_processor(str(folder)), max_new_tokens=24, batch_size=32)
+    assert served == own.answers(asking)
+    assert len({text for answers in served for text in answers}) > 3 and len(told) == 18
+
+
+def test_a_real_server_refuses_another_model_by_name(real_server: tuple[str, Path]) -> None:
+    url, _ = real_server
+    with pytest.raises(ServerError, match=r"HTTP 400: .*another-model.*check engine\.model \(now 'another-model'\)"):
+        OpenAIEngine(url, "another-model", retries=0).answers(probes(1))
