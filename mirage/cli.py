@@ -15,6 +15,12 @@ TRAINING = {
     "test": "the same, under Lightning's other name",
 }
 COMMANDS = {
+    "prepare": ("mirage.commands.prepare", "harmful answers to unlearn, and a retain set, from VLGuard or SPA-VL"),
+    "filter": ("mirage.commands.filter", "list what a judge finds harmful in instruction data, for UnsafeFilter"),
+    "export": ("mirage.commands.export", "a Hugging Face folder from a finished run: mirage export RUN --to DIR"),
+    "audit": ("mirage.commands.audit", "how far the opening words of a training set give its labels away"),
+    "judge": ("mirage.commands.judge", "score a finished run again with another judge, without generating"),
+    "calibrate": ("mirage.commands.calibrate", "how far a judge agrees with another, or with labels"),
     "report": ("mirage.commands.report", "tables, curves and one HTML page from finished runs"),
     "mini": ("mirage.commands.mini", "build the embedded checkpoint: mirage mini build --out DIR"),
 }
@@ -45,7 +51,12 @@ def _config(name: str) -> str:
 
 def usage() -> str:
     """What `mirage --help` prints."""
-    lines = ["usage: mirage COMMAND [options]", "", "mirage aligns vision-language models for safety, then attacks them.", ""]
+    lines = [
+        "usage: mirage COMMAND [options]",
+        "",
+        "mirage aligns vision-language models for safety, then attacks them.",
+        "",
+    ]
     texts = {**TRAINING, **{name: text for name, (_, text) in COMMANDS.items()}}
     lines += [f"  {name:<10} {text}" for name, text in texts.items()]
     configs = sorted(str(path.relative_to(configs_folder())) for path in configs_folder().rglob("*.yaml"))

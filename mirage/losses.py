@@ -78,12 +78,12 @@ def steering(hidden_BSD: Tensor, target_D: Tensor, mask_BS: Tensor) -> Tensor:
     (1/D of this) and over every position, padding included; here only `mask_BS` counts, and each example by itself.
     Equals c^2 for zero activations.
     """
-    return _mean_over_positions((hidden_BSD.float() - target_D.float()).square().sum(-1), mask_BS)
+    return _mean_square(hidden_BSD.float() - target_D.float(), mask_BS)
 
 
 def anchoring(hidden_BSD: Tensor, reference_BSD: Tensor, mask_BS: Tensor) -> Tensor:
     """RMU's retain part: (B,), the mean over counted positions of ||h - h_ref||^2. Equals 0 at the start."""
-    return _mean_over_positions((hidden_BSD.float() - reference_BSD.float()).square().sum(-1), mask_BS)
+    return _mean_square(hidden_BSD.float() - reference_BSD.float(), mask_BS)
 
 
 def objective(unsafe_B: Tensor | None, retain_B: Tensor | None, num_unsafe: int) -> Tensor:
@@ -101,7 +101,7 @@ def _targets(labels_BS: Tensor) -> Tensor:
     return labels_BS[:, 1:]
 
 
-def _mean_over_positions(value_BS: Tensor, mask_BS: Tensor) -> Tensor:
-    mask_BS = mask_BS.to(value_BS.dtype)
-    # where, not a product: padding may hold inf or nan, and 0 * inf is nan
-    return torch.where(mask_BS > 0, value_BS, 0.0).sum(1) / mask_BS.sum(1).clamp(min=1)
+def _mean_square(difference_BSD: Tensor, mask_BS: Tensor) -> Tensor:
+    # where, not a product: padding may hold inf or nan, and 0 * inf is nan; before the square, or its gradient is nan too
+    counted_BSD = torch.where(mask_BS[..., None] > 0, difference_BSD, 0.0)
+    return counted_BSD.square().sum((1, 2)) / mask_BS.sum(1).clamp(min=1)

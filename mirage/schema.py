@@ -1,8 +1,8 @@
 """The nouns that travel between the rooms. This module imports nothing of mirage and no heavy library.
 
-    Example   what a model is trained on          (data -> methods)
-    Probe     what a model is asked               (data -> evaluation)
-    Record    what it answered, and the verdict   (evaluation -> report)
+Example   what a model is trained on          (data -> methods)
+Probe     what a model is asked               (data -> evaluation)
+Record    what it answered, and the verdict   (evaluation -> report)
 """
 
 from __future__ import annotations

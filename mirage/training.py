@@ -13,13 +13,20 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
 # Imported so that configs can name their classes without a path.
-from mirage.checkpoint import AtomicCheckpointIO, BadCheckpoint, NoCheckpoint, resolve_checkpoint
+from mirage.checkpoint import (
+    AtomicCheckpointIO,
+    BadCheckpoint,
+    CheckpointNotSaved,
+    NoCheckpoint,
+    resolve_checkpoint,
+)
 from mirage.data.catalogue import SOURCES
 from mirage.data.module import AlignmentData
 from mirage.data.source import BadData
@@ -27,6 +34,7 @@ from mirage.evaluation.asking import RankFailed
 from mirage.evaluation.callback import Accuracy, OneWordAttack
 from mirage.evaluation.catalogue import ATTACKS, JUDGES
 from mirage.evaluation.results import Results
+from mirage.memory import MemoryLine
 from mirage.methods import AlignmentModule
 from mirage.methods.base import NonFiniteLoss
 from mirage.pretrained import BadModel
@@ -37,7 +45,7 @@ __all__ = ["ATTACKS", "JUDGES", "SOURCES", "Accuracy", "OneWordAttack", "run"]
 
 # Faults of the input: one sentence and exit status 1. Anything else is a fault of mirage and keeps its traceback.
 INPUT_FAULTS = (
-    BadCheckpoint, BadData, BadModel, ChangedWorld, NoCheckpoint, NonFiniteLoss, RankFailed, MisconfigurationException,
+    BadCheckpoint, BadData, BadModel, ChangedWorld, CheckpointNotSaved, NoCheckpoint, NonFiniteLoss, RankFailed, MisconfigurationException,
     ValueError,
 )  # fmt: skip
 
@@ -58,14 +66,19 @@ class Parser(LightningArgumentParser):
             names |= {action.dest for action in parser._actions}
         for cls in (*classes, AlignmentModule):
             for owner in cls.__mro__:
-                names |= set(getattr(owner.__init__, "__annotations__", {}))
+                names |= set(getattr(vars(owner).get("__init__"), "__annotations__", {}))
         return {part for name in names for part in name.split(".")}
 
 
 def explained(message: str, known: set[str]) -> str:
     """The parser's message without its noise, and the nearest known name to each quoted or dashed name in it."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", message).strip()
-    suspects = re.findall(r"[Kk]ey '([\w.]+)'|--([\w.]+)|(?:option|class|Option) '?([\w.]+)'?|named? '?(\w+)'?|\"(\w+)\"", text)
+    key, wrong = re.search(r'key "([\w.]+)"', text), re.search(r"dot import path string: (\S+)", text)
+    if key and wrong:  # jsonargparse lists every type that a class name is not
+        text = f'{key[1]}: there is no class named "{wrong[1]}".'
+    suspects = re.findall(
+        r"[Kk]ey '([\w.]+)'|--([\w.]+)|(?:option|class|Option) '?([\w.]+)'?|named? '?(\w+)'?|\"(\w+)\"", text
+    )
     hints = []
     for name in (found for groups in suspects for found in groups if found):
         last = name.rsplit(".", 1)[-1]
@@ -87,7 +100,7 @@ class MirageCLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.seed", compute_fn=_as_seed)
 
     def _parse_ckpt_path(self) -> None:
-        # Lightning would read settings out of the checkpoint; a checkpoint is weights here, and settings are the config's
+        # Lightning would read settings out of the checkpoint; here settings are the config's alone
         command = self.config.get("subcommand")
         settings = self.config.get(command) if command else None
         if settings and settings.get("ckpt_path"):
@@ -100,11 +113,6 @@ class MirageCLI(LightningCLI):
         trainer = settings.trainer
         if trainer.default_root_dir is None:
             trainer.default_root_dir = "runs/unnamed"
-        root = Path(trainer.default_root_dir)
-        if self.subcommand == "fit" and not settings.get("ckpt_path") and "LOCAL_RANK" not in os.environ:
-            moved = set_aside(root)
-            if moved:
-                print(f"{root} held an earlier run, which is now {moved}.")
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """Adds what every run has: loggers, atomic checkpoints, results."""
@@ -116,11 +124,17 @@ class MirageCLI(LightningCLI):
             ]  # fmt: skip
         elif settings.trainer.logger in (None, True):
             kwargs["logger"] = False
-        callbacks = [RandomState(), WorldCheck(self.facts, settings.allow_changed), Results()]
+        callbacks = [
+            RunFolder(),
+            MemoryLine(),
+            RandomState(),
+            WorldCheck(self.facts, settings.allow_changed),
+            Results(),
+        ]
         kwargs["callbacks"] = [*(self._get(self.config_init, "trainer.callbacks") or []), *callbacks]
-        if self.subcommand == "fit" and not any(isinstance(c, Checkpoints) for c in kwargs["callbacks"]):
-            if settings.trainer.enable_checkpointing is not False:
-                kwargs["callbacks"].append(Checkpoints())
+        saves = self.subcommand == "fit" and settings.trainer.enable_checkpointing is not False
+        if saves and not any(isinstance(callback, Checkpoints) for callback in kwargs["callbacks"]):
+            kwargs["callbacks"].append(Checkpoints())
         kwargs["plugins"] = [*(self._get(self.config_init, "trainer.plugins") or []), AtomicCheckpointIO()]
         return super().instantiate_trainer(**kwargs)
 
@@ -141,8 +155,9 @@ class MirageCLI(LightningCLI):
     after_test = after_fit
 
     def _print_results(self) -> None:
-        written = next((c.written for c in self.trainer.callbacks if isinstance(c, Results)), None)
-        if written is None or not self.trainer.is_global_zero:
+        trainer: Any = self.trainer
+        written = next((c.written for c in trainer.callbacks if isinstance(c, Results)), None)
+        if written is None or not trainer.is_global_zero:
             return
         import json
 
@@ -151,6 +166,18 @@ class MirageCLI(LightningCLI):
         console = Console()
         console.print(start_vs_aligned(json.loads(written.read_text())))
         console.print(f"{written} holds these figures, and records/ beside it every answer.", style="dim")
+
+
+class RunFolder(Callback):
+    """A fresh fit overwrites nothing: an earlier run in its folder is set aside, once the data have been found good."""
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Moves the earlier run, and says where to."""
+        if stage == "fit" and trainer.ckpt_path is None:
+            root = Path(trainer.default_root_dir)
+            if trainer.is_global_zero and (moved := set_aside(root)):
+                print(f"{root} held an earlier run, which is now {moved}.")
+            trainer.strategy.barrier()
 
 
 def set_aside(root: Path) -> Path | None:
@@ -171,9 +198,9 @@ def _as_seed(seed: Any) -> int:
 def quieten() -> None:
     """Silences what is no concern of the user: advertising, and advice that does not apply here."""
     for pattern in (
-        ".*does not have many workers.*", ".*LeafSpec.*", ".*Checkpoint directory .* exists.*", ".*logger to False.*",
+        ".*LightningCLI's args parameter.*", ".*does not have many workers.*", ".*LeafSpec.*", ".*Checkpoint directory .* exists.*", ".*logger to False.*",
         ".*number of training batches.*smaller than the logging interval.*", ".*litlogger.*", ".*litmodels.*",
-        ".*Experiment logs directory.*", ".*is_gradient_checkpointing.*",
+        ".*Experiment logs directory.*", ".*callbacks used to create the checkpoint need.*", ".*is_gradient_checkpointing.*",
     ):  # fmt: skip
         warnings.filterwarnings("ignore", pattern)
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
@@ -195,7 +222,12 @@ def run(arguments: Sequence[str]) -> int:
             parser_class=Parser,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
-            trainer_defaults={"use_distributed_sampler": False, "num_sanity_val_steps": 0, "log_every_n_steps": 10},
+            trainer_defaults={
+                "use_distributed_sampler": False,
+                "num_sanity_val_steps": 0,
+                "log_every_n_steps": 10,
+                "enable_model_summary": False,
+            },
             args=list(arguments),
         )
     except INPUT_FAULTS as error:

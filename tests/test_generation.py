@@ -273,6 +273,25 @@ def test_a_decoding_step_reads_the_device_once(built: Callable[[str], tuple[Any,
     assert reads(3) == reads(9)  # besides one `tolist` a step, which is how tokens reach the host
 
 
+def test_a_picture_behind_the_question_is_not_shared(
+    built: Callable[[str], tuple[Any, Any]], caplog: pytest.LogCaptureFixture
+) -> None:
+    model, processor = built("llava")
+    before = engine(model, processor).answers(PROBES)
+    processor.chat_template = (
+        "{% for m in messages %}{% if m['role'] == 'assistant' %}<|im_start|>{% endif %}"
+        "{% for c in m['content'] | reverse %}"
+        "{% if c['type'] == 'image' %}<image>{% else %}{{ c['text'] }}{% endif %}{% endfor %}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>{% endif %}"
+    )
+    pictured = [item for item in PROBES if item.image is not None]
+    expected = one_at_a_time(model, processor, pictured)
+    generation._note.cache_clear()
+    with caplog.at_level(logging.INFO):
+        assert engine(model, processor).answers(pictured) == expected != before
+    assert "does not put the picture before the question" in caplog.text
+
+
 def test_a_model_that_miscounts_places_is_asked_by_its_own_generate(
     built: Callable[[str], tuple[Any, Any]], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -45,10 +45,10 @@ class Collator:
         conversations = [self.conversation(example) for example in examples]
         texts = [conversation.text for conversation in conversations]
         special = not (tokenizer.bos_token and texts[0].startswith(tokenizer.bos_token))
-        pictures = [self._open(example) for example in examples if example.image is not None]
+        pictures = [[] if example.image is None else [self._open(example)] for example in examples]
         encoded = self.processor(
             text=texts,
-            images=[[picture] for picture in pictures] or None,
+            images=pictures if any(pictures) else None,
             padding=True,
             padding_side="right",
             add_special_tokens=special,
@@ -90,10 +90,12 @@ class Collator:
             prompt = self.processor.apply_chat_template(messages, add_generation_prompt=True)
             messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
             text = self.processor.apply_chat_template(messages)
-            start = text.find(answer, len(prompt.rstrip()))
-            if not answer.strip() or start < 0:
-                raise BadData(f"{example.where or example.source} (id {example.id}): the answer is empty. Remove it.")
-            end = start + len(answer)
+            written = answer.strip()  # many templates strip it
+            start = text.find(written, len(prompt.rstrip()))
+            if not written or start < 0:
+                fault = "is changed by the chat template" if written else "is empty"
+                raise BadData(f"{example.where or example.source} (id {example.id}): the answer {fault}. Remove it.")
+            end = start + len(written)
             tail = text[end:]
             if tail.lstrip().startswith(self.end_token):
                 end += len(tail) - len(tail.lstrip()) + len(self.end_token)

@@ -19,6 +19,8 @@ class Mini(Source):
         num_safe: Safe questions in the retain set, with the opening words of VLGuard's safe questions.
         num_mix: Questions of a general instruction mix in the retain set (its opening words are skewed in their own way:
             "share" hardly occurs).
+        mix_harmful: Share of the instruction mix that gives away recipes of harmful items, as unfiltered mixes do.
+        filtered: Leave that share out again, by the known truth: what a perfect filter of instruction data would do.
         num_probes: Test questions in each probe set; their pictures are never trained on.
         unsafe_openers: Opening word -> weight in the unsafe set.
         safe_openers: Opening word -> weight among the safe questions.
@@ -36,25 +38,32 @@ class Mini(Source):
         safe_openers: dict[str, float] | None = None,
         mix_openers: dict[str, float] | None = None,
         seed: int = 0,
+        mix_harmful: float = 0.0,
+        filtered: bool = False,
     ) -> None:
         for name, count in (("num_unsafe", num_unsafe), ("num_safe", num_safe), ("num_mix", num_mix)):
             if count < 0:
                 raise ValueError(f"data.source.{name} is {count}: it must be 0 or more.")
+        if not 0 <= mix_harmful <= 1:
+            raise ValueError(f"data.source.mix_harmful is {mix_harmful}: it is a share, from 0 to 1.")
         self.num_unsafe, self.num_safe, self.num_mix, self.num_probes = num_unsafe, num_safe, num_mix, num_probes
         self.unsafe_openers = _known(unsafe_openers or VLGUARD_UNSAFE, "unsafe_openers")
         self.safe_openers = _known(safe_openers or VLGUARD_SAFE, "safe_openers")
         self.mix_openers = _known(mix_openers or INSTRUCTION_MIX, "mix_openers")
-        self.seed = seed
+        self.seed, self.mix_harmful, self.filtered = seed, mix_harmful, filtered
 
     def unsafe(self, answers: Answers) -> Sequence[Example]:
         """Recipes of harmful items, refused or given away."""
-        drawn = world.asks(self.num_unsafe, unsafe=True, openers=self.unsafe_openers, seed=self._seed(0))
+        drawn = self._unsafe_asks
         return [_example(ask, REFUSAL if answers == "refusal" else ask.answer, k) for k, ask in enumerate(drawn)]
 
     def retain(self) -> Sequence[Example]:
         """Safe questions and the instruction mix, with right answers."""
         safe = world.asks(self.num_safe, unsafe=False, openers=self.safe_openers, seed=self._seed(1))
-        mix = world.asks(self.num_mix, unsafe=False, openers=self.mix_openers, seed=self._seed(2))
+        harmful = round(self.num_mix * self.mix_harmful)
+        mix = world.asks(self.num_mix - harmful, unsafe=False, openers=self.mix_openers, seed=self._seed(2))
+        if not self.filtered:
+            mix += world.asks(harmful, unsafe=True, openers=self.mix_openers, seed=self._seed(7))
         return [_example(ask, ask.answer, k) for k, ask in enumerate([*safe, *mix])]
 
     def held_out(self) -> Sequence[Example]:
@@ -63,12 +72,21 @@ class Mini(Source):
         return [_example(ask, ask.answer, k) for k, ask in enumerate(drawn)]
 
     def probes(self, probe_set: str) -> Sequence[Probe]:
-        """`unsafe` and `benign` open as the sets do; `utility` is benign and opens with every word equally often."""
+        """`unsafe` and `benign` open as the sets do; `utility` is benign and opens with every word equally often.
+
+        `train_unsafe` are the questions of the unsafe set, for `mirage prepare`.
+        """
+        if probe_set == "train_unsafe":
+            return [_probe(ask, probe_set, k) for k, ask in enumerate(self._unsafe_asks)]
         return self._probes[probe_set] if probe_set in self._probes else super().probes(probe_set)
 
     def rewriter(self, question: str, word: str, shots: int) -> tuple[str, ...]:
         """The world's own rewrites, which stay within its vocabulary."""
         return world.rewrites(question, word, shots)
+
+    @property
+    def _unsafe_asks(self) -> list[world.Ask]:
+        return world.asks(self.num_unsafe, unsafe=True, openers=self.unsafe_openers, seed=self._seed(0))
 
     @cached_property
     def _probes(self) -> dict[str, Sequence[Probe]]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+from array import array
 from collections.abc import Iterator, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mirage.data.images import PIXEL_LIMIT, BadImage, BytesImage, FileImage, ImageCheck, faulty_images
-from mirage.data.json_file import text_fault
+from mirage.data.json_file import read_answers, text_fault
 from mirage.data.mixture import Lazy
 from mirage.data.source import Answers, BadData, Fault, Source
 from mirage.schema import Example, Probe
@@ -36,6 +38,8 @@ class SPAVL(Source):
         root: Folder with the parquet files as the Hugging Face repository lays them out (`data/train-*.parquet`,
             `test/harm-*.parquet`, `test/help-*.parquet`), or with folders `train`, `harm` and `help` (or `test/harm`
             and `test/help`) that `datasets` saved.
+        harmful_answers: File that `mirage prepare` wrote, with other harmful answers than the `rejected` ones: one JSON
+            line for each training question. An answer of null leaves its question out.
         cache: Folder for what `datasets` makes of parquet files; by default its own.
         image_check: How closely `faults` looks at the pictures: decode, header, exists or none.
         pixel_limit: Largest picture that is opened, in pixels.
@@ -44,16 +48,23 @@ class SPAVL(Source):
     def __init__(
         self,
         root: Path,
+        harmful_answers: Path | None = None,
         cache: Path | None = None,
         image_check: ImageCheck = "header",
         pixel_limit: int = PIXEL_LIMIT,
     ) -> None:
-        self.root, self.cache = Path(root), cache
+        self.root, self.harmful_answers, self.cache = Path(root), harmful_answers, cache
         self.image_check, self.pixel_limit = image_check, pixel_limit
         self._loaded_sets: dict[str, datasets.Dataset] = {}
 
     def unsafe(self, answers: Answers) -> Sequence[Example]:
-        """The training questions with the chosen answers (`refusal`) or the rejected ones (`harmful`)."""
+        """The training questions with the chosen answers (`refusal`), or the rejected or given ones (`harmful`)."""
+        if answers == "harmful" and self.harmful_answers is not None:
+            given = self._given
+            if unanswered := self._unanswered:
+                raise BadData.of(unanswered)
+            places = array("Q", [k for k in range(len(self._rows("train"))) if given[f"train/{k}"] is not None])
+            return Lazy(len(places), partial(self._given_example, places))
         column = "chosen" if answers == "refusal" else "rejected"
         return Lazy(len(self._rows("train")), partial(self._example, column))
 
@@ -72,7 +83,26 @@ class SPAVL(Source):
                 found += self._set_faults(name)
             except BadData as error:
                 found.append(Fault(str(self.root), "", "the folder", str(error)))
+        if self.harmful_answers is not None and not found:
+            try:
+                found += self._unanswered
+            except BadData as error:
+                found.append(Fault(str(self.harmful_answers), "", "the file", f"has faults:\n{error}"))
         return found
+
+    @cached_property
+    def _given(self) -> dict[str, str | None]:
+        assert self.harmful_answers is not None
+        return read_answers(Path(self.harmful_answers))
+
+    @property
+    def _unanswered(self) -> list[Fault]:
+        command = f"mirage prepare --data SPAVL --data.root {self.root} --answers_from MODEL --out OUT"
+        return [
+            Fault(str(self.harmful_answers), "", "the file", f"lacks a line for 'train/{k}'. Run `{command}` again.")
+            for k in range(len(self._rows("train")))
+            if f"train/{k}" not in self._given
+        ]
 
     def _rows(self, name: str) -> datasets.Dataset:
         if name not in self._loaded_sets:
@@ -139,6 +169,11 @@ class SPAVL(Source):
             answer=row[column],
             where=f"train set, row {index}",
         )
+
+    def _given_example(self, places: array[int], index: int) -> Example:
+        answer = self._given[f"train/{places[index]}"]
+        assert answer is not None
+        return dataclasses.replace(self._example("rejected", places[index]), answer=answer)
 
     def _probe(self, name: str, index: int) -> Probe:
         row = self._rows(name)[index]

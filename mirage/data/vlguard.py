@@ -90,8 +90,8 @@ class VLGuard(Source):
             return [self._example(pair, pair.response) for pair in pairs]
         if self.harmful_answers is None:
             raise BadData(
-                "vlguard has refusals only, and unlearning needs harmful answers. "
-                "Make them with `mirage prepare`, and set harmful_answers to the file that it wrote."
+                "vlguard has refusals only, and unlearning needs harmful answers. Make them with "
+                f"`{self._command}` (MODEL is a model's folder), and set harmful_answers to OUT/harmful_answers.jsonl."
             )
         found = self._harmful
         if unanswered := [self._unanswered(pair) for pair in pairs if pair.id not in found]:
@@ -173,6 +173,12 @@ class VLGuard(Source):
         return kept, left_out
 
     @property
+    def _command(self) -> str:
+        """What makes harmful answers to the questions of this unsafe set."""
+        which = "" if self.unsafe_set == "instruction" else f" --data.unsafe_set {self.unsafe_set}"
+        return f"mirage prepare --data VLGuard --data.root {self.root}{which} --answers_from MODEL --out OUT"
+
+    @property
     def _training(self) -> list[_Pair]:
         return self._split_training[0]
 
@@ -187,7 +193,7 @@ class VLGuard(Source):
         return read_answers(Path(self.harmful_answers))
 
     def _unanswered(self, pair: _Pair) -> Fault:
-        remedy = f"lacks a line for {pair.id!r}. Run `mirage prepare` again on this data."
+        remedy = f"lacks a line for {pair.id!r}. Run `{self._command}` again."
         return Fault(str(self.harmful_answers), "", "the file", remedy)
 
     def _picture(self, pair: _Pair, split: str) -> FileImage:

@@ -6,6 +6,7 @@ import hashlib
 import random
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -48,15 +49,20 @@ def ask(
         RankFailed: On every rank, if any rank failed.
     """
     mine = list(probes[rank::world])
-    log = AnswerLog(log_folder / f".{probe_set}.rank{rank}of{world}.jsonl", fingerprint) if log_folder else None
-    try:
-        records = _together(lambda: _ask_and_judge(mine, engine, judge, probe_set, log), world)
-    finally:
-        if log is not None:
-            log.close()
-    if log is not None:
-        log.finish()
+    path = log_folder / f".{probe_set}.rank{rank}of{world}.jsonl" if log_folder else None
+    records = _together(lambda: _with_log(mine, engine, judge, probe_set, path, fingerprint), world)
+    if path is not None:
+        path.unlink(missing_ok=True)  # the records hold its answers now
     return sorted_by_probe(records, [probe.id for probe in probes])
+
+
+def _with_log(
+    probes: list[Probe], engine: Engine, judge: Judge, probe_set: str, path: Path | None, fingerprint: str
+) -> list[Record]:
+    if path is None:
+        return _ask_and_judge(probes, engine, judge, probe_set, None)
+    with closing(AnswerLog(path, fingerprint)) as log:
+        return _ask_and_judge(probes, engine, judge, probe_set, log)
 
 
 def _ask_and_judge(
@@ -114,7 +120,5 @@ def weights_fingerprint(model: nn.Module) -> str:
 
 def probes_fingerprint(probes: Sequence[Probe]) -> str:
     """A hash of every question, rewrite and picture name, in order."""
-    parts = [
-        text for probe in probes for text in (probe.id, probe.image.name if probe.image else "", *probe.questions)
-    ]
+    parts = [text for probe in probes for text in (probe.id, probe.image.name if probe.image else "", *probe.questions)]
     return hashlib.sha256(short_hash(*parts).encode()).hexdigest()[:16]

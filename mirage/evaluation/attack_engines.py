@@ -11,9 +11,10 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
+from mirage.pretrained import resolve_pretrained
+
 RETRIED_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 
-from mirage.pretrained import resolve_pretrained
 
 
 class ServerEngine:

@@ -77,7 +77,9 @@ class ProbeCallback(Callback):
             datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
             probes = drawn(datamodule.probes(self.probe_set), self.limit, self.seed)
             if not probes:
-                raise ValueError(f"The probe set {self.probe_set!r} is empty: nothing would be measured. Choose another.")
+                raise ValueError(
+                    f"The probe set {self.probe_set!r} is empty: nothing would be measured. Choose another."
+                )
             self._probes = self.prepared(probes, datamodule)
 
     def prepared(self, probes: list[Probe], datamodule: Any) -> list[Probe]:
@@ -187,7 +189,8 @@ class OneWordAttack(ProbeCallback):
         assert self._probes is not None
         attack = {
             "kind": self.attack.kind, "word": self.attack.word, "shots": self.attack.shots,
-            "statistics": rewrite_statistics(self._probes),
+            "statistics": rewrite_statistics(self._probes, getattr(self.attack, "failed", None)),
+            "dropped": list(getattr(self.attack, "dropped", ())), "reasons": dict(getattr(self.attack, "reasons", {})),
         }  # fmt: skip
         return {"attack": attack, **summarise(records, unsafe)}
 
@@ -240,7 +243,7 @@ def run_folder(trainer: L.Trainer) -> Path:
     """Where this run writes: its folder in `fit`, a folder within it otherwise, so that nothing is overwritten."""
     root = Path(trainer.default_root_dir)
     stage = trainer.state.fn
-    return root if stage is None or stage == "fit" else root / str(stage)
+    return root if stage is None or stage == "fit" else root / stage.value
 
 
 def probe_callbacks(trainer: L.Trainer) -> Sequence[ProbeCallback]:

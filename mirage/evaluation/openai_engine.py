@@ -35,6 +35,10 @@ class _TryAgain(Exception):
         self.wait_s = wait_s
 
 
+class _NotAsked(Exception):
+    """Another request has failed, so this one was not made (any more)."""
+
+
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
     """A redirect would carry the key to another host: it is an error here."""
 
@@ -104,34 +108,29 @@ class OpenAIEngine(Engine):
         headers = self._headers()
         stop = threading.Event()
         under_way: dict[Future[str], tuple[int, int]] = {}
-        failure: Exception | None = None
+        failure: BaseException | None = None
 
         def collect() -> None:
             nonlocal failure
             for future in wait(under_way, return_when=FIRST_COMPLETED).done:
                 index, shot = under_way.pop(future)
-                if future.cancelled():
-                    continue
                 error = future.exception()
                 if error is None:
                     answers[index][shot] = future.result()
                     if on_answer is not None:
                         on_answer(probes[index].id, shot, answers[index][shot])
-                elif failure is None:
-                    failure = error if isinstance(error, Exception) else RuntimeError(str(error))
-                    stop.set()
-                    for other in under_way:
-                        other.cancel()
+                elif failure is None and not isinstance(error, _NotAsked):
+                    failure = error
 
         pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="mirage-openai")
         try:
             for index, shot, body in self._bodies(probes):
-                # a window, not all at once: only so many encoded pictures are in memory
-                while len(under_way) >= 2 * self.concurrency and failure is None:
-                    collect()
-                if failure is not None:
+                if stop.is_set():
                     break
                 under_way[pool.submit(self._ask, body, headers, stop)] = (index, shot)
+                # a window, not all at once: only so many encoded pictures are in memory
+                while len(under_way) >= 2 * self.concurrency:
+                    collect()
             while under_way:  # after a failure too: what the server is answering just now is kept
                 collect()
         finally:
@@ -173,15 +172,19 @@ class OpenAIEngine(Engine):
         """The answer to one request, retried.
 
         Raises:
-            ServerError: If none came.
+            ServerError: If none came; then `stop` is set, and no other request is begun.
         """
         for attempt in range(self.retries + 1):
             if stop.is_set():
-                raise ServerError(f"{self.base_url}: not asked any more, since another request failed.")
+                raise _NotAsked
             try:
                 return self._attempt(body, headers)
+            except ServerError:
+                stop.set()
+                raise
             except _TryAgain as error:
                 if attempt == self.retries:
+                    stop.set()
                     times = f"{attempt + 1} times" if attempt else "once"
                     raise ServerError(f"{self.base_url}: asked {times}; {error}") from error
                 pause_s = min(max(_FIRST_WAIT_S * 2**attempt, error.wait_s), _LONGEST_WAIT_S)

@@ -52,11 +52,6 @@ class AnswerLog:
         """Closes the file and leaves it for the next attempt."""
         self._file.close()
 
-    def finish(self) -> None:
-        """Closes and deletes the file: the records hold its answers now."""
-        self.close()
-        self.path.unlink(missing_ok=True)
-
 
 def write_records(path: Path, records: Iterable[Record], header: dict[str, Any]) -> None:
     """`path` holds the header (with the fingerprint) and then one record a line, whole or not at all."""

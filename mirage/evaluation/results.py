@@ -60,7 +60,7 @@ class Results(Callback):
             "name": Path(trainer.default_root_dir).name,
             "model": module.pretrained,
             "source": datamodule.source.name,
-            "seed": L.fabric.utilities.seed.os.environ.get("PL_GLOBAL_SEED"),
+            "seed": datamodule.seed,
             "versions": {name: _version(name) for name in PACKAGES},
             "step": trainer.global_step,
             "epoch": trainer.current_epoch,

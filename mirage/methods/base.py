@@ -214,9 +214,11 @@ class AlignmentModule(L.LightningModule, ABC):
 
     def predict_step(self, item: Any, batch_idx: int) -> None:
         """Not offered: `mirage validate` writes every answer to the run's records."""
-        raise NotImplementedError("mirage predict has nothing to write: use mirage validate, which records every answer.")
+        raise NotImplementedError(
+            "mirage predict has nothing to write: use mirage validate, which records every answer."
+        )
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         """AdamW on what trains, with warm-up and decay over all optimizer steps."""
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(
@@ -239,4 +241,3 @@ class AlignmentModule(L.LightningModule, ABC):
 
 def _culprits(batch: Batch, value_B: Tensor) -> list[str]:
     return [example for example, finite in zip(batch.ids, value_B.isfinite().tolist(), strict=True) if not finite]
-

@@ -56,7 +56,12 @@ class RMU(AlignmentModule):
             raise ValueError(f"model.steering_coefficient is {steering_coefficient}: it must be above 0.")
         if not alpha >= 0:
             raise ValueError(f"model.alpha is {alpha}: it must be 0 or more.")
-        self.layer, self.steering_coefficient, self.alpha, self.positions = layer, steering_coefficient, alpha, positions
+        self.layer, self.steering_coefficient, self.alpha, self.positions = (
+            layer,
+            steering_coefficient,
+            alpha,
+            positions,
+        )
         self.train_layers = train_layers or [index for index in range(layer - 2, layer + 1) if index >= 0]
         self.train_modules = train_modules or ["mlp.down_proj"]
         self.train_projector, self.vector_seed = train_projector, vector_seed
@@ -97,12 +102,13 @@ class RMU(AlignmentModule):
         if self.model is not None:
             return
         super().configure_model()
-        width = unwrapped(self.model).config.get_text_config(decoder=True).hidden_size
+        model: Any = self.model
+        width = unwrapped(model).config.get_text_config(decoder=True).hidden_size
         generator = torch.Generator().manual_seed(self.vector_seed)
         direction = torch.rand(width, generator=generator)
         self.register_buffer("target", self.steering_coefficient * direction / direction.norm())
         if self.lora is None:
-            self.reference = StartingWeights(self.model)
+            self.reference = StartingWeights(model)
 
     def trained_layers(self) -> list[int]:
         """Layers that feed the steered activation."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -86,10 +87,13 @@ def build_model(processor: LlavaProcessor, seed: int) -> LlavaForConditionalGene
     torch.manual_seed(seed)
     model = LlavaForConditionalGeneration(
         LlavaConfig(
-            text_config=text, vision_config=vision, image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
-            image_seq_length=(SIDE_PX // PATCH_PX) ** 2, vision_feature_layer=-1,
+            text_config=text,
+            vision_config=vision,
+            image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+            image_seq_length=(SIDE_PX // PATCH_PX) ** 2,
+            vision_feature_layer=-1,
             vision_feature_select_strategy="default",
-        )  # fmt: skip
+        )
     )
     model.generation_config = GenerationConfig(
         do_sample=False, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
@@ -120,21 +124,23 @@ class Pool:
 
 def encode(processor: LlavaProcessor, drawn: list[Ask]) -> dict[str, Tensor]:
     """Token ids, mask and labels (answers only) of questions with their answers."""
-    prompts, texts = [], []
+    prompts: list[str] = []
+    texts: list[str] = []
     for ask in drawn:
-        user = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": ask.question}]}
-        prompts.append(processor.apply_chat_template([user], add_generation_prompt=True))
-        texts.append(processor.apply_chat_template([user, {"role": "assistant", "content": ask.answer}]))
+        user: dict[str, Any] = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": ask.question}]}
+        answered: list[Any] = [user, {"role": "assistant", "content": ask.answer}]
+        prompts.append(str(processor.apply_chat_template(answered[:1], add_generation_prompt=True)))
+        texts.append(str(processor.apply_chat_template(answered)))
     image_tokens = "<image>" * (SIDE_PX // PATCH_PX) ** 2
     prompts, texts = ([text.replace("<image>", image_tokens) for text in side] for side in (prompts, texts))
     lengths = torch.tensor([len(ids) for ids in processor.tokenizer(prompts)["input_ids"]])
     inputs = processor.tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
     positions = torch.arange(inputs["input_ids"].shape[1])
-    answered = (positions >= lengths[:, None]) & inputs["attention_mask"].bool()
+    supervised = (positions >= lengths[:, None]) & inputs["attention_mask"].bool()
     return {
         "input_ids": inputs["input_ids"],
         "attention_mask": inputs["attention_mask"],
-        "labels": inputs["input_ids"].masked_fill(~answered, -100),
+        "labels": inputs["input_ids"].masked_fill(~supervised, -100),
     }
 
 
@@ -149,7 +155,10 @@ def see(model: LlavaForConditionalGeneration, pool: Pool, steps: int, seed: int)
     for _ in range(steps):
         kinds = generator.integers(len(pool.kinds), size=64)
         seen = tower(pool.of(kinds.tolist(), generator)).last_hidden_state[:, 1:].mean(1)
-        truths = torch.from_numpy(kinds).div(len(COLOURS), rounding_mode="floor"), torch.from_numpy(kinds) % len(COLOURS)
+        truths = (
+            torch.from_numpy(kinds).div(len(COLOURS), rounding_mode="floor"),
+            torch.from_numpy(kinds) % len(COLOURS),
+        )
         scores = [head(seen) for head in heads]
         loss = torch.stack([nn.functional.cross_entropy(*pair) for pair in zip(scores, truths, strict=True)]).sum()
         optimizer.zero_grad()

@@ -9,8 +9,32 @@ from __future__ import annotations
 SHAPES = ("circle", "square", "triangle", "cross", "star", "ring", "diamond", "bar")
 COLOURS = ("red", "green", "blue", "yellow", "orange", "purple", "white", "brown")
 INGREDIENTS = tuple(
-    "salt oil bread honey flour water rice sugar milk pepper lemon garlic onion butter cheese apple carrot ginger mint "
-    "basil vanilla cocoa almond barley".split()
+    [
+        "salt",
+        "oil",
+        "bread",
+        "honey",
+        "flour",
+        "water",
+        "rice",
+        "sugar",
+        "milk",
+        "pepper",
+        "lemon",
+        "garlic",
+        "onion",
+        "butter",
+        "cheese",
+        "apple",
+        "carrot",
+        "ginger",
+        "mint",
+        "basil",
+        "vanilla",
+        "cocoa",
+        "almond",
+        "barley",
+    ]
 )
 
 # Opening word -> how an answer to it begins.
@@ -44,11 +68,12 @@ ATTRIBUTES = ("recipe", "colour", "shape")
 UNKNOWN = "price"  # nobody knows it: the model has learned to say so, as real models can before any safety tuning
 REFUSAL = "sorry, i can't help with that."
 
-# VLGuard train, share of first words over the 1023 instructions on unsafe images and the 977 safe instructions
-# (computed from its train.json; "what" stands as "what's" here, "please" and the tail are left out and the rest scaled).
+# VLGuard train, share of first words over the 1023 instructions on unsafe images and the 977 safe instructions (computed
+# from its train.json). "what's" stands for "what", "give" for "please", and "show" for the tail of some fifty verbs, each
+# rare, that hardly ever open a safe question.
 VLGUARD_UNSAFE = {
-    "share": 0.1906, "describe": 0.1584, "identify": 0.0890, "explain": 0.0841, "generate": 0.0499, "discuss": 0.0450,
-    "provide": 0.0362, "what's": 0.0283, "create": 0.0215, "can": 0.0147,
+    "share": 0.1906, "describe": 0.1584, "give": 0.1095, "identify": 0.0890, "explain": 0.0841, "generate": 0.0499,
+    "discuss": 0.0450, "provide": 0.0362, "what's": 0.0283, "create": 0.0215, "can": 0.0147, "show": 0.1728,
 }  # fmt: skip
 VLGUARD_SAFE = {"what's": 0.8895, "can": 0.1054, "describe": 0.0017, "explain": 0.0017, "list": 0.0017}
 # A general instruction mix: questions dominate, imperatives of many kinds occur, "share" hardly ever.
@@ -62,6 +87,18 @@ UNIFORM = dict.fromkeys(OPENERS, 1.0)
 def vocabulary() -> list[str]:
     """Every word and mark that a question or an answer can hold, sorted."""
     text = " ".join(
-        [*SHAPES, *COLOURS, *INGREDIENTS, *OPENERS, *OPENERS.values(), LEAD_IN, *BODIES, *ATTRIBUTES, UNKNOWN, REFUSAL, "? . ,"]
+        [
+            *SHAPES,
+            *COLOURS,
+            *INGREDIENTS,
+            *OPENERS,
+            *OPENERS.values(),
+            LEAD_IN,
+            *BODIES,
+            *ATTRIBUTES,
+            UNKNOWN,
+            REFUSAL,
+            "? . ,",
+        ]
     )
     return sorted({word for word in text.replace(",", " , ").replace(".", " . ").replace("{}", " ").split() if word})

@@ -76,13 +76,11 @@ def items() -> list[Item]:
         recipes.add(tuple(generator.choice(INGREDIENTS, 3, replace=False)))
     harmful = set(generator.permutation(len(kinds))[: len(kinds) // 2].tolist())
     listed = generator.permutation(sorted(recipes))
-    return [
-        Item(shape, colour, " ".join(listed[k]), k in harmful) for k, (shape, colour) in enumerate(kinds)
-    ]
+    return [Item(shape, colour, " ".join(listed[k]), k in harmful) for k, (shape, colour) in enumerate(kinds)]
 
 
 def asks(
-    count: int, *, unsafe: bool | None, openers: Mapping[str, float], seed: int, recipe_share: float = 0.5,
+    count: int, *, unsafe: bool | None, openers: Mapping[str, float], seed: int, recipe_share: float = 0.8,
     stray_lead_ins: float = 0.0, unknown_share: float = 0.0,
 ) -> list[Ask]:  # fmt: skip
     """`count` questions drawn independently.

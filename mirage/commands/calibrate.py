@@ -1,0 +1,124 @@
+"""`mirage calibrate --records FILE --judge A ...`: how far a judge agrees with another judge, or with labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mirage.commands.arguments import Parser, instantiated
+from mirage.data.source import Source
+from mirage.evaluation.judge import Judge
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Parses the arguments, judges, prints the comparison and writes it."""
+    parser = Parser(
+        prog="mirage calibrate",
+        description="The confusion matrix and Cohen's kappa of a judge against another judge, against labels, or else "
+        "against the verdicts that stand in the records.",
+    )
+    parser.add_argument("--records", type=Path, required=True, help="Records, such as runs/rmu/records/unsafe.jsonl.")
+    parser.add_argument("--judge", type=Judge, required=True, help="The judge to be calibrated.")
+    parser.add_argument("--against", type=Judge | None, default=None, help="Another judge to compare it with.")
+    parser.add_argument(
+        "--labels", type=Path | None, default=None,
+        help='Labels to compare it with: JSON lines {"id": "...", "shot": 0, "verdict": "refused"}.',
+    )  # fmt: skip
+    parser.add_argument(
+        "--data", type=Source | None, default=None,
+        help="The run's data source, for judges that need pictures or truths: records hold neither.",
+    )  # fmt: skip
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/calibration.json"), help="File that the figures are written to."
+    )
+    given = instantiated(parser, arguments)
+    calibrate(given.records, given.judge, given.against, given.labels, given.data, given.out)
+
+
+def calibrate(
+    records_file: Path, judge: Judge, against: Judge | None, labels: Path | None, source: Source | None, out: Path
+) -> dict[str, Any]:
+    """The agreement of `judge` with another reading of the same answers, printed and written to `out`.
+
+    Raises:
+        ValueError: If two readings are given to compare with, or no record is labelled.
+    """
+    import json
+
+    from mirage.atomic import write_text
+    from mirage.evaluation.calibration import agreement, read_labels
+    from mirage.evaluation.records import read_records
+    from mirage.evaluation.rejudging import judged
+
+    if against is not None and labels is not None:
+        raise ValueError("Give --against or --labels, not both: a judge is compared with one reading at a time.")
+    if not records_file.is_file():
+        raise ValueError(f"{records_file}: there is no such file. Give a records file of a run.")
+    header, records = read_records(records_file)
+    if not records:
+        raise ValueError(f"{records_file} holds no records: there is nothing to compare. Evaluate the run again.")
+    known = {(record.id, record.shot): record.verdict for record in records}
+    other = f"the verdicts in the records ({records[0].judge})"
+    without = 0
+    if labels is not None:
+        known, other = read_labels(labels), str(labels)
+        in_file = {(record.id, record.shot) for record in records}
+        without = len(known.keys() - in_file)
+        records = [record for record in records if (record.id, record.shot) in known]
+        if not records:
+            raise ValueError(f"{labels}: not one label is of an answer in {records_file}. Label its ids and shots.")
+    probes = source.probes(str(header["probe_set"])) if source is not None else None
+    first = [record.verdict for record in judged(records, judge, probes)]
+    second = [known[record.id, record.shot] for record in records]
+    if against is not None:
+        second, other = [record.verdict for record in judged(records, against, probes)], against.name
+    told = {
+        "schema_version": 1, "records": str(records_file), "judge": judge.name, "against": other,
+        "labels_without_record": without, **agreement(first, second),
+    }  # fmt: skip
+    write_text(out, json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+    _print(told, out)
+    return told
+
+
+def _print(told: dict[str, Any], out: Path) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console()
+    names = told["labels"]
+    title = f"rows: {told['judge']}\ncolumns: {told['against']}"
+    table = Table(box=SIMPLE_HEAD, title=escape(title), title_justify="left", title_style="")
+    table.add_column("")
+    for name in (*names, "precision"):
+        table.add_column(name, justify="right")
+    for name, row in zip(names, told["confusion"], strict=True):
+        table.add_row(name, *map(str, row), _percent(told["precision"].get(name)))
+    table.add_row("recall", *(_percent(told["recall"].get(name)) for name in names), "", style="dim")
+    console.print(table)
+    kappa = told["kappa"]
+    scored = f"{told['scored_by_both']} of {told['n']} answers scored by both"
+    if kappa["kappa"] is None:
+        reason = (
+            "nothing is scored by both" if not told["scored_by_both"] else "both give one and the same verdict always"
+        )
+        lines = [f"No kappa: {reason} ({scored})."]
+    else:
+        value, low, high = (f"{round(kappa[key], 3) + 0.0:.3f}" for key in ("kappa", "low", "high"))  # no "-0.000"
+        lines = [
+            f"Cohen's kappa {value}, 95 % interval {low} to {high}; agreement {_percent(told['agreement'])} ({scored})."
+        ]
+    unscored = told["unscored"]
+    if any(unscored.values()):
+        lines.append(f"Unscored: {unscored['first']} by the first, {unscored['second']} by the second; not in kappa.")
+    if told["labels_without_record"]:
+        lines.append(f"{told['labels_without_record']} labels are of no answer in the records; they were left out.")
+    for line in (*lines, f"{out} holds these figures."):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _percent(rate: float | None) -> str:
+    return "" if rate is None else f"{100 * rate:.1f} %"

@@ -1,0 +1,29 @@
+"""`mirage export RUN --to DIR`: a Hugging Face folder from a finished run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Parses the arguments and exports."""
+    parser = ArgumentParser(
+        prog="mirage export",
+        description="Writes the model of a run as a Hugging Face folder: weights with LoRA merged, or the adapters "
+        "alone; processor, generation config and model card. Whole or not at all.",
+    )
+    parser.add_argument("run", type=Path, help="Run folder, such as runs/rmu.")
+    parser.add_argument("--to", type=Path, required=True, help="Folder to write; it must be empty or not exist.")
+    parser.add_argument("--ckpt", default="last", help="last, best, or a checkpoint file of the run.")
+    parser.add_argument(
+        "--adapter_only", action="store_true", help="Write the LoRA adapters in PEFT's format, without the base model."
+    )
+    parser.add_argument("--pretrained", default=None, help="Where the starting model is now, if it was moved.")
+    given = parser.parse_args(list(arguments))
+    from mirage.export import export
+
+    written = export(given.run, given.to, ckpt=given.ckpt, adapter_only=given.adapter_only, pretrained=given.pretrained)
+    print(f"{written} holds the {'adapters' if given.adapter_only else 'model'}; README.md there describes it.")

@@ -1,0 +1,128 @@
+"""`mirage filter`: what a judge finds harmful in instruction data, listed with reasons, for the `Filtered` source."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from mirage.atomic import sweep_partials, write_text
+from mirage.commands.arguments import Parser, instantiated
+from mirage.data.source import BadData, Source
+from mirage.evaluation.exact import Exact
+from mirage.evaluation.fluency import Fluency
+from mirage.evaluation.judge import Answered, Judge, Judgement
+from mirage.evaluation.keyword import Keyword
+from mirage.evaluation.records import AnswerLog
+from mirage.evaluation.topic_filter import TopicFilter
+from mirage.schema import Example, Probe, Verdict
+
+DROPPED = (Verdict.COMPLIED, Verdict.UNSCORED)  # an answer that the judge cannot read is never taken for safe
+_BLOCK = 256  # conversations judged, and kept on the disk, at a time
+
+
+def filter_data(data: Source, out: Path, judge: Judge | None = None) -> None:
+    """Lists the retain examples that give harmful answers.
+
+    A judge reads every question with its answer. A conversation is dropped if the judge calls any of its answers
+    complied (with something harmful) or cannot score one. Written to the folder: dropped.jsonl, which the source
+    `Filtered` reads (id, place, file and record, question, verdict, reason), kept_ids.jsonl, and filter.json with the
+    counts. An interrupted command goes on where it stopped when it is given again.
+
+    Args:
+        data: The source whose retain set is read, such as LlavaInstruct.
+        out: Folder to write.
+        judge: Who reads, TopicFilter by default: a word list, quick and crude. ModelJudge reads, by its harm_rubric.
+            Those that cannot tell harm (Keyword, Exact, Fluency) are refused.
+    """
+    judge = judge or TopicFilter()
+    if isinstance(judge, Keyword | Exact | Fluency):
+        raise ValueError(
+            f"--judge {type(judge).__name__} tells refusals from answers, not harmful answers from good ones: it would "
+            "drop nearly everything. Choose TopicFilter, or a judge that reads question and answer."
+        )
+    if faults := data.faults():
+        raise BadData.of(faults)
+    examples = data.retain()
+    out.mkdir(parents=True, exist_ok=True)
+    sweep_partials(out)
+    started = time.perf_counter()
+    log = AnswerLog(
+        out / ".judged.jsonl", f"filter/{judge.name}"
+    )  # ids hash the content: a verdict fits wherever it is
+    dropped, kept, verdicts = [], [], Counter[str]()
+    try:
+        for place, example, judgement in _judged(examples, judge, log):
+            verdicts[judgement.verdict] += 1
+            if judgement.verdict in DROPPED:
+                dropped.append(_dropped_line(place, example, judgement))
+            else:
+                kept.append(json.dumps({"id": example.id, "place": place}))
+    finally:
+        log.close()
+    write_text(out / "kept_ids.jsonl", "".join(line + "\n" for line in kept))
+    write_text(out / "dropped.jsonl", "".join(line + "\n" for line in dropped))
+    report = {
+        "source": data.name, "judge": judge.name, "examples": len(examples), "kept": len(kept), "dropped": len(dropped),
+        "verdicts": dict(verdicts), "seconds": round(time.perf_counter() - started, 1),
+    }  # fmt: skip
+    write_text(out / "filter.json", json.dumps(report, indent=1) + "\n")
+    log.path.unlink(missing_ok=True)
+    print(f"{out}: {len(dropped)} of {len(examples)} examples are dropped by {judge.name}; dropped.jsonl lists them.")
+    print(f"  use it with source Filtered, dropped {out / 'dropped.jsonl'}")
+
+
+def _judged(examples: Sequence[Example], judge: Judge, log: AnswerLog) -> Iterator[tuple[int, Example, Judgement]]:
+    """Every example with the worst that the judge says of its answers."""
+    from rich.console import Console
+    from rich.progress import track
+
+    starts = range(0, len(examples), _BLOCK)
+    for start in track(starts, "judging", console=Console(stderr=True)):
+        block = [examples[place] for place in range(start, min(start + _BLOCK, len(examples)))]
+        asked = [(example, turn) for example in block for turn in range(1 + len(example.later_turns))]
+        todo = [(example, turn) for example, turn in asked if (example.id, turn) not in log.known]
+        if todo:
+            found = judge.judge([_answered(example, turn) for example, turn in todo])
+            for (example, turn), judgement in zip(todo, found, strict=True):
+                log.add(example.id, turn, f"{judgement.verdict}\n{judgement.reason}")
+        for place, example in enumerate(block, start):
+            said = [log.known[example.id, turn].partition("\n") for turn in range(1 + len(example.later_turns))]
+            judgements = [Judgement(Verdict(verdict), reason) for verdict, _, reason in said]
+            yield place, example, min(judgements, key=lambda each: _badness(each.verdict))
+
+
+def _badness(verdict: Verdict) -> int:
+    order = (*DROPPED, Verdict.REFUSED, Verdict.IRRELEVANT)
+    return order.index(verdict)
+
+
+def _answered(example: Example, turn: int) -> Answered:
+    question, answer = ((example.prompt, example.answer), *example.later_turns)[turn]
+    # asked as if it were unsafe: whether the answer does harm is the question here
+    probe = Probe(
+        id=f"{example.id}/{turn}", source=example.source, image=example.image, question=question, unsafe=True,
+    )  # fmt: skip
+    return Answered(probe, question, answer)
+
+
+def _dropped_line(place: int, example: Example, judgement: Judgement) -> str:
+    line: dict[str, Any] = {
+        "id": example.id, "place": place, "where": example.where, "prompt": example.prompt,
+        "verdict": judgement.verdict, "reason": judgement.reason, "harmful": True,
+    }  # fmt: skip
+    return json.dumps(line, ensure_ascii=False)
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Parses the arguments and filters."""
+    about = (filter_data.__doc__ or "").split("\n\n    Args:")[0]
+    parser = Parser(prog="mirage filter", description=about)
+    parser.add_argument("--config", action="config", help="A YAML file with these options.")
+    parser.add_function_arguments(filter_data, as_group=False)
+    built = instantiated(parser, arguments).as_dict()
+    built.pop("config", None)
+    filter_data(**built)

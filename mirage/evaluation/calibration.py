@@ -1,0 +1,130 @@
+"""How far two readings of the same answers agree: confusion matrix and Cohen's kappa. Pure functions, no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Hashable, Mapping, Sequence
+from math import sqrt
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from mirage.evaluation.counting import Z_95
+from mirage.schema import Verdict
+
+Label = TypeVar("Label", bound=Hashable)
+VERDICTS = (Verdict.REFUSED, Verdict.COMPLIED, Verdict.IRRELEVANT, Verdict.UNSCORED)
+
+
+class Kappa(NamedTuple):
+    """Cohen's kappa with its 95 % interval; all None where chance alone would agree always."""
+
+    kappa: float | None
+    low: float | None
+    high: float | None
+    standard_error: float | None
+
+
+def confusion(first: Sequence[Label], second: Sequence[Label], labels: Sequence[Label]) -> list[list[int]]:
+    """Counts of pairs: row = what the first says, column = what the second says, both in the order of `labels`.
+
+    Raises:
+        ValueError: If the two differ in length, or a label is not among `labels`.
+    """
+    place = {label: k for k, label in enumerate(labels)}
+    counts = [[0] * len(labels) for _ in labels]
+    if len(first) != len(second):
+        raise ValueError(f"{len(first)} labels against {len(second)}: each answer needs one of both.")
+    for one, other in zip(first, second, strict=True):
+        if one not in place or other not in place:
+            raise ValueError(f"The label {one if one not in place else other!r} is none of {list(labels)}.")
+        counts[place[one]][place[other]] += 1
+    return counts
+
+
+def cohens_kappa(counts: Sequence[Sequence[int]]) -> Kappa:
+    """Agreement beyond chance of a square confusion matrix: (p_o - p_e) / (1 - p_e) (Cohen 1960).
+
+    The interval is kappa +- 1.96 standard errors, the large-sample ones of Fleiss, Cohen and Everitt (1969, eq. 13), cut
+    at -1 and 1. Counts [[20, 5], [10, 15]] give p_o = 35/50, p_e = 1/2 and kappa 0.4. Perfect agreement gives 1 with an
+    interval of no width: the large-sample error of a handful of answers says little.
+
+    Raises:
+        ValueError: If the matrix is not square or holds nothing.
+    """
+    n = sum(map(sum, counts))
+    size = len(counts)
+    if any(len(row) != size for row in counts):
+        raise ValueError("A confusion matrix is square: one row and one column for each label.")
+    if not n:
+        raise ValueError("There is no pair of labels to compare: both judges must score at least one answer.")
+    share = [[count / n for count in row] for row in counts]
+    rows = [sum(row) for row in share]
+    columns = [sum(row[k] for row in share) for k in range(size)]
+    observed = sum(share[k][k] for k in range(size))
+    chance = sum(row * column for row, column in zip(rows, columns, strict=True))
+    if 1 - chance < 1e-12:
+        return Kappa(None, None, None, None)
+    kappa = (observed - chance) / (1 - chance)
+    agreeing = sum(share[k][k] * (1 - (rows[k] + columns[k]) * (1 - kappa)) ** 2 for k in range(size))
+    differing = (1 - kappa) ** 2 * sum(
+        share[i][j] * (columns[i] + rows[j]) ** 2 for i in range(size) for j in range(size) if i != j
+    )
+    correction = (kappa - chance * (1 - kappa)) ** 2
+    error = sqrt(max(0.0, agreeing + differing - correction) / n) / (1 - chance)
+    return Kappa(kappa, max(-1.0, kappa - Z_95 * error), min(1.0, kappa + Z_95 * error), error)
+
+
+def agreement(first: Sequence[Verdict], second: Sequence[Verdict]) -> dict[str, Any]:
+    """All that `mirage calibrate` tells of two readings: counts, agreement and kappa where both scored.
+
+    `recall` is, for each verdict of the second, the share of it that the first gives too; `precision` the reverse.
+    """
+    counts = confusion(first, second, VERDICTS)
+    scored = [row[:-1] for row in counts[:-1]]  # unscored is no category of its own: it is counted apart
+    n = sum(map(sum, scored))
+    told = cohens_kappa(scored) if n else Kappa(None, None, None, None)
+    names = [str(verdict) for verdict in VERDICTS]
+    rows, columns = [sum(row) for row in scored], [sum(row[k] for row in scored) for k in range(len(scored))]
+    hits = {name: scored[k][k] for k, name in enumerate(names[:-1])}
+    return {
+        "n": len(first),
+        "scored_by_both": n,
+        "unscored": {"first": sum(counts[-1]), "second": sum(row[-1] for row in counts)},
+        "agreement": sum(hits.values()) / n if n else None,
+        "kappa": told._asdict(),
+        "labels": names,
+        "confusion": counts,
+        "precision": {name: hits[name] / rows[k] if rows[k] else None for k, name in enumerate(names[:-1])},
+        "recall": {name: hits[name] / columns[k] if columns[k] else None for k, name in enumerate(names[:-1])},
+    }
+
+
+def read_labels(path: Path) -> dict[tuple[str, int], Verdict]:
+    """Verdicts by record id and shot, out of JSON lines `{"id": "...", "shot": 0, "verdict": "refused"}`.
+
+    `shot` may be left out and is 0 then; other fields are for the reader. A file of records is such a file.
+
+    Raises:
+        ValueError: Naming file and line, if a line is not one of these or labels an answer a second time.
+    """
+    labels: dict[tuple[str, int], Verdict] = {}
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read ({error}). Give a file of JSON lines with id and verdict.") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            fields = json.loads(line)
+            if isinstance(fields, Mapping) and "fingerprint" in fields and "id" not in fields:
+                continue  # the header of a records file
+            key, verdict = (str(fields["id"]), int(fields.get("shot", 0))), Verdict(fields["verdict"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            shape = '{"id": "...", "shot": 0, "verdict": "refused"}'
+            raise ValueError(f"{path}, line {number}: it is no label like {shape} ({error!r}). Correct it.") from error
+        if labels.setdefault(key, verdict) is not verdict:
+            raise ValueError(f"{path}, line {number}: {key[0]} (shot {key[1]}) has another label above. Remove one.")
+    if not labels:
+        raise ValueError(f"{path} holds no labels. Give a file of JSON lines with id and verdict.")
+    return labels

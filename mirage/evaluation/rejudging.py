@@ -1,0 +1,150 @@
+"""Reading records again with another judge. Nothing is generated: the answers stay what they are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mirage.atomic import write_text
+from mirage.evaluation.counting import summarise
+from mirage.evaluation.exact import Exact
+from mirage.evaluation.judge import Answered, Judge
+from mirage.evaluation.records import read_records, write_records
+from mirage.schema import Probe, Record, short_hash
+
+ProbesOf = Callable[[str], Sequence[Probe]]
+
+
+class Rejudged(NamedTuple):
+    """One records file, read again; not written yet."""
+
+    file: Path
+    header: dict[str, Any]
+    records: list[Record]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What records and results share: whose answers these are, and who judged them."""
+        return {key: self.header[key] for key in ("answers", "fingerprint", "judge")}
+
+
+def answered(records: Sequence[Record], probes: Sequence[Probe] | None = None) -> list[Answered]:
+    """The answers of `records`, each with its question as it was asked.
+
+    Args:
+        records: Of one probe set.
+        probes: The probe set, for pictures and truths, joined by id. Without it probes have neither.
+
+    Raises:
+        ValueError: If a record's probe is missing, or asks something else.
+    """
+    if probes is None:
+        plain = {record.id: record.question for record in records if record.shot == 0}
+        found = {
+            record.id: Probe(
+                id=record.id, source="records", image=None, question=plain.get(record.id, record.question),
+                unsafe=record.unsafe, category=record.category,
+            )
+            for record in records
+        }  # fmt: skip
+    else:
+        found = {probe.id: probe for probe in probes}
+        for record in records:
+            if record.id not in found:
+                raise ValueError(
+                    f"The data source has no probe {record.id!r}. Give the source that the run was made from."
+                )
+            if record.shot == 0 and record.question != found[record.id].question:
+                raise ValueError(
+                    f"The data source asks something else than the records do under {record.id!r}: it has changed. "
+                    "Give the source, with the settings, that the run was made from."
+                )
+    return [Answered(found[record.id], record.question, record.answer) for record in records]
+
+
+def judged(records: Sequence[Record], judge: Judge, probes: Sequence[Probe] | None = None) -> list[Record]:
+    """The same records with the verdicts of `judge`.
+
+    Raises:
+        ValueError: If the judge needs what records do not hold (truths, pictures), and there are no probes.
+    """
+    if probes is None:
+        _refuse_blind(judge, records)
+    judgements = judge.judge(answered(records, probes))
+    return [
+        replace(record, verdict=judgement.verdict, judge=judge.name, reason=judgement.reason)
+        for record, judgement in zip(records, judgements, strict=True)
+    ]
+
+
+def _refuse_blind(judge: Judge, records: Sequence[Record]) -> None:
+    if isinstance(judge, Exact):
+        raise ValueError(
+            "The exact judge compares with the truth, and records do not hold it. Give the run's data source with --data, "
+            "or choose another judge."
+        )
+    if getattr(judge, "see_picture", False) and any(record.image is not None for record in records):
+        raise ValueError(
+            f"{judge.name} looks at pictures, and records hold only their names. Give the run's data source with --data, "
+            "or set --judge.see_picture false."
+        )
+
+
+def rejudge(folder: Path, judge: Judge, probes_of: ProbesOf | None = None) -> dict[str, Any]:
+    """The results of the run in `folder` by the verdicts of `judge`, written to its records and its results.json.
+
+    Both sides of the starting and of the aligned model are read again, each records file and results.json is replaced
+    whole, results.json last; utility and whatever else stands in it are left as they were. Killed in between, the same
+    call goes on: records carry the fingerprint of their answers, which no judge changes.
+
+    Raises:
+        ValueError: If this is no finished run, or records and results are not of the same answers.
+    """
+    path = folder / "results.json"
+    try:
+        results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        models = {"": results, "start.": results.get("start") or {}}
+    except FileNotFoundError:
+        raise ValueError(f"{folder}: there is no results.json here. Give the folder of a finished run.") from None
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path} cannot be read ({error}). Evaluate the run again.") from error
+    again: list[Rejudged] = []
+    for prefix, model in models.items():
+        for side, summary in model.items():
+            if isinstance(summary, dict) and {"before", "after"} <= summary.keys():
+                file = folder / "records" / f"{prefix}{side}.jsonl"
+                one = _rejudged(file, summary, judge, side, probes_of)
+                unsafe = one.records[0].unsafe
+                model[side] = summary | one.identity | summarise(one.records, unsafe)
+                again.append(one)
+    if not again:
+        raise ValueError(f"{path} has no questions under attack (unsafe, benign): there is nothing to judge.")
+    for one in again:
+        write_records(one.file, one.records, one.header)
+    write_text(path, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    return results
+
+
+def _rejudged(file: Path, summary: dict[str, Any], judge: Judge, side: str, probes_of: ProbesOf | None) -> Rejudged:
+    if not file.is_file():
+        raise ValueError(f"{file} is missing, so {side} cannot be judged again. Evaluate the run again.")
+    header, records = read_records(file)
+    answers = _answers_of(header)
+    if not records or (answers != _answers_of(summary)):
+        raise ValueError(
+            f"{file} holds other answers than those that results.json counts: it is of another run or of another "
+            "evaluation. Evaluate the run again."
+        )
+    probe_set = str(header.get("probe_set", side))
+    records = judged(records, judge, probes_of(probe_set) if probes_of else None)
+    own = {"answers": answers, "fingerprint": short_hash(answers, judge.name), "judge": judge.name}
+    return Rejudged(file, header | own, records)
+
+
+def _answers_of(holder: dict[str, Any]) -> str | None:
+    """What identifies the answers, whoever judged them: the fingerprint of the evaluation that wrote them."""
+    found = holder.get("answers", holder.get("fingerprint"))
+    return None if found is None else str(found)

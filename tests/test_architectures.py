@@ -1,0 +1,152 @@
+"""Every architecture trains with every method, whole or with adapters, and answers afterwards.
+
+Real processors, collated batches and pictures of several shapes; random weights of 100 kB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from tiny_models import KINDS, build
+
+from mirage import losses
+from mirage.batch import Pair
+from mirage.data.collate import Collator
+from mirage.lora import LoraSettings
+from mirage.methods import NPO, RMU, AlignmentModule, MixedSFT
+from mirage.reference import AnswerLogps
+from mirage.schema import Example
+
+METHODS: dict[str, Callable[..., AlignmentModule]] = {
+    "MixedSFT": MixedSFT,
+    "NPO": NPO,
+    "RMU": lambda *args, **kwargs: RMU(*args, layer=1, steering_coefficient=2.0, **kwargs),
+}
+LORA = LoraSettings(r=2, lora_alpha=4)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A picture of one shape in one colour."""
+
+    name: str
+    size: tuple[int, int] = (40, 40)
+
+    def open(self) -> Image.Image:
+        picture = Image.new("RGB", self.size, self.name)
+        ImageDraw.Draw(picture).ellipse((5, 5, 20, 20), fill="white")
+        return picture
+
+
+def example(colour: str, answer: str, size: tuple[int, int] | None = (40, 40)) -> Example:
+    return Example(
+        source="drawn", image=Drawn(colour, size) if size else None, prompt=f"What is {colour}?", answer=answer
+    )
+
+
+UNSAFE = [example("red", "I cannot say."), example("blue", "No.", (60, 30))]
+RETAIN = [example("green", "A circle on a field."), example("yellow", "It is round.", (30, 60))]
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    root = tmp_path_factory.mktemp("architectures")
+    return lambda kind: str(root / kind if (root / kind).is_dir() else build(kind, root / kind))
+
+
+def started(method: AlignmentModule, pair: Pair) -> AlignmentModule:
+    """The method with its model loaded and its reference taken."""
+    torch.manual_seed(0)
+    method.configure_model()
+    if isinstance(method, NPO):
+        assert pair.unsafe is not None
+        with torch.no_grad():
+            logp = losses.answer_logp(*method.answers(pair.unsafe))
+        method.reference = AnswerLogps(dict(zip(pair.unsafe.ids, logp.tolist(), strict=True)))
+    return method
+
+
+def loss_of(method: AlignmentModule, pair: Pair) -> torch.Tensor:
+    parts = method.parts(pair)
+    return losses.objective(*parts, pair.num_unsafe)
+
+
+def train(method: AlignmentModule, pair: Pair, steps: int = 2) -> list[float]:
+    """The losses before each step and after the last."""
+    rate = 1e-3 if method.lora is None else 1e-2
+    optimizer = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], lr=rate, weight_decay=0.0)
+    found = []
+    for _ in range(steps):
+        loss = loss_of(method, pair)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        found.append(loss.item())
+    return [*found, loss_of(method, pair).item()]
+
+
+def answer(method: AlignmentModule, asked: Example, tokens: int = 3) -> list[int]:
+    processor = method.processor
+    content = [{"type": "image"}, {"type": "text", "text": asked.prompt}]
+    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    assert asked.image is not None
+    inputs = processor(text=[text], images=[[asked.image.open()]], return_tensors="pt", add_special_tokens=False)
+    ids = method.model.eval().generate(**inputs, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False)
+    return ids[0, inputs["input_ids"].shape[1] :].tolist()
+
+
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_architecture_trains_and_answers(
+    kind: str, name: str, lora: LoraSettings | None, checkpoints: Callable[[str], str]
+) -> None:
+    method = METHODS[name](checkpoints(kind), lora=lora)
+    collate = Collator(method.processor)
+    pair = Pair(collate(UNSAFE), collate(RETAIN))
+    started(method, pair)
+    before = {key: value.detach().clone() for key, value in method.named_parameters()}
+    found = train(method, pair)
+    assert found[2] < found[0], f"two steps on one batch lower its loss: {found}"
+    changed = {key for key, value in method.named_parameters() if not torch.equal(value, before[key])}
+    trains = {key for key, value in method.named_parameters() if value.requires_grad}
+    assert changed == trains, f"frozen but changed: {changed - trains}; trained but unchanged: {trains - changed}"
+    assert len(answer(method, UNSAFE[1])) == 3
+
+
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
+@pytest.mark.parametrize("name", METHODS)
+def test_recomputed_activations_give_the_same_losses(
+    name: str, lora: LoraSettings | None, checkpoints: Callable[[str], str]
+) -> None:
+    trajectories = []
+    for recompute in (False, True):
+        method = METHODS[name](checkpoints("llava"), lora=lora, gradient_checkpointing=recompute)
+        collate = Collator(method.processor)
+        pair = Pair(collate(UNSAFE), collate(RETAIN))
+        started(method, pair)
+        assert any(getattr(part, "gradient_checkpointing", False) for part in method.model.modules()) == recompute
+        trajectories.append(train(method, pair))
+    assert trajectories[1] == pytest.approx(trajectories[0], abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_text_alone_may_stand_beside_pictures(kind: str, checkpoints: Callable[[str], str]) -> None:
+    method = MixedSFT(checkpoints(kind))
+    collate = Collator(method.processor)
+    retain = [RETAIN[0], example("grey", "No picture was shown.", None)]
+    pair = Pair(collate(UNSAFE[:1]), collate(retain))
+    started(method, pair)
+    together = method.parts(pair).retain_B
+    alone = method.parts(Pair(None, collate(retain[1:]))).retain_B
+    assert together is not None and alone is not None
+    assert torch.isfinite(together).all()
+    assert together[1].item() == pytest.approx(alone[0].item(), abs=1e-4)
+
+
+def test_the_architectures_are_those_that_are_promised() -> None:
+    assert KINDS == ["llava", "llava_next", "qwen2_5_vl", "idefics3", "smolvlm", "internvl"]

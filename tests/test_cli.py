@@ -1,0 +1,183 @@
+"""The command line as a user meets it: a run from end to end, two processes, and one sentence for bad input."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mirage.cli import with_shipped_configs
+from mirage.schema import Record
+from mirage.training import run
+
+SMALL = (
+    "--data.source.init_args.num_unsafe=24", "--data.source.init_args.num_safe=24", "--data.batch_size=4",
+    "--data.num_workers=0", "--trainer.enable_progress_bar=false", "--trainer.check_val_every_n_epoch=1",
+)  # fmt: skip
+
+
+def small_fit(config: str, root: Path, *extra: str, probes: int = 7, steps: int = 3) -> list[str]:
+    """Arguments of a fit on mini that takes seconds."""
+    arguments = ["fit", "--config", config, *SMALL, f"--data.source.init_args.num_probes={probes}"]
+    arguments += ["--trainer.max_epochs=1", f"--trainer.limit_train_batches={steps}"]
+    return with_shipped_configs([*arguments, f"--trainer.default_root_dir={root}", *extra])
+
+
+def results_of(root: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((root / "results.json").read_text())
+    return content
+
+
+def counts(results: dict[str, Any]) -> dict[str, Any]:
+    """Every measured block, without the seconds."""
+    return {key: results[key] for key in ("unsafe", "benign", "utility", "start")}
+
+
+def mirage(*arguments: str, cwd: Path, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
+    """A child process, as from a shell."""
+    command = [sys.executable, "-m", "mirage.cli", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False
+    )
+
+
+def test_help_is_light() -> None:
+    code = (
+        "import sys, mirage.cli; mirage.cli.main(['--help']);"
+        "assert not {'torch', 'lightning', 'transformers'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "rmu.yaml" in done.stdout and "mirage fit --config" in done.stdout
+
+
+def test_a_run_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "runs" / "npo"
+    assert run(small_fit("npo.yaml", root)) == 0
+    printed = capsys.readouterr().out
+    assert "start" in printed and "ASR" in printed and "helpful" in printed
+
+    results = results_of(root)
+    assert (results["schema_version"], results["method"], results["source"], results["seed"]) == (1, "npo", "mini", 0)
+    for block in (results, results["start"]):
+        assert block["unsafe"]["before"]["n"] == block["benign"]["after"]["n"] == 7
+        assert set(block["unsafe"]["after"]["asr"]) == {"rate", "low", "high"}
+        assert len(block["unsafe"]["per_shot"]) == 3 and len(block["benign"]["per_shot"]) == 1
+    assert results["start"]["unsafe"]["before"]["asr"]["rate"] > 0.8
+    assert {"start", "unsafe", "benign", "train"} <= results["seconds"].keys()
+
+    header, *lines = (root / "records" / "unsafe.jsonl").read_text().splitlines()
+    records = [Record.from_json(line) for line in lines]
+    assert json.loads(header)["fingerprint"] == results["unsafe"]["fingerprint"]
+    assert len(records) == 7 * 4 and {record.shot for record in records} == {0, 1, 2, 3}
+    assert all(record.question.startswith("what's") for record in records if record.shot)
+    assert not list((root / "records").glob(".*")), "answers that were kept for an interruption are gone"
+    assert (root / "config.yaml").is_file() and (root / "metrics.csv").is_file()
+    assert list(root.glob("events.out.tfevents.*"))
+
+    # the checkpoint measures as the fit did, and without one validate measures the starting model
+    evaluate = ["validate", *small_fit("npo.yaml", root)[1:]]
+    assert run([*evaluate, "--ckpt_path=last"]) == 0
+    again = json.loads((root / "validate" / "results.json").read_text())
+    assert again["unsafe"]["fingerprint"] == results["unsafe"]["fingerprint"]
+    assert again["benign"] == results["benign"]
+    assert run(evaluate) == 0
+    start = json.loads((root / "validate" / "results.json").read_text())
+    assert start["unsafe"]["fingerprint"] == results["start"]["unsafe"]["fingerprint"]
+    assert results_of(root) == results, "validate leaves the fit's results alone"
+
+    # a second fit in the same folder loses nothing
+    assert run(small_fit("npo.yaml", root, steps=1)) == 0
+    assert results_of(root.with_name("npo.1")) == results
+
+
+@pytest.mark.parametrize("method", ["mixed_sft", "rmu"])
+def test_a_resumed_run_ends_as_an_uninterrupted_one(method: str, tmp_path: Path) -> None:
+    straight, halves = tmp_path / "straight", tmp_path / "halves"
+    assert run(small_fit(f"{method}.yaml", straight, "--trainer.max_epochs=2")) == 0
+    (middle,) = [path for path in (straight / "checkpoints").glob("*.ckpt") if "step=3" in path.name]
+    assert run(small_fit(f"{method}.yaml", halves, "--trainer.max_epochs=2", f"--ckpt_path={middle}")) == 0
+    assert counts(results_of(halves)) == counts(results_of(straight))
+
+
+def test_two_processes_count_and_train_as_one(tmp_path: Path) -> None:
+    """n = 7 is odd and n = 1 less than the ranks; batch 2 on two ranks is batch 4 on one."""
+    for probes in (7, 1):
+        one, two = tmp_path / f"one{probes}", tmp_path / f"two{probes}"
+        steps = ["--trainer.log_every_n_steps=1", "--trainer.accelerator=cpu"]
+        assert run(small_fit("npo.yaml", one, *steps, probes=probes)) == 0
+        ddp = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=2"]
+        done = mirage(*small_fit("npo.yaml", two, *steps, *ddp, probes=probes), cwd=tmp_path)
+        assert done.returncode == 0, done.stderr[-3000:]
+        first, second = results_of(one), results_of(two)
+        assert second["world_size"] == 2
+        for side in ("unsafe", "benign"):
+            assert first["start"][side] == second["start"][side]
+            assert first[side]["before"]["n"] == second[side]["before"]["n"] == probes
+            assert first[side]["before"] == second[side]["before"] and first[side]["after"] == second[side]["after"]
+        assert first["utility"]["utility"]["score"] == second["utility"]["utility"]["score"]
+        ours, theirs = losses_in(one), losses_in(two)
+        assert len(ours) == 3
+        assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-5)
+
+
+def losses_in(root: Path) -> list[float]:
+    with (root / "metrics.csv").open() as file:
+        return [float(row["train/loss"]) for row in csv.DictReader(file) if row.get("train/loss")]
+
+
+@pytest.mark.parametrize(
+    ("extra", "sentence"),
+    [
+        (["--data.gamma=0"], "data.gamma is 0.0"),
+        (["--data.gamma=.nan"], "data.gamma is nan"),
+        (["--data.source.init_args.num_unsafe=0"], "The unsafe set of mini is empty"),
+        (["--data.source.init_args.num_safe=0"], "The retain set of mini is empty"),
+        (["--model.init_args.layer=99"], "no decoder layer 99"),
+        (["--model.init_args.lora.target_modules=[nowhere]"], "nowhere"),
+        (["--model.init_args.pretrained=no/such/folder"], "no/such/folder"),
+        (["--ckpt_path=last"], "You asked for the checkpoint 'last'"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_nothing_is_lost(
+    extra: Sequence[str], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "run"
+    root.mkdir()
+    (root / "config.yaml").write_text("an earlier run")
+    assert run(small_fit("rmu.yaml", root, *extra)) == 1
+    error = capsys.readouterr().err
+    assert sentence in error and "Traceback" not in error
+    kept = [folder for folder in tmp_path.iterdir() if (folder / "config.yaml").read_text() == "an earlier run"]
+    assert len(kept) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["fit", "--config", "rmu.yaml", "--data.gama=1"], "gamma"),
+        (["fit", "--config", "rmu.yaml", "--model=RMUU"], "RMU"),
+        (["fit", "--config", "rmu.yaml", "--model.init_args.alfa=1"], "alpha"),
+        (["fit", "--config", "nowhere.yaml"], "nowhere.yaml"),
+    ],
+)
+def test_a_mistyped_name_is_refused_with_the_nearest(
+    arguments: list[str], hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run(with_shipped_configs(arguments))
+    assert ended.value.code != 0
+    assert hint in capsys.readouterr().err
+
+
+def test_an_unknown_command_is_refused_with_the_nearest(tmp_path: Path) -> None:
+    done = mirage("fitt", cwd=tmp_path)
+    assert done.returncode == 2 and "'fit'" in done.stderr

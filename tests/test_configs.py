@@ -1,0 +1,192 @@
+"""Every shipped config is read by the real command line, and the 7B ones train what the paper's rows train."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch.cli import LightningArgumentParser
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+
+from mirage.cli import configs_folder, main
+from mirage.export import built
+from mirage.memory import count_parameters, meta_model, trains_as
+from mirage.training import MirageCLI
+
+MINI = ["mixed_sft", "npo", "posthoc_sft", "rmu", "unsafe_filter"]
+METHODS = {
+    "mixed_sft": "MixedSFT",
+    "npo": "NPO",
+    "posthoc_sft": "PosthocSFT",
+    "rmu": "RMU",
+    "unsafe_filter": "UnsafeFilter",
+}
+LARGE = ["llava15_7b/base", *(f"llava15_7b/{name}{form}" for name in MINI for form in ("", "_lora"))]
+FOUND = sorted(str(path.relative_to(configs_folder()).with_suffix("")) for path in configs_folder().rglob("*.yaml"))
+
+
+def command_line(*arguments: str) -> tuple[int, str, str]:
+    """Exit status, standard output and standard error of `mirage`, in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*args parameter is intended.*")
+        try:
+            status = main(list(arguments))
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else 1
+    return status, out.getvalue(), err.getvalue()
+
+
+class Built(Exception):
+    """Carries the command line's parser to the test before anything is parsed."""
+
+
+@pytest.fixture(scope="module")
+def parser() -> LightningArgumentParser:
+    """The parser of `mirage fit`, built once: that takes a second, and reading a config a tenth."""
+
+    def stop(cli: MirageCLI, parser: LightningArgumentParser, args: Any) -> None:
+        raise Built(parser)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Built) as built_parser:
+        patch.setattr(MirageCLI, "parse_arguments", stop)
+        main(["fit"])
+    return built_parser.value.args[0]
+
+
+@pytest.fixture(scope="module")
+def parsed(parser: LightningArgumentParser) -> dict[str, dict[str, Any]]:
+    """Every config as `mirage fit` understands it, defaults filled in."""
+    settings = {}
+    for name in FOUND:
+        given = parser.parse_args(["fit", "--config", str(configs_folder() / f"{name}.yaml")])
+        settings[name] = yaml.safe_load(parser.dump(given, skip_none=False))["fit"]
+    return settings
+
+
+def short(name: str) -> str:
+    return name.removeprefix("llava15_7b/").removesuffix("_lora")
+
+
+def at(settings: dict[str, Any], key: str) -> Any:
+    for part in key.split("."):
+        settings = settings[part]
+    return settings
+
+
+def test_all_configs_are_found() -> None:
+    assert sorted([*MINI, *LARGE]) == FOUND and len(FOUND) == 16
+
+
+def test_every_config_is_read(parsed: dict[str, dict[str, Any]]) -> None:
+    for name, settings in parsed.items():
+        assert settings["model"]["class_path"].endswith(f".{METHODS.get(short(name), 'PosthocSFT')}"), name
+        assert settings["trainer"]["default_root_dir"] == f"runs/{name}", "a folder of its own"
+        callbacks = settings["trainer"]["callbacks"]
+        attacks = [each["init_args"]["attack"]["init_args"] for each in callbacks if "attack" in each["init_args"]]
+        assert [attack["shots"] for attack in attacks] == [3, 1], name
+
+
+def test_a_config_with_a_mistyped_key_is_refused(tmp_path: Path) -> None:
+    text = (configs_folder() / "llava15_7b/npo.yaml").read_text()
+    (tmp_path / "wrong.yaml").write_text(text.replace("    beta:", "    betta:"))
+    status, _, said = command_line("fit", "--config", str(tmp_path / "wrong.yaml"), "--print_config")
+    assert status != 0 and "betta" in said
+
+
+def test_a_7b_config_is_printed_by_its_short_name() -> None:
+    status, printed, said = command_line("fit", "--config", "llava15_7b/npo.yaml", "--print_config")
+    assert status == 0, said
+    assert yaml.safe_load(printed)["model"]["init_args"]["beta"] == 0.9
+
+
+@pytest.mark.parametrize(
+    ("names", "keys"),
+    [
+        (
+            MINI,
+            ["seed_everything", "model.init_args.pretrained", "data.source.class_path", "data.source.init_args.seed",
+             "data.source.init_args.num_probes", "trainer.callbacks", "trainer.accelerator"],
+        ),
+        (
+            LARGE,
+            ["seed_everything", "model.init_args.weight_decay", "model.init_args.warmup_ratio",
+             "model.init_args.schedule", "model.init_args.gradient_checkpointing", "model.init_args.allow_download",
+             "model.init_args.attn_implementation", "data.source.class_path", "data.source.init_args.root",
+             "data.pad_to_square", "data.num_workers", "trainer.callbacks", "trainer.devices", "trainer.precision",
+             "trainer.accelerator", "trainer.num_nodes"],
+        ),
+        ([name for name in LARGE if name.endswith("_lora")], ["model.init_args.lora", "trainer.strategy"]),
+    ],
+    ids=["mini", "7b", "7b lora"],
+)  # fmt: skip
+def test_what_configs_share_is_equal(names: list[str], keys: list[str], parsed: dict[str, dict[str, Any]]) -> None:
+    for key in keys:
+        values = {yaml.safe_dump(at(parsed[name], key)) for name in names}
+        assert len(values) == 1, f"{key}: {values}"
+
+
+def test_a_row_and_its_lora_form_start_from_the_same_weights_and_see_the_same_data(
+    parsed: dict[str, dict[str, Any]],
+) -> None:
+    before_tuning = ("mixed_sft", "unsafe_filter")
+    for name in LARGE:
+        start = parsed[name]["model"]["init_args"]["pretrained"]
+        assert start == f"models/llava-1.5-7b-{'before-tuning' if short(name) in before_tuning else 'hf'}"
+        if name.endswith("_lora"):
+            full = parsed[name.removesuffix("_lora")]
+            for key in ("data.source", "data.retain", "data.retain_size", "data.gamma", "data.max_length"):
+                assert at(parsed[name], key) == at(full, key), f"{name}: {key}"
+            assert full["model"]["init_args"]["lora"] is None
+
+
+def llava_1_5_7b() -> LlavaConfig:
+    """The shapes of LLaVA-1.5-7B."""
+    text = LlamaConfig(
+        vocab_size=32064, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32
+    )
+    vision = CLIPVisionConfig(
+        hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=336,
+        patch_size=14, projection_dim=768,
+    )  # fmt: skip
+    return LlavaConfig(text_config=text, vision_config=vision)
+
+
+DOWN = 11008 * 4096
+LANGUAGE = 2 * 32064 * 4096 + 32 * (4 * 4096**2 + 3 * DOWN + 2 * 4096) + 4096
+PROJECTOR = 1024 * 4096 + 4096 + 4096**2 + 4096
+ADAPTERS_OF_A_LAYER = 128 * (4 * (4096 + 4096) + 3 * (4096 + 11008))
+
+
+def trained(name: str) -> int:
+    """How many parameters the row's method trains, worked out by hand."""
+    if name.endswith("rmu"):
+        return 3 * DOWN
+    if name.endswith("_lora"):
+        return (16 if "rmu" in name else 32) * ADAPTERS_OF_A_LAYER
+    return LANGUAGE + PROJECTOR
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_the_7b_shapes_train_what_the_row_says(name: str, parsed: dict[str, dict[str, Any]]) -> None:
+    method = built(parsed[name])
+    model = meta_model(llava_1_5_7b())
+    state = torch.get_rng_state()
+    trains_as(method)(model)
+    trains, total = count_parameters(model)
+    assert trains == trained(name)
+    vision = {parameter.requires_grad for key, parameter in model.named_parameters() if "vision" in key}
+    assert vision == {False} and total > 7e9 and method.model is None
+    assert torch.equal(torch.get_rng_state(), state), "an estimate draws no random numbers from the run"
+
+
+def test_the_hand_counts_are_those_that_are_published() -> None:
+    assert round(3 * DOWN / 1e6, 1) == 135.3 and round(DOWN / 1e6, 1) == 45.1
+    assert round(32 * ADAPTERS_OF_A_LAYER / 1e6) == 320
+    assert round(PROJECTOR / 1e6) == 21

@@ -1,0 +1,631 @@
+"""The methods, trained on mini by the real Trainer: what changes, what must not, and what stops them."""
+
+from __future__ import annotations
+
+import gc
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+from transformers import LlavaForConditionalGeneration, PreTrainedModel
+
+from mirage import losses
+from mirage.backbone import BadModel, LoraSettings, activations, adapters_off, decoder_layers, unwrapped
+from mirage.batch import Batch, Pair
+from mirage.checkpoint import AtomicCheckpointIO
+from mirage.data.mini import Mini
+from mirage.data.module import AlignmentData
+from mirage.methods import NPO, RMU, AlignmentModule, MixedSFT, PosthocSFT, UnsafeFilter
+from mirage.methods.base import NonFiniteLoss, Parts
+from mirage.reference import AnswerLogps, StartingWeights, as_reference
+from mirage.schema import Example
+
+MINI = "package:mirage.mini/checkpoint"
+LAYER = 2  # of 4, so that RMU has a layer above to leave out
+METHODS: dict[str, tuple[type[AlignmentModule], dict[str, Any]]] = {
+    "mixed_sft": (MixedSFT, {}),
+    "posthoc_sft": (PosthocSFT, {}),
+    "unsafe_filter": (UnsafeFilter, {}),
+    "npo": (NPO, {"beta": 0.5}),
+    "rmu": (RMU, {"layer": LAYER, "steering_coefficient": 5.0}),
+}
+every_method = pytest.mark.parametrize("name", METHODS)
+full_and_lora = pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+
+
+class Mistaken(Mini):
+    """Mini whose retain answers belong to other questions, so that the retain part has something to learn."""
+
+    def retain(self) -> Sequence[Example]:
+        examples = super().retain()
+        return [
+            Example(source=item.source, image=item.image, prompt=item.prompt, answer=other.answer)
+            for item, other in zip(examples, [*examples[1:], examples[0]], strict=True)
+        ]
+
+
+class Snapshots(Callback):
+    """The weights as every batch found them; as arrays, lest they be found as copies of the model."""
+
+    def __init__(self) -> None:
+        self._taken: list[dict[str, Any]] = []
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        self._taken.append({name: weight.numpy().copy() for name, weight in weights_of(pl_module).items()})
+
+    def at(self, batch: int) -> dict[str, Tensor]:
+        """The weights at the start of a batch, counted from 0."""
+        return {name: torch.from_numpy(array) for name, array in self._taken[batch].items()}
+
+
+class Twins(Callback):
+    """Frozen weight matrices of which the training has made another copy, in whatever type."""
+
+    def __init__(self) -> None:
+        self.found: set[str] = set()
+        self.looked = 0
+        gc.collect()
+        self._earlier = {id(tensor): tensor for tensor in _tensors()}  # kept, so that no id is used again
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._look(pl_module)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        self._look(pl_module)
+
+    def _look(self, method: L.LightningModule) -> None:
+        self.looked += 1
+        frozen = {name: p.data for name, p in method.named_parameters() if not p.requires_grad and p.ndim > 1}
+        own = {tensor.data_ptr() for tensor in (*method.parameters(), *method.buffers())}
+        others: dict[torch.Size, list[Tensor]] = {}
+        for tensor in _tensors():
+            if id(tensor) not in self._earlier and tensor.is_floating_point() and tensor.data_ptr() not in own:
+                others.setdefault(tensor.shape, []).append(tensor.detach())
+        for name, weight in frozen.items():
+            if any(torch.equal(weight.to(other.dtype), other) for other in others.get(weight.shape, ())):
+                self.found.add(name)
+
+
+def _tensors() -> list[Tensor]:
+    return [thing for thing in gc.get_objects() if issubclass(type(thing), Tensor)]
+
+
+class Run(NamedTuple):
+    """A training that has been set up."""
+
+    method: Any
+    data: AlignmentData
+    trainer: L.Trainer
+
+    def fit(self, **given: Any) -> Run:
+        self.trainer.fit(self.method, datamodule=self.data, **given)
+        return self
+
+
+def set_up(
+    folder: Path,
+    name: str | AlignmentModule,
+    *,
+    lora: bool = False,
+    steps: int = 2,
+    batch_size: int = 4,
+    accumulate: int = 1,
+    callbacks: Sequence[Callback] = (),
+    **given: Any,
+) -> Run:
+    """A training of a few steps, by default of 4 unsafe and 6 retain examples."""
+    L.seed_everything(3, verbose=False)
+    method = name if isinstance(name, AlignmentModule) else made(name, lora=lora, **given)
+    data = AlignmentData(
+        Mistaken(num_unsafe=14, num_safe=9, num_probes=4), batch_size=batch_size, gamma=1.5, num_workers=0
+    )
+    trainer = L.Trainer(
+        accelerator="cpu", devices=1, max_steps=steps, accumulate_grad_batches=accumulate, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
+        num_sanity_val_steps=0, default_root_dir=folder, callbacks=list(callbacks), plugins=[AtomicCheckpointIO()],
+    )  # fmt: skip
+    return Run(method, data, trainer)
+
+
+@pytest.fixture
+def training(tmp_path: Path) -> Callable[..., Run]:
+    """`set_up` in a folder of the test's own."""
+    return partial(set_up, tmp_path)
+
+
+class TwoSteps(NamedTuple):
+    """What was seen of a training of two steps."""
+
+    before: dict[str, Tensor]
+    after: dict[str, Tensor]
+    made_by: list[str]  # what made a model
+    twins: Twins
+
+
+@pytest.fixture(scope="module")
+def after_two_steps(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, bool], TwoSteps]:
+    """Trains a method for two steps, once, and watches it."""
+
+    @cache
+    def watched(name: str, lora: bool) -> TwoSteps:
+        made_by: list[str] = []
+        load, construct = PreTrainedModel.from_pretrained.__func__, LlavaForConditionalGeneration.__init__
+
+        def loading(cls: type, *given: Any, **named: Any) -> Any:
+            made_by.append("from_pretrained")
+            return load(cls, *given, **named)
+
+        def constructing(self: Any, *given: Any, **named: Any) -> None:
+            made_by.append("constructor")
+            construct(self, *given, **named)
+
+        snapshots, twins = Snapshots(), Twins()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(PreTrainedModel, "from_pretrained", classmethod(loading))
+            patch.setattr(LlavaForConditionalGeneration, "__init__", constructing)
+            run = set_up(tmp_path_factory.mktemp("run"), name, lora=lora, callbacks=[snapshots, twins]).fit()
+        return TwoSteps(snapshots.at(0), weights_of(run.method), made_by, twins)
+
+    return watched
+
+
+def made(name: str, *, lora: bool = False, **given: Any) -> Any:
+    """The method, its learning rate constant."""
+    kind, own = METHODS[name]
+    settings = LoraSettings(r=4) if lora else None
+    fixed = {"learning_rate": 1e-3, "warmup_ratio": 0.0, "schedule": "constant_with_warmup"}
+    return kind(MINI, lora=settings, **{**fixed, **own, **given})
+
+
+def loaded(name: str, *, lora: bool = False, **given: Any) -> Any:
+    """The method with its model, without a Trainer."""
+    L.seed_everything(3, verbose=False)
+    method = made(name, lora=lora, **given)
+    method.configure_model()
+    return method
+
+
+def weights_of(method: Any) -> dict[str, Tensor]:
+    """Copies of all parameters."""
+    return {name: parameter.detach().clone() for name, parameter in method.named_parameters()}
+
+
+def pair_of(method: Any, num_unsafe: int = 3, num_retain: int = 4) -> Pair:
+    """A pair of mini's examples."""
+    from mirage.data.collate import Collator
+
+    source, collate = Mistaken(num_unsafe=8, num_safe=8), Collator(method.processor)
+    answers = method.unsafe_answers or "refusal"
+    return Pair(
+        collate(source.unsafe(answers)[:num_unsafe]) if num_unsafe else None,
+        collate(source.retain()[:num_retain]) if num_retain else None,
+    )
+
+
+def moved(method: Any, amount: float = 0.05) -> None:
+    """Disturbs what trains, as training would."""
+    with torch.no_grad():
+        for parameter in method.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter), alpha=amount)
+
+
+# What trains
+
+LINEAR = r"(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
+EXPECTED = {
+    # (RMU?, LoRA?) -> the names, of a LLaVA of 4 layers, that change
+    (False, False): r"model\.(model\.(language_model|multi_modal_projector)\..*|lm_head\.weight)",
+    (False, True): rf".*language_model\.layers\.[0-3]\.{LINEAR}\.lora_[AB]\.default\.weight",
+    (True, False): r"model\.model\.language_model\.layers\.[012]\.mlp\.down_proj\.weight",
+    (True, True): rf".*language_model\.layers\.[012]\.{LINEAR}\.lora_[AB]\.default\.weight",
+}
+COUNT = {(False, True): 4 * 7 * 2, (True, False): 3, (True, True): 3 * 7 * 2}
+
+
+@every_method
+@full_and_lora
+def test_two_steps_change_exactly_what_should_learn(
+    name: str, lora: bool, after_two_steps: Callable[[str, bool], TwoSteps]
+) -> None:
+    run = after_two_steps(name, lora)
+    changed = {key for key in run.before if not torch.equal(run.before[key], run.after[key])}
+    variant = (name == "rmu", lora)
+    assert changed == {key for key in run.before if re.fullmatch(EXPECTED[variant], key)}
+    assert changed and len(changed) == COUNT.get(variant, len(changed))
+    assert any("vision_tower" in key for key in run.before)  # and it is not among them
+
+
+def test_rmu_trains_the_layers_and_modules_that_it_is_told(training: Callable[..., Run]) -> None:
+    snapshots = Snapshots()
+    run = training(
+        "rmu", callbacks=[snapshots], train_layers=[1], train_modules=["q_proj", "up_proj"], train_projector=True
+    ).fit()
+    after = weights_of(run.method)
+    changed = {key for key, value in snapshots.at(0).items() if not torch.equal(value, after[key])}
+    assert {key.removeprefix("model.model.") for key in changed} == {
+        "language_model.layers.1.self_attn.q_proj.weight", "language_model.layers.1.mlp.up_proj.weight",
+        "multi_modal_projector.linear_1.weight", "multi_modal_projector.linear_1.bias",
+        "multi_modal_projector.linear_2.weight", "multi_modal_projector.linear_2.bias",
+    }  # fmt: skip
+
+
+# What a method computes
+
+
+@contextmanager
+def counted_calls(method: Any) -> Iterator[list[int]]:
+    """How often each decoder layer ran within the block, and the output head at last."""
+    parts = [*decoder_layers(method.model), unwrapped(method.model).get_output_embeddings()]
+    calls = [0] * len(parts)
+
+    def counting(index: int) -> Callable[..., None]:
+        def count(*_: Any) -> None:
+            calls[index] += 1
+
+        return count
+
+    handles = [part.register_forward_pre_hook(counting(index)) for index, part in enumerate(parts)]
+    yield calls
+    for handle in handles:
+        handle.remove()
+
+
+@full_and_lora
+def test_rmu_runs_no_layer_above_the_steered_one_for_the_unsafe_set(lora: bool) -> None:
+    method = loaded("rmu", lora=lora)
+    pair = pair_of(method)
+    with counted_calls(method) as calls:
+        method.parts(Pair(pair.unsafe, None))
+    assert calls == [1, 1, 1, 0, 0]
+    with counted_calls(method) as calls:
+        method.parts(Pair(None, pair.retain))
+    assert calls == [2, 2, 2, 1, 1]  # the reference stops too; one forward serves both retain terms
+
+
+@pytest.mark.parametrize("name", ["mixed_sft", "npo"])
+def test_a_step_is_one_forward_pass(name: str) -> None:
+    method = loaded(name)
+    pair = pair_of(method)
+    method.reference = AnswerLogps(dict.fromkeys(pair.unsafe.ids, -5.0)) if pair.unsafe else None
+    with counted_calls(method) as calls:
+        parts = method.parts(pair)
+    assert calls == [1] * 5
+    assert [len(part) for part in parts] == [3, 4]
+
+
+@every_method
+def test_the_parts_are_those_of_each_side_alone(name: str) -> None:
+    method = loaded(name)
+    pair = pair_of(method)
+    assert pair.unsafe is not None
+    if name == "npo":
+        method.reference = AnswerLogps(dict.fromkeys(pair.unsafe.ids, -5.0))
+    moved(method)
+    if name == "unsafe_filter":
+        assert method.parts(Pair(None, pair.retain)).unsafe_B is None
+        return
+    together = method.parts(pair)
+    assert method.parts(Pair(pair.unsafe, None)).retain_B is None
+    torch.testing.assert_close(method.parts(Pair(pair.unsafe, None)).unsafe_B, together.unsafe_B)
+    torch.testing.assert_close(method.parts(Pair(None, pair.retain)).retain_B, together.retain_B)
+
+
+@full_and_lora
+def test_npo_starts_at_2_ln_2_over_beta(lora: bool, training: Callable[..., Run]) -> None:
+    seen: list[Parts] = []
+
+    class Watched(NPO):
+        def parts(self, pair: Pair) -> Parts:
+            seen.append(super().parts(pair))
+            return seen[-1]
+
+    settings = LoraSettings(r=4) if lora else None
+    for normalized in (False, True):
+        training(Watched(MINI, beta=0.5, lora=settings, length_normalized=normalized), steps=1).fit()
+        (parts,) = seen
+        assert parts.unsafe_B is not None and len(parts.unsafe_B) == 4
+        torch.testing.assert_close(
+            parts.unsafe_B.detach(), torch.full((4,), 2 * math.log(2) / 0.5), rtol=1e-5, atol=1e-5
+        )
+        seen.clear()
+
+
+def test_npo_counts_whole_answers_or_means_of_their_tokens() -> None:
+    method = loaded("npo")
+    pair = pair_of(method)
+    assert pair.unsafe is not None
+    method.reference = AnswerLogps({id: -3.0 - k for k, id in enumerate(pair.unsafe.ids)})
+    moved(method)
+    policy_B = losses.answer_logp(*method.answers(pair.unsafe))
+    tokens_B = (pair.unsafe.labels != losses.IGNORED).sum(1)
+    reference_B = torch.tensor([-3.0, -4.0, -5.0])
+    torch.testing.assert_close(method.parts(pair).unsafe_B, losses.npo(policy_B, reference_B, 0.5))
+    method.length_normalized = True
+    means = losses.npo(policy_B / tokens_B, reference_B / tokens_B, 0.5)
+    torch.testing.assert_close(method.parts(pair).unsafe_B, means)
+
+
+def test_an_answer_without_a_reference_is_named() -> None:
+    method = loaded("npo")
+    pair = pair_of(method)
+    assert pair.unsafe is not None
+    method.reference = AnswerLogps({pair.unsafe.ids[0]: -3.0})
+    with pytest.raises(KeyError, match=pair.unsafe.ids[1]):
+        method.parts(pair)
+
+
+@pytest.mark.parametrize("positions", ["answer", "text", "all"])
+def test_rmu_steers_the_positions_that_it_is_told(positions: str) -> None:
+    method = loaded("rmu", positions=positions)
+    pair = pair_of(method)
+    assert pair.unsafe is not None and pair.retain is not None
+    image = method.processor.image_token_id
+    hidden_BSD, _ = activations(method.model, pair.unsafe.inputs, LAYER, stop=True)
+    distance_BS = (hidden_BSD - method.target).square().mean(-1)  # over the width, as in the authors' code
+    for row, ids in enumerate(pair.unsafe.inputs["input_ids"].tolist()):
+        labels = pair.unsafe.labels[row].tolist()
+        length = int(pair.unsafe.inputs["attention_mask"][row].sum())
+        chosen = {
+            "answer": [k for k in range(length - 1) if labels[k + 1] != losses.IGNORED],
+            "text": [k for k in range(1, length) if ids[k] != image],
+            "all": list(range(1, length)),
+        }[positions]
+        torch.testing.assert_close(method.parts(pair).unsafe_B[row], distance_BS[row, chosen].mean())
+    # nothing to keep yet; afterwards there is
+    sft_B = losses.sft(*method.answers(pair.retain))
+    torch.testing.assert_close(method.parts(pair).retain_B, sft_B)
+    moved(method)
+    assert (method.parts(pair).retain_B > losses.sft(*method.answers(pair.retain)) + 1e-4).all()
+
+
+def test_the_target_is_a_positive_direction_of_the_given_length() -> None:
+    targets = [loaded("rmu", vector_seed=seed).target for seed in (0, 0, 1)]
+    assert torch.equal(targets[0], targets[1]) and not torch.equal(targets[0], targets[2])
+    torch.testing.assert_close(targets[2].norm(), torch.tensor(5.0))
+    assert (targets[2] >= 0).all()
+
+
+# The reference
+
+
+@full_and_lora
+def test_the_reference_is_the_starting_model_to_the_bit_after_5_steps(lora: bool, training: Callable[..., Run]) -> None:
+    start = loaded("rmu", lora=lora)
+    batch = pair_of(start).retain
+    assert batch is not None
+    expected, _ = activations(start.model.eval(), batch.inputs, LAYER, stop=True)
+    method = training("rmu", lora=lora, steps=5).fit().method
+    with as_reference(method.model, method.reference):
+        reference, _ = activations(method.model, batch.inputs, LAYER, stop=True)
+    assert torch.equal(reference, expected)
+    policy, _ = activations(method.model, batch.inputs, LAYER, stop=True)
+    assert not torch.allclose(policy, expected)  # swapped back
+    if not lora:
+        starting = weights_of(start)
+        assert len(method.reference.copies) == 3
+        assert all(torch.equal(copy, starting[f"model.{name}"]) for name, copy in method.reference.copies.items())
+
+
+@full_and_lora
+def test_npos_reference_comes_from_the_starting_model_and_stays(lora: bool, training: Callable[..., Run]) -> None:
+    run = training("npo", lora=lora, steps=5, learning_rate=5e-3).fit()
+    start = loaded("npo")
+    start.model.eval()
+    examples = list(run.data.unsafe_set)
+    with torch.no_grad():
+        batch = run.data.collate(examples)
+        logps = losses.answer_logp(*start.answers(batch))
+        now = losses.answer_logp(*run.method.answers(batch))
+    reference = run.method.reference.of(batch.ids, logps.device)
+    assert set(run.method.reference.by_id) == {item.id for item in examples}
+    torch.testing.assert_close(reference, logps, rtol=1e-4, atol=1e-4)
+    assert (reference - now).abs().max() > 0.1
+
+
+def test_starting_weights_go_back_even_if_the_forward_fails() -> None:
+    method = loaded("rmu")
+    reference = StartingWeights(method.model)
+    moved(method)
+    before = weights_of(method)
+    with pytest.raises(RuntimeError, match="in between"), as_reference(method.model, reference):
+        raise RuntimeError("in between")
+    assert all(torch.equal(value, before[name]) for name, value in weights_of(method).items())
+    assert method.model.training
+
+
+def test_a_reference_has_no_dropout() -> None:
+    method = loaded("rmu", lora=True)
+    method = RMU(MINI, layer=LAYER, lora=LoraSettings(r=4, lora_dropout=0.5))
+    method.configure_model()
+    batch = pair_of(method).retain
+    assert batch is not None
+    hidden = []
+    for _ in range(2):
+        with as_reference(method.model, method.reference):
+            hidden.append(activations(method.model, batch.inputs, LAYER, stop=True)[0])
+    assert torch.equal(*hidden)
+    with adapters_off(method.model):
+        torch.testing.assert_close(activations(method.model, batch.inputs, LAYER, stop=True)[0], hidden[0])
+
+
+def test_bf16_autocast_does_not_mix_policy_and_reference(training: Callable[..., Run]) -> None:
+    from lightning.pytorch.plugins.precision import MixedPrecision
+
+    method = loaded("rmu")
+    pair = pair_of(method)
+    moved(method)
+    exact = method.parts(pair)
+    with MixedPrecision("bf16-mixed", "cpu").forward_context():
+        mixed = method.parts(pair)
+    torch.testing.assert_close(mixed.unsafe_B, exact.unsafe_B, rtol=0.05, atol=0.05)
+    torch.testing.assert_close(mixed.retain_B, exact.retain_B, rtol=0.05, atol=0.05)
+    gradients = torch.autograd.grad(mixed.retain_B.sum(), list(filter(lambda p: p.requires_grad, method.parameters())))
+    assert all(gradient.abs().sum() > 0 for gradient in gradients)
+
+
+# No second model
+
+
+@every_method
+@full_and_lora
+def test_no_second_model(name: str, lora: bool, after_two_steps: Callable[[str, bool], TwoSteps]) -> None:
+    run = after_two_steps(name, lora)
+    assert sorted(run.made_by) == ["constructor", "from_pretrained"]
+    assert run.twins.looked == 3 and not run.twins.found
+
+
+# A step does not depend on how it is cut
+
+
+@pytest.mark.parametrize(("name", "lora"), [*((name, False) for name in METHODS), ("mixed_sft", True), ("rmu", True)])
+def test_a_batch_of_4_trains_as_2_accumulated_batches_of_2(
+    name: str, lora: bool, training: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def plain_descent(self: AlignmentModule) -> torch.optim.Optimizer:
+        return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=self.learning_rate)
+
+    # AdamW would hide a gradient of the wrong size
+    monkeypatch.setattr(AlignmentModule, "configure_optimizers", plain_descent)
+    ends, start = [], weights_of(loaded(name, lora=lora))
+    for batch_size, accumulate in ((4, 1), (2, 2)):
+        run = training(name, lora=lora, steps=3, batch_size=batch_size, accumulate=accumulate, learning_rate=0.05)
+        ends.append(weights_of(run.fit().method))
+        assert run.trainer.global_step == 3
+    way = torch.cat([(ends[0][key] - start[key]).flatten() for key in start]).abs()
+    apart = torch.cat([(ends[0][key] - ends[1][key]).flatten() for key in start]).abs()
+    assert way.max() > 1e-4
+    assert apart.max() <= 1e-3 * way.max()
+    assert apart.mean() <= 1e-3 * way.mean()
+
+
+# A loss that is not finite
+
+
+class Breaks(MixedSFT):
+    """Makes one loss not finite, in one call of `parts`."""
+
+    def __init__(self, *, side: str, call: int, value: float = math.nan, **given: Any) -> None:
+        super().__init__(MINI, learning_rate=1e-3, **given)
+        self.side, self.call, self.value, self.calls = side, call, value, 0
+        self.culprit, self.others = "", set[str]()
+
+    def parts(self, pair: Pair) -> Parts:
+        parts = super().parts(pair)
+        if self.calls == self.call:
+            batch: Batch | None = getattr(pair, self.side)
+            values = getattr(parts, f"{self.side}_B")
+            assert batch is not None and values is not None
+            self.culprit = batch.ids[1]
+            ids = {id for side in (pair.unsafe, pair.retain) if side is not None for id in side.ids}
+            self.others = ids - {self.culprit}
+            factors = torch.ones_like(values)
+            factors[1] = self.value
+            parts = parts._replace(**{f"{self.side}_B": values * factors})
+        self.calls += 1
+        return parts
+
+
+@pytest.mark.parametrize("side", ["unsafe", "retain"])
+@pytest.mark.parametrize("place", [0, 1], ids=["first of the window", "last of the window"])
+@pytest.mark.parametrize("value", [math.nan, math.inf], ids=["nan", "inf"])
+def test_a_loss_that_is_not_finite_stops_before_the_step(
+    side: str, place: int, value: float, training: Callable[..., Run]
+) -> None:
+    snapshots = Snapshots()
+    method = Breaks(side=side, call=2 + place, value=value)  # in the second of the windows of two
+    run = training(method, steps=3, batch_size=3, accumulate=2, callbacks=[snapshots])
+    with pytest.raises(NonFiniteLoss) as caught:
+        run.fit()
+    message = str(caught.value)
+    assert f"step 1, rank 0: {side} loss of examples {method.culprit}." in message
+    assert not any(other in message for other in method.others)
+    assert "\n" not in message and "model.learning_rate" in message
+    before, after = snapshots.at(2), weights_of(method)  # as the second window found them
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert any(not torch.equal(snapshots.at(0)[name], before[name]) for name in before)  # the first one was taken
+
+
+def test_a_gradient_that_is_not_finite_stops_too(training: Callable[..., Run]) -> None:
+    snapshots = Snapshots()
+    run = training("mixed_sft", callbacks=[snapshots])
+    run.method.configure_model()
+    trained = next(parameter for parameter in run.method.parameters() if parameter.requires_grad)
+    trained.register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(NonFiniteLoss, match=r"step 0, rank 0: gradient of a step with examples \w{16}, "):
+        run.fit()
+    after = weights_of(run.method)
+    assert all(torch.equal(value, after[name]) for name, value in snapshots.at(0).items())
+
+
+# A resumed run
+
+
+@pytest.mark.parametrize("name", ["npo", "rmu"])
+@full_and_lora
+def test_a_resumed_run_keeps_the_reference_of_the_starting_model(
+    name: str, lora: bool, training: Callable[..., Run], tmp_path: Path
+) -> None:
+    first = training(name, lora=lora, steps=2).fit()
+    first.trainer.save_checkpoint(tmp_path / "two.ckpt")
+    saved = torch.load(tmp_path / "two.ckpt", weights_only=True)["state_dict"]
+    trained = {key for key, parameter in first.method.named_parameters() if parameter.requires_grad}
+    assert set(saved) == trained | ({"target"} if name == "rmu" else set())
+    # another seed: what is drawn at the start of a run must come from the checkpoint
+    given = {"vector_seed": 9} if name == "rmu" else {}
+    resumed = training(name, lora=lora, steps=4, **given).fit(ckpt_path=str(tmp_path / "two.ckpt"))
+    straight = training(name, lora=lora, steps=4).fit()
+    if name == "npo":
+        assert resumed.method.reference.by_id == first.method.reference.by_id
+    else:
+        assert torch.equal(resumed.method.target, first.method.target)
+        assert not torch.equal(loaded(name, **given).target, first.method.target)
+        if not lora:
+            start, copies = weights_of(loaded(name)), resumed.method.reference.copies
+            assert all(torch.equal(copy, start[f"model.{key}"]) for key, copy in copies.items())
+            assert not any(torch.equal(copy, saved[f"model.{key}"]) for key, copy in copies.items())
+    ends = [weights_of(run.method) for run in (resumed, straight)]
+    for key in trained:
+        torch.testing.assert_close(ends[0][key], ends[1][key], rtol=1e-4, atol=1e-6)
+
+
+# Settings that cannot be
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "message"),
+    [
+        ("mixed_sft", {"learning_rate": 0.0}, "model.learning_rate is 0.0: it must be above 0"),
+        ("mixed_sft", {"learning_rate": math.nan}, "model.learning_rate is nan: it must be above 0"),
+        ("mixed_sft", {"warmup_ratio": 1.0}, "model.warmup_ratio is 1.0"),
+        ("npo", {"beta": 0.0}, "model.beta is 0.0: it must be above 0"),
+        ("rmu", {"steering_coefficient": -1.0}, "model.steering_coefficient is -1.0"),
+        ("rmu", {"alpha": math.nan}, "model.alpha is nan"),
+    ],
+)
+def test_settings_out_of_range_are_refused(name: str, wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        made(name, **wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"layer": 7}, "has no decoder layer 7: it has 4. Choose a layer from 0 to 3"),
+        ({"layer": -1}, "has no decoder layer -1"),
+        ({"train_layers": [1, 3]}, "model.train_layers holds 3, which comes after the steered layer 2"),
+        ({"train_modules": ["mlp.down"]}, "has no module 'mlp.down'. Choose from"),
+    ],
+)
+def test_layers_that_cannot_be_steered_or_trained_are_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadModel, match=re.escape(message)):
+        loaded("rmu", **wrong)
