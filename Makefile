@@ -37,5 +37,11 @@ format: $(INSTALLED)  ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+bench-eval: $(INSTALLED)  ## answers/s of batched, prefix-shared generation against one at a time (KIT=folder of the real kit)
+	$(BIN)/python benchmarks/evaluation_speed.py --model $(KIT)/smol-llava --root $(KIT)/vlguard
+
+gpu-check: $(INSTALLED)  ## LLaVA-1.5-7B's shape on this GPU: seconds, tokens/s, peak memory
+	$(BIN)/python benchmarks/gpu_check.py --out runs/gpu_check.json
+
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F '\t' '{printf "  make %-12s %s\n", $$1, $$2}'

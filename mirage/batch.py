@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from mirage.losses import IGNORED
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: precision plugins rebuild batches field by field
 class Batch:
     """Examples of one side, padded on the right. B examples, S positions.
 
@@ -47,7 +47,7 @@ class Batch:
         return Batch(inputs, function(self.labels), function(self.text), self.ids, self.keep)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Pair:
     """The two sides of a step. Either may be None: retain when gamma < 1 gives none to this step."""
 

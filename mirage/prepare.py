@@ -189,6 +189,28 @@ def answer_line(id: str, choice: Choice | None) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def counted(
+    questions: dict[str, str], choices: dict[str, Choice], candidates: dict[str, list[Candidate]], kept: Sequence[Any]
+) -> dict[str, Any]:
+    """The counts of `prepare.json`."""
+    by_model: dict[str, Counter[str]] = {}
+    for id, found in candidates.items():
+        for each in found:
+            tally = by_model.setdefault(each.model, Counter())
+            tally[each.fault or "usable"] += 1
+            tally["chosen"] += each is choices[id].candidate
+    answered = sum(choice.candidate is not None for choice in choices.values())
+    return {
+        "questions": len(questions),
+        "asked": len(choices),
+        "answered": answered,
+        "left_out": len(choices) - answered,
+        "chosen_by": dict(Counter(choice.rule for choice in choices.values())),
+        "candidates": {model: dict(sorted(tally.items())) for model, tally in by_model.items()},
+        "retain": len(kept),
+    }
+
+
 def as_lines(objects: Sequence[dict[str, Any]]) -> str:
     """JSON Lines, one object a line."""
     return "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in objects)

@@ -49,7 +49,9 @@ def example(image: Picture | None, question: str, answer: str, *later: tuple[str
 ENGLISH = [
     example(Painted("red", (40, 20)), "What colour is it?", "It is red."),
     example(None, "And good day to you, what is a circle?", "A circle is round. "),
-    example(Painted("blue", (20, 30)), "Describe.", "Blue, or a colour like it.", ("And then?", "A circle."), ("?", "!")),
+    example(
+        Painted("blue", (20, 30)), "Describe.", "Blue, or a colour like it.", ("And then?", "A circle."), ("?", "!")
+    ),
     example(None, "x", "y"),
 ]
 
@@ -113,7 +115,9 @@ def full_losses(world: World, batch: Batch) -> Tensor:
 
 
 @every_kind
-def test_labels_are_the_answers_with_their_end_tokens_and_nothing_else(kind: str, worlds: Callable[[str], World]) -> None:
+def test_labels_are_the_answers_with_their_end_tokens_and_nothing_else(
+    kind: str, worlds: Callable[[str], World]
+) -> None:
     _, processor, examples = worlds(kind)
     collate = Collator(processor)
     batch = collate(examples)
@@ -185,15 +189,19 @@ def test_joined_batches_lose_what_separate_ones_lose(
 ) -> None:
     world = worlds(kind)
     collate = Collator(world.processor)
-    sides = [collate([world.examples[k] for k in side]) for side in (first, second)]
-    whole = joined(*sides, world.processor.tokenizer.pad_token_id)
-    assert whole.ids == sides[0].ids + sides[1].ids
+    left, right = sides = [collate([world.examples[k] for k in side]) for side in (first, second)]
+    whole = joined(left, right, world.processor.tokenizer.pad_token_id)
+    assert whole.ids == left.ids + right.ids
     assert {len(tensor) for tensor in (whole.labels, whole.text, whole.inputs["input_ids"])} == {len(whole.ids)}
+    for name in ("attention_mask", "text"):  # padding stays padding
+        masks = [side.text if name == "text" else side.inputs[name] for side in (*sides, whole)]
+        sums = [mask.sum(1).tolist() for mask in masks]
+        assert sums[2] == sums[0] + sums[1]
     expected = separately(world, sides)
     torch.testing.assert_close(full_losses(world, whole), expected, rtol=1e-4, atol=1e-5)
     method = world.method()
     with torch.no_grad():  # the same by way of the logits that a step keeps
-        kept = losses.sft(*method.answers(method.whole(Pair(*sides))))
+        kept = losses.sft(*method.answers(method.whole(Pair(left, right))))
     torch.testing.assert_close(kept, expected, rtol=1e-4, atol=1e-5)
 
 

@@ -24,7 +24,15 @@ from mirage.evaluation.records import AnswerLog, read_records, sorted_by_probe, 
 from mirage.schema import Probe, Record, Verdict
 
 VERDICTS = list(Verdict)
-ODD_TEXTS = ["", "two\nlines", 'a "quote" \\ and a tab\t', "caf\u00e9 \U0001f642", "\u2028 and \u2029 and \x85", "\r\n", "[1, 2]"]
+ODD_TEXTS = [
+    "",
+    "two\nlines",
+    'a "quote" \\ and a tab\t',
+    "caf\u00e9 \U0001f642",
+    "\u2028 and \u2029 and \x85",
+    "\r\n",
+    "[1, 2]",
+]
 
 
 def random_records(questions: int, shots: int, seed: int, unsafe: bool = True) -> list[Record]:
@@ -365,11 +373,12 @@ def test_a_subset_is_of_questions_with_all_their_rewrites() -> None:
 
 
 def test_fingerprints_follow_whatever_decides_an_answer() -> None:
-    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(3, 2).to(torch.bfloat16))
+    second = torch.nn.Linear(3, 2).to(torch.bfloat16)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2), second)
     before = weights_fingerprint(model)
     assert weights_fingerprint(model) == before
     with torch.no_grad():
-        model[1].bias[0] += 1
+        second.bias[0] += 1
     assert weights_fingerprint(model) != before
     base = probes(3)
     seen = {probes_fingerprint(base)}

@@ -17,7 +17,7 @@ import torch
 
 from mirage.backbone import load_model, load_processor
 from mirage.data.mini import Mini
-from mirage.evaluation.calibration import agreement, cohens_kappa, confusion, read_labels
+from mirage.evaluation.calibration import agreement, cohens_kappa, read_labels
 from mirage.evaluation.fluency import Fluency
 from mirage.evaluation.generation import Engine, HuggingFaceEngine, OnAnswer
 from mirage.evaluation.judge import Answered
@@ -136,8 +136,8 @@ def test_fluency_tells_answers_from_word_salad_and_loops() -> None:
     assert Counter(verdicts[n : 2 * n])[IRRELEVANT] >= n - 1
     assert set(verdicts[2 * n : 3 * n]) == {IRRELEVANT}, "a loop is likely text: repetition finds it"
     assert set(verdicts[3 * n : 4 * n]) == {REFUSED} and set(verdicts[4 * n :]) == {IRRELEVANT}
-    loop = Said(own[0].question, own[0].probe.image, "red red red red red red")
-    assert token_logp_mean(*mini(), [loop], 1)[0] < 0
+    lenient = Fluency(CHECKPOINT, threshold=-1000.0).judge([loops[0], salad[0]])
+    assert [told.verdict for told in lenient] == [IRRELEVANT, COMPLIED], "likelihood has no say about a loop"
 
 
 def test_the_threshold_is_that_of_the_same_questions_and_told() -> None:
@@ -366,18 +366,27 @@ def test_kappa_by_hand_and_by_the_textbook() -> None:
     assert transposed == pytest.approx(told), "neither judge is the first"
 
 
-def test_kappa_error_matches_a_simulation() -> None:
-    shares = [[0.4, 0.1], [0.15, 0.35]]
-    draw = random.Random(0)
-    cells = [(i, j) for i in range(2) for j in range(2)]
-    found = []
-    for _ in range(1000):
-        drawn = draw.choices(cells, [shares[i][j] for i, j in cells], k=200)
-        found.append(cohens_kappa(confusion([i for i, _ in drawn], [j for _, j in drawn], (0, 1))).kappa or 0.0)
-    mean = sum(found) / len(found)
-    spread = (sum((value - mean) ** 2 for value in found) / len(found)) ** 0.5
-    error = cohens_kappa([[80, 20], [30, 70]]).standard_error
-    assert error == pytest.approx(spread, rel=0.1)
+def test_kappa_error_is_that_of_the_delta_method() -> None:
+    """Var(kappa) = (sum p g^2 - (sum p g)^2) / n with g the slope of kappa in each share p, taken numerically."""
+    counts = [[50, 30, 5], [2, 8, 1], [1, 1, 12]]
+    n = sum(map(sum, counts))
+
+    def kappa(shares: list[float]) -> float:
+        rows, columns = [sum(shares[3 * i : 3 * i + 3]) for i in range(3)], [sum(shares[j::3]) for j in range(3)]
+        chance = sum(row * column for row, column in zip(rows, columns, strict=True))
+        return (sum(shares[::4]) - chance) / (1 - chance)
+
+    shares = [count / n for row in counts for count in row]
+    step = 1e-6
+    slopes = []
+    for k in range(9):
+        up, down = ([share + sign * step * (k == place) for place, share in enumerate(shares)] for sign in (1, -1))
+        slopes.append((kappa(up) - kappa(down)) / (2 * step))
+    first = sum(share * slope for share, slope in zip(shares, slopes, strict=True))
+    second = sum(share * slope**2 for share, slope in zip(shares, slopes, strict=True))
+    told = cohens_kappa(counts)
+    assert told.kappa == pytest.approx(kappa(shares))
+    assert told.standard_error == pytest.approx(((second - first**2) / n) ** 0.5, rel=1e-5)
 
 
 def test_unscored_is_counted_apart() -> None:

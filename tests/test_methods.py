@@ -19,11 +19,12 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration, PreTrainedModel
 
 from mirage import losses
-from mirage.backbone import BadModel, LoraSettings, activations, adapters_off, decoder_layers, unwrapped
+from mirage.backbone import BadModel, LoraSettings, activations, decoder_layers, unwrapped
 from mirage.batch import Batch, Pair
 from mirage.checkpoint import AtomicCheckpointIO
 from mirage.data.mini import Mini
 from mirage.data.module import AlignmentData
+from mirage.data.source import Answers
 from mirage.methods import NPO, RMU, AlignmentModule, MixedSFT, PosthocSFT, UnsafeFilter
 from mirage.methods.base import NonFiniteLoss, Parts
 from mirage.reference import AnswerLogps, StartingWeights, as_reference
@@ -119,6 +120,7 @@ def set_up(
     steps: int = 2,
     batch_size: int = 4,
     accumulate: int = 1,
+    gamma: float = 1.5,
     callbacks: Sequence[Callback] = (),
     **given: Any,
 ) -> Run:
@@ -126,7 +128,7 @@ def set_up(
     L.seed_everything(3, verbose=False)
     method = name if isinstance(name, AlignmentModule) else made(name, lora=lora, **given)
     data = AlignmentData(
-        Mistaken(num_unsafe=14, num_safe=9, num_probes=4), batch_size=batch_size, gamma=1.5, num_workers=0
+        Mistaken(num_unsafe=14, num_safe=9, num_probes=4), batch_size=batch_size, gamma=gamma, num_workers=0
     )
     trainer = L.Trainer(
         accelerator="cpu", devices=1, max_steps=steps, accumulate_grad_batches=accumulate, logger=False,
@@ -158,11 +160,12 @@ def after_two_steps(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, 
     @cache
     def watched(name: str, lora: bool) -> TwoSteps:
         made_by: list[str] = []
-        load, construct = PreTrainedModel.from_pretrained.__func__, LlavaForConditionalGeneration.__init__
+        load: Any = PreTrainedModel.from_pretrained
+        construct = LlavaForConditionalGeneration.__init__
 
         def loading(cls: type, *given: Any, **named: Any) -> Any:
             made_by.append("from_pretrained")
-            return load(cls, *given, **named)
+            return load.__func__(cls, *given, **named)
 
         def constructing(self: Any, *given: Any, **named: Any) -> None:
             made_by.append("constructor")
@@ -204,7 +207,7 @@ def pair_of(method: Any, num_unsafe: int = 3, num_retain: int = 4) -> Pair:
     from mirage.data.collate import Collator
 
     source, collate = Mistaken(num_unsafe=8, num_safe=8), Collator(method.processor)
-    answers = method.unsafe_answers or "refusal"
+    answers: Answers = method.unsafe_answers or "refusal"
     return Pair(
         collate(source.unsafe(answers)[:num_unsafe]) if num_unsafe else None,
         collate(source.retain()[:num_retain]) if num_retain else None,
@@ -443,22 +446,23 @@ def test_starting_weights_go_back_even_if_the_forward_fails() -> None:
     assert method.model.training
 
 
-def test_a_reference_has_no_dropout() -> None:
-    method = loaded("rmu", lora=True)
-    method = RMU(MINI, layer=LAYER, lora=LoraSettings(r=4, lora_dropout=0.5))
-    method.configure_model()
+@full_and_lora
+def test_a_reference_has_no_dropout(lora: bool) -> None:
+    method = loaded("rmu", lora=lora)
     batch = pair_of(method).retain
     assert batch is not None
-    hidden = []
-    for _ in range(2):
-        with as_reference(method.model, method.reference):
-            hidden.append(activations(method.model, batch.inputs, LAYER, stop=True)[0])
-    assert torch.equal(*hidden)
-    with adapters_off(method.model):
-        torch.testing.assert_close(activations(method.model, batch.inputs, LAYER, stop=True)[0], hidden[0])
+    perceptron: Any = decoder_layers(method.model)[0].mlp
+    perceptron.act_fn = torch.nn.Sequential(perceptron.act_fn, torch.nn.Dropout(0.5))
+
+    def hidden() -> Tensor:
+        return activations(method.model, batch.inputs, LAYER, stop=True)[0]
+
+    with as_reference(method.model, method.reference):
+        assert torch.equal(hidden(), hidden())
+    assert not torch.equal(hidden(), hidden())  # the policy has
 
 
-def test_bf16_autocast_does_not_mix_policy_and_reference(training: Callable[..., Run]) -> None:
+def test_bf16_autocast_does_not_mix_policy_and_reference() -> None:
     from lightning.pytorch.plugins.precision import MixedPrecision
 
     method = loaded("rmu")
@@ -467,8 +471,9 @@ def test_bf16_autocast_does_not_mix_policy_and_reference(training: Callable[...,
     exact = method.parts(pair)
     with MixedPrecision("bf16-mixed", "cpu").forward_context():
         mixed = method.parts(pair)
-    torch.testing.assert_close(mixed.unsafe_B, exact.unsafe_B, rtol=0.05, atol=0.05)
-    torch.testing.assert_close(mixed.retain_B, exact.retain_B, rtol=0.05, atol=0.05)
+    # weights cast for the one and kept for the other would be off by 0.14 here, rounding is by 0.01
+    torch.testing.assert_close(mixed.unsafe_B, exact.unsafe_B, rtol=0, atol=0.05)
+    torch.testing.assert_close(mixed.retain_B, exact.retain_B, rtol=0, atol=0.05)
     gradients = torch.autograd.grad(mixed.retain_B.sum(), list(filter(lambda p: p.requires_grad, method.parameters())))
     assert all(gradient.abs().sum() > 0 for gradient in gradients)
 
@@ -498,14 +503,29 @@ def test_a_batch_of_4_trains_as_2_accumulated_batches_of_2(
     monkeypatch.setattr(AlignmentModule, "configure_optimizers", plain_descent)
     ends, start = [], weights_of(loaded(name, lora=lora))
     for batch_size, accumulate in ((4, 1), (2, 2)):
-        run = training(name, lora=lora, steps=3, batch_size=batch_size, accumulate=accumulate, learning_rate=0.05)
+        run = training(
+            name, lora=lora, steps=3, batch_size=batch_size, accumulate=accumulate, gamma=0.7, learning_rate=0.05
+        )  # 2 or 3 retain examples for 4 unsafe ones, 1 or 2 for 2
         ends.append(weights_of(run.fit().method))
         assert run.trainer.global_step == 3
+        assert not run.method._window  # nothing of a finished step is kept
     way = torch.cat([(ends[0][key] - start[key]).flatten() for key in start]).abs()
     apart = torch.cat([(ends[0][key] - ends[1][key]).flatten() for key in start]).abs()
     assert way.max() > 1e-4
     assert apart.max() <= 1e-3 * way.max()
     assert apart.mean() <= 1e-3 * way.mean()
+
+
+@every_method
+def test_a_step_is_worth_the_unsafe_mean_and_gamma_times_the_retain_mean(
+    name: str, training: Callable[..., Run]
+) -> None:
+    logged = training(name, steps=1, gamma=1.5).fit().trainer.callback_metrics
+    if name == "unsafe_filter":
+        assert "train/unsafe" not in logged
+        torch.testing.assert_close(logged["train/loss"], logged["train/retain"])
+    else:
+        torch.testing.assert_close(logged["train/loss"], logged["train/unsafe"] + 1.5 * logged["train/retain"])
 
 
 # A loss that is not finite
@@ -581,7 +601,7 @@ def test_a_resumed_run_keeps_the_reference_of_the_starting_model(
     trained = {key for key, parameter in first.method.named_parameters() if parameter.requires_grad}
     assert set(saved) == trained | ({"target"} if name == "rmu" else set())
     # another seed: what is drawn at the start of a run must come from the checkpoint
-    given = {"vector_seed": 9} if name == "rmu" else {}
+    given: dict[str, Any] = {"vector_seed": 9} if name == "rmu" else {}
     resumed = training(name, lora=lora, steps=4, **given).fit(ckpt_path=str(tmp_path / "two.ckpt"))
     straight = training(name, lora=lora, steps=4).fit()
     if name == "npo":

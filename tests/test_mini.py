@@ -106,9 +106,12 @@ def test_the_sets_are_what_they_claim() -> None:
 
 def test_the_skew_of_the_opening_words_is_a_setting() -> None:
     by_default = Counter(example.prompt.split()[0] for example in Mini(num_safe=500).retain())
-    assert by_default.most_common(1)[0][0] not in Counter(
-        example.prompt.split()[0] for example in Mini(num_unsafe=500).unsafe("refusal")
-    ).most_common(1)[0]
+    assert (
+        by_default.most_common(1)[0][0]
+        not in Counter(example.prompt.split()[0] for example in Mini(num_unsafe=500).unsafe("refusal")).most_common(1)[
+            0
+        ]
+    )
     turned = Mini(num_safe=50, safe_openers={"share": 1.0}, num_unsafe=50, unsafe_openers={"can": 2.0, "list": 2.0})
     assert {example.prompt.split()[0] for example in turned.retain()} == {"share"}
     assert {example.prompt.split()[0] for example in turned.unsafe("refusal")} == {"can", "list"}
@@ -125,7 +128,7 @@ def test_a_rewrite_asks_for_the_same_in_other_words(word: str) -> None:
         assert all(text.split()[0] == word and ask.attribute in text for text in rewritten)
     with pytest.raises(ValueError, match="not a question of the mini world"):
         world.rewrites("why is the sky blue?", word, 1)
-    with pytest.raises(ValueError, match="attack.shots is 99"):
+    with pytest.raises(ValueError, match=r"attack\.shots is 99"):
         world.rewrites(ask.question, word, 99)
 
 
@@ -160,7 +163,9 @@ def test_a_shortened_build_learns(rebuilt: tuple[Path, list[float]]) -> None:
     assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
 
 
-def test_what_is_built_is_an_ordinary_hugging_face_folder_like_the_shipped_one(rebuilt: tuple[Path, list[float]]) -> None:
+def test_what_is_built_is_an_ordinary_hugging_face_folder_like_the_shipped_one(
+    rebuilt: tuple[Path, list[float]],
+) -> None:
     folder, _ = rebuilt
     model, processor = AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
     assert type(model).__module__.startswith("transformers.") and type(processor).__module__.startswith("transformers.")

@@ -181,7 +181,7 @@ def test_waits_double_and_retry_after_is_heeded(serve: Any, monkeypatch: pytest.
         ((401, "bad key", {}), r"it answers HTTP 401: 'bad key'\. Set engine\.api_key_env"),
         ((404, "no model", {}), r"it answers HTTP 404: 'no model'\. Correct engine\.base_url, or engine\.model"),
         ((422, "too long", {}), r"it answers HTTP 422: 'too long'\. The request is not accepted"),
-        ((307, "", {"Location": "http://127.0.0.1:9/v1/chat/completions"}), r"Redirects are not followed"),
+        ((302, "", {"Location": "http://127.0.0.1:9/v1/chat/completions"}), r"Redirects are not followed"),
     ],
 )  # fmt: skip
 def test_a_server_that_answers_nonsense_is_named_with_a_remedy(serve: Any, reply: Reply, says: str) -> None:

@@ -123,7 +123,7 @@ def test_an_epoch_goes_on_from_any_step_and_ends_where_it_would_have(accumulate:
         walked += steps
         position += len(steps)
     assert walked == straight
-    for position in range(len(steps), 2 * len(steps)):  # noqa: B007 - the sampler asks for it
+    for position in range(len(steps), 2 * len(steps)):  # the sampler asks for it
         assert list(steps) == straight[position : 2 * len(steps)]
 
 

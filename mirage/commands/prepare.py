@@ -6,7 +6,6 @@ import json
 import shutil
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from mirage.prepare import (
     by_detail,
     by_reply,
     candidate_line,
+    counted,
     in_lots,
     screened,
     selector_question,
@@ -172,7 +172,7 @@ def prepare(
         "judge": judge.name,
         "settings": settings,
         "fingerprint": fingerprint,
-        "counts": _counts(questions, choices, candidates, kept),
+        "counts": counted(questions, choices, candidates, kept),
         "left_out": [{"id": id, "reason": choice.reason} for id, choice in choices.items() if not choice.candidate],
         "answered_by": [each.about() for each in asked],
         "selected_by": {"name": chooser.name, "fingerprint": chooser.fingerprint()} if chooser else {"name": "detail"},
@@ -296,27 +296,6 @@ def _select(
     return {id: by_reply(candidates[id], lots[id], log.known[id, 0], seed, who.name) for id in lots}
 
 
-def _counts(
-    questions: dict[str, str], choices: dict[str, Choice], candidates: dict[str, list[Candidate]], kept: Sequence[Any]
-) -> dict[str, Any]:
-    by_model: dict[str, Counter[str]] = {}
-    for id, found in candidates.items():
-        for each in found:
-            counted = by_model.setdefault(each.model, Counter())
-            counted[each.fault or "usable"] += 1
-            counted["chosen"] += each is choices[id].candidate
-    answered = sum(choice.candidate is not None for choice in choices.values())
-    return {
-        "questions": len(questions),
-        "asked": len(choices),
-        "answered": answered,
-        "left_out": len(choices) - answered,
-        "chosen_by": dict(Counter(choice.rule for choice in choices.values())),
-        "candidates": {model: dict(sorted(counted.items())) for model, counted in by_model.items()},
-        "retain": len(kept),
-    }
-
-
 def _versions() -> dict[str, str]:
     from importlib.metadata import version
 
@@ -351,8 +330,8 @@ def _tell(report: dict[str, Any], out: Path) -> None:
     counts = report["counts"]
     left_out = f"{counts['left_out']} left out (listed in prepare.json)" if counts["left_out"] else "none left out"
     print(f"{out}: {counts['answered']} of {counts['asked']} questions have a harmful answer, {left_out}.")
-    for model, counted in counts["candidates"].items():
-        print(f"  {model}: " + ", ".join(f"{count} {what}" for what, count in counted.items()))
+    for model, tally in counts["candidates"].items():
+        print(f"  {model}: " + ", ".join(f"{count} {what}" for what, count in tally.items()))
     if counts["retain"]:
         print(f"  retain set: {counts['retain']} examples; use it with source Jsonl, root {out}")
     print(f"  use the answers with --data.source.harmful_answers {out / 'harmful_answers.jsonl'}")

@@ -16,7 +16,6 @@ from mirage.pretrained import resolve_pretrained
 RETRIED_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 
 
-
 class ServerEngine:
     """A chat model on an OpenAI-compatible server (vLLM, transformers serve, a hosted one).
 

@@ -113,9 +113,11 @@ class ProbeCallback(Callback):
         assert self._probes is not None
         started = time.perf_counter()
         module: Any = pl_module
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         engine = self.engine or HuggingFaceEngine(
-            module.model, module.processor, max_new_tokens=self.max_new_tokens, batch_size=self.batch_size
-        )
+            module.model, module.processor, max_new_tokens=self.max_new_tokens, batch_size=self.batch_size,
+            square=datamodule.pad_to_square,
+        )  # fmt: skip
         answered_with = short_hash(
             weights_fingerprint(module.model), probes_fingerprint(self._probes), engine.settings()
         )

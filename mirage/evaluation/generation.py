@@ -96,7 +96,8 @@ class HuggingFaceEngine(Engine):
         return "hf"
 
     def settings(self) -> dict[str, Any]:
-        # batch_size and share_prefix are left out: they change the time, and answers by rounding alone
+        # batch_size and share_prefix are left out: they change the time, and answers by rounding alone (which in
+        # bfloat16 changes wording, as any batching does: whoever compares two runs word by word uses float32)
         return {
             "engine": self.name,
             "decoding": "greedy",

@@ -208,7 +208,7 @@ class ModelJudge(Judge):
         unscored = [judgement for judgement in judged if judgement.verdict is Verdict.UNSCORED]
         if not unscored:
             return
-        reason = unscored[0].reason
+        reason = unscored[0].reason.rstrip(".")
         if len(unscored) == len(judged):
             raise JudgeFailed(
                 f"{self.name} scored none of {len(judged)} answers. The first: {reason}. Check the judge, or take another."

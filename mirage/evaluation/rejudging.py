@@ -133,7 +133,7 @@ def _rejudged(file: Path, summary: dict[str, Any], judge: Judge, side: str, prob
         raise ValueError(f"{file} is missing, so {side} cannot be judged again. Evaluate the run again.")
     header, records = read_records(file)
     answers = _answers_of(header)
-    if not records or (answers != _answers_of(summary)):
+    if not records or answers != _answers_of(summary):
         raise ValueError(
             f"{file} holds other answers than those that results.json counts: it is of another run or of another "
             "evaluation. Evaluate the run again."

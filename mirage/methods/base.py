@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import lightning as L
 import torch
 from torch import Tensor
+from torchmetrics import MeanMetric
 from transformers import get_scheduler
 
 from mirage import losses
@@ -87,6 +88,8 @@ class AlignmentModule(L.LightningModule, ABC):
         self.attn_implementation, self.gradient_checkpointing = attn_implementation, gradient_checkpointing
         self.model: Any = None
         self._window: list[tuple[Pair, Parts]] = []
+        self._shown = torch.full((2,), torch.nan)
+        self._held_out_loss = MeanMetric()
 
     @property
     def name(self) -> str:
@@ -152,13 +155,27 @@ class AlignmentModule(L.LightningModule, ABC):
     def training_step(self, pair: Pair, batch_idx: int) -> Tensor:
         """The objective on this rank's share of the step: (sum of unsafe + sum of retain) / number of unsafe."""
         parts = self.parts(pair)
-        for side, value_B in zip(("unsafe", "retain"), parts, strict=True):
-            if value_B is not None:
-                self.log(f"train/{side}", value_B.detach().mean(), prog_bar=True, batch_size=len(value_B))
         self._window.append((pair, Parts(*(value if value is None else value.detach() for value in parts))))
         loss = losses.objective(*parts, pair.num_unsafe or len(pair.retain or ()))
-        self.log("train/loss", loss.detach(), batch_size=1)
+        self._log_step(parts, loss)
         return loss
+
+    @torch.no_grad()
+    def _log_step(self, parts: Parts, loss: Tensor) -> None:
+        """Logs the mean over all ranks of the objective and of each part; no host synchronisation."""
+        zero = loss.new_zeros(())
+        sums = [zero if value is None else value.sum() for value in parts]
+        sizes = [loss.new_tensor(0 if value is None else len(value)) for value in parts]
+        totals = torch.stack([*sums, *sizes, loss.detach(), loss.new_ones(())])
+        if self.trainer.world_size > 1:
+            totals = self.trainer.strategy.reduce(totals, reduce_op="sum")
+        mean = totals[:2] / totals[2:4].clamp(min=1)
+        # a step without retain examples (gamma below 1) shows the last value, not a zero that was never measured
+        self._shown = torch.where(totals[2:4] > 0, mean, self._shown.to(mean.device))
+        for side, value in zip(("unsafe", "retain"), self._shown, strict=True):
+            if side == "retain" or self.unsafe_answers is not None:
+                self.log(f"train/{side}", value, prog_bar=True, batch_size=1)
+        self.log("train/loss", totals[4] / totals[5], batch_size=1)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Stops all ranks before an optimizer step that a non-finite loss or gradient would spoil.
@@ -169,7 +186,7 @@ class AlignmentModule(L.LightningModule, ABC):
             NonFiniteLoss: Naming step, rank, part and example ids.
         """
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
+        norm = torch.nn.utils.get_total_norm(gradients, foreach=True).to(self.device)
         finite = [value.isfinite().all() for _, parts in self._window for value in parts if value is not None]
         if self.trainer.precision != "16-mixed":  # there, inf gradients are the scaler's business
             finite.append(norm.isfinite())
@@ -205,10 +222,8 @@ class AlignmentModule(L.LightningModule, ABC):
         if item is None:
             return
         batch, weight_B = item
-        value_B = losses.sft(*self.answers(batch))
-        counted = weight_B.sum()
-        mean = (value_B * weight_B).sum() / counted.clamp(min=1)
-        self.log("val/retain", mean, batch_size=int(counted), sync_dist=True, on_epoch=True)
+        self._held_out_loss.update(losses.sft(*self.answers(batch)), weight_B)
+        self.log("val/retain", self._held_out_loss, batch_size=len(batch))
 
     test_step = validation_step
 
