@@ -14,6 +14,9 @@ TRAINING = {
     "validate": "evaluate a checkpoint, or without one the starting model",
     "test": "the same, under Lightning's other name",
 }
+# Written out here so that help needs no heavy import; a test compares them with the classes.
+METHODS = ("MixedSFT", "NPO", "PosthocSFT", "RMU", "UnsafeFilter")
+SOURCES = ("Filtered", "Jsonl", "LlavaInstruct", "Mini", "PublishedSplit", "SPAVL", "VLGuard")
 COMMANDS = {
     "prepare": ("mirage.commands.prepare", "harmful answers to unlearn, and a retain set, from VLGuard or SPA-VL"),
     "filter": ("mirage.commands.filter", "list what a judge finds harmful in instruction data, for UnsafeFilter"),
@@ -65,6 +68,34 @@ def usage() -> str:
     return "\n".join(lines)
 
 
+def training_usage(command: str) -> str:
+    """What `mirage fit --help` prints: the few options that matter, at once. `--help-all` lists every one."""
+    example = (configs_folder() / "rmu.yaml").read_text(encoding="utf-8")
+    return "\n".join(
+        [
+            f"usage: mirage {command} --config FILE [--ckpt_path last|best|FILE] [--SECTION.KEY VALUE ...]",
+            "",
+            f"mirage {command}: {TRAINING[command]}.",
+            "",
+            "  --config FILE           a whole config; several may be given, later ones win",
+            "  --ckpt_path last        go on from (fit) or evaluate (validate) a checkpoint of this run folder",
+            "  --seed_everything 0     seed of weights and data order",
+            "  --model CLASS           " + ", ".join(METHODS),
+            "  --model.init_args.KEY   the method's settings; lora.r, lora.lora_alpha, ... for adapters",
+            "  --data.source CLASS     " + ", ".join(SOURCES),
+            "  --data.KEY              gamma, batch_size, num_workers, max_length, pad_to_square, retain, ...",
+            "  --trainer.KEY           Lightning's Trainer: devices, strategy, precision, max_epochs, ...",
+            "  --print_config          the config with all defaults and overrides filled in",
+            f"  --help-all              every option of mirage {command} (some seconds)",
+            "  --model.help RMU        the settings of one class; --data.source.help Mini likewise",
+            "",
+            "a whole config (rmu.yaml):",
+            "",
+            *(f"    {line}" for line in example.splitlines()),
+        ]
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit status: 0, or 1 after one sentence on standard error."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -77,7 +108,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(f"mirage {__version__}")
         return 0
+    if command in TRAINING and any(argument in ("-h", "--help") for argument in rest):
+        print(training_usage(command))
+        return 0
     if command in TRAINING:
+        rest = ["--help" if argument == "--help-all" else argument for argument in rest]
         from mirage.training import run
 
         return run([command, *with_shipped_configs(rest)])

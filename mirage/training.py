@@ -45,9 +45,17 @@ __all__ = ["ATTACKS", "JUDGES", "SOURCES", "Accuracy", "OneWordAttack", "run"]
 
 # Faults of the input: one sentence and exit status 1. Anything else is a fault of mirage and keeps its traceback.
 INPUT_FAULTS = (
-    BadCheckpoint, BadData, BadModel, ChangedWorld, CheckpointNotSaved, NoCheckpoint, NonFiniteLoss, RankFailed, MisconfigurationException,
+    BadCheckpoint,
+    BadData,
+    BadModel,
+    ChangedWorld,
+    CheckpointNotSaved,
+    MisconfigurationException,
+    NoCheckpoint,
+    NonFiniteLoss,
+    RankFailed,
     ValueError,
-)  # fmt: skip
+)
 
 
 class Parser(LightningArgumentParser):
@@ -195,13 +203,25 @@ def _as_seed(seed: Any) -> int:
     return int(seed) if seed is not None and not isinstance(seed, bool) else 0
 
 
+# Lightning's advertising, and advice that does not apply: loaders are sized for small data, and the run folder is ours.
+NO_CONCERN = (
+    ".*LightningCLI's args parameter.*",
+    ".*does not have many workers.*",
+    ".*LeafSpec.*",
+    ".*Checkpoint directory .* exists.*",
+    ".*logger to False.*",
+    ".*number of training batches.*smaller than the logging interval.*",
+    ".*litlogger.*",
+    ".*litmodels.*",
+    ".*Experiment logs directory.*",
+    ".*callbacks used to create the checkpoint need.*",
+    ".*is_gradient_checkpointing.*",
+)
+
+
 def quieten() -> None:
     """Silences what is no concern of the user: advertising, and advice that does not apply here."""
-    for pattern in (
-        ".*LightningCLI's args parameter.*", ".*does not have many workers.*", ".*LeafSpec.*", ".*Checkpoint directory .* exists.*", ".*logger to False.*",
-        ".*number of training batches.*smaller than the logging interval.*", ".*litlogger.*", ".*litmodels.*",
-        ".*Experiment logs directory.*", ".*callbacks used to create the checkpoint need.*", ".*is_gradient_checkpointing.*",
-    ):  # fmt: skip
+    for pattern in NO_CONCERN:
         warnings.filterwarnings("ignore", pattern)
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
-from mirage.cli import with_shipped_configs
+from mirage.cli import METHODS, SOURCES, with_shipped_configs
+from mirage.data.catalogue import SOURCES as SOURCE_CLASSES
+from mirage.methods import AlignmentModule
 from mirage.schema import Record
 from mirage.training import run
 
@@ -51,12 +53,17 @@ def mirage(*arguments: str, cwd: Path, timeout_s: float = 240) -> subprocess.Com
 
 def test_help_is_light() -> None:
     code = (
-        "import sys, mirage.cli; mirage.cli.main(['--help']);"
+        "import sys, mirage.cli; mirage.cli.main(['--help']); mirage.cli.main(['fit', '--help']);"
         "assert not {'torch', 'lightning', 'transformers'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "rmu.yaml" in done.stdout and "mirage fit --config" in done.stdout
+
+
+def test_help_names_every_method_and_source() -> None:
+    assert sorted(cls.__name__ for cls in AlignmentModule.__subclasses__()) == list(METHODS)
+    assert sorted(cls.__name__ for cls in SOURCE_CLASSES) == list(SOURCES)
 
 
 def test_a_run_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -140,7 +147,10 @@ def losses_in(root: Path) -> list[float]:
         (["--data.gamma=0"], "data.gamma is 0.0"),
         (["--data.gamma=.nan"], "data.gamma is nan"),
         (["--data.source.init_args.num_unsafe=0"], "The unsafe set of mini is empty"),
-        (["--data.source.init_args.num_safe=0", "--data.source.init_args.num_mix=0"], "The retain set of mini is empty"),
+        (
+            ["--data.source.init_args.num_safe=0", "--data.source.init_args.num_mix=0"],
+            "The retain set of mini is empty",
+        ),
         (["--model.init_args.layer=99"], "no decoder layer 99"),
         (["--model.init_args.lora.target_modules=[nowhere]"], "nowhere"),
         (["--model.init_args.pretrained=no/such/folder"], "no/such/folder"),

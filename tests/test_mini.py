@@ -29,6 +29,15 @@ SHIPPED = "package:mirage.mini/checkpoint"
 CONFIGS = PACKAGE.parent / "configs"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Models this small are faster with one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 # The shipped checkpoint
 
 
@@ -205,22 +214,28 @@ def names_in(file: Path) -> Iterator[tuple[int, str]]:
             yield node.lineno, node.arg or ""
 
 
+def compared_in(file: Path) -> Iterator[tuple[int, str]]:
+    """Every text that a module compares something with."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Compare | ast.match_case):
+            for part in ast.walk(node):
+                if isinstance(part, ast.Constant) and isinstance(part.value, str):
+                    yield part.lineno, part.value
+
+
 def test_no_code_makes_an_exception_for_mini() -> None:
     """Its own folder, its source, the list of sources and its command aside."""
     at_home = {*python_files("mini"), *python_files("data/mini.py", "data/catalogue.py", "commands/mini.py")}
     others = [file for file in python_files() if file not in at_home]
     assert len(others) > 50
-    found = [
-        f"{file.relative_to(PACKAGE)}:{line}: {word}"
-        for file in others
-        for line, word in (*texts_in(file), *names_in(file))
-        if re.search(r"(?<![a-z])mini(?![a-z])", word, re.IGNORECASE)
-    ]
-    # the command line lists the command
-    assert [entry for entry in found if not entry.startswith("cli.py:")] == []
-    assert {entry.partition(": ")[2] for entry in found} == {
-        "mini", "mirage.commands.mini", "build the embedded checkpoint: mirage mini build --out DIR"
-    }  # fmt: skip
+    found = []
+    for file in others:
+        # the command line lists the command and tells of it, but decides nothing by it
+        texts = compared_in(file) if file.name == "cli.py" else texts_in(file)
+        for line, word in (*texts, *names_in(file)):
+            if re.search(r"(?<![a-z])mini(?![a-z])", word, re.IGNORECASE):
+                found.append(f"{file.relative_to(PACKAGE)}:{line}: {word}")
+    assert found == []
 
 
 TRAINING = ("methods", "losses.py", "batch.py", "reference.py", "data/order.py", "data/loading.py", "data/collate.py")
