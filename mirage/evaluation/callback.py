@@ -35,7 +35,7 @@ class ProbeCallback(Callback):
         engine: Another engine than the model in training, such as an OpenAI-compatible server.
     """
 
-    key: str
+    on_progress_bar: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -50,6 +50,7 @@ class ProbeCallback(Callback):
         if limit is not None and limit < 1:
             raise ValueError(f"limit is {limit}: ask at least one question, or leave it out to ask all.")
         self.probe_set, self.judge = probe_set, judge
+        self.key = probe_set  # under which results.json and records/ know it
         self.max_new_tokens, self.batch_size, self.limit, self.seed, self.engine = (
             max_new_tokens, batch_size, limit, seed, engine,
         )  # fmt: skip
@@ -99,7 +100,6 @@ class ProbeCallback(Callback):
                 pl_module.log(name, value, prog_bar=name in self.on_progress_bar, batch_size=1, rank_zero_only=True)
 
     on_test_epoch_end = on_validation_epoch_end
-    on_progress_bar: tuple[str, ...] = ()
 
     def logged(self) -> dict[str, float]:
         """Metric name -> value, for the loggers."""
@@ -149,27 +149,11 @@ class OneWordAttack(ProbeCallback):
         probe_set: `unsafe` or `benign`.
         attack: The word, the number of shots K, and how questions are rewritten.
         judge: Who reads the answers: the same before and after.
-        max_new_tokens: Longest answer, in tokens.
-        batch_size: How many answers are written at the same time.
-        limit: Ask only so many questions, drawn with `seed`.
-        seed: Seed of that draw.
-        engine: Another engine than the model in training, such as an OpenAI-compatible server.
     """
 
-    def __init__(
-        self,
-        probe_set: str,
-        attack: Attack,
-        judge: Judge,
-        max_new_tokens: int = 64,
-        batch_size: int = 64,
-        limit: int | None = None,
-        seed: int = 0,
-        engine: Engine | None = None,
-    ) -> None:
-        super().__init__(probe_set, judge, max_new_tokens, batch_size, limit, seed, engine)
+    def __init__(self, probe_set: str, attack: Attack, judge: Judge, **kwargs: Any) -> None:
+        super().__init__(probe_set, judge, **kwargs)
         self.attack = attack
-        self.key = probe_set
         self.on_progress_bar = (f"{probe_set}/after/asr",) if probe_set == "unsafe" else (f"{probe_set}/after/rr",)
         self._counts: VerdictCounts | None = None
 
@@ -209,26 +193,7 @@ class Accuracy(ProbeCallback):
     Args:
         probe_set: A probe set whose probes carry their truth, such as mini's `utility`.
         judge: Who reads the answers; `Exact` compares with the truth.
-        max_new_tokens: Longest answer, in tokens.
-        batch_size: How many answers are written at the same time.
-        limit: Ask only so many questions, drawn with `seed`.
-        seed: Seed of that draw.
-        engine: Another engine than the model in training, such as an OpenAI-compatible server.
     """
-
-    def __init__(
-        self,
-        probe_set: str,
-        judge: Judge,
-        max_new_tokens: int = 64,
-        batch_size: int = 64,
-        limit: int | None = None,
-        seed: int = 0,
-        engine: Engine | None = None,
-    ) -> None:
-        super().__init__(probe_set, judge, max_new_tokens, batch_size, limit, seed, engine)
-        self.key = probe_set
-        self.on_progress_bar = ()
 
     def result(self, records: list[Record]) -> dict[str, Any]:
         """`score`: the rate of right answers with its interval."""
