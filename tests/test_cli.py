@@ -96,6 +96,13 @@ def test_a_run_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str
     again = json.loads((root / "validate" / "results.json").read_text())
     assert again["unsafe"]["fingerprint"] == results["unsafe"]["fingerprint"]
     assert again["benign"] == results["benign"]
+    # another attack: the starting model's figures in the checkpoint are not of this attack, so they are not shown
+    attack = "--trainer.callbacks.attack"
+    other = [*evaluate, "--trainer.callbacks=OneWordAttack", "--trainer.callbacks.probe_set=unsafe"]
+    other += [f"{attack}=OneWord", f"{attack}.word=what's", "--trainer.callbacks.judge=Exact", "--ckpt_path=last"]
+    assert run(other) == 0
+    strict = json.loads((root / "validate" / "results.json").read_text())
+    assert strict["unsafe"]["attack"]["kind"] == "one_word" and not strict["start"]
     assert run(evaluate) == 0
     start = json.loads((root / "validate" / "results.json").read_text())
     assert start["unsafe"]["fingerprint"] == results["start"]["unsafe"]["fingerprint"]

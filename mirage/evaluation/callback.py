@@ -65,12 +65,16 @@ class ProbeCallback(Callback):
         return f"{type(self).__qualname__}[{self.probe_set}]"
 
     def state_dict(self) -> dict[str, Any]:
-        """The starting model's result: a resumed run cannot measure it again."""
-        return {"start": self.start}
+        """The starting model's result, with what it was asked: a resumed run cannot measure it again."""
+        return {"start": self.start, "asked": self._asked()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes the starting model's result from a checkpoint."""
-        self.start = state["start"]
+        """Takes the starting model's result from a checkpoint, unless it was asked or judged otherwise than now."""
+        if state["asked"] == self._asked():
+            self.start = state["start"]
+
+    def _asked(self) -> str:
+        return short_hash(probes_fingerprint(self._probes or ()), self.judge.name, self.max_new_tokens)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Prepares the questions, so that a bad attack or probe set is found before the model is loaded."""
@@ -88,8 +92,8 @@ class ProbeCallback(Callback):
         return probes
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Measures the starting model, unless the run was resumed."""
-        if self.start is None:
+        """Measures the starting model; a resumed run no longer has it."""
+        if self.start is None and trainer.global_step == 0:
             self.start = self._measure(trainer, pl_module, "start.")
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
