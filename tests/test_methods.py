@@ -43,15 +43,6 @@ every_method = pytest.mark.parametrize("name", METHODS)
 full_and_lora = pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small are faster with one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 class Mistaken(Mini):
     """Mini whose retain answers belong to other questions, so that the retain part has something to learn."""
 

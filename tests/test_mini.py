@@ -29,15 +29,6 @@ SHIPPED = "package:mirage.mini/checkpoint"
 CONFIGS = PACKAGE.parent / "configs"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small are faster with one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 # The shipped checkpoint
 
 

@@ -13,7 +13,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 from mirage.atomic import write_text
-from mirage.evaluation.callback import Accuracy, ProbeCallback, probe_callbacks, run_folder
+from mirage.evaluation.callback import Accuracy, probe_callbacks, run_folder
 
 SCHEMA_VERSION = 1
 PACKAGES = ("safety-mirage", "torch", "lightning", "transformers", "peft", "torchmetrics", "datasets")
@@ -99,6 +99,3 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_without_nan(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-__all__ = ["ProbeCallback", "Results"]

@@ -165,8 +165,8 @@ class AlignmentModule(L.LightningModule, ABC):
         """Logs the mean over all ranks of the objective and of each part; no host synchronisation."""
         zero = loss.new_zeros(())
         sums = [zero if value is None else value.sum() for value in parts]
-        sizes = [loss.new_tensor(0 if value is None else len(value)) for value in parts]
-        totals = torch.stack([*sums, *sizes, loss.detach(), loss.new_ones(())])
+        sizes = [loss.new_full((), 0 if value is None else len(value)) for value in parts]  # new_tensor would wait
+        totals = torch.stack([*sums, *sizes, loss.detach()])
         if self.trainer.world_size > 1:
             totals = self.trainer.strategy.reduce(totals, reduce_op="sum")
         mean = totals[:2] / totals[2:4].clamp(min=1)
@@ -175,7 +175,7 @@ class AlignmentModule(L.LightningModule, ABC):
         for side, value in zip(("unsafe", "retain"), self._shown, strict=True):
             if side == "retain" or self.unsafe_answers is not None:
                 self.log(f"train/{side}", value, prog_bar=True, batch_size=1)
-        self.log("train/loss", totals[4] / totals[5], batch_size=1)
+        self.log("train/loss", totals[4] / self.trainer.world_size, batch_size=1)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Stops all ranks before an optimizer step that a non-finite loss or gradient would spoil.
