@@ -158,6 +158,7 @@ def losses_in(root: Path) -> list[float]:
             ["--data.source.init_args.num_safe=0", "--data.source.init_args.num_mix=0"],
             "The retain set of mini is empty",
         ),
+        (["--data.max_length=20"], "the limit is 20. Raise data.max_length"),
         (["--model.init_args.layer=99"], "no decoder layer 99"),
         (["--model.init_args.lora.target_modules=[nowhere]"], "nowhere"),
         (["--model.init_args.pretrained=no/such/folder"], "no/such/folder"),
@@ -171,8 +172,9 @@ def test_bad_input_is_one_sentence_and_nothing_is_lost(
     root.mkdir()
     (root / "config.yaml").write_text("an earlier run")
     assert run(small_fit("rmu.yaml", root, *extra)) == 1
-    error = capsys.readouterr().err
+    out, error = capsys.readouterr()
     assert sentence in error and "Traceback" not in error
+    assert "loaded:" not in out + error
     kept = [folder for folder in tmp_path.iterdir() if (folder / "config.yaml").read_text() == "an earlier run"]
     assert len(kept) == 1
 

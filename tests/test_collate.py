@@ -19,6 +19,7 @@ from mirage import losses
 from mirage.backbone import load_model, load_processor, pad_to_square
 from mirage.batch import Batch, Pair, joined
 from mirage.data.collate import Collator
+from mirage.data.fitting import misfits
 from mirage.data.source import BadData
 from mirage.methods import MixedSFT
 from mirage.mini import world
@@ -301,3 +302,43 @@ def test_a_placeholder_in_the_text_is_refused(kind: str, worlds: Callable[[str],
 def test_an_empty_answer_is_refused(worlds: Callable[[str], World]) -> None:
     for item in (example(None, "What?", " \n"), example(None, "What?", "Red.", ("And?", ""))):
         assert "the answer is empty" in refused(Collator(worlds("llava").processor), item)
+
+
+# Found before the run
+
+
+@every_kind
+def test_what_would_stop_a_run_is_found_beforehand(kind: str, worlds: Callable[[str], World]) -> None:
+    _, processor, examples = worlds(kind)
+    first = examples[0]
+    items = [
+        *examples,
+        dataclasses.replace(first, answer=first.answer + " and" * 40),
+        dataclasses.replace(first, prompt=first.prompt * 9, image=Painted("red", (90, 30))),
+        dataclasses.replace(first, answer=f"{first.answer} {processor.image_token}"),
+        dataclasses.replace(first, answer="\n"),
+        dataclasses.replace(examples[2], later_turns=(*examples[2].later_turns, Turn("And?", "é" * 30))),
+    ]
+    lengths = sorted({int(Collator(processor)([item]).inputs["attention_mask"].sum()) for item in examples})
+    for limit in (10**9, *lengths, lengths[0] - 1):
+        collate = Collator(processor, max_length=limit)
+        refused = []
+        for item in items:
+            try:
+                collate([item])
+            except BadData as error:
+                refused.append(str(error))
+        assert list(misfits(items, collate)) == refused
+
+
+def test_what_fits_by_far_is_neither_tokenized_nor_opened(worlds: Callable[[str], World]) -> None:
+    class Closed(Painted):
+        def open(self) -> Image.Image:
+            raise AssertionError("opened")
+
+    collate = Collator(worlds("llava").processor, max_length=2048)
+    items = [example(Closed("red"), f"Question {k}?", "A circle.") for k in range(50)]
+    tokenized = []
+    text_tokens = collate.text_tokens
+    collate.text_tokens = lambda item: tokenized.append(item) or text_tokens(item)  # type: ignore[method-assign]
+    assert list(misfits(items, collate)) == [] and len(tokenized) == 1  # the empty template

@@ -44,7 +44,7 @@ class Collator:
         tokenizer = self.processor.tokenizer
         conversations = [self.conversation(example) for example in examples]
         texts = [conversation.text for conversation in conversations]
-        special = not (tokenizer.bos_token and texts[0].startswith(tokenizer.bos_token))
+        special = self._special(texts[0])
         pictures = [[] if example.image is None else [self._open(example)] for example in examples]
         encoded = self.processor(
             text=texts,
@@ -107,6 +107,23 @@ class Collator:
                 f"{placeholder}. Remove it from the question and the answer."
             )
         return Conversation(text, tuple(spans))
+
+    def text_tokens(self, example: Example) -> int:
+        """How many tokens the example has, where a picture counts as its placeholder alone."""
+        text = self.conversation(example).text
+        return len(self.processor.tokenizer(text, add_special_tokens=self._special(text))["input_ids"])
+
+    def picture_tokens(self, picture: Any) -> int:
+        """How many tokens the processor makes of a picture."""
+        token = self.processor.image_token
+        picture = pad_to_square(picture, self.processor) if self.square else picture
+        encoded = self.processor(text=[token], images=[[picture]], add_special_tokens=False)
+        return len(encoded["input_ids"][0])
+
+    def _special(self, text: str) -> bool:
+        """Whether the tokenizer is to add its own special tokens: not if the template has written them."""
+        tokenizer = self.processor.tokenizer
+        return not (tokenizer.bos_token and text.startswith(tokenizer.bos_token))
 
     def _open(self, example: Example) -> Any:
         assert example.image is not None

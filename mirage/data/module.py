@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from mirage.data.collate import Collator
+from mirage.data.fitting import misfits
 from mirage.data.loading import Pairs, ResumableLoader, Shard, Steps, WeighedCollator
 from mirage.data.mixture import Mixture
 from mirage.data.order import Order
@@ -41,7 +42,8 @@ class AlignmentData(L.LightningDataModule):
         retain_size: Size of that mixture; by default all of it that the weights allow.
         gamma: Retain examples per unsafe example, any number above 0. With it the loss is l_u + gamma * l_r.
         batch_size: Unsafe examples per device and step (retain examples where a method has no unsafe part).
-        max_length: Longest sequence in tokens; an example that does not fit is reported, never cut.
+        max_length: Longest sequence in tokens, by default the model's own limit. An example that does not fit is reported
+            before the model is loaded, never cut.
         pad_to_square: Pad pictures to a square with the processor's mean colour first, as LLaVA-1.5 was trained.
         num_workers: Processes per device that open pictures; 0 for none.
         seed: Seed of the data order; the run's seed by default.
@@ -84,9 +86,12 @@ class AlignmentData(L.LightningDataModule):
         faults = [fault for source in self._sources() for fault in source.faults()]
         if faults:
             raise BadData.of(faults)
-        self.collate = Collator(self._method.processor, self.max_length, self.pad_to_square)
+        processor, context = self._method.processor, self._method.context_length
+        own_limit = min(processor.tokenizer.model_max_length, context or math.inf)
+        self.collate = Collator(processor, self.max_length or own_limit, self.pad_to_square)
         if stage == "fit":
             self._make_sets()
+        self._refuse_misfits()
         self._ready = True
 
     def probes(self, probe_set: str) -> Sequence[Probe]:
@@ -156,6 +161,15 @@ class AlignmentData(L.LightningDataModule):
                 self.seed,
             )
         self._refuse_empty("retain", self.retain_set)
+
+    def _refuse_misfits(self) -> None:
+        found = [
+            misfit
+            for examples in (self.unsafe_set, self.retain_set, self.source.held_out())
+            for misfit in misfits(examples, self.collate)
+        ]
+        if found:
+            raise BadData.of(found)
 
     def _refuse_empty(self, side: str, examples: Sequence[Example]) -> None:
         if not len(examples):

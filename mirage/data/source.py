@@ -27,7 +27,7 @@ class BadData(ValueError):
     """A file or set that cannot be used; the message names file, record and remedy."""
 
     @classmethod
-    def of(cls, faults: Sequence[Fault], shown: int = 10) -> BadData:
+    def of(cls, faults: Sequence[Fault | str], shown: int = 10) -> BadData:
         """The first `shown` faults together, and how many there are."""
         lines = [str(fault) for fault in faults[:shown]]
         if len(faults) > shown:

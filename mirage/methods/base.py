@@ -25,6 +25,7 @@ from mirage.backbone import (
     unwrapped,
 )
 from mirage.batch import Batch, Pair, joined
+from mirage.memory import read_config
 
 
 class Parts(NamedTuple):
@@ -104,6 +105,12 @@ class AlignmentModule(L.LightningModule, ABC):
     def processor(self) -> Any:
         """The model's processor; the data module uses the same object."""
         return load_processor(self.pretrained, revision=self.revision, allow_download=self.allow_download)
+
+    @cached_property
+    def context_length(self) -> int | None:
+        """The longest sequence that the model was made for, in tokens, as its configuration says."""
+        config = read_config(self.pretrained, revision=self.revision, allow_download=self.allow_download)
+        return getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
 
     def configure_model(self) -> None:
         """Loads the starting model (once) and decides what trains. Data have been checked by then."""

@@ -1,0 +1,55 @@
+"""Whether every training example fits the model, found out before any weights are loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from PIL import Image
+
+from mirage.data.collate import Collator
+from mirage.data.source import BadData
+from mirage.schema import Example
+
+# Models that cut pictures into tiles make more tokens of large or long ones; others make the same of all.
+_SHAPES = ((64, 64), (2048, 2048), (2048, 512), (512, 2048))
+
+
+def misfits(examples: Sequence[Example], collate: Collator) -> Iterator[str]:
+    """What `collate` would say, in the middle of a run, of examples that are too long, empty, or hold a placeholder.
+
+    Only of those is a picture opened. The others are passed by bounds, most of them without being tokenized: a tokenizer
+    makes at most one token of a byte.
+    """
+    placeholder = collate.processor.image_token
+    most_picture_tokens: int | None = None
+    overhead: dict[tuple[int, bool], int] = {}
+    for example in examples:
+        texts = [text for turn in ((example.prompt, example.answer), *example.later_turns) for text in turn]
+        if any(placeholder in text for text in texts) or not all(answer.strip() for answer in texts[1::2]):
+            yield from _refusals(example, collate)
+            continue
+        has_picture = example.image is not None
+        if has_picture and most_picture_tokens is None:
+            most_picture_tokens = max(collate.picture_tokens(Image.new("RGB", shape)) for shape in _SHAPES)
+        most = most_picture_tokens or 0 if has_picture else 0
+        key = (len(texts), has_picture)
+        if key not in overhead:
+            overhead[key] = collate.text_tokens(_like(example))
+        if sum(len(text.encode()) for text in texts) + overhead[key] + most <= collate.max_length:
+            continue
+        if collate.text_tokens(example) + most <= collate.max_length:
+            continue
+        yield from _refusals(example, collate)
+
+
+def _like(example: Example) -> Example:
+    """An example with as many turns and next to no text: what remains is the template's own."""
+    turns = tuple(type(turn)("a", "a") for turn in example.later_turns)
+    return Example(source="", image=example.image, prompt="a", answer="a", later_turns=turns)
+
+
+def _refusals(example: Example, collate: Collator) -> Iterator[str]:
+    try:
+        collate([example])
+    except BadData as error:
+        yield str(error)
