@@ -7,31 +7,17 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mirage.answerers import file_hash
 from mirage.atomic import replacing
 from mirage.data.images import FileImage, resolve_image
-from mirage.data.mixture import Mixture, apportioned
+from mirage.data.mixture import Mixture, RetainSet, apportioned
 from mirage.data.source import BadData, Source
 from mirage.schema import Example, Picture, short_hash
 
 PICTURES = "pictures"
-
-
-@dataclass
-class RetainPart:
-    """A further source of the retain set.
-
-    Args:
-        source: Its retain set is drawn from.
-        weight: Its share of what the source of the questions leaves open, relative to the other parts'.
-    """
-
-    source: Source
-    weight: float = 1.0
 
 
 def own_retain(source: Source) -> Sequence[Example]:
@@ -39,7 +25,7 @@ def own_retain(source: Source) -> Sequence[Example]:
     return () if type(source).retain is Source.retain else source.retain()
 
 
-def mixed(own: Sequence[Example], parts: Sequence[RetainPart], size: int | None, seed: int) -> Mixture | None:
+def mixed(own: Sequence[Example], parts: Sequence[RetainSet], size: int | None, seed: int) -> Mixture | None:
     """The retain set: `own` whole (or `size` drawn from it), filled up to `size` from the parts by their weights.
 
     Without a size, all of `own` and as much of the parts as their weights allow. None if the size is 0.

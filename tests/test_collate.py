@@ -304,6 +304,24 @@ def test_an_empty_answer_is_refused(worlds: Callable[[str], World]) -> None:
         assert "the answer is empty" in refused(Collator(worlds("llava").processor), item)
 
 
+@every_kind
+def test_an_answer_can_be_begun_only_and_then_has_no_end(kind: str, worlds: Callable[[str], World]) -> None:
+    _, processor, examples = worlds(kind)
+    whole, begun = Collator(processor), Collator(processor, answer_tokens=2)
+    short = 0
+    for item in examples:
+        full, cut = whole.conversation(item), begun.conversation(item)
+        for (start, end), (cut_start, cut_end) in zip(full.spans, cut.spans, strict=True):
+            answer, beginning = full.text[start:end], cut.text[cut_start:cut_end]
+            assert answer.startswith(beginning)
+            if answer == beginning:
+                short += 1  # two tokens or fewer, with its end
+            else:
+                assert len(processor.tokenizer(beginning, add_special_tokens=False)["input_ids"]) == 2
+                assert whole.end_token not in beginning
+    assert 0 < short < sum(len(item.later_turns) + 1 for item in examples)
+
+
 # Found before the run
 
 

@@ -19,13 +19,14 @@ import pytest
 from mirage.cli import main
 from mirage.data.jsonl import Jsonl
 from mirage.data.mini import Mini
+from mirage.data.mixture import RetainSet
 from mirage.data.source import BadData
 from mirage.data.spavl import SPAVL
 from mirage.data.vlguard import VLGuard
 from mirage.mini import world
 from mirage.mini.words import VLGUARD_SAFE, VLGUARD_UNSAFE
 from mirage.prepare import Candidate, by_detail, by_reply, degenerate, in_lots, picked, selector_question
-from mirage.prepare_retain import RetainPart, mixed
+from mirage.prepare_retain import mixed
 from mirage.schema import Verdict
 
 MINI = "package:mirage.mini/checkpoint"
@@ -407,7 +408,7 @@ def test_a_killed_preparation_goes_on_and_other_settings_reuse_nothing(tmp_path:
 
 def test_the_retain_set_is_filled_up_by_weight_and_seed() -> None:
     own = Mini(num_safe=30).retain()
-    parts = [RetainPart(Mini(num_safe=100, seed=1), 3.0), RetainPart(Mini(num_safe=100, seed=2))]
+    parts = [RetainSet(Mini(num_safe=100, seed=1), 3.0), RetainSet(Mini(num_safe=100, seed=2))]
     pools = [{example.id for example in each} for each in (own, *(part.source.retain() for part in parts))]
     filled = mixed(own, parts, 70, seed=0)
     assert filled is not None

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mirage.answerers import Answerer, AnswerFile, AskSettings, Dtype, ModelFolder, answerer, file_hash
 from mirage.atomic import sweep_partials, write_text
 from mirage.commands.arguments import Parser
+from mirage.data.mixture import RetainSet
 from mirage.data.source import BadData, Source
 from mirage.evaluation.judge import Answered, Judge
 from mirage.evaluation.keyword import Keyword
@@ -32,7 +33,7 @@ from mirage.prepare import (
     selector_question,
     usable,
 )
-from mirage.prepare_retain import RetainPart, mixed, own_retain, retain_lines
+from mirage.prepare_retain import mixed, own_retain, retain_lines
 from mirage.schema import Probe, short_hash
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def prepare(
     out: Path,
     selector: str = "detail",
     judge: Judge | None = None,
-    retain: list[RetainPart] | None = None,
+    retain: list[RetainSet] | None = None,
     retain_size: int | None = None,
     max_new_tokens: int = 128,
     dtype: Dtype = "float32",

@@ -28,10 +28,17 @@ class Collator:
         processor: The model's processor.
         max_length: Longest sequence in tokens, image tokens included; None for the tokenizer's own limit.
         square: Pad pictures to a square first, as LLaVA was trained.
+        answer_tokens: Take only the first so many tokens of every answer. Where one was cut, no end is learned.
     """
 
-    def __init__(self, processor: Any, max_length: int | None = None, square: bool = False) -> None:
-        self.processor, self.square = processor, square
+    def __init__(
+        self,
+        processor: Any,
+        max_length: int | None = None,
+        square: bool = False,
+        answer_tokens: int | None = None,
+    ) -> None:
+        self.processor, self.square, self.answer_tokens = processor, square, answer_tokens
         self.max_length = max_length or processor.tokenizer.model_max_length
         self.end_token = end_of_answer(processor)
 
@@ -88,16 +95,17 @@ class Collator:
             messages.append({"role": "user", "content": [*image, {"type": "text", "text": question}]})
             image = []
             prompt = self.processor.apply_chat_template(messages, add_generation_prompt=True)
-            messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+            beginning = self._beginning(answer)
+            messages.append({"role": "assistant", "content": [{"type": "text", "text": beginning}]})
             text = self.processor.apply_chat_template(messages)
-            written = answer.strip()  # many templates strip it
+            written = beginning.strip()  # many templates strip it
             start = text.find(written, len(prompt.rstrip()))
             if not written or start < 0:
                 fault = "is changed by the chat template" if written else "is empty"
                 raise BadData(f"{example.where or example.source} (id {example.id}): the answer {fault}. Remove it.")
             end = start + len(written)
             tail = text[end:]
-            if tail.lstrip().startswith(self.end_token):
+            if beginning == answer and tail.lstrip().startswith(self.end_token):
                 end += len(tail) - len(tail.lstrip()) + len(self.end_token)
             spans.append((start, end))
         placeholder = self.processor.image_token
@@ -107,6 +115,14 @@ class Collator:
                 f"{placeholder}. Remove it from the question and the answer."
             )
         return Conversation(text, tuple(spans))
+
+    def _beginning(self, answer: str) -> str:
+        if self.answer_tokens is None:
+            return answer
+        offsets = self.processor.tokenizer(answer, add_special_tokens=False, return_offsets_mapping=True)[
+            "offset_mapping"
+        ]
+        return answer if len(offsets) <= self.answer_tokens else answer[: offsets[self.answer_tokens - 1][1]]
 
     def text_tokens(self, example: Example) -> int:
         """How many tokens the example has, where a picture counts as its placeholder alone."""

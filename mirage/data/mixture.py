@@ -6,9 +6,10 @@ import math
 import random
 from array import array
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TypeVar, overload
 
-from mirage.data.source import BadData
+from mirage.data.source import BadData, Source
 from mirage.schema import Example
 
 Item = TypeVar("Item", covariant=True)
@@ -36,6 +37,19 @@ class Lazy(Sequence[Item]):
         if isinstance(index, slice):
             return [self.build(i) for i in range(*index.indices(self.length))]
         return self.build(range(self.length)[index])
+
+
+@dataclass
+class RetainSet:
+    """One of several sources of the retain set.
+
+    Args:
+        source: Its retain set is taken.
+        weight: Its share of the mixture, relative to the others'.
+    """
+
+    source: Source
+    weight: float = 1.0
 
 
 class Mixture(Lazy[Example]):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
@@ -14,23 +13,10 @@ from torch.utils.data import DataLoader
 from mirage.data.collate import Collator
 from mirage.data.fitting import misfits
 from mirage.data.loading import Pairs, ResumableLoader, Shard, Steps, WeighedCollator
-from mirage.data.mixture import Mixture
+from mirage.data.mixture import Mixture, RetainSet
 from mirage.data.order import Order
 from mirage.data.source import BadData, Source
 from mirage.schema import Example, Probe, short_hash
-
-
-@dataclass
-class RetainSet:
-    """One of several sources of the retain set.
-
-    Args:
-        source: Its retain set is taken.
-        weight: Its share of the mixture, relative to the others'.
-    """
-
-    source: Source
-    weight: float = 1.0
 
 
 class AlignmentData(L.LightningDataModule):
@@ -44,6 +30,8 @@ class AlignmentData(L.LightningDataModule):
         batch_size: Unsafe examples per device and step (retain examples where a method has no unsafe part).
         max_length: Longest sequence in tokens, by default the model's own limit. An example that does not fit is reported
             before the model is loaded, never cut.
+        answer_tokens: Learn (or unlearn) only the first so many tokens of every answer: cheaper where the beginning
+            decides, as it does for refusals. All of it by default.
         pad_to_square: Pad pictures to a square with the processor's mean colour first, as LLaVA-1.5 was trained.
         num_workers: Processes per device that open pictures; 0 for none.
         seed: Seed of the data order; the run's seed by default.
@@ -57,6 +45,7 @@ class AlignmentData(L.LightningDataModule):
         gamma: float = 1.0,
         batch_size: int = 32,
         max_length: int | None = None,
+        answer_tokens: int | None = None,
         pad_to_square: bool = False,
         num_workers: int = 1,
         seed: int = 0,
@@ -66,11 +55,15 @@ class AlignmentData(L.LightningDataModule):
             raise ValueError(f"data.gamma is {gamma}: retain examples per unsafe example must be a number above 0.")
         if batch_size < 1:
             raise ValueError(f"data.batch_size is {batch_size}: it must be at least 1.")
+        for name, value in (("max_length", max_length), ("answer_tokens", answer_tokens)):
+            if value is not None and value < 1:
+                raise ValueError(f"data.{name} is {value}: it must be at least 1, or absent.")
         if num_workers < 0:
             raise ValueError(f"data.num_workers is {num_workers}: it must be 0 or more.")
         self.source, self.retain, self.retain_size = source, retain, retain_size
         self.gamma, self.batch_size, self.max_length = gamma, batch_size, max_length
-        self.pad_to_square, self.num_workers, self.seed = pad_to_square, num_workers, seed
+        self.answer_tokens, self.pad_to_square = answer_tokens, pad_to_square
+        self.num_workers, self.seed = num_workers, seed
         self.unsafe_set: Sequence[Example] = ()
         self.retain_set: Sequence[Example] = ()
         self._ready = False
@@ -88,7 +81,7 @@ class AlignmentData(L.LightningDataModule):
             raise BadData.of(faults)
         processor, context = self._method.processor, self._method.context_length
         own_limit = min(processor.tokenizer.model_max_length, context or math.inf)
-        self.collate = Collator(processor, self.max_length or own_limit, self.pad_to_square)
+        self.collate = Collator(processor, self.max_length or own_limit, self.pad_to_square, self.answer_tokens)
         if stage == "fit":
             self._make_sets()
         self._refuse_misfits()
@@ -133,9 +126,10 @@ class AlignmentData(L.LightningDataModule):
         return self._sharded(self.unsafe_set)
 
     def fingerprint(self) -> str:
-        """A hash of both training sets: every id in order."""
+        """A hash of both training sets: every id in order, and how much of the answers is taken."""
         ids = [example.id for examples in (self.unsafe_set, self.retain_set) for example in _some(examples)]
-        return short_hash(len(self.unsafe_set), len(self.retain_set), *ids)
+        cut = [] if self.answer_tokens is None else [self.answer_tokens]
+        return short_hash(len(self.unsafe_set), len(self.retain_set), *ids, *cut)
 
     def _sharded(self, examples: Sequence[Example]) -> DataLoader[Any]:
         return DataLoader(
