@@ -137,7 +137,7 @@ def test_two_processes_count_and_train_as_one(tmp_path: Path) -> None:
             assert first["start"][side] == second["start"][side]
             assert first[side]["before"]["n"] == second[side]["before"]["n"] == probes
             assert first[side]["before"] == second[side]["before"] and first[side]["after"] == second[side]["after"]
-        assert first["utility"]["utility"]["score"] == second["utility"]["utility"]["score"]
+        assert first["utility"]["mini"]["score"] == second["utility"]["mini"]["score"]
         ours, theirs = losses_in(one), losses_in(two)
         assert len(ours) == 3
         assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-5)
@@ -158,7 +158,7 @@ def losses_in(root: Path) -> list[float]:
             ["--data.source.init_args.num_safe=0", "--data.source.init_args.num_mix=0"],
             "The retain set of mini is empty",
         ),
-        (["--data.max_length=20"], "the limit is 20. Raise data.max_length"),
+        (["--data.max_length=20"], "the limit is 20. Raise data.max_length, set"),
         (["--model.init_args.layer=99"], "no decoder layer 99"),
         (["--model.init_args.lora.target_modules=[nowhere]"], "nowhere"),
         (["--model.init_args.pretrained=no/such/folder"], "no/such/folder"),

@@ -341,11 +341,11 @@ def test_what_would_stop_a_run_is_found_beforehand(kind: str, worlds: Callable[[
     for limit in (10**9, *lengths, lengths[0] - 1):
         collate = Collator(processor, max_length=limit)
         refused = []
-        for item in items:
+        for place, item in enumerate(items):
             try:
                 collate([item])
             except BadData as error:
-                refused.append(str(error))
+                refused.append((place, str(error)))
         assert list(misfits(items, collate)) == refused
 
 

@@ -151,5 +151,5 @@ class Collator:
             if length > self.max_length:
                 raise BadData(
                     f"{example.where or example.source} (id {example.id}): it has {length} tokens and the limit is "
-                    f"{self.max_length}. Raise data.max_length, or shorten the answer."
+                    f"{self.max_length}. Raise data.max_length, set data.skip_misfits, or shorten the answer."
                 )

@@ -60,6 +60,11 @@ class Filtered(Source):
         """The source's probes."""
         return self.source.probes(probe_set)
 
+    def left_out(self) -> Sequence[Fault]:
+        """What the source leaves out, and how much of it the file takes away."""
+        gone, total = len(self._retained) - len(self._kept), len(self._retained)
+        return [*self.source.left_out(), self._fault(f"takes {gone} of {total} examples out of the retain set.")]
+
     def faults(self) -> Sequence[Fault]:
         """The source's faults; if it has none, those of the file."""
         if found := self.source.faults():

@@ -14,8 +14,10 @@ from mirage.schema import Example
 _SHAPES = ((64, 64), (2048, 2048), (2048, 512), (512, 2048))
 
 
-def misfits(examples: Sequence[Example], collate: Collator) -> Iterator[str]:
-    """What `collate` would say, in the middle of a run, of examples that are too long, empty, or hold a placeholder.
+def misfits(examples: Sequence[Example], collate: Collator) -> Iterator[tuple[int, str]]:
+    """Place of each example that `collate` would refuse in the middle of a run, with what it would say.
+
+    That is one that is too long, has an empty answer, or holds an image placeholder in its text.
 
     Only of those is a picture opened. The others are passed by bounds, most of them without being tokenized: a tokenizer
     makes at most one token of a byte.
@@ -23,10 +25,11 @@ def misfits(examples: Sequence[Example], collate: Collator) -> Iterator[str]:
     placeholder = collate.processor.image_token
     most_picture_tokens: int | None = None
     overhead: dict[tuple[int, bool], int] = {}
-    for example in examples:
+    for place in range(len(examples)):
+        example = examples[place]
         texts = [text for turn in ((example.prompt, example.answer), *example.later_turns) for text in turn]
         if any(placeholder in text for text in texts) or not all(answer.strip() for answer in texts[1::2]):
-            yield from _refusals(example, collate)
+            yield from _refused(place, example, collate)
             continue
         has_picture = example.image is not None
         if has_picture and most_picture_tokens is None:
@@ -39,7 +42,7 @@ def misfits(examples: Sequence[Example], collate: Collator) -> Iterator[str]:
             continue
         if collate.text_tokens(example) + most <= collate.max_length:
             continue
-        yield from _refusals(example, collate)
+        yield from _refused(place, example, collate)
 
 
 def _like(example: Example) -> Example:
@@ -48,8 +51,8 @@ def _like(example: Example) -> Example:
     return Example(source="", image=example.image, prompt="a", answer="a", later_turns=turns)
 
 
-def _refusals(example: Example, collate: Collator) -> Iterator[str]:
+def _refused(place: int, example: Example, collate: Collator) -> Iterator[tuple[int, str]]:
     try:
         collate([example])
     except BadData as error:
-        yield str(error)
+        yield place, str(error)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
+from array import array
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -13,10 +16,12 @@ from torch.utils.data import DataLoader
 from mirage.data.collate import Collator
 from mirage.data.fitting import misfits
 from mirage.data.loading import Pairs, ResumableLoader, Shard, Steps, WeighedCollator
-from mirage.data.mixture import Mixture, RetainSet
+from mirage.data.mixture import Lazy, Mixture, RetainSet
 from mirage.data.order import Order
 from mirage.data.source import BadData, Source
 from mirage.schema import Example, Probe, short_hash
+
+_log = logging.getLogger(__name__)
 
 
 class AlignmentData(L.LightningDataModule):
@@ -32,6 +37,7 @@ class AlignmentData(L.LightningDataModule):
             before the model is loaded, never cut.
         answer_tokens: Learn (or unlearn) only the first so many tokens of every answer: cheaper where the beginning
             decides, as it does for refusals. All of it by default.
+        skip_misfits: Leave out the examples that do not fit, and list them in the results, instead of refusing to train.
         pad_to_square: Pad pictures to a square with the processor's mean colour first, as LLaVA-1.5 was trained.
         num_workers: Processes per device that open pictures; 0 for none.
         seed: Seed of the data order; the run's seed by default.
@@ -46,6 +52,7 @@ class AlignmentData(L.LightningDataModule):
         batch_size: int = 32,
         max_length: int | None = None,
         answer_tokens: int | None = None,
+        skip_misfits: bool = False,
         pad_to_square: bool = False,
         num_workers: int = 1,
         seed: int = 0,
@@ -62,10 +69,12 @@ class AlignmentData(L.LightningDataModule):
             raise ValueError(f"data.num_workers is {num_workers}: it must be 0 or more.")
         self.source, self.retain, self.retain_size = source, retain, retain_size
         self.gamma, self.batch_size, self.max_length = gamma, batch_size, max_length
-        self.answer_tokens, self.pad_to_square = answer_tokens, pad_to_square
+        self.answer_tokens, self.skip_misfits, self.pad_to_square = answer_tokens, skip_misfits, pad_to_square
         self.num_workers, self.seed = num_workers, seed
         self.unsafe_set: Sequence[Example] = ()
         self.retain_set: Sequence[Example] = ()
+        self.held_out_set: Sequence[Example] = ()
+        self._left_out: list[str] = []
         self._ready = False
 
     def setup(self, stage: str) -> None:
@@ -84,7 +93,7 @@ class AlignmentData(L.LightningDataModule):
         self.collate = Collator(processor, self.max_length or own_limit, self.pad_to_square, self.answer_tokens)
         if stage == "fit":
             self._make_sets()
-        self._refuse_misfits()
+        self.held_out_set = self._fitting(self.source.held_out())
         self._ready = True
 
     def probes(self, probe_set: str) -> Sequence[Probe]:
@@ -114,10 +123,9 @@ class AlignmentData(L.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Held-out retain examples with weights; one empty batch if the source has none, so that probes still run."""
-        held_out = self.source.held_out()
-        if not held_out:
+        if not self.held_out_set:
             return DataLoader([None], batch_size=None)  # type: ignore[arg-type]
-        return self._sharded(held_out)
+        return self._sharded(self.held_out_set)
 
     test_dataloader = val_dataloader
 
@@ -131,6 +139,15 @@ class AlignmentData(L.LightningDataModule):
         cut = [] if self.answer_tokens is None else [self.answer_tokens]
         return short_hash(len(self.unsafe_set), len(self.retain_set), *ids, *cut)
 
+    def summary(self) -> dict[str, Any]:
+        """What is trained on and what was left out, as JSON values, for the results."""
+        left_out = [*(str(fault) for source in self._sources() for fault in source.left_out()), *self._left_out]
+        return {
+            "unsafe": len(self.unsafe_set), "retain": len(self.retain_set), "gamma": self.gamma,
+            "answer_tokens": self.answer_tokens, "fingerprint": self.fingerprint(),
+            "left_out": list(dict.fromkeys(left_out)),  # a source may be listed twice
+        }  # fmt: skip
+
     def _sharded(self, examples: Sequence[Example]) -> DataLoader[Any]:
         return DataLoader(
             Shard(examples, self._trainer.global_rank, self._trainer.world_size),
@@ -143,7 +160,7 @@ class AlignmentData(L.LightningDataModule):
     def _make_sets(self) -> None:
         answers = self._method.unsafe_answers
         if answers is not None:
-            self.unsafe_set = self.source.unsafe(answers)
+            self.unsafe_set = self._fitting(self.source.unsafe(answers))
             self._refuse_empty("unsafe", self.unsafe_set)
         if self.retain is None:
             self.retain_set = self.source.retain()
@@ -154,16 +171,22 @@ class AlignmentData(L.LightningDataModule):
                 self.retain_size,
                 self.seed,
             )
+        self.retain_set = self._fitting(self.retain_set)
         self._refuse_empty("retain", self.retain_set)
 
-    def _refuse_misfits(self) -> None:
-        found = [
-            misfit
-            for examples in (self.unsafe_set, self.retain_set, self.source.held_out())
-            for misfit in misfits(examples, self.collate)
-        ]
-        if found:
-            raise BadData.of(found)
+    def _fitting(self, examples: Sequence[Example]) -> Sequence[Example]:
+        """The examples that the model can take: all of them, or it is an error, or the others are left out."""
+        found = dict(misfits(examples, self.collate))
+        if not found:
+            return examples
+        if not self.skip_misfits:
+            raise BadData.of(list(found.values()))
+        self._left_out += found.values()
+        _log.warning(
+            "left out %d of %d examples that do not fit:\n%s", len(found), len(examples), BadData.of(self._left_out)
+        )
+        kept = array("L", (place for place in range(len(examples)) if place not in found))
+        return Lazy(len(kept), partial(_at, examples, kept))
 
     def _refuse_empty(self, side: str, examples: Sequence[Example]) -> None:
         if not len(examples):
@@ -182,6 +205,10 @@ class AlignmentData(L.LightningDataModule):
     @property
     def _method(self) -> Any:
         return self._trainer.lightning_module
+
+
+def _at(examples: Sequence[Example], places: Sequence[int], index: int) -> Example:
+    return examples[places[index]]
 
 
 def _some(examples: Sequence[Example], most: int = 4096) -> list[Example]:

@@ -63,6 +63,10 @@ class Source(ABC):
         """The test questions of `unsafe`, `benign`, or of another set that the source names."""
         raise BadData(f"{self.name} has no probes called {probe_set!r}. Choose a source that has them as data.source.")
 
+    def left_out(self) -> Sequence[Fault]:
+        """What stands in the files and is not trained on, each with the reason; for the results."""
+        return ()
+
     def faults(self) -> Sequence[Fault]:
         """Every defect that can be found without a model: files, records, fields, images."""
         return ()

@@ -119,7 +119,12 @@ class VLGuard(Source):
 
     def left_out(self) -> Sequence[Fault]:
         """The training records that are not trained on, each with the reason."""
-        return self._split_training[1]
+        found = list(self._split_training[1])
+        if self.harmful_answers is not None:
+            unusable = [pair for pair in self._unsafe_pairs if self._harmful.get(pair.id, "") is None]
+            remedy = f"has no harmful answer in {self.harmful_answers}."
+            found += [Fault(self.files["train"], pair.where, pair.field, remedy) for pair in unusable]
+        return found
 
     def faults(self) -> Sequence[Fault]:
         """Every faulty record and picture of both splits, and every unsafe question without a harmful answer."""
