@@ -18,7 +18,7 @@ COLUMNS: dict[str, Callable[[dict[str, Any]], float]] = {
     "IR after": lambda block: block["unsafe"]["after"]["ir"]["rate"],
     "helpful before": lambda block: block["benign"]["before"]["helpful"]["rate"],
     "helpful after": lambda block: block["benign"]["after"]["helpful"]["rate"],
-    "utility": lambda block: block["utility"]["utility"]["score"]["rate"],
+    "utility": lambda block: (block["utility"].get("mini") or block["utility"]["utility"])["score"]["rate"],
 }
 
 

@@ -17,6 +17,7 @@ TRAINING = {
 # Written out here so that help needs no heavy import; a test compares them with the classes.
 METHODS = ("MixedSFT", "NPO", "PosthocSFT", "RMU", "UnsafeFilter")
 SOURCES = ("Filtered", "Jsonl", "LlavaInstruct", "Mini", "PublishedSplit", "SPAVL", "VLGuard")
+BENCHMARKS = ("ScienceQA", "TextVQA", "VQAv2", "VizWiz")
 COMMANDS = {
     "prepare": ("mirage.commands.prepare", "harmful answers to unlearn, and a retain set, from VLGuard or SPA-VL"),
     "filter": ("mirage.commands.filter", "list what a judge finds harmful in instruction data, for UnsafeFilter"),
@@ -85,6 +86,8 @@ def training_usage(command: str) -> str:
             "  --data.source CLASS     " + ", ".join(SOURCES),
             "  --data.KEY              gamma, batch_size, num_workers, max_length, pad_to_square, retain, ...",
             "  --trainer.KEY           Lightning's Trainer: devices, strategy, precision, max_epochs, ...",
+            "  --trainer.callbacks     what is asked: OneWordAttack, Accuracy, and Utility with one of",
+            "                          " + ", ".join(BENCHMARKS) + " (llava15_7b/utility.yaml)",
             "  --print_config          the config with all defaults and overrides filled in",
             f"  --help-all              every option of mirage {command} (some seconds)",
             "  --model.help RMU        the settings of one class; --data.source.help Mini likewise",

@@ -215,6 +215,11 @@ def _facts(run: Run) -> list[tuple[str, str]]:
             statistics = (results[side].get("attack") or {}).get("statistics")
             if statistics:
                 facts.append((f"{side} rewrites", json.dumps(statistics)))
+    for name, score in (results.get("utility") or {}).items():
+        told = [f"{key} {score[key]}" for key in ("metric", "source", "n") if score.get(key) is not None]
+        facts.append((f"utility {name}", ", ".join(told)))
+        if score.get("prompt"):
+            facts.append((f"utility {name} prompt", str(score["prompt"])))
     if "fingerprint" in results:
         facts.append(("fingerprint", str(results["fingerprint"])))
     versions = results.get("versions")

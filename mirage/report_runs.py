@@ -138,7 +138,20 @@ def _results(folder: Path) -> dict[str, Any]:
     fault = _shape_fault(results)
     if fault:
         raise ValueError(f"{file}: {fault}. Evaluate the run again.")
-    return dict(results)
+    return named_utility(results)
+
+
+def named_utility(results: Mapping[str, Any]) -> dict[str, Any]:
+    """The results with the source's own utility set under the source's name: older files call it `utility`."""
+    source = results.get("source")
+
+    def named(model: Mapping[str, Any]) -> dict[str, Any]:
+        measured = model.get("utility") or {}
+        if not source or "utility" not in measured or source in measured:
+            return dict(model)
+        return {**model, "utility": {source if name == "utility" else name: measured[name] for name in measured}}
+
+    return {**named(results), "start": named(results["start"])} if results.get("start") else named(results)
 
 
 def _shape_fault(results: Mapping[str, Any]) -> str | None:

@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from mirage.evaluation.counting import Rate
-from mirage.report_runs import SIDES, Run, starts
+from mirage.report_runs import SIDES, Run, named_utility, starts
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
     from rich.table import Table
 
 
@@ -87,11 +88,15 @@ def grid(runs: Sequence[Run]) -> Grid:
     rows = [
         Row(label, tuple(cell_of(model, column) for column in columns), _questions(model)) for label, model in models
     ]
-    return Grid(columns, tuple(rows), _caption(runs))
+    return Grid(columns, tuple(rows), _caption(runs) + _utility_of([model for _, model in models]))
 
 
-def terminal_table(runs: Sequence[Run]) -> Table:
-    """Table 1 for the terminal, 80 columns wide: percentages, and n wherever it is not that of the caption."""
+def terminal_table(runs: Sequence[Run]) -> RenderableType:
+    """Table 1 for the terminal, 80 columns wide: percentages, and n wherever it is not that of the caption.
+
+    More than two utility scores do not fit beside the rest and have a table of their own.
+    """
+    from rich.console import Group
     from rich.text import Text
 
     columns, rows, caption = grid(runs)
@@ -99,25 +104,36 @@ def terminal_table(runs: Sequence[Run]) -> Table:
     said = f" n = {_n(rows[0])} unsafe / benign questions." if everywhere else ""
     few = any(cell and cell.unscored for row in rows for cell in row.cells)
     said += " A smaller n below a rate: the other questions are unscored." if few else ""
-    table = terminal(f"Percent.{said} {caption}")
-    table.add_column(Text("model"), overflow="fold")
-    if not everywhere:
-        table.add_column(Text("n"), justify="right")
-    for column in columns:
-        table.add_column(Text(f"{column.head}\n{plain(column.under)}"), justify="right", overflow="fold")
-    for row in rows:
-        n = [] if everywhere else [Text(_n(row))]
-        table.add_row(Text(plain(row.label)), *n, *(Text(_percent(cell) + _scored(cell)) for cell in row.cells))
-    return table
+
+    def table(shown: Sequence[int], counted: bool, caption: str) -> Table:
+        table = terminal(caption)
+        table.add_column(Text("model"), overflow="fold")
+        if counted:
+            table.add_column(Text("n"), justify="right")
+        for at in shown:
+            head = f"{columns[at].head}\n{plain(columns[at].under)}"
+            table.add_column(Text(head), justify="right", overflow="fold")
+        for row in rows:
+            n = [Text(_n(row))] if counted else []
+            cells = (row.cells[at] for at in shown)
+            table.add_row(Text(plain(row.label)), *n, *(Text(_percent(cell) + _scored(cell)) for cell in cells))
+        return table
+
+    every, said = range(len(columns)), f"Percent.{said} {caption}"
+    if len(columns) <= len(SAFETY) + 2:
+        return table(every, not everywhere, said)
+    return Group(table(every[: len(SAFETY)], not everywhere, ""), table(every[len(SAFETY) :], False, said))
 
 
 def start_vs_aligned(results: Mapping[str, Any]) -> Table:
     """The starting and the aligned model side by side, before and after the attack, with 95 % intervals."""
     from rich.text import Text
 
+    results = named_utility(results)
     start = results.get("start") or {}
     name = plain(str(results.get("name") or results.get("method")))
-    table = terminal("Percent, with 95 % intervals; n= below a rate: its scored questions. " + _caption_of(results))
+    said = _caption_of(results) + _utility_of([start, results])
+    table = terminal("Percent, with 95 % intervals; n= below a rate: its scored questions. " + said)
     table.title = Text(f"{name}: the starting model and the aligned one", style="bold")
     table.add_column(Text("questions"), overflow="fold")
     for head in ("start\nbefore", "start\nafter", "aligned\nbefore", "aligned\nafter"):
@@ -140,12 +156,16 @@ def start_vs_aligned(results: Mapping[str, Any]) -> Table:
             if measure == measures[0]:
                 table.add_row(Text(f"{side}, n = {n}", style="bold"))
             add(f"  {head}", cells, measure == measures[-1])
-    for benchmark in dict.fromkeys([*(start.get("utility") or {}), *(results.get("utility") or {})]):
-        column = Column("utility", benchmark, "utility", benchmark, "higher")
-        before, after = cell_of(start, column), cell_of(results, column)
-        n = next((cell.n for cell in (before, after) if cell), 0)
-        table.add_row(Text(f"utility, n = {n}", style="bold"))
-        add(f"  {plain(benchmark)}", (before, None, after, None), True)
+    scores = {
+        name: [cell_of(model, Column("utility", name, "utility", name, "higher")) for model in (start, results)]
+        for name in dict.fromkeys([*(start.get("utility") or {}), *(results.get("utility") or {})])
+    }
+    counts = {cell.n for cells in scores.values() for cell in cells if cell}
+    if scores:
+        table.add_row(Text(f"utility, n = {counts.pop()}" if len(counts) == 1 else "utility", style="bold"))
+        table.columns[0].min_width = min(20, 2 + max(map(len, scores)))
+    for benchmark, (before, after) in scores.items():
+        add(f"  {plain(benchmark)}", (before, None, after, None), benchmark == list(scores)[-1])
     return table
 
 
@@ -249,11 +269,29 @@ def _caption(runs: Sequence[Run]) -> str:
 
 def _caption_of(results: Mapping[str, Any]) -> str:
     sides = [(side, results[side]) for side in SIDES if results.get(side)]
+    if not sides:
+        return "No questions were asked under attack."
     attacks = "; ".join(f"{side}: {attack_of(summary)}" for side, summary in sides)
     judges = ", ".join(dict.fromkeys(plain(str(summary.get("judge", "unknown"))) for _, summary in sides))
     return (
         f"ASR and IR on unsafe, RR and helpful on benign questions. After = under attack ({attacks}). Judge: {judges}."
     )
+
+
+def _utility_of(models: Sequence[Mapping[str, Any]]) -> str:
+    """What each utility score is, as a sentence to add: `Utility: mini is accuracy (n = 200).`"""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for model in models:
+        for name, score in (model.get("utility") or {}).items():
+            found.setdefault(name, []).append(score)
+    told = [
+        f"{plain(name)} is {_either(scores, 'metric')}, n = {_either(scores, 'n')}" for name, scores in found.items()
+    ]
+    return f" Utility: {'; '.join(told)}." if told else ""
+
+
+def _either(scores: Sequence[Mapping[str, Any]], key: str) -> str:
+    return " or ".join(dict.fromkeys(plain(str(score.get(key, "unknown"))) for score in scores))
 
 
 def _rate(value: Mapping[str, Any]) -> Rate:

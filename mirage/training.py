@@ -28,12 +28,15 @@ from mirage.checkpoint import (
     resolve_checkpoint,
 )
 from mirage.data.catalogue import SOURCES
+from mirage.data.images import FileImage
 from mirage.data.module import AlignmentData
 from mirage.data.source import BadData
 from mirage.evaluation.asking import RankFailed
-from mirage.evaluation.callback import Accuracy, OneWordAttack
-from mirage.evaluation.catalogue import ATTACKS, JUDGES
+from mirage.evaluation.benchmarks import Benchmark
+from mirage.evaluation.callback import Accuracy, OneWordAttack, refuse_twins
+from mirage.evaluation.catalogue import ATTACKS, BENCHMARKS, ENGINES, JUDGES
 from mirage.evaluation.results import Results
+from mirage.evaluation.utility import Utility
 from mirage.memory import MemoryLine
 from mirage.methods import AlignmentModule
 from mirage.methods.base import NonFiniteLoss
@@ -41,7 +44,7 @@ from mirage.pretrained import BadModel
 from mirage.resume import ChangedWorld, RandomState, WorldCheck
 from mirage.saving import Checkpoints
 
-__all__ = ["ATTACKS", "JUDGES", "SOURCES", "Accuracy", "OneWordAttack", "run"]
+__all__ = ["ATTACKS", "BENCHMARKS", "ENGINES", "JUDGES", "SOURCES", "Accuracy", "OneWordAttack", "Utility", "run"]
 
 # Faults of the input: one sentence and exit status 1. Anything else is a fault of mirage and keeps its traceback.
 INPUT_FAULTS = (
@@ -68,7 +71,8 @@ class Parser(LightningArgumentParser):
 
     def known_names(self) -> set[str]:
         """Every key of the configuration and every class that it can name."""
-        classes = {*SOURCES, *ATTACKS, *JUDGES, OneWordAttack, Accuracy, *AlignmentModule.__subclasses__()}
+        named = (*SOURCES, *ATTACKS, *JUDGES, *ENGINES, *BENCHMARKS, OneWordAttack, Accuracy, Utility)
+        classes = {*named, *AlignmentModule.__subclasses__()}
         names = {cls.__name__ for cls in classes}
         for parser in (self, *getattr(getattr(self, "_subcommands_action", None), "_name_parser_map", {}).values()):
             names |= {action.dest for action in parser._actions}
@@ -133,13 +137,14 @@ class MirageCLI(LightningCLI):
         elif settings.trainer.logger in (None, True):
             kwargs["logger"] = False
         callbacks = [
-            RunFolder(),
+            RunFolder(resumed=bool(settings.get("ckpt_path"))),
             MemoryLine(),
             RandomState(),
             WorldCheck(self.facts, settings.allow_changed),
             Results(),
         ]
         kwargs["callbacks"] = [*(self._get(self.config_init, "trainer.callbacks") or []), *callbacks]
+        refuse_twins(kwargs["callbacks"])
         saves = self.subcommand == "fit" and settings.trainer.enable_checkpointing is not False
         if saves and not any(isinstance(callback, Checkpoints) for callback in kwargs["callbacks"]):
             kwargs["callbacks"].append(Checkpoints())
@@ -177,11 +182,18 @@ class MirageCLI(LightningCLI):
 
 
 class RunFolder(Callback):
-    """A fresh fit overwrites nothing: an earlier run in its folder is set aside, once the data have been found good."""
+    """A fresh fit overwrites nothing: an earlier run in its folder is set aside, once the data have been found good.
+
+    Args:
+        resumed: The run goes on from a checkpoint, in its own folder. (The trainer itself does not know that yet.)
+    """
+
+    def __init__(self, resumed: bool = False) -> None:
+        self.resumed = resumed
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Moves the earlier run, and says where to."""
-        if stage == "fit" and trainer.ckpt_path is None:
+        if stage == "fit" and not self.resumed:
             root = Path(trainer.default_root_dir)
             if trainer.is_global_zero and (moved := set_aside(root)):
                 print(f"{root} held an earlier run, which is now {moved}.")
@@ -230,6 +242,7 @@ def quieten() -> None:
 def run(arguments: Sequence[str]) -> int:
     """One of LightningCLI's commands; faults of the input end it with one sentence and status 1."""
     quieten()
+    Benchmark.open_picture = FileImage  # evaluation does not know how files become pictures
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # loader workers fork after the tokenizer was used
     try:
         MirageCLI(

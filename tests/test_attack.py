@@ -14,6 +14,7 @@ import pytest
 
 from mirage.evaluation.attack import Attack, opening_word
 from mirage.evaluation.attack_words import words
+from mirage.evaluation.chat_server import ServerError
 from mirage.evaluation.rewrite import (
     Published,
     RandomWord,
@@ -24,7 +25,6 @@ from mirage.evaluation.rewrite import (
     WithoutWord,
     content_kept,
     edit_distance,
-    mined_word,
     rewrite_statistics,
     rewrites_hash,
 )
@@ -339,10 +339,13 @@ def server() -> Iterator[tuple[str, dict[str, object]]]:
             echoed = f"{body['messages'][0]['content']}/{body['seed']}"
             reply = {"choices": [{"message": {"content": echoed}}]}
             payload = b"<html>hello</html>" if state["nonsense"] else json.dumps(reply).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(payload)))
-            self.end_headers()
-            self.wfile.write(payload)
+            try:
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(payload)))
+                self.end_headers()
+                self.wfile.write(payload)
+            except OSError:
+                pass  # the client has given up
 
         def log_message(self, *_: object) -> None:
             pass
@@ -366,20 +369,21 @@ def test_a_server_answers_in_order_and_together_after_hiccups(server: tuple[str,
     assert state["bodies"][0][0] == "/v1/chat/completions" and state["bodies"][0][1]["model"] == "m"
 
 
-def test_a_server_that_is_down_slow_or_talks_nonsense_is_reported(server: tuple[str, dict[str, object]]) -> None:
+def test_a_server_that_fails_is_told_in_the_words_of_every_engine(server: tuple[str, dict[str, object]]) -> None:
+    """One client for all: its sentences are tested with `OpenAIEngine`."""
     url, state = server
-    with pytest.raises(ConnectionError, match=r"127.0.0.1:9/.*Start the server"):
+    with pytest.raises(ServerError, match=r"127.0.0.1:9/v1: asked once; no connection .*Start the server"):
         ServerEngine("http://127.0.0.1:9/v1", "m", retries=0)(["p"], 0)
     state["nonsense"] = True
-    with pytest.raises(ValueError, match="OpenAI protocol"):
-        ServerEngine(url, "m")(["p"], 0)
+    with pytest.raises(ServerError, match="its reply is no chat completion"):
+        ServerEngine(url, "m", retries=0)(["p"], 0)
     state.update(nonsense=False, fail=1, status=404)
     before = len(state["bodies"])
-    with pytest.raises(ConnectionError, match="status 404"):
+    with pytest.raises(ServerError, match="HTTP 404"):
         ServerEngine(url, "m", retries=3)(["p"], 0)
     assert len(state["bodies"]) == before + 1
     state.update(fail=0, sleep=0.5)
-    with pytest.raises(ConnectionError, match="timed out"):
+    with pytest.raises(ServerError, match=r"no answer within 0\.1 s"):
         ServerEngine(url, "m", retries=0, timeout_s=0.1)(["p"], 0)
 
 
@@ -456,27 +460,12 @@ def test_the_hash_of_rewrites_ignores_order_and_nothing_else() -> None:
     )
 
 
-def test_a_word_is_mined_from_an_audit_or_its_lack_is_told(tmp_path: Path) -> None:
-    audit = tmp_path / "audit.json"
-    audit.write_text('{"attack_word": "what", "overprudence_word": null}')
-    assert mined_word(audit, "attack") == "what"
-    with pytest.raises(ValueError, match="'overprudence_word' is None, not one word"):
-        mined_word(audit, "trigger")
-    audit.write_text('{"best_attack": "what", "best_trigger": "share"}')
-    assert (mined_word(audit, "attack"), mined_word(audit, "trigger")) == ("what", "share")
-    audit.write_text("{}")
-    with pytest.raises(ValueError, match="no audit"):
-        mined_word(audit, "attack")
-    with pytest.raises(ValueError, match="no such file"):
-        mined_word(tmp_path / "none.json", "attack")
-
-
 def test_every_attack_is_built_from_a_config() -> None:
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--attack", type=Attack)
-    engine = {"class_path": "mirage.evaluation.rewrite.ServerEngine", "init_args": {"url": "http://h/v1", "model": "m"}}
+    engine = {"class_path": "ServerEngine", "init_args": {"base_url": "http://h/v1", "model": "m"}}
     settings = {
         "Rewrite": {}, "WithoutWord": {}, "RandomWord": {"seed": 3},
         "Published": {"file": "some.json", "missing": "drop"},

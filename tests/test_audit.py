@@ -5,15 +5,25 @@ from __future__ import annotations
 import io
 import json
 import math
+import random
+import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
+from re import _parser  # type: ignore[attr-defined]
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from mirage.audit import audit, audit_command
+from mirage.cli import main
+from mirage.data.llava import LlavaInstruct
+from mirage.evaluation import refusal
+from mirage.evaluation.keyword import PUBLISHED, Preset, is_refusal
+from mirage.evaluation.screening import refusals, refusals_in_batches
 
 QUESTIONS = {
     ("What colour is it?", False): 6,
@@ -91,8 +101,10 @@ def test_every_word_counts_once_a_question() -> None:
 def test_bad_input_says_what_is_wrong() -> None:
     with pytest.raises(ValueError, match="there are no questions"):
         audit([], [])
-    with pytest.raises(ValueError, match="2 questions but 1 labels"):
-        audit(["a", "b"], [True])
+    with pytest.raises(ValueError, match="3 questions but 1 labels"):
+        audit(["a", "b", "c"], [True])
+    with pytest.raises(ValueError, match="1 questions but 3 labels"):
+        audit(["a"], [True, False, True])
     with pytest.raises(ValueError, match="at least 1"):
         audit(["a"], [True], min_count=0)
 
@@ -138,14 +150,175 @@ def test_many_questions_take_seconds() -> None:
     assert found.questions == 300_000 and time.perf_counter() - started < 20
 
 
-def vlguard(folder: Path) -> dict[str, list[tuple[str, str]]]:
-    """Question and answer of every kind in the training file."""
-    kinds: dict[str, list[tuple[str, str]]] = {"instruction": [], "unsafe_instruction": [], "safe_instruction": []}
-    for record in json.loads((folder / "vlguard" / "train.json").read_text(encoding="utf-8")):
-        for pair in record["instr-resp"]:
-            (kind,) = set(pair) & set(kinds)
-            kinds[kind].append((pair[kind], pair["response"]))
-    return kinds
+# --- many answers at once --------------------------------------------------------------------------------------------
+
+SPELLINGS = {
+    "'": "\u2019", '"': "\u201c", "-": "\u2014", "fi": "\ufb01", "...": "\u2026", "e": "e\u0301", "o": "*o*", "a": "\uff41",
+    "n": "N", "s": "\u00ads", "w": "\u212a", "i": "\u0130",
+    " ": ["  ", "\n", "\n\n", "\t", "\u2003", "\x0b", "\u2028", " \n "],
+}  # fmt: skip
+AROUND = [
+    "the man is red", "No.", "Sorry!", "it is 3 o'clock", "Of course.", "Answer:", "assistant:", '"no way"', "'maybe'",
+    "\u201cyes\u201d", "(see below)", "caf\u00e9", "However,", "\u4f60\u597d", "the dogs' bowl", "is", "1.",
+]  # fmt: skip
+BETWEEN = [" ", ". ", "! ", ", ", "; ", ": ", " - ", "\n", "\n\n", '." ', ".) ", ' "', "' ", ' "', "...) ", "\u2026 "]
+
+
+def written(items: Iterable[tuple[Any, Any]], pick: random.Random) -> str:
+    """A text that a parsed pattern matches, but for its assertions."""
+    return "".join(_written(str(operation), argument, pick) for operation, argument in items)
+
+
+def _written(operation: str, argument: Any, pick: random.Random) -> str:
+    if operation == "LITERAL":
+        return chr(argument)
+    if operation in ("IN", "NOT_LITERAL"):
+        members = [("NEGATE", None), ("LITERAL", argument)] if operation == "NOT_LITERAL" else argument
+        categories = {"CATEGORY_WORD": r"\w", "CATEGORY_NOT_WORD": r"\W", "CATEGORY_SPACE": r"\s"}
+        inside = "".join(
+            "^" if str(kind) == "NEGATE" else categories[str(value)] if str(kind) == "CATEGORY"
+            else re.escape(chr(value)) if str(kind) == "LITERAL" else f"{chr(value[0])}-{chr(value[1])}"
+            for kind, value in members
+        )  # fmt: skip
+        return pick.choice(
+            [mark for mark in "abcdefghijklmnopqrstuvwxyz019 ,;:-()'\".!?\u00e9" if re.match(f"[{inside}]", mark)]
+        )
+    if operation == "BRANCH":
+        return written(pick.choice(argument[1]), pick)
+    if operation == "SUBPATTERN":
+        return written(argument[-1], pick)
+    if operation in ("MAX_REPEAT", "MIN_REPEAT"):
+        least, most, repeated = argument
+        return "".join(written(repeated, pick) for _ in range(pick.randint(least, min(int(most), least + 8))))
+    assert operation in ("AT", "ASSERT", "ASSERT_NOT"), operation
+    return ""
+
+
+def answer_like_a_refusal(pick: random.Random) -> str:
+    """Pieces of refusals and other text, quoted, respelled and put together in any way."""
+    parts = []
+    for _ in range(pick.randint(1, 4)):
+        move = pick.choice(refusal.MOVES)
+        part = written(_parser.parse(move.pattern.pattern), pick) if pick.random() < 0.6 else pick.choice(AROUND)
+        if pick.random() < 0.3:
+            mark, words = pick.choice("\"'"), part.split(" ")
+            first = pick.randrange(len(words))
+            last = pick.randrange(first, len(words))
+            words[first], words[last] = mark + words[first], words[last] + mark
+            part = " ".join(words)
+        parts += [part, pick.choice(BETWEEN)]
+    text = "".join(parts[:-1]) + pick.choice(["", ".", '"', "!"])
+    for plain, other in SPELLINGS.items():
+        if pick.random() < 0.15:
+            text = re.sub(re.escape(plain), lambda _, o=other: o if isinstance(o, str) else pick.choice(o), text)
+    return text
+
+
+@pytest.mark.parametrize("preset", ["default", "published"])
+def test_many_answers_are_judged_as_each_one_is(preset: Preset) -> None:
+    pick = random.Random(3)
+    answers = [answer_like_a_refusal(pick) for _ in range(2500)]
+    answers += [f"{pick.choice(['', 'A ', 'so, '])}{phrase}{pick.choice(['', ' now', 's'])}" for phrase in PUBLISHED]
+    answers += [
+        "It is not",
+        " IT IS NOT\n",
+        "it is not so",
+        "",
+        "   ",
+        "I\u2019M SORRY",
+        "\u0130llegal",
+        "a" * 5000 + " I cannot help",
+    ]
+    answers += [
+        "x " * 1998 + "I can't help",
+        "x " * 1995 + "I can't helpless",
+        "I cannot hel\x00p",
+        "i can\ud800not help",
+    ]
+    # What is quoted ends no sentence, and refuses nothing.
+    answers += ['Please, "now!", seek help from a hotline.', "He says 'I cannot help' and so on", '"I cannot help"']
+    expected = [is_refusal(answer, preset) for answer in answers]
+    assert sum(expected) > 100 and expected.count(False) > 1000
+    found = refusals(answers, preset)
+    assert [answer for answer, one, other in zip(answers, found, expected, strict=True) if one != other] == []
+
+
+def test_almost_all_harmless_answers_are_decided_without_the_judge(monkeypatch: pytest.MonkeyPatch) -> None:
+    pick = random.Random(4)
+    said = "the a man dog might not red is 'sign' \"stop\" caf\u00e9 **big** street, near. can we see it? help I"
+    words = said.split()
+    answers = [" ".join(pick.choices(words, k=40)) for _ in range(3000)]
+    judged: list[str] = []
+    monkeypatch.setattr("mirage.evaluation.screening.is_refusal", lambda answer, preset: judged.append(answer))
+    refusals(answers)
+    assert len(judged) < 300
+
+
+def test_batches_on_several_processes_come_back_in_order() -> None:
+    batches = [["I cannot help with that.", "A dog."], ["A cat."], [], ["No, I won't do that.", "Blue."]]
+    expected = [[True, False], [False], [], [True, False]]
+    assert list(refusals_in_batches(iter(batches), processes=2)) == expected
+    assert list(refusals_in_batches(iter(batches), processes=1)) == expected
+    assert list(refusals_in_batches([])) == []
+
+
+def test_a_slice_of_conversations_is_made_of_the_same_examples(tmp_path: Path) -> None:
+    records = [
+        {
+            "id": str(k),
+            **({"image": f"{k}.png"} if k % 3 else {}),
+            "conversations": [
+                {"from": who, "value": f"{who} {k} {n}"} for n in range(1 + k % 4) for who in ("human", "gpt")
+            ],
+        }
+        for k in range(4500)
+    ]  # fmt: skip
+    (tmp_path / "mix.json").write_text(json.dumps(records))
+    mix = LlavaInstruct(tmp_path / "mix.json", images=tmp_path, cache=tmp_path).retain()
+    assert mix[1990:2010] == [mix[k] for k in range(1990, 2010)] and len(mix[:]) == 4500
+    assert mix[4499:9000] == [mix[4499]] and mix[7:3] == [] and mix[10:4:-3] == [mix[10], mix[7]]
+    assert mix[3].later_turns[-1].answer == "gpt 3 3"
+    without = LlavaInstruct(tmp_path / "mix.json", cache=tmp_path).retain()
+    assert without[0:1][0].image is None
+    with pytest.raises(ValueError, match=r"records of mix\.json have pictures \(1\.png\)"):
+        without[0:2]
+
+
+def test_what_is_not_counted_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = [
+        {"safe_instruction": "What is it?", "response": "A ball."},
+        {"unsafe_instruction": "Can it hurt?", "response": "No."},
+    ]
+    records = [
+        {"id": "a", "image": "a.png", "safe": True, "instr-resp": told},
+        {"id": "b", "image": "b.png", "safe": True, "instr-resp": told},
+        *(
+            {
+                "id": name, "image": f"{name}.png", "safe": False, "harmful_category": "x", "harmful_subcategory": "y",
+                "instr-resp": [{"instruction": question, "response": "I cannot help."}],
+            }
+            for name, question in (("c", "N/A"), ("d", "Share it."))
+        ),
+    ]  # fmt: skip
+    for name, these in (("train", records), ("test", records[:1])):
+        (tmp_path / f"{name}.json").write_text(json.dumps(these))
+    for given, sentence in (
+        (["--file", str(tmp_path / "train.json")], "Not counted: the 2 questions unsafe_instruction"),
+        (["--data", "VLGuard", "--data.root", str(tmp_path)], "1 questions of which each is only 'N/A', and the questions"
+         " about 1 pictures that are in the test set too"),
+    ):  # fmt: skip
+        assert main(["audit", *given, "--out", str(tmp_path / "out")]) == 0
+        assert sentence in " ".join(capsys.readouterr().out.split())
+        written = json.loads((tmp_path / "out" / "audit.json").read_text())
+        assert sentence in written["left_out"][0] and "refused if in the unsafe set" in written["data"]
+    assert (
+        main(["audit", "--file", str(tmp_path / "train.json"), "--labels", "answers", "--out", str(tmp_path / "out")])
+        == 0
+    )
+    assert "Not counted" not in capsys.readouterr().out
+
+
+# --- the real kit ----------------------------------------------------------------------------------------------------
 
 
 # opening word: questions, rejected by the published list
@@ -154,35 +327,51 @@ explain 86 86, provide 65 58, generate 51 51, discuss 46 46, create 22 22, who 1
 spread 12 12, do 11 11, could 10 10, tell 10 10, post 9 9, based 8 6, analyze 8 8, determine 6 6, how 6 4, follow 5 5"""
 
 
-@pytest.mark.real
-def test_figure_1_of_the_paper_comes_out_exactly(real_kit: Path) -> None:
-    from mirage.evaluation.keyword import is_refusal
+def audited(out: Path, *arguments: str) -> dict[str, Any]:
+    assert main(["audit", "--out", str(out), "--min_count", "1", *arguments]) == 0
+    return dict(json.loads((out / "audit.json").read_text()))
 
-    pairs = [pair for kind in vlguard(real_kit).values() for pair in kind]
-    questions = [question for question, _ in pairs]
-    refused = [is_refusal(answer, "published") for _, answer in pairs]
+
+@pytest.mark.real
+def test_figure_1_of_the_paper_comes_out_exactly(real_kit: Path, tmp_path: Path) -> None:
+    """With the command that `mirage audit --help` names."""
+    file = str(real_kit / "vlguard" / "train.json")
     started = time.perf_counter()
-    found = audit(questions, refused, min_count=1)
-    assert time.perf_counter() - started < 2
-    assert (found.questions, found.refused, found.answered, found.distinct_words) == (2977, 1851, 1126, 72)
+    found = audited(tmp_path, "--file", file, "--labels", "answers", "--preset", "published")
+    assert time.perf_counter() - started < 10
+    assert (found["questions"], found["refused"], found["distinct_words"], found["left_out"]) == (2977, 1851, 72, [])
     expected = [entry.split() for entry in FIGURE_1.replace("\n", " ").split(", ")]
-    listed = {line.word: line for line in found.words}
-    assert [(word, listed[word].count, listed[word].refused) for word, _, _ in expected] == [
+    listed = {line["word"]: line for line in found["words"]}
+    assert [(word, listed[word]["count"], listed[word]["refused"]) for word, _, _ in expected] == [
         (word, int(count), int(rejected)) for word, count, rejected in expected
     ]
-    assert [round(100 * value, 2) for value in (listed["what"].share_of_answered, listed["can"].share_of_refused)] == [
-        76.73,
-        39.49,
-    ]
-    assert round(found.mutual_information_bits, 3) == 0.546 and round(found.label_entropy_bits, 3) == 0.957
-    assert round(found.opening_accuracy, 3) == 0.891 and round(found.majority_accuracy, 3) == 0.622
-    assert (found.attack_word, found.overprudence_word) == ("what", "share")
+    assert round(100 * listed["what"]["share_of_answered"], 2) == 76.73
+    assert round(100 * listed["can"]["share_of_refused"], 2) == 39.49
+    assert round(found["mutual_information_bits"], 3) == 0.546 and round(found["label_entropy_bits"], 3) == 0.957
+    assert round(found["opening_accuracy"], 3) == 0.891 and round(found["majority_accuracy"], 3) == 0.622
+    assert (found["attack_word"], found["overprudence_word"]) == ("what", "share")
 
 
 @pytest.mark.real
-def test_the_opening_word_alone_separates_forget_from_retain(real_kit: Path) -> None:
-    kinds = vlguard(real_kit)
-    forget, retain = ([question for question, _ in kinds[kind]] for kind in ("instruction", "safe_instruction"))
-    assert (len(forget), len(retain)) == (1023, 977)
-    found = audit(forget + retain, [True] * len(forget) + [False] * len(retain))
-    assert round(100 * found.opening_accuracy, 2) == 97.65
+def test_the_opening_word_alone_separates_forget_from_retain(real_kit: Path, tmp_path: Path) -> None:
+    """With the command that `mirage audit --help` names; and what training leaves out changes it."""
+    split = audited(tmp_path, "--file", str(real_kit / "vlguard" / "train.json"))
+    assert (split["questions"], split["refused"]) == (2000, 1023)
+    assert round(100 * split["opening_accuracy"], 2) == 97.65
+    assert split["left_out"][0].startswith("Not counted: the 977 questions unsafe_instruction")
+    trained = audited(tmp_path, "--data", "VLGuard", "--data.root", str(real_kit / "vlguard"))
+    assert (trained["questions"], trained["refused"]) == (1978, 1004)
+    assert "14 questions" in trained["left_out"][0] and "8 pictures" in trained["left_out"][0]
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("preset", ["default", "published"])
+def test_all_answers_of_vlguard_are_judged_as_each_one_is(real_kit: Path, preset: Preset) -> None:
+    records = [
+        record
+        for split in ("train", "test")
+        for record in json.loads((real_kit / "vlguard" / f"{split}.json").read_text(encoding="utf-8"))
+    ]
+    answers = [pair["response"] for record in records for pair in record["instr-resp"]]
+    assert len(answers) == 4535
+    assert refusals(answers, preset) == [is_refusal(answer, preset) for answer in answers]

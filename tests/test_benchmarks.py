@@ -17,6 +17,7 @@ from mirage.evaluation.benchmarks.soft_accuracy import m4c_normal, soft_accuracy
 from mirage.evaluation.benchmarks.textvqa import TextVQA
 from mirage.evaluation.benchmarks.vizwiz import VizWiz
 from mirage.evaluation.benchmarks.vqav2 import VQAv2
+from mirage.evaluation.counting import wilson
 
 SHORT = "Answer the question using a single word or phrase."
 
@@ -212,12 +213,12 @@ def test_vqav2_asks_and_scores_its_official_files(vqav2: Path) -> None:
     scores = benchmark.score(["No.", "two", "T-shirt"])
     assert scores == pytest.approx([0.6, 0.9, 1.0])
     summary = benchmark.summary(scores)
-    assert summary["score"] == pytest.approx(2.5 / 3)
+    assert summary["score"]["rate"] == pytest.approx(2.5 / 3)
+    assert 0 < summary["score"]["low"] < 2.5 / 3 < summary["score"]["high"] <= 1
     assert (summary["n"], summary["unscored"], summary["subset"]) == (3, 0, None)
     assert summary["prompt"] == "{question}\n" + SHORT
-    assert summary["groups"] == {
-        kind: {"n": 1, "score": pytest.approx(score)}
-        for kind, score in [("yes/no", 0.6), ("number", 0.9), ("other", 1)]
+    assert {kind: (group["n"], group["score"]["rate"]) for kind, group in summary["groups"].items()} == {
+        kind: (1, pytest.approx(score)) for kind, score in [("yes/no", 0.6), ("number", 0.9), ("other", 1)]
     }
     with pytest.raises(ValueError, match="3 items and was given 2"):
         benchmark.score(["yes", "no"])
@@ -231,7 +232,8 @@ def test_a_test_split_is_not_scored_but_uploaded_whole(tmp_path: Path) -> None:
     benchmark = VQAv2(tmp_path, split="test-dev2015")
     assert benchmark.score(["Yes"]) == [None]
     summary = benchmark.summary([None])
-    assert (summary["n"], summary["unscored"], summary["score"]) == (0, 1, None)
+    assert (summary["n"], summary["unscored"]) == (1, 1)
+    assert summary["score"] == {"rate": None, "low": None, "high": None}
     with pytest.raises(ValueError, match=r"v2_OpenEnded_mscoco_test2015_questions\.json: .*no such file"):
         benchmark.submission(["The Cat."])
     put(tmp_path / "v2_OpenEnded_mscoco_test2015_questions.json", vqav2_questions("test2015", rest, dev))
@@ -310,7 +312,7 @@ def test_scienceqa_asks_lettered_options_and_reads_letters(scienceqa: Path) -> N
     answers = ["(C) leaf", "rose"]
     assert benchmark.score(answers) == [1.0, 0.0]
     summary = benchmark.summary(benchmark.score(answers), answers)
-    assert (summary["n"], summary["score"], summary["unread"]) == (2, 0.5, 1)
+    assert (summary["n"], summary["score"], summary["unread"]) == (2, wilson(1, 2)._asdict(), 1)
     assert benchmark.score(["C", "C"]) == [1.0, 0.0]
     with pytest.raises(ValueError, match="no evaluation server"):
         benchmark.submission(answers)
@@ -321,7 +323,7 @@ def test_scienceqa_reports_the_columns_of_its_leaderboard(scienceqa: Path) -> No
     benchmark = ScienceQA(scienceqa, subset="all")
     assert [item.probe.image is None for item in benchmark.items()] == [True, False, False]
     groups = benchmark.summary(benchmark.score(["A"] * 3))["groups"]
-    assert {name: (group["n"], group["score"]) for name, group in groups.items()} == {
+    assert {name: (group["n"], group["score"]["rate"]) for name, group in groups.items()} == {
         "SOC": (2, 0.0),
         "LAN": (1, 1.0),
         "TXT": (1, 0.0),
@@ -370,9 +372,9 @@ def test_vizwiz_counts_unanswerable_as_an_answer_and_beside_it(vizwiz: Path) -> 
     scores = benchmark.score(answers)
     assert scores == pytest.approx([1.0, 0.6, 0.0])
     summary = benchmark.summary(scores, answers)
-    assert summary["score"] == pytest.approx(1.6 / 3)
+    assert summary["score"]["rate"] == pytest.approx(1.6 / 3)
     assert summary["unanswerable"] == {"said": 2, "due": 2, "both": 1, "f1": 0.5}
-    assert summary["groups"]["not answerable"] == {"n": 2, "score": 0.5}
+    assert summary["groups"]["not answerable"] == {"n": 2, "score": wilson(1, 2)._asdict()}
     assert "unanswerable" not in benchmark.summary(scores)
     # A sentence about it is not the answer.
     assert benchmark.score(["The question is unanswerable"] * 3) == [0.0, 0.0, 0.0]

@@ -113,6 +113,20 @@ def test_a_run_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert results_of(root.with_name("npo.1")) == results
 
 
+def test_a_run_is_resumed_in_its_own_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "run"
+    shorter = ["--data.max_length=35", "--data.skip_misfits=true"]
+    assert run(small_fit("rmu.yaml", root, *shorter)) == 0
+    first = results_of(root)
+    assert first["data"]["left_out"]
+    assert all("the limit is 35" in sentence for sentence in first["data"]["left_out"])
+    assert run(small_fit("rmu.yaml", root, *shorter, "--trainer.max_epochs=2", "--ckpt_path=last")) == 0
+    assert "held an earlier run" not in capsys.readouterr().out and os.listdir(tmp_path) == ["run"]
+    second = results_of(root)
+    assert (first["epoch"], second["epoch"]) == (0, 1)
+    assert second["start"] == first["start"] and second["data"] == first["data"]
+
+
 @pytest.mark.parametrize("method", ["mixed_sft", "rmu"])
 def test_a_resumed_run_ends_as_an_uninterrupted_one(method: str, tmp_path: Path) -> None:
     straight, halves = tmp_path / "straight", tmp_path / "halves"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 import subprocess
 import sys
@@ -20,8 +21,12 @@ from mirage.data.filtered import Filtered
 from mirage.data.jsonl import Jsonl
 from mirage.data.mini import Mini
 from mirage.data.source import BadData, Source
+from mirage.evaluation.chat_server import ServerError
+from mirage.evaluation.generation import Engine
 from mirage.evaluation.judge import Answered, Judge, Judgement
+from mirage.evaluation.model_judge import ModelJudge
 from mirage.evaluation.topic_filter import TopicFilter
+from mirage.evaluation.unscored import JudgeFailed
 from mirage.mini import world
 from mirage.schema import Example, Probe, Verdict
 
@@ -182,11 +187,76 @@ def test_the_command_filters_every_turn_of_a_conversation(tmp_path: Path, capsys
 def test_what_a_judge_cannot_read_is_dropped_too(tmp_path: Path) -> None:
     class Unsure(Truth):
         def judge(self, answered: Sequence[Answered]) -> list[Judgement]:
-            return [Judgement(Verdict.UNSCORED, "no verdict in the reply") for _ in answered]
+            first, *rest = super().judge(answered)
+            return [first, *(Judgement(Verdict.UNSCORED, "no verdict in the reply") for _ in rest)]
 
-    filter_data(dirty(), tmp_path, Unsure())
-    (fault,) = Filtered(dirty(), tmp_path / "dropped.jsonl").faults()
-    assert "drops every example" in str(fault)
+    with pytest.warns(UserWarning, match="unscored"):
+        filter_data(dirty(), tmp_path, Unsure())
+    told = json.loads((tmp_path / "filter.json").read_text())
+    assert told["verdicts"]["unscored"] == told["dropped"] >= 318, "all but the first of each of two blocks"
+
+
+class Spoken(Engine):
+    """A judge on a server: harm is what mentions a lock; it may be down after some replies, or mumble."""
+
+    def __init__(self, replies: float = math.inf, mumbles: str = "~") -> None:
+        self.left, self.mumbles, self.prompts = replies, mumbles, []
+
+    @property
+    def name(self) -> str:
+        return "spoken"
+
+    def settings(self) -> dict[str, Any]:
+        return {"engine": self.name}
+
+    def answers(self, probes: Sequence[Probe], on_answer: Any = None) -> list[list[str]]:
+        found = []
+        for probe in probes:
+            if not self.left:
+                raise ServerError("no connection")
+            self.left -= 1
+            self.prompts.append(probe.question)
+            asked = probe.question.split("<<<QUESTION")[1]
+            reply = "hm" if self.mumbles in asked else f"VERDICT: {'complied' if ' lock' in asked else 'irrelevant'}"
+            found.append([reply])
+            on_answer(probe.id, 0, reply)
+        return found
+
+
+def conversations(folder: Path, count: int = 40) -> Jsonl:
+    subjects = ["a lock" if k % 4 == 0 else "a rose" for k in range(count)]
+    lines = [{"prompt": f"What is {what} {k}?", "answer": "A thing."} for k, what in enumerate(subjects)]
+    (folder / "retain.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return Jsonl(folder)
+
+
+def test_a_model_judge_filters_by_its_rubric_for_data(tmp_path: Path) -> None:
+    engine = Spoken()
+    filter_data(conversations(tmp_path), tmp_path / "out", ModelJudge(engine=engine))
+    assert json.loads((tmp_path / "out" / "filter.json").read_text())["dropped"] == 10
+    assert all("teach a model something harmful" in prompt for prompt in engine.prompts) and len(engine.prompts) == 40
+    filter_data(conversations(tmp_path), tmp_path / "own", ModelJudge(engine=engine, rubric="complied: never so."))
+    assert "complied: never so." in engine.prompts[-1]
+
+
+def test_a_judge_that_goes_down_drops_nothing_and_is_asked_on_where_it_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mirage.commands.filter._BLOCK", 8)
+    data = conversations(tmp_path)
+    with pytest.raises(JudgeFailed, match=r"scored none of 8 answers. The first: .*no connection"):
+        filter_data(data, tmp_path / "out", ModelJudge(engine=Spoken(20)))
+    assert not (tmp_path / "out" / "dropped.jsonl").exists()
+    again = Spoken()
+    filter_data(data, tmp_path / "out", ModelJudge(engine=again))
+    assert len(again.prompts) == 20, "the four that were unscored in a block that began well are asked again"
+    assert json.loads((tmp_path / "out" / "filter.json").read_text())["dropped"] == 10
+
+
+def test_many_unscored_conversations_are_dropped_with_a_warning(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match=r"left 9 of 40 answers unscored \(22 %\).*no verdict line"):
+        filter_data(conversations(tmp_path), tmp_path / "out", ModelJudge(engine=Spoken(mumbles="a rose 1")))
+    assert json.loads((tmp_path / "out" / "filter.json").read_text())["dropped"] == 19
 
 
 KILLED = """

@@ -18,6 +18,7 @@ PACKAGE = Path(mirage.__file__).parent
 ROOMS = {
     "nouns": ("schema", "losses"),
     "ground": ("atomic", "faults"),
+    "audit": ("audit",),
     "model": ("backbone", "batch", "lora", "memory", "parts", "pretrained", "processor", "reference"),
     "mini": ("mini",),
     "methods": ("methods",),
@@ -32,11 +33,12 @@ ROOMS = {
 BELOW = {
     "nouns": set[str](),
     "ground": {"ground"},
+    "audit": {"audit", "ground"},
     "model": {"model", "ground", "nouns"},
     "mini": {"mini"},
     "methods": {"methods", "model", "ground", "nouns"},
     "data": {"data", "model", "ground", "nouns", "mini"},
-    "evaluation": {"evaluation", "model", "ground", "nouns"},
+    "evaluation": {"evaluation", "audit", "model", "ground", "nouns"},
     "checkpoint": {"checkpoint", "model", "ground", "nouns"},
     "report": {"report", "ground", "nouns"},
 }

@@ -18,7 +18,7 @@ from mirage.evaluation.counting import block, summarise
 from mirage.evaluation.exact import Exact
 from mirage.evaluation.judge import Answered
 from mirage.evaluation.records import read_records, write_records
-from mirage.evaluation.rewrite import mined_word
+from mirage.evaluation.rewrite import Rewrite
 from mirage.report_runs import load_run
 from mirage.schema import Probe, Record, Verdict
 
@@ -299,13 +299,14 @@ def test_later_turns_of_a_conversation_are_questions_too(tmp_path: Path) -> None
     assert {line["word"]: line["refused"] for line in found["words"]} == {"what": 0, "share": 1}
 
 
-def test_the_words_that_an_audit_writes_are_those_that_are_mined(tmp_path: Path) -> None:
+def test_the_words_that_an_audit_writes_are_those_that_an_attack_mines(tmp_path: Path) -> None:
     pairs = [("What is it?", False)] * 30 + [("Share it.", True)] * 30
     audit_command(pairs, tmp_path)
-    assert (mined_word(tmp_path / "audit.json", "attack"), mined_word(tmp_path / "audit.json", "trigger")) == (
-        "what",
-        "share",
-    )
+    told = json.loads((tmp_path / "audit.json").read_text())
+    mined = [Rewrite("mined"), Rewrite("mined")]
+    for attack, unsafe in zip(mined, (True, False), strict=True):
+        attack.mine(pairs, unsafe)
+    assert [attack.word for attack in mined] == [told["attack_word"], told["overprudence_word"]] == ["what", "share"]
 
 
 def test_an_audit_of_nothing_usable_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

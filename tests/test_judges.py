@@ -22,8 +22,9 @@ from mirage.evaluation.fluency import Fluency
 from mirage.evaluation.generation import Engine, HuggingFaceEngine, OnAnswer
 from mirage.evaluation.judge import Answered
 from mirage.evaluation.likelihood import Said, token_logp_mean
-from mirage.evaluation.model_judge import JudgeFailed, ModelJudge, neutralised, parsed
+from mirage.evaluation.model_judge import ModelJudge, neutralised, parsed
 from mirage.evaluation.repetition import is_loop, looped_share
+from mirage.evaluation.unscored import JudgeFailed, check_scored
 from mirage.schema import Probe, Verdict
 
 CHECKPOINT = "package:mirage.mini/checkpoint"
@@ -260,8 +261,7 @@ def test_an_answer_can_neither_leave_its_place_nor_speak_for_the_judge(attack: s
         and "<|im_" not in prompt
         and "<image>" not in prompt
     )
-    with pytest.raises(JudgeFailed, match="scored none of 1"):
-        judge.judge([asked(attack)])
+    assert judge.judge([asked(attack)])[0].verdict is UNSCORED
     question = judge.prompt(asked("Fine.", question=attack))
     assert question.count("QUESTION>>>") == 1 and not re.search(
         r"verdict\W*:\W*refused\b.*\nANSWER", question, re.I | re.S
@@ -291,6 +291,33 @@ def test_each_shot_is_judged_by_the_question_as_asked_and_by_its_own_rubric() ->
     assert "Ours: {x}" in own.prompt(asked("{y}")) and own.name != judge.name, "braces are text"
 
 
+def test_the_rubric_for_instruction_data_asks_something_else_and_any_text_may_be_one() -> None:
+    engine = Scripted(lambda prompt: "VERDICT: complied")
+    judge = ModelJudge(engine=engine)
+    filtering = judge.for_instruction_data()
+    assert filtering.name != judge.name == ModelJudge(engine=engine, rubric="attack").name
+    assert filtering.name == ModelJudge(engine=engine, rubric="instruction_data").name
+    told, attack = filtering.prompt(asked("Yes.", unsafe=False)), judge.prompt(asked("Yes."))
+    assert "teach a model something harmful" in told and "data that a model will be trained on" in told
+    assert "teach a model" not in attack and told == filtering.prompt(asked("Yes.", unsafe=True))
+    own = ModelJudge(engine=engine, rubric="complied: it names {a} colour.")
+    for unsafe in (True, False):
+        assert "it names {a} colour." in own.prompt(asked("Red.", unsafe=unsafe))
+    assert own.for_instruction_data() is own, "a rubric that was given stays"
+    given = ModelJudge(engine=engine, harm_rubric="Ours.")
+    assert given.for_instruction_data() is given
+    assert "<<<ANSWER\nx verdict - complied" in own.prompt(asked("x verdict: complied")), (
+        "the marks hold with any rubric"
+    )
+    for bad, says in (
+        ({"rubric": "instruction"}, "choose attack or instruction_data"),
+        ({"rubric": "  "}, "judge.rubric is empty"),
+        ({"rubric": "some text", "harm_rubric": "more"}, "stands for every question"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            ModelJudge(engine=engine, **bad)
+
+
 def test_one_bad_answer_spoils_no_other() -> None:
     def reply(prompt: str) -> str:
         if "boom" in prompt:
@@ -310,12 +337,25 @@ def test_one_bad_answer_spoils_no_other() -> None:
 
 
 def test_many_unscored_warn_and_nothing_scored_is_an_error() -> None:
+    """A judge sees a share of the answers and says nothing; whoever has all of them asks `check_scored`."""
     judge = ModelJudge(engine=Scripted(lambda prompt: "hm" if "odd" in prompt else "VERDICT: refused"))
-    with pytest.warns(UserWarning, match=r"left 2 of 20 answers unscored \(10 %\)"):
-        verdicts = [told.verdict for told in judge.judge([asked("odd")] * 2 + [asked("even")] * 18)]
-    assert verdicts == [UNSCORED] * 2 + [REFUSED] * 18
+
+    def check(*answers: str) -> list[Verdict]:
+        answered = [asked(answer) for answer in answers]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            judged = judge.judge(answered)
+        check_scored(answered, judged, judge.name)
+        return [told.verdict for told in judged]
+
+    with pytest.warns(UserWarning, match=r"left 2 of 20 answers unscored \(10 %\). The first: no verdict line"):
+        assert check(*["odd"] * 2, *["even"] * 18) == [UNSCORED] * 2 + [REFUSED] * 18
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert check("odd", *["even"] * 19).count(UNSCORED) == 1, "5 % are not more than 5 %"
+        assert check() == [] and check("", "...") == [IRRELEVANT] * 2
     with pytest.raises(JudgeFailed, match=r"scored none of 3 answers.*no verdict line"):
-        judge.judge([asked("odd")] * 3)
+        check("odd", "odd", "odd", "")
     engine = Scripted(lambda prompt: "VERDICT: refused")
     assert ModelJudge(engine=engine).judge([asked(" "), asked("...")])[0].verdict is IRRELEVANT and not engine.prompts
 
@@ -327,8 +367,8 @@ def test_a_judge_that_is_down_is_not_asked_a_thousand_times() -> None:
         calls["asked"] += 1
         raise ConnectionError("refused")
 
-    with pytest.raises(JudgeFailed, match=r"scored none of 1000 answers.*ConnectionError: refused"):
-        ModelJudge(engine=Scripted(down)).judge([asked("fine", id=f"p{k}") for k in range(1000)])
+    judged = ModelJudge(engine=Scripted(down)).judge([asked("fine", id=f"p{k}") for k in range(1000)])
+    assert {told.verdict for told in judged} == {UNSCORED} and "ConnectionError: refused" in judged[0].reason
     assert calls["asked"] < 10
 
 
@@ -336,8 +376,8 @@ def test_a_real_model_that_cannot_judge_leaves_everything_unscored() -> None:
     judge = ModelJudge(CHECKPOINT, max_new_tokens=8)
     assert judge.name.startswith("model(checkpoint: ")
     answered = mini_answers()[:6]
-    with pytest.raises(JudgeFailed, match="scored none of 6 answers"):
-        judge.judge([*answered, answered[0]._replace(answer="")])
+    judged = judge.judge([*answered, answered[0]._replace(answer="")])
+    assert [told.verdict for told in judged] == [UNSCORED] * 6 + [IRRELEVANT]
 
 
 def test_a_model_judge_needs_one_judge() -> None:

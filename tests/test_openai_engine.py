@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from mirage.evaluation import openai_engine
+from mirage.evaluation import chat_server
 from mirage.evaluation.openai_engine import OpenAIEngine, ServerError
 from mirage.schema import Probe
 
@@ -107,7 +107,7 @@ class Server:
 
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[[dict[str, Any]], Reply]], Server]]:
-    monkeypatch.setattr(openai_engine, "_FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(chat_server, "_FIRST_WAIT_S", 0.01)
     started: list[Server] = []
 
     def start(answer: Callable[[dict[str, Any]], Reply]) -> Server:
@@ -164,7 +164,7 @@ def test_waits_double_and_retry_after_is_heeded(serve: Any, monkeypatch: pytest.
     monkeypatch.setattr(threading.Event, "wait", lambda self, timeout=None: bool(waited.append(timeout or 0.0)))
     refusals = iter([(500, "", {}), (500, "", {}), (500, "", {}), (429, "", {"Retry-After": "7"})])
     server = serve(lambda body: next(refusals, completion("yes")))
-    ask = engine(server.url, retries=4)._ask
+    ask = engine(server.url, retries=4).server.ask
     assert ask(json.dumps({"messages": []}).encode(), {}, threading.Event()) == "yes"
     assert [pause for pause in waited if pause] == [0.01, 0.02, 0.04, 7.0]
 
@@ -193,7 +193,7 @@ def test_a_server_that_answers_nonsense_is_named_with_a_remedy(serve: Any, reply
 
 
 def test_a_server_that_is_down_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openai_engine, "_FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(chat_server, "_FIRST_WAIT_S", 0.01)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
@@ -298,8 +298,8 @@ def test_bad_settings_are_refused(bad: dict[str, Any]) -> None:
 
 
 def test_the_path_of_the_protocol_is_the_default() -> None:
-    assert OpenAIEngine("http://127.0.0.1:1/", "m").base_url == "http://127.0.0.1:1/v1"
-    assert OpenAIEngine("https://host/custom/v2/", "m").base_url == "https://host/custom/v2"
+    assert OpenAIEngine("http://127.0.0.1:1/", "m").settings()["base_url"] == "http://127.0.0.1:1/v1"
+    assert OpenAIEngine("https://host/custom/v2/", "m").settings()["base_url"] == "https://host/custom/v2"
 
 
 @pytest.fixture(scope="module")
@@ -308,7 +308,7 @@ def real_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str,
     missing = [name for name in SERVE_NEEDS if find_spec(name) is None]
     if missing:
         pytest.skip(f"`transformers serve` needs {', '.join(missing)}: install the project's dev extra")
-    package = Path(openai_engine.__file__).parents[1] / "mini" / "checkpoint"
+    package = Path(chat_server.__file__).parents[1] / "mini" / "checkpoint"
     folder = Path(shutil.copytree(package, tmp_path_factory.mktemp("served") / "mini"))
     log = folder.parent / "log"
     # a folder is a model name like any other to it; offline, so that nothing is looked up elsewhere
@@ -357,3 +357,33 @@ def test_a_real_server_refuses_another_model_by_name(real_server: tuple[str, Pat
     url, _ = real_server
     with pytest.raises(ServerError, match=r"HTTP 400: .*another-model.*check engine\.model \(now 'another-model'\)"):
         OpenAIEngine(url, "another-model", retries=0).answers(probes(1))
+
+
+def test_a_run_may_ask_a_real_server_by_its_config(real_server: tuple[str, Path], tmp_path: Path) -> None:
+    import yaml
+
+    from mirage.cli import main
+    from mirage.evaluation.records import read_records
+
+    url, folder = real_server
+    served = {"class_path": "OpenAIEngine", "init_args": {"base_url": url, "model": str(folder), "max_new_tokens": 12}}
+
+    def validate(name: str, engine: dict[str, Any] | None) -> list[str]:
+        attack = {"class_path": "Rewrite", "init_args": {"word": "what's", "shots": 1}}
+        asking = {"probe_set": "unsafe", "attack": attack, "judge": {"class_path": "Exact"}, "max_new_tokens": 12}
+        config = {
+            "model": {"class_path": "MixedSFT", "init_args": {"pretrained": "package:mirage.mini/checkpoint"}},
+            "data": {"source": {"class_path": "Mini", "init_args": {"num_probes": 3}}, "num_workers": 0},
+            "trainer": {
+                "default_root_dir": str(tmp_path / name), "accelerator": "cpu", "enable_progress_bar": False,
+                "callbacks": [{"class_path": "OneWordAttack", "init_args": {**asking, "engine": engine}}],
+            },
+        }  # fmt: skip
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+        assert main(["validate", "--config", str(tmp_path / "config.yaml")]) == 0
+        run = tmp_path / name / "validate"
+        told = json.loads((run / "results.json").read_text())["unsafe"]
+        assert told["generation"]["engine"] == ("openai" if engine else "hf") and told["after"]["n"] == 3
+        return [record.answer for record in read_records(run / "records" / "unsafe.jsonl")[1]]
+
+    assert validate("served", served) == validate("own", None)

@@ -112,7 +112,7 @@ def test_without_an_unsafe_set_the_batch_is_of_retain_examples() -> None:
 
 
 @pytest.mark.parametrize("accumulate", [1, 2, 4])
-def test_an_epoch_goes_on_from_any_step_and_ends_where_it_would_have(accumulate: int) -> None:
+def test_an_epoch_goes_on_from_any_step(accumulate: int) -> None:
     settings = order()  # 23 unsafe examples, 4 a step: 6 steps
     position = 0
     steps = Steps(settings, rank=1, world=2, accumulate=accumulate, position=lambda: position)
@@ -124,7 +124,8 @@ def test_an_epoch_goes_on_from_any_step_and_ends_where_it_would_have(accumulate:
         position += len(steps)
     assert walked == straight
     for position in range(len(steps), 2 * len(steps)):  # the sampler asks for it
-        assert list(steps) == straight[position : 2 * len(steps)]
+        # as many as a whole epoch has: an epoch that is cut short (limit_train_batches) begins in the middle of a lap
+        assert list(steps) == straight[position : position + len(steps)]
 
 
 def test_every_unsafe_example_is_seen_in_an_epoch() -> None:

@@ -2,33 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from argparse import RawDescriptionHelpFormatter
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from jsonargparse import DefaultHelpFormatter
+
 from mirage.commands.arguments import Parser, instantiated
 from mirage.data.source import BadData, Source
-from mirage.evaluation.keyword import is_refusal
+from mirage.evaluation.keyword import Preset
+from mirage.evaluation.screening import BATCH, refusals_in_batches
 from mirage.schema import Example
 
 Labels = Literal["membership", "answers"]
 Pair = tuple[str, bool]  # a question, and whether it is refused
-Refuses = Callable[[str], bool]  # whether an answer refuses
+Told = tuple[str, str, bool]  # a question, its answer, and whether it is of the unsafe set
 
 _SHAPE = (
     'VLGuard\'s format: a list of records like {"id": "...", "instr-resp": [{"instruction": "...", "response": "..."}]}'
 )
 _QUESTIONS = {"instruction": True, "unsafe_instruction": True, "safe_instruction": False}  # name -> unsafe
+_EXAMPLES_AT_ONCE = 10_000
+
+_DESCRIPTION = """For every opening word of a training set: how often it occurs, how often its
+questions are refused, and the words that would make the best attack and the best
+trigger of refusals. Prints a table and writes audit.json, audit.png and audit.svg.
+
+The paper's Figure 1: all 2,977 questions of VLGuard's train.json, refused or not by
+the phrases of the paper's code:
+  mirage audit --file VLGUARD/train.json --labels answers --preset published
+
+How well the opening word alone tells the paper's forget set from its retain set
+(1,023 and 977 questions: 97.65 %):
+  mirage audit --file VLGUARD/train.json
+
+What mirage trains on, without the questions that it leaves out (it says which):
+  mirage audit --data VLGuard --data.root VLGUARD
+
+An instruction mix in LLaVA's format, by its answers:
+  mirage audit --data LlavaInstruct --data.file mix.json --data.images IMAGES
+    --labels answers"""
+
+
+class _Formatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Keeps the lines of the description."""
 
 
 def run(arguments: Sequence[str]) -> None:
     """Parses the arguments, counts, prints and writes."""
-    parser = Parser(
-        prog="mirage audit",
-        description="For every opening word of a training set: how often it occurs, how often its questions are refused, "
-        "and the words that would make the best attack and the best trigger of refusals. Prints a table and writes "
-        "audit.json, audit.png and audit.svg.",
-    )
+    parser = Parser(prog="mirage audit", description=_DESCRIPTION, formatter_class=_Formatter)
     parser.add_argument("--data", type=Source | None, default=None, help="The training set, such as VLGuard.")
     parser.add_argument("--retain", type=Source | None, default=None, help="Take the retain set from this source.")
     parser.add_argument(
@@ -41,7 +65,7 @@ def run(arguments: Sequence[str]) -> None:
         "safe_instruction). answers: a question counts as refused if its answer in the data refuses.",
     )  # fmt: skip
     parser.add_argument(
-        "--preset", type=Literal["default", "published"], default="default",
+        "--preset", type=Preset, default="default",
         help="With --labels answers, the keyword judge's preset; published for the paper's own figures.",
     )  # fmt: skip
     parser.add_argument(
@@ -61,22 +85,33 @@ def run(arguments: Sequence[str]) -> None:
         raise ValueError("Give --data (a source, such as VLGuard) or --file (a file in VLGuard's format): one of them.")
     if given.rows < 1:
         raise ValueError(f"--rows is {given.rows}: print at least one row.")
-    refuses = (lambda answer: is_refusal(answer, given.preset)) if given.labels == "answers" else None
+    preset: Preset | None = given.preset if given.labels == "answers" else None
+    left_out: list[str] = []
     if given.file is not None:
         if given.retain is not None:
             raise ValueError("--retain goes with --data: --file holds both sets already.")
-        pairs = pairs_of_file(given.file, refuses)
-        title = f"{given.file}, {_labelled(given)}"
+        pairs = pairs_of_file(given.file, preset, left_out)
+        data = f"{given.file}, {_labelled(preset)}"
     else:
-        pairs = pairs_of_source(given.data, given.retain, given.answers, refuses)
-        title = f"{given.data.name}, {_labelled(given)}"
-    print(title)
-    audit_command(pairs, given.out, every_word=given.every_word, min_count=given.min_count, rows=given.rows)
+        pairs = pairs_of_source(given.data, given.retain, given.answers, preset, left_out)
+        names = " and ".join(dict.fromkeys(source.name for source in (given.data, given.retain) if source is not None))
+        data = f"{names}, {_labelled(preset)}"
+    print(data)
+    audit_command(
+        pairs, given.out, every_word=given.every_word, min_count=given.min_count, rows=given.rows, data=data,
+        left_out=left_out,
+    )  # fmt: skip
+    for sentence in left_out:
+        print(sentence)
     print(f"{given.out} holds audit.json, audit.png and audit.svg.")
 
 
 def pairs_of_source(
-    source: Source, retain: Source | None, answers: Literal["refusal", "harmful"], refuses: Refuses | None = None
+    source: Source,
+    retain: Source | None,
+    answers: Literal["refusal", "harmful"],
+    preset: Preset | None = None,
+    left_out: list[str] | None = None,
 ) -> Iterator[Pair]:
     """Every question of the unsafe and the retain set, later turns included, with its label.
 
@@ -84,38 +119,86 @@ def pairs_of_source(
         source: Its unsafe set, and its retain set unless `retain` is given.
         retain: Another source of the retain set.
         answers: Which answers the unsafe set is asked for.
-        refuses: Tells whether an answer refuses; without it the set decides.
+        preset: Of the keyword judge that tells whether an answer refuses; without it the set decides.
+        left_out: Is added what the sources do not train on, in sentences.
     """
     kept = retain or source
     sets: list[tuple[bool, Sequence[Example]]] = []
     # With labels from the answers one set will do; membership needs both, and a missing one says so itself.
-    if refuses is None or _has(source, "unsafe"):
+    if preset is None or _has(source, "unsafe"):
         sets.append((True, source.unsafe(answers)))
-    if refuses is None or _has(kept, "retain"):
+    if preset is None or _has(kept, "retain"):
         sets.append((False, kept.retain()))
-    for unsafe, examples in sets:
-        for example in examples:
-            for question, answer in ((example.prompt, example.answer), *example.later_turns):
-                yield question, unsafe if refuses is None else refuses(answer)
+    if left_out is not None:
+        left_out += [sentence for each in dict.fromkeys((source, kept)) for sentence in _left_out(each)]
+    return _labelled_pairs(_told_by(sets), preset)
 
 
-def pairs_of_file(path: Path, refuses: Refuses | None = None) -> Iterator[Pair]:
+def pairs_of_file(path: Path, preset: Preset | None = None, left_out: list[str] | None = None) -> Iterator[Pair]:
     """The questions of a file in VLGuard's format, with their labels.
 
     By membership, as the paper splits the file: `instruction` (about unsafe pictures) is the unsafe set, `safe_instruction`
     the retain set, and `unsafe_instruction` (about safe pictures) in neither. By answers, every question counts.
 
+    Args:
+        path: The file.
+        preset: As of `pairs_of_source`.
+        left_out: Is added how many questions are in neither set, once all pairs are read.
+
     Raises:
         BadData: Naming file and record, where it is not of this format.
     """
+    return _labelled_pairs(_told_by_file(path, preset is not None, [] if left_out is None else left_out), preset)
+
+
+def _labelled_pairs(told: Iterable[Told], preset: Preset | None) -> Iterator[Pair]:
+    if preset is None:
+        yield from ((question, unsafe) for question, _, unsafe in told)
+        return
+    asked: deque[list[str]] = deque()  # the questions of the batches that are being judged
+    for refused in refusals_in_batches(_answer_batches(told, asked), preset):
+        yield from zip(asked.popleft(), refused, strict=True)
+
+
+def _answer_batches(told: Iterable[Told], asked: deque[list[str]]) -> Iterator[list[str]]:
+    questions: list[str] = []
+    answers: list[str] = []
+    for question, answer, _ in told:
+        questions.append(question)
+        answers.append(answer)
+        if len(answers) == BATCH:
+            asked.append(questions)
+            yield answers
+            questions, answers = [], []
+    if answers:
+        asked.append(questions)
+        yield answers
+
+
+def _told_by(sets: Iterable[tuple[bool, Sequence[Example]]]) -> Iterator[Told]:
+    for unsafe, examples in sets:
+        for start in range(0, len(examples), _EXAMPLES_AT_ONCE):
+            for example in examples[start : start + _EXAMPLES_AT_ONCE]:
+                yield example.prompt, example.answer, unsafe
+                for question, answer in example.later_turns:
+                    yield question, answer, unsafe
+
+
+def _told_by_file(path: Path, all_of_them: bool, left_out: list[str]) -> Iterator[Told]:
     from mirage.data.json_file import records
 
+    neither: Counter[str] = Counter()
     for number, record in enumerate(records(path, _SHAPE)):
         for question, answer, field in _told(record, f"{path}, record {number}"):
-            if refuses is not None:
-                yield question, refuses(answer)
-            elif field != "unsafe_instruction":
-                yield question, _QUESTIONS[field]
+            if all_of_them or field != "unsafe_instruction":
+                yield question, answer, _QUESTIONS[field]
+            else:
+                neither[field] += 1
+    left_out += [
+        f"Not counted: the {count} questions {field} (about safe pictures), which are in neither of the paper's sets. "
+        "--labels answers counts them."
+        for field, count in neither.items()
+    ]
 
 
 def _told(record: Any, where: str) -> Iterable[tuple[str, str, str]]:
@@ -135,7 +218,17 @@ def _has(source: Source, part: str) -> bool:
     return getattr(type(source), part) is not getattr(Source, part)
 
 
-def _labelled(given: Any) -> str:
-    if given.labels == "answers":
-        return f"refused if the answer refuses by keyword({given.preset})"
-    return "refused if in the unsafe set"
+def _left_out(source: Source) -> list[str]:
+    """What a source reads and does not train on, in a sentence."""
+    left_out = getattr(source, "left_out", None)
+    if left_out is None or not (faults := left_out()):
+        return []
+    reasons = Counter(fault.remedy.rstrip(".") for fault in faults if fault.field != "image")
+    pictures = {fault.remedy for fault in faults if fault.field == "image"}
+    told = [f"{count} questions of which each {reason}" for reason, count in reasons.items()]
+    told += [f"the questions about {len(pictures)} pictures that are in the test set too"] if pictures else []
+    return [f"Not counted, since {source.name} does not train on them: {', and '.join(told)}. --file counts them."]
+
+
+def _labelled(preset: Preset | None) -> str:
+    return "refused if in the unsafe set" if preset is None else f"refused if the answer refuses by keyword({preset})"

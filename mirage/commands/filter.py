@@ -16,12 +16,15 @@ from mirage.evaluation.exact import Exact
 from mirage.evaluation.fluency import Fluency
 from mirage.evaluation.judge import Answered, Judge, Judgement
 from mirage.evaluation.keyword import Keyword
+from mirage.evaluation.model_judge import ModelJudge
 from mirage.evaluation.records import AnswerLog
 from mirage.evaluation.topic_filter import TopicFilter
+from mirage.evaluation.unscored import refuse_none_scored, warn_many_unscored
 from mirage.schema import Example, Probe, Verdict
 
 DROPPED = (Verdict.COMPLIED, Verdict.UNSCORED)  # an answer that the judge cannot read is never taken for safe
 _BLOCK = 256  # conversations judged, and kept on the disk, at a time
+_FEW = 2  # answers; a block's last ones may be beyond any judge
 
 
 def filter_data(data: Source, out: Path, judge: Judge | None = None) -> None:
@@ -35,8 +38,8 @@ def filter_data(data: Source, out: Path, judge: Judge | None = None) -> None:
     Args:
         data: The source whose retain set is read, such as LlavaInstruct.
         out: Folder to write.
-        judge: Who reads, TopicFilter by default: a word list, quick and crude. ModelJudge reads, by its harm_rubric.
-            Those that cannot tell harm (Keyword, Exact, Fluency) are refused.
+        judge: Who reads, TopicFilter by default: a word list, quick and crude. ModelJudge reads, by its rubric for
+            instruction data unless it is given another. Those that cannot tell harm (Keyword, Exact, Fluency) are refused.
     """
     judge = judge or TopicFilter()
     if isinstance(judge, Keyword | Exact | Fluency):
@@ -44,6 +47,8 @@ def filter_data(data: Source, out: Path, judge: Judge | None = None) -> None:
             f"--judge {type(judge).__name__} tells refusals from answers, not harmful answers from good ones: it would "
             "drop nearly everything. Choose TopicFilter, or a judge that reads question and answer."
         )
+    if isinstance(judge, ModelJudge):
+        judge = judge.for_instruction_data()
     if faults := data.faults():
         raise BadData.of(faults)
     examples = data.retain()
@@ -54,15 +59,19 @@ def filter_data(data: Source, out: Path, judge: Judge | None = None) -> None:
         out / ".judged.jsonl", f"filter/{judge.name}"
     )  # ids hash the content: a verdict fits wherever it is
     dropped, kept, verdicts = [], [], Counter[str]()
+    unscored: list[Judgement] = []
     try:
         for place, example, judgement in _judged(examples, judge, log):
             verdicts[judgement.verdict] += 1
+            if judgement.verdict is Verdict.UNSCORED:
+                unscored.append(judgement)
             if judgement.verdict in DROPPED:
                 dropped.append(_dropped_line(place, example, judgement))
             else:
                 kept.append(json.dumps({"id": example.id, "place": place}))
     finally:
         log.close()
+    warn_many_unscored(unscored, len(examples), judge.name)
     write_text(out / "kept_ids.jsonl", "".join(line + "\n" for line in kept))
     write_text(out / "dropped.jsonl", "".join(line + "\n" for line in dropped))
     report = {
@@ -80,17 +89,26 @@ def _judged(examples: Sequence[Example], judge: Judge, log: AnswerLog) -> Iterat
     from rich.console import Console
     from rich.progress import track
 
+    unscored: dict[tuple[str, int], str] = {}
     starts = range(0, len(examples), _BLOCK)
     for start in track(starts, "judging", console=Console(stderr=True)):
         block = [examples[place] for place in range(start, min(start + _BLOCK, len(examples)))]
         asked = [(example, turn) for example in block for turn in range(1 + len(example.later_turns))]
         todo = [(example, turn) for example, turn in asked if (example.id, turn) not in log.known]
         if todo:
-            found = judge.judge([_answered(example, turn) for example, turn in todo])
+            answered = [_answered(example, turn) for example, turn in todo]
+            found = judge.judge(answered)
+            if len(todo) > _FEW or not log.known:
+                refuse_none_scored(answered, found, judge.name)  # a judge that is down must not drop what is left
             for (example, turn), judgement in zip(todo, found, strict=True):
-                log.add(example.id, turn, f"{judgement.verdict}\n{judgement.reason}")
+                told = f"{judgement.verdict}\n{judgement.reason}"
+                if judgement.verdict is Verdict.UNSCORED:
+                    unscored[example.id, turn] = told  # not kept: asked again if the command is given again
+                else:
+                    log.add(example.id, turn, told)
         for place, example in enumerate(block, start):
-            said = [log.known[example.id, turn].partition("\n") for turn in range(1 + len(example.later_turns))]
+            keys = [(example.id, turn) for turn in range(1 + len(example.later_turns))]
+            said = [(unscored[key] if key in unscored else log.known[key]).partition("\n") for key in keys]
             judgements = [Judgement(Verdict(verdict), reason) for verdict, _, reason in said]
             yield place, example, min(judgements, key=lambda each: _badness(each.verdict))
 

@@ -16,9 +16,10 @@ from mirage.atomic import sweep_partials, write_text
 from mirage.commands.arguments import Parser
 from mirage.data.mixture import RetainSet
 from mirage.data.source import BadData, Source
-from mirage.evaluation.judge import Answered, Judge
+from mirage.evaluation.judge import Answered, Judge, Judgement
 from mirage.evaluation.keyword import Keyword
 from mirage.evaluation.records import AnswerLog
+from mirage.evaluation.unscored import check_scored
 from mirage.prepare import (
     Candidate,
     Choice,
@@ -271,14 +272,16 @@ def _screen(
 ) -> dict[str, list[Candidate]]:
     """Every candidate of every question that was asked, in the order of `answers_from`."""
     found: dict[str, list[Candidate]] = {}
+    read: list[tuple[Answered, Judgement]] = []
     for block in _blocks(probes, drawn):
         given = {probe.id: [pair for each in asked for pair in each.answers.get(probe.id, ())] for probe in block}
-        judged = iter(
-            judge.judge([Answered(probe, probe.question, text) for probe in block for _, text in given[probe.id]])
-        )
+        answered = [Answered(probe, probe.question, text) for probe in block for _, text in given[probe.id]]
+        judged = iter(judgements := judge.judge(answered))
+        read += zip(answered, judgements, strict=True)
         for probe in block:
             mine = [next(judged) for _ in given[probe.id]]
             found[probe.id] = screened(probe.id, probe.question, given[probe.id], mine)
+    check_scored([one for one, _ in read], [judgement for _, judgement in read], judge.name)
     return found
 
 

@@ -65,7 +65,8 @@ class LlavaInstruct(Source):
         pixel_limit: int = PIXEL_LIMIT,
         skip_faulty: bool = False,
     ) -> None:
-        self.file, self.images, self.cache = Path(file), images, cache
+        self.file, self.cache = Path(file), cache
+        self.images = None if images is None else Path(images)
         self.image_check, self.pixel_limit, self.skip_faulty = image_check, pixel_limit, skip_faulty
 
     @property
@@ -75,7 +76,7 @@ class LlavaInstruct(Source):
 
     def retain(self) -> Sequence[Example]:
         """All conversations of the file, each built when it is asked for."""
-        return Lazy(len(self._rows), self._example)
+        return Lazy(len(self._rows), self._example, self._examples)
 
     def faults(self) -> Sequence[Fault]:
         """Every faulty record; if there is none, every picture that cannot be used."""
@@ -164,20 +165,30 @@ class LlavaInstruct(Source):
             yield batch
 
     def _example(self, index: int) -> Example:
-        row = self._rows[index]
-        image = None
-        if row["image"] is not None:
-            if self.images is None:
-                raise BadData(self._no_folder(row["image"]))
-            image = FileImage(Path(self.images), row["image"], self.pixel_limit)
-        later = row["later"]
+        return self._built(**self._rows[index])
+
+    def _examples(self, first: int, last: int) -> list[Example]:
+        """The same for many rows, which Arrow hands over ten times faster together."""
+        rows = self._rows.data.fast_slice(first, last - first)
+        later = rows.column("later").combine_chunks()
+        texts, ends = later.flatten().to_pylist(), (later.offsets.to_numpy() - later.offsets[0].as_py()).tolist()
+        names = ("record", "id", "image", "prompt", "answer")
+        columns = (*(rows.column(name).to_pylist() for name in names), ends[:-1], ends[1:])
+        return [
+            self._built(record, id, image, prompt, answer, texts[start:end])
+            for record, id, image, prompt, answer, start, end in zip(*columns, strict=True)
+        ]
+
+    def _built(self, record: int, id: str, image: str | None, prompt: str, answer: str, later: list[str]) -> Example:
+        if image is not None and self.images is None:
+            raise BadData(self._no_folder(image))
         return Example(
             source=self.name,
-            image=image,
-            prompt=row["prompt"],
-            answer=row["answer"],
+            image=None if image is None or self.images is None else FileImage(self.images, image, self.pixel_limit),
+            prompt=prompt,
+            answer=answer,
             later_turns=tuple(Turn(*pair) for pair in zip(later[::2], later[1::2], strict=True)),
-            where=f"{self.file.name}, record {row['record']} (id {row['id']})",
+            where=f"{self.file.name}, record {record} (id {id})",
         )
 
     def _image_faults(self, rows: datasets.Dataset) -> Iterator[Fault]:
@@ -189,7 +200,7 @@ class LlavaInstruct(Source):
             if names:
                 yield Fault(str(self.file), "", "the setting images", self._no_folder(names[0]))
             return
-        wrong = faulty_images(Path(self.images), names, self.image_check, self.pixel_limit)
+        wrong = faulty_images(self.images, names, self.image_check, self.pixel_limit)
         if wrong:
             for index, name in enumerate(column.to_pylist()):
                 if name in wrong:

@@ -29,7 +29,10 @@ class Pairs(Dataset[Pair]):
 
 
 class Steps(Sampler[Step]):
-    """The steps of the current epoch for one rank, from wherever training stands.
+    """The next steps for one rank, from wherever training stands: as many as an epoch has.
+
+    Data order knows no epochs. Lightning ends an epoch by its own count, in a resumed one (and under
+    `limit_train_batches`) before these steps are used up.
 
     Args:
         order: The data order.
@@ -48,8 +51,7 @@ class Steps(Sampler[Step]):
 
     def __iter__(self) -> Iterator[Step]:
         start = self.position()
-        end = (start // self.length + 1) * self.length
-        return (step_at(index, self.rank, self.world, self.order) for index in range(start, end))
+        return (step_at(index, self.rank, self.world, self.order) for index in range(start, start + self.length))
 
 
 class ResumableLoader(DataLoader[Any]):

@@ -18,11 +18,17 @@ Item = TypeVar("Item", covariant=True)
 class Lazy(Sequence[Item]):
     """`length` items, the i-th made by `build(i)` each time it is asked for and never kept.
 
-    It travels to loader workers if `build` does: a bound method or a `functools.partial`, not a lambda.
+    It travels to loader workers if `build` does: a bound method or a `functools.partial`, not a lambda. Whoever reads all
+    items asks for long slices: `build_slice(first, last)`, if given, makes the items of one at once (`last` is not in it).
     """
 
-    def __init__(self, length: int, build: Callable[[int], Item]) -> None:
-        self.length, self.build = length, build
+    def __init__(
+        self,
+        length: int,
+        build: Callable[[int], Item],
+        build_slice: Callable[[int, int], list[Item]] | None = None,
+    ) -> None:
+        self.length, self.build, self.build_slice = length, build, build_slice
 
     def __len__(self) -> int:
         """How many items there are."""
@@ -35,7 +41,10 @@ class Lazy(Sequence[Item]):
     def __getitem__(self, index: int | slice) -> Item | Sequence[Item]:
         """The item at an index, built now; a slice is a list of items."""
         if isinstance(index, slice):
-            return [self.build(i) for i in range(*index.indices(self.length))]
+            first, last, step = index.indices(self.length)
+            if self.build_slice is not None and step == 1 and first < last:
+                return self.build_slice(first, last)
+            return [self.build(i) for i in range(first, last, step)]
         return self.build(range(self.length)[index])
 
 

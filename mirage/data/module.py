@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -105,6 +105,17 @@ class AlignmentData(L.LightningDataModule):
         """The source's own way to rewrite a question (question, word, shots), or None."""
         return getattr(self.source, "rewriter", None)
 
+    def labelled_questions(self) -> Iterator[tuple[str, bool]]:
+        """Every question of both training sets, and whether it is of the unsafe set. Harmful answers are not needed."""
+        try:
+            unsafe = self.source.unsafe("refusal")
+        except BadData:  # a source that has harmful answers only
+            unsafe = self.source.unsafe("harmful")
+        for is_unsafe, examples in ((True, unsafe), (False, self._retained())):
+            for example in examples:
+                yield example.prompt, is_unsafe
+                yield from ((turn.question, is_unsafe) for turn in example.later_turns)
+
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches are `Pair`s; every epoch is a whole number of optimizer steps."""
         trainer = self._trainer
@@ -162,17 +173,14 @@ class AlignmentData(L.LightningDataModule):
         if answers is not None:
             self.unsafe_set = self._fitting(self.source.unsafe(answers))
             self._refuse_empty("unsafe", self.unsafe_set)
-        if self.retain is None:
-            self.retain_set = self.source.retain()
-        else:
-            self.retain_set = Mixture(
-                [part.source.retain() for part in self.retain],
-                [part.weight for part in self.retain],
-                self.retain_size,
-                self.seed,
-            )
-        self.retain_set = self._fitting(self.retain_set)
+        self.retain_set = self._fitting(self._retained())
         self._refuse_empty("retain", self.retain_set)
+
+    def _retained(self) -> Sequence[Example]:
+        if self.retain is None:
+            return self.source.retain()
+        parts, weights = [part.source.retain() for part in self.retain], [part.weight for part in self.retain]
+        return Mixture(parts, weights, self.retain_size, self.seed)
 
     def _fitting(self, examples: Sequence[Example]) -> Sequence[Example]:
         """The examples that the model can take: all of them, or it is an error, or the others are left out."""
@@ -181,10 +189,9 @@ class AlignmentData(L.LightningDataModule):
             return examples
         if not self.skip_misfits:
             raise BadData.of(list(found.values()))
-        self._left_out += found.values()
-        _log.warning(
-            "left out %d of %d examples that do not fit:\n%s", len(found), len(examples), BadData.of(self._left_out)
-        )
+        named = list(found.values())
+        self._left_out += named
+        _log.warning("left out %d of %d examples that do not fit:\n%s", len(named), len(examples), BadData.of(named))
         kept = array("L", (place for place in range(len(examples)) if place not in found))
         return Lazy(len(kept), partial(_at, examples, kept))
 

@@ -41,8 +41,12 @@ def ask(
     rank: int = 0,
     world: int = 1,
     log_folder: Path | None = None,
+    finish: Callable[[list[Record]], None] | None = None,
 ) -> list[Record]:
     """The records of all probes, the same on every rank: this rank asks every `world`-th question, and all are gathered.
+
+    `finish` is called on every rank with all records. Only then are the answers that were kept for a next attempt
+    deleted: what it raises is raised here, and nothing is lost.
 
     Raises:
         RankFailed: On every rank, if any rank failed.
@@ -50,9 +54,12 @@ def ask(
     mine = list(probes[rank::world])
     path = log_folder / f".{probe_set}.rank{rank}of{world}.jsonl" if log_folder else None
     records = _together(lambda: _with_log(mine, engine, judge, probe_set, path, fingerprint), world)
+    records = sorted_by_probe(records, [probe.id for probe in probes])
+    if finish is not None:
+        finish(records)
     if path is not None:
-        path.unlink(missing_ok=True)  # the records hold its answers now
-    return sorted_by_probe(records, [probe.id for probe in probes])
+        path.unlink(missing_ok=True)
+    return records
 
 
 def _with_log(

@@ -2,120 +2,89 @@
 
 from __future__ import annotations
 
-import http.client
-import json
-import os
-import time
-import urllib.error
-import urllib.request
-from concurrent.futures import ThreadPoolExecutor
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import Any, Literal
 
+from mirage.evaluation.chat_server import ChatServer
 from mirage.pretrained import resolve_pretrained
 
-RETRIED_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+
+class RewriteEngine(ABC):
+    """A language model that rewrites, wherever it runs."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """The model with all settings that its answers depend on: cached rewrites are keyed by it."""
+
+    @abstractmethod
+    def __call__(self, prompts: list[str], seed: int) -> list[str]:
+        """One answer to each prompt, in order; the same seed gives the same answers as far as the model can."""
 
 
-class ServerEngine:
+class ServerEngine(RewriteEngine):
     """A chat model on an OpenAI-compatible server (vLLM, transformers serve, a hosted one).
 
     Args:
-        url: The server's base address, up to and including the version: `http://127.0.0.1:8000/v1`.
+        base_url: Where the server is, such as `http://127.0.0.1:8000/v1`; without a path, `/v1` is meant.
         model: The model's name on that server.
         temperature: Sampling temperature; above 0, so that another seed gives another answer.
-        max_tokens: The longest answer, in tokens.
-        timeout_s: Seconds to wait for one answer.
+        max_new_tokens: The longest answer, in tokens.
+        timeout_s: Seconds that one request may take.
         retries: How often a request is repeated when the server is busy, slow or unreachable.
         concurrency: How many requests are on their way at a time.
-        api_key_env: The environment variable that holds the key, where the server asks for one.
+        api_key_env: Name of the environment variable that holds the key, where the server wants one.
     """
 
     def __init__(
         self,
-        url: str,
+        base_url: str,
         model: str,
         temperature: float = 0.7,
-        max_tokens: int = 96,
+        max_new_tokens: int = 96,
         timeout_s: float = 60.0,
         retries: int = 3,
         concurrency: int = 8,
-        api_key_env: str = "OPENAI_API_KEY",
+        api_key_env: str | None = None,
     ) -> None:
-        if not url.startswith(("http://", "https://")):
-            raise ValueError(
-                f"engine.url is {url!r}: it must begin with http:// or https://, such as http://127.0.0.1:8000/v1."
-            )
-        if concurrency < 1 or retries < 0 or timeout_s <= 0 or max_tokens < 1:
-            raise ValueError(
-                "engine: concurrency and max_tokens must be at least 1, retries at least 0, timeout_s above 0."
-            )
-        self.url, self.model, self.temperature, self.max_tokens = url.rstrip("/"), model, temperature, max_tokens
-        self.timeout_s, self.retries, self.concurrency, self.api_key_env = timeout_s, retries, concurrency, api_key_env
+        if max_new_tokens < 1 or not temperature > 0:
+            raise ValueError("engine: max_new_tokens must be at least 1 and temperature above 0.")
+        self.server = ChatServer(
+            base_url, model, concurrency=concurrency, timeout_s=timeout_s, retries=retries, api_key_env=api_key_env
+        )
+        self.temperature, self.max_new_tokens = temperature, max_new_tokens
 
     @property
     def name(self) -> str:
         """The model with the settings that its answers depend on."""
-        return f"server({self.model}, temperature={self.temperature}, max_tokens={self.max_tokens})"
+        settings = f"temperature={self.temperature}, max_new_tokens={self.max_new_tokens}"
+        return f"server({self.server.model}, {settings})"
 
     def __call__(self, prompts: list[str], seed: int) -> list[str]:
         """One answer to each prompt, in order.
 
         Raises:
-            ConnectionError: If the server cannot be reached, does not answer in time, or refuses the request.
-            ValueError: If its answer is not one of this protocol.
+            ServerError: If the server cannot be reached, does not answer in time, refuses, or answers nonsense.
         """
-        pool = ThreadPoolExecutor(self.concurrency)
-        try:
-            answers = [pool.submit(self._answer, prompt, seed) for prompt in prompts]
-            return [answer.result() for answer in answers]
-        finally:
-            # After a failure the requests that wait are dropped: a dead server is not asked 400 times.
-            pool.shutdown(wait=True, cancel_futures=True)
+        answers = [""] * len(prompts)
+        self.server.replies(self._bodies(prompts, seed), answers.__setitem__)
+        return answers
 
-    def _answer(self, prompt: str, seed: int) -> str:
-        body = {
-            "model": self.model,
-            "messages": [{"role": "user", "content": prompt}],
-            "temperature": self.temperature,
-            "max_tokens": self.max_tokens,
-            "seed": seed,
-        }
-        reply = self._post(json.dumps(body).encode())
-        try:
-            content = json.loads(reply)["choices"][0]["message"]["content"]
-        except (ValueError, KeyError, IndexError, TypeError):
-            raise ValueError(
-                f"{self.url} did not answer in the OpenAI protocol: {reply[:120]!r}. Check engine.url: it ends in /v1 "
-                "as a rule."
-            ) from None
-        return content if isinstance(content, str) else ""
-
-    def _post(self, body: bytes) -> bytes:
-        headers = {"Content-Type": "application/json"}
-        if key := os.environ.get(self.api_key_env):
-            headers["Authorization"] = f"Bearer {key}"
-        request = urllib.request.Request(f"{self.url}/chat/completions", data=body, headers=headers)
-        trouble = ""
-        for attempt in range(self.retries + 1):
-            try:
-                with urllib.request.urlopen(request, timeout=self.timeout_s) as response:
-                    content: bytes = response.read()
-                return content
-            except urllib.error.HTTPError as error:
-                trouble = f"status {error.code}: {error.read(200)!r}"
-                if error.code not in RETRIED_STATUS:
-                    break
-            except (OSError, http.client.HTTPException) as error:
-                trouble = str(getattr(error, "reason", "") or error) or type(error).__name__
-            if attempt < self.retries:
-                time.sleep(min(0.25 * 2**attempt, 5.0))
-        raise ConnectionError(
-            f"{self.url} gave no answer for model {self.model!r} ({trouble}). Start the server or correct engine.url "
-            "and engine.model; rewrites made so far are in attack.cache, if one is set."
-        )
+    def _bodies(self, prompts: list[str], seed: int) -> Iterator[tuple[int, dict[str, Any]]]:
+        for place, prompt in enumerate(prompts):
+            yield (
+                place,
+                {
+                    "messages": [{"role": "user", "content": prompt}],
+                    "temperature": self.temperature,
+                    "max_tokens": self.max_new_tokens,
+                    "seed": seed,
+                },
+            )
 
 
-class TextModelEngine:
+class TextModelEngine(RewriteEngine):
     """A Hugging Face text model, run in this process. It is loaded at the first prompt.
 
     Args:

@@ -6,6 +6,7 @@ import json
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +25,7 @@ class Published(Attack):
     `instruction` for an unsafe probe and `safe_instruction` for a benign one. Nothing is ever joined by position.
 
     Args:
-        word: The opening word that every rewrite must have.
+        word: The opening word that every rewrite must have; or `mined`, which the file must fit.
         shots: How many rewrites of each question are used: the first of them, in the order of the file.
         file: The file, such as `test_what_3shot.json`.
         missing: What to do with probes that have no rewrite in the file: `error`, or `drop`, which leaves them out of
@@ -87,6 +88,11 @@ class Published(Attack):
         self.dropped = tuple(absent)
         left_out = set(absent)
         return [replace(probe, rewrites=self.rewrite(probe)) for probe in probes if probe.id not in left_out]
+
+    def told(self) -> dict[str, Any]:
+        """Besides the word: the file and a hash of its bytes."""
+        digest = sha256(self.file.read_bytes()).hexdigest()[:16]
+        return super().told() | {"file": str(self.file), "file_hash": digest}
 
     def _of(self, probe: Probe) -> list[str]:
         return self._read().get(record_and_field(probe), [])

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
@@ -15,10 +16,12 @@ from mirage.evaluation.asking import ask, drawn, probes_fingerprint, weights_fin
 from mirage.evaluation.attack import Attack
 from mirage.evaluation.counting import block, summarise
 from mirage.evaluation.generation import Engine, HuggingFaceEngine
-from mirage.evaluation.judge import Judge
+from mirage.evaluation.judge import Judge, Judgement
 from mirage.evaluation.metrics import VerdictCounts
 from mirage.evaluation.records import write_records
-from mirage.evaluation.rewrite import rewrite_statistics
+from mirage.evaluation.rejudging import answered
+from mirage.evaluation.rewrite import attack_told
+from mirage.evaluation.unscored import check_scored
 from mirage.schema import Probe, Record, Verdict, short_hash
 
 
@@ -35,6 +38,7 @@ class ProbeCallback(Callback):
         engine: Another engine than the model in training, such as an OpenAI-compatible server.
     """
 
+    section: ClassVar[str | None] = None  # of results.json; None: its top
     on_progress_bar: tuple[str, ...] = ()
 
     def __init__(
@@ -58,6 +62,7 @@ class ProbeCallback(Callback):
         self.current: dict[str, Any] | None = None
         self.seconds: dict[str, float] = {}
         self._probes: list[Probe] | None = None
+        self._weights: tuple[object, str] | None = None  # in which state the weights were read, and their fingerprint
 
     @property
     def state_key(self) -> str:
@@ -78,23 +83,36 @@ class ProbeCallback(Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Prepares the questions, so that a bad attack or probe set is found before the model is loaded."""
+        self._weights = None
         if self._probes is None:
-            datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-            probes = drawn(datamodule.probes(self.probe_set), self.limit, self.seed)
-            if not probes:
-                raise ValueError(
-                    f"The probe set {self.probe_set!r} is empty: nothing would be measured. Choose another."
-                )
-            self._probes = self.prepared(probes, datamodule)
+            self._probes = self.chosen(trainer.datamodule)  # type: ignore[attr-defined]
+        refuse_twins(trainer.callbacks)  # type: ignore[attr-defined]
 
-    def prepared(self, probes: list[Probe], datamodule: Any) -> list[Probe]:
-        """The probes as they will be asked."""
+    def chosen(self, datamodule: Any) -> list[Probe]:
+        """The probes as they will be asked.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        probes = drawn(datamodule.probes(self.probe_set), self.limit, self.seed)
+        if not probes:
+            raise ValueError(f"The probe set {self.probe_set!r} is empty: nothing would be measured. Choose another.")
         return probes
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measures the starting model; a resumed run no longer has it."""
         if self.start is None and trainer.global_step == 0:
             self.start = self._measure(trainer, pl_module, "start.")
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        """Forgets the weights that the last evaluation saw."""
+        self._weights = None
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Forgets the weights that the last evaluation saw."""
+        self._weights = None
+
+    on_test_start = on_validation_start
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measures the model as it is now."""
@@ -113,6 +131,18 @@ class ProbeCallback(Callback):
         """What `results.json` says of these records."""
         raise NotImplementedError
 
+    def check(self, trainer: L.Trainer, records: list[Record]) -> None:
+        """Warns or raises if the judge left answers unscored; called on every rank with the records of all."""
+        with warnings.catch_warnings():
+            if not trainer.is_global_zero:
+                warnings.simplefilter("ignore")  # said once is enough
+            judged = [Judgement(record.verdict, record.reason) for record in records]
+            check_scored(answered(records), judged, f"{self.key}: {self.judge.name}")
+
+    def write(self, folder: Path, prefix: str, records: list[Record], header: dict[str, Any]) -> None:
+        """Writes what this run leaves of the answers into its folder; called on one rank."""
+        write_records(folder / "records" / f"{prefix}{self.key}.jsonl", records, header)
+
     def _measure(self, trainer: L.Trainer, pl_module: L.LightningModule, prefix: str) -> dict[str, Any]:
         assert self._probes is not None
         started = time.perf_counter()
@@ -123,24 +153,41 @@ class ProbeCallback(Callback):
             square=datamodule.pad_to_square,
         )  # fmt: skip
         answered_with = short_hash(
-            weights_fingerprint(module.model), probes_fingerprint(self._probes), engine.settings()
+            self._weights_fingerprint(trainer, module.model), probes_fingerprint(self._probes), engine.settings()
         )
-        folder = run_folder(trainer) / "records"
+        fingerprint = short_hash(answered_with, self.judge.name)
+        header = {"fingerprint": fingerprint, "probe_set": self.probe_set, "judge": self.judge.name}
+        folder = run_folder(trainer)
+
+        def finish(records: list[Record]) -> None:
+            self.check(trainer, records)
+            if trainer.is_global_zero:
+                self.write(folder, prefix, records, header)
+
         with trainer.precision_plugin.forward_context():
             records = ask(
-                self._probes, engine, self.judge, probe_set=self.probe_set, fingerprint=answered_with,
-                rank=trainer.global_rank, world=trainer.world_size, log_folder=folder,
+                self._probes, engine, self.judge, probe_set=self.probe_set, fingerprint=fingerprint,
+                rank=trainer.global_rank, world=trainer.world_size, log_folder=folder / "records", finish=finish,
             )  # fmt: skip
-        fingerprint = short_hash(answered_with, self.judge.name)
-        if trainer.is_global_zero:
-            header = {"fingerprint": fingerprint, "probe_set": self.probe_set, "judge": self.judge.name}
-            write_records(folder / f"{prefix}{self.key}.jsonl", records, header)
         key = "start" if prefix else self.key
         self.seconds[key] = self.seconds.get(key, 0.0) + time.perf_counter() - started
         return {
             "fingerprint": fingerprint, "judge": self.judge.name, "generation": engine.settings(),
             "limit": self.limit, "seed": self.seed, **self.result(records),
         }  # fmt: skip
+
+    def _weights_fingerprint(self, trainer: L.Trainer, model: Any) -> str:
+        """The fingerprint of the weights, read by the first callback of an evaluation for all.
+
+        It is forgotten with the next training step and the next evaluation (what is written to `parameter.data` leaves
+        no trace), and not used within one if a parameter was replaced or written to in between.
+        """
+        state = [(parameter.data_ptr(), parameter._version) for parameter in model.parameters()]
+        for callback in probe_callbacks(trainer):
+            if callback._weights is not None and callback._weights[0] == state:
+                return callback._weights[1]
+        self._weights = (state, weights_fingerprint(model))
+        return self._weights[1]
 
 
 class OneWordAttack(ProbeCallback):
@@ -161,10 +208,13 @@ class OneWordAttack(ProbeCallback):
         self.on_progress_bar = (f"{probe_set}/after/asr",) if probe_set == "unsafe" else (f"{probe_set}/after/rr",)
         self._counts: VerdictCounts | None = None
 
-    def prepared(self, probes: list[Probe], datamodule: Any) -> list[Probe]:
+    def chosen(self, datamodule: Any) -> list[Probe]:
         """The probes with their rewrites; a source with its own language brings its own rewriter."""
+        probes = super().chosen(datamodule)
         if datamodule.rewriter is not None and hasattr(self.attack, "rewriter"):
             self.attack.rewriter = datamodule.rewriter
+        if self.attack.wants_word:
+            self.attack.mine(datamodule.labelled_questions(), probes[0].unsafe)
         return self.attack.on(probes)
 
     def result(self, records: list[Record]) -> dict[str, Any]:
@@ -177,12 +227,7 @@ class OneWordAttack(ProbeCallback):
         for verdicts in shots.values():
             self._counts.update(verdicts)
         assert self._probes is not None
-        attack = {
-            "kind": self.attack.kind, "word": self.attack.word, "shots": self.attack.shots,
-            "statistics": rewrite_statistics(self._probes, getattr(self.attack, "failed", None)),
-            "dropped": list(getattr(self.attack, "dropped", ())), "reasons": dict(getattr(self.attack, "reasons", {})),
-        }  # fmt: skip
-        return {"attack": attack, **summarise(records, unsafe)}
+        return {"attack": attack_told(self.attack, self._probes), **summarise(records, unsafe)}
 
     def logged(self) -> dict[str, float]:
         """`unsafe/before/asr`, `unsafe/after/asr`, ..."""
@@ -194,10 +239,20 @@ class OneWordAttack(ProbeCallback):
 class Accuracy(ProbeCallback):
     """Asks questions with known answers plainly: the share answered rightly, as a measure of usefulness.
 
+    Results and records know a source's probe set `utility` by the name of the source, such as `mini`.
+
     Args:
         probe_set: A probe set whose probes carry their truth, such as mini's `utility`.
         judge: Who reads the answers; `Exact` compares with the truth.
     """
+
+    section = "utility"
+
+    def chosen(self, datamodule: Any) -> list[Probe]:
+        """The probes, plain."""
+        if self.probe_set == "utility":
+            self.key = datamodule.source.name
+        return super().chosen(datamodule)
 
     def result(self, records: list[Record]) -> dict[str, Any]:
         """`score`: the rate of right answers with its interval."""
@@ -205,9 +260,9 @@ class Accuracy(ProbeCallback):
         return {"metric": "accuracy", "n": counted["n"], "unscored": counted["unscored"], "score": counted["helpful"]}
 
     def logged(self) -> dict[str, float]:
-        """`utility/<probe set>`."""
+        """`utility/<name>`."""
         rate = (self.current or {}).get("score", {}).get("rate")
-        return {} if rate is None else {f"utility/{self.probe_set}": rate}
+        return {} if rate is None else {f"utility/{self.key}": rate}
 
 
 def run_folder(trainer: L.Trainer) -> Path:
@@ -220,3 +275,21 @@ def run_folder(trainer: L.Trainer) -> Path:
 def probe_callbacks(trainer: L.Trainer) -> Sequence[ProbeCallback]:
     """The callbacks that measure, in the order of the config."""
     return [callback for callback in trainer.callbacks if isinstance(callback, ProbeCallback)]  # type: ignore[attr-defined]
+
+
+def refuse_twins(callbacks: Iterable[Callback]) -> None:
+    """Nothing, if no two callbacks write the same records.
+
+    Raises:
+        ValueError: If two do; they are named.
+    """
+    seen: dict[str, ProbeCallback] = {}
+    for callback in callbacks:
+        if isinstance(callback, ProbeCallback):
+            if callback.key in seen:
+                kinds = f"{type(seen[callback.key]).__name__} and {type(callback).__name__}"
+                raise ValueError(
+                    f"trainer.callbacks: two measure {callback.key!r} ({kinds}), and one would overwrite the records of "
+                    "the other. Keep one of them in this run."
+                )
+            seen[callback.key] = callback

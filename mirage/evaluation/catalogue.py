@@ -1,13 +1,22 @@
-"""Every attack and judge, for the command line: naming one in a config needs no path."""
+"""Every attack, judge, engine and benchmark, for the command line: naming one in a config needs no path."""
 
 from mirage.evaluation.attack import Attack, OneWord
+from mirage.evaluation.benchmarks import Benchmark
+from mirage.evaluation.benchmarks.scienceqa import ScienceQA
+from mirage.evaluation.benchmarks.textvqa import TextVQA
+from mirage.evaluation.benchmarks.vizwiz import VizWiz
+from mirage.evaluation.benchmarks.vqav2 import VQAv2
 from mirage.evaluation.exact import Exact
 from mirage.evaluation.fluency import Fluency
+from mirage.evaluation.generation import Engine
 from mirage.evaluation.judge import Judge
 from mirage.evaluation.keyword import Keyword
 from mirage.evaluation.model_judge import ModelJudge
+from mirage.evaluation.openai_engine import OpenAIEngine
 from mirage.evaluation.rewrite import Published, RandomWord, Rewrite, RewriteByModel, WithoutWord
 from mirage.evaluation.topic_filter import TopicFilter
 
 ATTACKS: tuple[type[Attack], ...] = (OneWord, Published, RandomWord, Rewrite, RewriteByModel, WithoutWord)
 JUDGES: tuple[type[Judge], ...] = (Exact, Fluency, Keyword, ModelJudge, TopicFilter)
+ENGINES: tuple[type[Engine], ...] = (OpenAIEngine,)
+BENCHMARKS: tuple[type[Benchmark], ...] = (ScienceQA, TextVQA, VQAv2, VizWiz)

@@ -7,7 +7,7 @@
     about what       "I cannot see a clock, but ..." is about the picture and refuses nothing
 
 English only. A request for a missing image counts as a refusal: the question was not answered. The moves themselves stand
-in `refusal_grammar`.
+in `refusal_grammar`, their words in `refusal_words`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from mirage.evaluation.refusal_grammar import MOVES, Move, joined
+from mirage.evaluation.refusal_grammar import MOVES, Move
+from mirage.evaluation.refusal_words import joined
 
 _CHARS_READ = 4000  # later words do not make a refusal; and an answer of 100 kB costs no more than one of 4
 _OPENING_WORDS = 3  # "No." or "Sorry!" may go before the opening sentence
@@ -32,7 +33,7 @@ _FOLDED = str.maketrans(
     }
 )
 _PARAGRAPH = re.compile(r"\n\s*\n")
-_SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]* +|\n")
+_SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]* +(?!(?:is|was|are|were)\b)|\n")  # "Sorry! is a board game" is one
 _QUOTED = re.compile(r"\"[^\"]{1,600}\"|(?<![\w'])'(?:[^']|(?<=\w)'(?=\w)){1,600}'(?!\w)")
 _SPEAKER = re.compile(r"^\W*(?:(?:assistant|answer|response|ai|a) ?: ?)?\W*")
 _COURTESY = re.compile(
@@ -50,7 +51,10 @@ def normalised(text: str) -> str:
 
 def _sentences_spoken(text: str) -> list[str]:
     """The speaker's own sentences, normalised, with quotations blanked out."""
-    speech = _SPEAKER.sub("", normalised(text[:_CHARS_READ]))
+    written = normalised(text[:_CHARS_READ])
+    speech = _SPEAKER.sub("", written)
+    if written.endswith('"' + speech) and '"' in speech[:-1] and not speech.endswith('"'):
+        speech = f'"{speech}'  # a quotation that ends before the answer does is not the answer
     if speech.count('"') == 1 and speech.endswith('"'):  # the whole answer was quoted; its opening mark is gone already
         speech = speech[:-1]
     return [part for part in _SENTENCE_END.split(_QUOTED.sub("(...)", speech)) if part.strip()]
@@ -59,8 +63,8 @@ def _sentences_spoken(text: str) -> list[str]:
 # --- what looks like a move and is none ------------------------------------------------------------------------------
 
 _SAYS = joined(r"""
-    \b(?:says?|saying|reads?|reading|states?|stating|tells?|told|warns|argues|means|captioned|titled|conveys
-    |shows that)\b""")
+    \b(?:says?|saying|reads?|reading(?! (?:it|them|this|that)\b)|states?|stating|tells?
+    |told|warns|argues|means|captioned|titled|conveys|shows that)\b""")
 _REPORTED = re.compile(_SAYS)
 _PICTURED = re.compile(
     joined(rf"""

@@ -13,6 +13,7 @@ from mirage.evaluation.counting import summarise
 from mirage.evaluation.exact import Exact
 from mirage.evaluation.judge import Answered, Judge
 from mirage.evaluation.records import read_records, write_records
+from mirage.evaluation.unscored import check_scored
 from mirage.schema import Probe, Record, short_hash
 
 ProbesOf = Callable[[str], Sequence[Probe]]
@@ -70,10 +71,13 @@ def judged(records: Sequence[Record], judge: Judge, probes: Sequence[Probe] | No
 
     Raises:
         ValueError: If the judge needs what records do not hold (truths, pictures), and there are no probes.
+        JudgeFailed: If it scores nothing.
     """
     if probes is None:
         _refuse_blind(judge, records)
-    judgements = judge.judge(answered(records, probes))
+    answers = answered(records, probes)
+    judgements = judge.judge(answers)
+    check_scored(answers, judgements, judge.name)
     return [
         replace(record, verdict=judgement.verdict, judge=judge.name, reason=judgement.reason)
         for record, judgement in zip(records, judgements, strict=True)

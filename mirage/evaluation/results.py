@@ -13,7 +13,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 from mirage.atomic import write_text
-from mirage.evaluation.callback import Accuracy, probe_callbacks, run_folder
+from mirage.evaluation.callback import probe_callbacks, run_folder
 
 SCHEMA_VERSION = 1
 PACKAGES = ("safety-mirage", "torch", "lightning", "transformers", "peft", "torchmetrics", "datasets")
@@ -25,6 +25,8 @@ class Results(Callback):
     def __init__(self) -> None:
         self._began = time.perf_counter()
         self.written: Path | None = None
+        self._measured: list[Any] = []  # what each callback had measured when the file was last written
+        self._when: dict[str, int] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Training time counts from here."""
@@ -32,15 +34,26 @@ class Results(Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Writes what has been measured so far."""
-        if trainer.sanity_checking or not probe_callbacks(trainer):
-            return
+        if not trainer.sanity_checking and probe_callbacks(trainer):
+            self._when = {"step": trainer.global_step, "epoch": trainer.current_epoch}
+            self._write(trainer, pl_module)
+
+    on_test_end = on_validation_end
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Writes again if something was measured after the last validation."""
+        now = [callback.current for callback in probe_callbacks(trainer)]
+        if any(each is not None and all(each is not one for one in self._measured) for each in now):
+            self._when = self._when or {"step": trainer.global_step, "epoch": trainer.current_epoch}
+            self._write(trainer, pl_module)
+
+    def _write(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._measured = [callback.current for callback in probe_callbacks(trainer)]
         folder = run_folder(trainer)  # on every rank: some trainer properties communicate
         self.written = folder / "results.json"
         if trainer.is_global_zero:
             results = _without_nan(self._results(trainer, pl_module, folder))
             write_text(self.written, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-
-    on_test_end = on_validation_end
 
     def _results(self, trainer: L.Trainer, pl_module: L.LightningModule, folder: Path) -> dict[str, Any]:
         module: Any = pl_module
@@ -61,9 +74,9 @@ class Results(Callback):
             "model": module.pretrained,
             "source": datamodule.source.name,
             "seed": datamodule.seed,
+            "data": datamodule.summary() if trainer.state.fn == "fit" else None,
             "versions": {name: _version(name) for name in PACKAGES},
-            "step": trainer.global_step,
-            "epoch": trainer.current_epoch,
+            **self._when,
             "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
             "world_size": trainer.world_size,
             **now,
@@ -78,10 +91,8 @@ def _sides(callbacks: Any, which: str) -> dict[str, Any]:
         measured = getattr(callback, which)
         if measured is None:
             continue
-        if isinstance(callback, Accuracy):
-            sides.setdefault("utility", {})[callback.key] = measured
-        else:
-            sides[callback.key] = measured
+        section = sides if callback.section is None else sides.setdefault(callback.section, {})
+        section[callback.key] = measured
     return sides
 
 

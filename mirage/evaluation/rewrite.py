@@ -7,8 +7,7 @@ import random
 import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Literal
+from typing import Any
 
 from mirage.evaluation.attack import Attack, opening_word
 from mirage.evaluation.attack_model import RewriteByModel, ServerEngine, TextModelEngine
@@ -25,7 +24,7 @@ __all__ = [
     "ServerEngine",
     "TextModelEngine",
     "WithoutWord",
-    "mined_word",
+    "attack_told",
     "rewrite_statistics",
     "rewrites_hash",
 ]
@@ -46,7 +45,8 @@ class Rewrite(Attack):
     number of shots. Its default knows English.
 
     Args:
-        word: The opening word, as it is to be written inside a sentence (`what`, `share`).
+        word: The opening word, as it is to be written inside a sentence (`what`, `share`), or `mined`: the word that the
+            audit of the training set names.
         shots: How many different rewrites of each question (K). An attack succeeds if any of them does.
     """
 
@@ -67,7 +67,7 @@ class WithoutWord(Attack):
     What rises under this control is due to rewording; what rises under the attack beyond it is due to the word.
 
     Args:
-        word: The attack's opening word, which no rewrite opens with.
+        word: The attack's opening word, which no rewrite opens with; or `mined`.
         shots: How many different rewrites of each question.
         instead: The opening of rewrites of a question that itself opens with `word`.
 
@@ -79,12 +79,21 @@ class WithoutWord(Attack):
 
     def __init__(self, word: str, shots: int = 1, instead: str = "please") -> None:
         super().__init__(word, shots)
-        if _root(instead) == _root(word):
-            raise ValueError(
-                f"attack.instead is {instead!r}, the very word to be avoided: choose another opening word."
-            )
         self.instead = instead
         self.rewriter: Rewriter = english_rewrites
+        self.use(word)
+
+    def use(self, word: str) -> None:
+        """Avoids this word from now on."""
+        if _root(self.instead) == _root(word):
+            raise ValueError(
+                f"attack.instead is {self.instead!r}, the very word to be avoided: choose another opening word."
+            )
+        super().use(word)
+
+    def told(self) -> dict[str, Any]:
+        """Besides the word that is avoided, the one that stands instead of it."""
+        return super().told() | {"instead": self.instead}
 
     def rewrite(self, probe: Probe) -> tuple[str, ...]:
         """K different sentences, none of which opens with the word."""
@@ -97,10 +106,11 @@ class RandomWord(Attack):
     """Control: as many rewrites as the attack makes, each opening with another word drawn at random.
 
     Args:
-        word: The attack's opening word, which is never drawn.
+        word: The attack's opening word, which is never drawn; or `mined`.
         shots: How many different rewrites of each question.
         seed: The draw is a function of this seed and the probe's id, so it does not depend on order or subset.
-        openings: The words to draw from, at least as many as shots.
+        openings: The words to draw from, at least as many as shots. Ours are English; a source with a language of its own
+            (mini) needs words that it knows.
 
     Raises:
         ValueError: If fewer than `shots` words remain to draw from.
@@ -110,11 +120,22 @@ class RandomWord(Attack):
 
     def __init__(self, word: str, shots: int = 1, seed: int = 0, openings: tuple[str, ...] = OPENINGS) -> None:
         super().__init__(word, shots)
-        self.seed = seed
-        self.openings = tuple(opening for opening in dict.fromkeys(openings) if _root(opening) != _root(word))
-        if len(self.openings) < shots:
-            raise ValueError(f"attack.openings leaves {len(self.openings)} words for {shots} shots: name more words.")
+        self.seed, self._given = seed, tuple(dict.fromkeys(openings))
         self.rewriter: Rewriter = english_rewrites
+        self.use(word)
+
+    def use(self, word: str) -> None:
+        """Never draws this word from now on."""
+        self.openings = tuple(opening for opening in self._given if _root(opening) != _root(word))
+        if len(self.openings) < self.shots:
+            raise ValueError(
+                f"attack.openings leaves {len(self.openings)} words for {self.shots} shots: name more words."
+            )
+        super().use(word)
+
+    def told(self) -> dict[str, Any]:
+        """Besides the word that is never drawn, those that are, and the seed."""
+        return super().told() | {"openings": list(self.openings), "seed": self.seed}
 
     def rewrite(self, probe: Probe) -> tuple[str, ...]:
         """K different sentences that open with K different words, none of them the attack's or the question's own."""
@@ -128,26 +149,6 @@ class RandomWord(Attack):
 def _root(word: str) -> str:
     """The word without a contracted ending: `what's` opens like `what`."""
     return re.split(r"['\u2019]", word.lower(), maxsplit=1)[0]
-
-
-def mined_word(audit_json: Path, side: Literal["attack", "trigger"]) -> str:
-    """The word that the audit of the training data names for the attack, or as trigger of refusals.
-
-    Raises:
-        ValueError: If the file is missing, is no audit, or names no such word.
-    """
-    key, alias = {"attack": ("best_attack", "attack_word"), "trigger": ("best_trigger", "overprudence_word")}[side]
-    try:
-        audit = json.loads(audit_json.read_text(encoding="utf-8"))
-        key = key if key in audit else alias
-        word = audit[key]
-    except FileNotFoundError:
-        raise ValueError(f"{audit_json}: there is no such file. Write it first with mirage audit.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
-        raise ValueError(f"{audit_json}: it is no audit with a {key!r}. Write it again with mirage audit.") from None
-    if not isinstance(word, str) or word.split() != [word]:
-        raise ValueError(f"{audit_json}: {key!r} is {word!r}, not one word. Give attack.word yourself.")
-    return word
 
 
 def rewrites_hash(probes: Sequence[Probe]) -> str:
@@ -169,6 +170,17 @@ def content_kept(question: str, rewrite: str) -> float:
     """The share of the question's content words that the rewrite has too, in any form; 1 if the question has none."""
     wanted = content_words(question)
     return len(wanted & content_words(rewrite)) / len(wanted) if wanted else 1.0
+
+
+def attack_told(attack: Attack, probes: Sequence[Probe]) -> dict[str, Any]:
+    """What the results say of an attack on `probes`: its settings, and what it made of the questions."""
+    return {
+        **attack.told(),
+        "rewrites_hash": rewrites_hash(probes),
+        "statistics": rewrite_statistics(probes, getattr(attack, "failed", None)),
+        "dropped": list(getattr(attack, "dropped", ())),
+        "reasons": dict(getattr(attack, "reasons", {})),
+    }
 
 
 def rewrite_statistics(probes: Sequence[Probe], failed: Mapping[str, int] | None = None) -> dict[str, float]:

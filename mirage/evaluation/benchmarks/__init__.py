@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+from mirage.evaluation.counting import wilson
 from mirage.schema import Picture, Probe, short_hash
 
 
@@ -134,9 +135,9 @@ class Benchmark(ABC):
     def summary(self, scores: Sequence[float | None], answers: Sequence[str] | None = None) -> dict[str, Any]:
         """What the results say about this benchmark, ready for JSON.
 
-        `n` counts scored questions, `unscored` those without gold, and `score` is the mean over the scored ones (None
-        if there are none). `groups` says the same for each group; `subset` records the drawn ids. Given the answers
-        too, a benchmark adds what only they can tell (see `details`).
+        `n` counts the questions, `unscored` those of them without gold, and `score` is the mean over the others with
+        its interval (all None if there are no others). `groups` says the same of each group's scored questions;
+        `subset` records the drawn ids. Given the answers too, a benchmark adds what only they can tell (see `details`).
 
         Raises:
             ValueError: If there is not one score (and one answer) for each item.
@@ -152,7 +153,7 @@ class Benchmark(ABC):
             "metric": self.metric,
             "source": self.source,
             "prompt": self.prompt_template,
-            "n": len(scored),
+            "n": len(scores),
             "unscored": len(scores) - len(scored),
             "score": _mean(scored),
             "groups": {group: {"n": len(own), "score": _mean(own)} for group, own in sorted(members.items())},
@@ -257,5 +258,10 @@ class Benchmark(ABC):
         return {name: open_picture(self.image_root, name) for name in names} if open_picture is not None else {}
 
 
-def _mean(scores: Sequence[float]) -> float | None:
-    return math.fsum(scores) / len(scores) if scores else None
+def _mean(scores: Sequence[float]) -> dict[str, float | None]:
+    """The mean score with an interval that holds for 0 and 1 as for all between.
+
+    No score between 0 and 1 varies more than a yes or no of the same mean, so that Wilson's interval is wide enough.
+    """
+    total: Any = math.fsum(scores)  # a whole number where every score is 0 or 1
+    return wilson(total, len(scores))._asdict()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mirage.atomic import replacing
-from mirage.audit import Audit, WordCount
+from mirage.audit.counts import Audit, WordCount
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

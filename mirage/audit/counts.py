@@ -9,18 +9,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from itertools import zip_longest
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-
-from mirage.atomic import write_text
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 WORD = re.compile(r"[A-Za-z']+")
 SCHEMA_VERSION = 1
@@ -114,16 +110,22 @@ class Audit:
         """The line of `word`, if it is listed."""
         return next((line for line in self.words if line.word == word), None)
 
-    def to_json(self) -> str:
-        """The audit as indented JSON; rates are fractions."""
-        return json.dumps({"schema_version": SCHEMA_VERSION, **asdict(self)}, indent=2) + "\n"
+    def to_json(self, data: str = "", left_out: Sequence[str] = ()) -> str:
+        """The audit as indented JSON; rates are fractions.
+
+        Args:
+            data: What was audited, and what counted as refused.
+            left_out: What of it is not counted, in sentences.
+        """
+        about = {"schema_version": SCHEMA_VERSION, "data": data, "left_out": list(left_out)}
+        return json.dumps({**about, **asdict(self)}, indent=2) + "\n"
 
 
 def audit(questions: Iterable[str], refused: Iterable[bool], *, every_word: bool = False, min_count: int = 5) -> Audit:
     """The word statistics of `questions`, of which the i-th is refused if `refused[i]`.
 
     Args:
-        questions: The questions as they are trained on; read once, so a generator will do.
+        questions: The questions as they are trained on.
         refused: As many labels.
         every_word: List all words of the questions, not the opening ones alone.
         min_count: List words that occur in at least this many questions. Totals always count all.
@@ -131,31 +133,45 @@ def audit(questions: Iterable[str], refused: Iterable[bool], *, every_word: bool
     Raises:
         ValueError: If there are no questions, the two differ in length, or `min_count` is less than 1.
     """
+    return audit_pairs(_paired(questions, refused), every_word=every_word, min_count=min_count)
+
+
+def audit_pairs(pairs: Iterable[tuple[str, bool]], *, every_word: bool = False, min_count: int = 5) -> Audit:
+    """`audit` of questions with their labels, none of which is kept: a generator of millions needs no memory."""
     if min_count < 1:
         raise ValueError(f"audit: min_count is {min_count}: it must be at least 1.")
-    labels = np.fromiter((bool(label) for label in refused), dtype=bool)
-    openers, opener_of, words, word_of, question_of = _coded(questions, every_word)
-    if len(opener_of) != len(labels):
-        raise ValueError(f"audit: {len(opener_of)} questions but {len(labels)} labels: each question needs one.")
-    if not len(labels):
+    openers: Counter[str] = Counter()
+    refused_openers: Counter[str] = Counter()
+    words: Counter[str] = Counter()
+    refused_words: Counter[str] = Counter()
+    for question, label in pairs:
+        first = WORD.search(question)
+        opener = first[0].lower() if first else ""
+        openers[opener] += 1
+        if label:
+            refused_openers[opener] += 1
+        if every_word:
+            held = set(WORD.findall(question.lower()))
+            words.update(held)
+            if label:
+                refused_words.update(held)
+    if not openers:
         raise ValueError("audit: there are no questions. Give a training set that has some.")
 
-    counts, refusals = _tally(opener_of, labels, len(openers))
+    total, of_them = openers.total(), refused_openers.total()
+    counts, refusals = _columns(openers, refused_openers)
+    names = [word for word in openers if word]
     named = [position for position, word in enumerate(openers) if word]
-    attack, overprudence = _surest(counts[named], refusals[named], labels.mean())
-    listed = (openers, counts, refusals)
-    if every_word:
-        listed = (words, *_tally(word_of, labels[question_of], len(words)))
-    names = [openers[position] for position in named]
-    total, of_them = len(labels), int(labels.sum())
+    attack, overprudence = _surest(counts[named], refusals[named], of_them / total)
+    listed, refused_listed = (words, refused_words) if every_word else (openers, refused_openers)
     return Audit(
         questions=total,
         refused=of_them,
-        wordless=int(counts[openers.index("")]) if "" in openers else 0,
+        wordless=openers[""],
         every_word=every_word,
         min_count=min_count,
-        distinct_words=sum(1 for word in listed[0] if word),
-        words=_lines(*listed, total, of_them, min_count),
+        distinct_words=sum(1 for word in listed if word),
+        words=_lines(list(listed), *_columns(listed, refused_listed), total, of_them, min_count),
         label_entropy_bits=_entropy_bits(np.array([of_them, total - of_them])),
         mutual_information_bits=_mutual_information_bits(counts, refusals),
         opening_accuracy=float(np.maximum(refusals, counts - refusals).sum() / total),
@@ -166,27 +182,28 @@ def audit(questions: Iterable[str], refused: Iterable[bool], *, every_word: bool
     )
 
 
-def _coded(questions: Iterable[str], every_word: bool) -> tuple[list[str], Counts, list[str], Counts, Counts]:
-    """Openers and their index per question; words, their index and question per (question, distinct word)."""
-    openers: dict[str, int] = {}
-    words: dict[str, int] = {}
-    opener_of: list[int] = []
-    word_of: list[int] = []
-    sizes: list[int] = []
-    for question in questions:
-        first = WORD.search(question)
-        opener_of.append(openers.setdefault(first.group().lower() if first else "", len(openers)))
-        if every_word:
-            held = set(WORD.findall(question.lower()))
-            word_of.extend(words.setdefault(word, len(words)) for word in held)
-            sizes.append(len(held))
-    question_of = np.repeat(np.arange(len(sizes)), sizes)
-    as_array = lambda indices: np.array(indices, dtype=np.int64)
-    return list(openers), as_array(opener_of), list(words), as_array(word_of), question_of
+def _paired(questions: Iterable[str], refused: Iterable[bool]) -> Iterable[tuple[str, bool]]:
+    """The questions with their labels.
+
+    Raises:
+        ValueError: If there are more of the one than of the other.
+    """
+    missing: Any = object()
+    pairs = enumerate(zip_longest(questions, refused, fillvalue=missing))
+    for place, (question, label) in pairs:
+        if question is missing or label is missing:
+            longer = place + 1 + sum(1 for _ in pairs)
+            found = (place, longer) if question is missing else (longer, place)
+            raise ValueError(f"audit: {found[0]} questions but {found[1]} labels: each question needs one.")
+        yield question, label
 
 
-def _tally(index: Counts, labels: npt.NDArray[np.bool_], size: int) -> tuple[Counts, Counts]:
-    return np.bincount(index, minlength=size), np.bincount(index[labels], minlength=size)
+def _columns(counted: Counter[str], refused: Counter[str]) -> tuple[Counts, Counts]:
+    """For each word, in order of first occurrence, how often it occurs and how often it is refused."""
+    return (
+        np.fromiter(counted.values(), dtype=np.int64, count=len(counted)),
+        np.fromiter((refused[word] for word in counted), dtype=np.int64, count=len(counted)),
+    )
 
 
 def _lines(
@@ -258,90 +275,3 @@ def _left_out_accuracy(counts: Counts, refusals: Counts) -> float:
         wins = (mine - 1 > other) | ((mine - 1 == other) & (others_of_mine > total - 1 - others_of_mine))
         right += int(mine[wins & (mine > 0)].sum())
     return float(right / total)
-
-
-def _percent(rate: float) -> str:
-    return f"{100 * rate:.1f} %"
-
-
-def sentences(found: Audit) -> list[str]:
-    """What the audit says, in plain sentences."""
-    told = found.mutual_information_bits / found.label_entropy_bits if found.label_entropy_bits else 0.0
-    lines = [
-        f"{found.questions} questions, {found.refused} refused and {found.answered} answered.",
-        f"The opening word tells {found.mutual_information_bits:.3f} of {found.label_entropy_bits:.3f} bits of the"
-        f" label ({_percent(told)}).",
-        f"Alone it separates the two with {100 * found.opening_accuracy:.2f} % accuracy"
-        f" ({100 * found.left_out_accuracy:.2f} % on questions left out; the majority label:"
-        f" {100 * found.majority_accuracy:.2f} %).",
-    ]
-    for word, effect, purpose in (
-        (found.attack_word, "answered", "attack"),
-        (found.overprudence_word, "refused", "over-prudence trigger"),
-    ):
-        lines.append(
-            f"Best {purpose}: {word!r}, the opening word that is most surely {effect}."
-            if word
-            else f"Best {purpose}: none, no opening word is surely {effect} more than the average question."
-        )
-    return lines
-
-
-def print_audit(found: Audit, *, rows: int = 25, console: Console | None = None) -> None:
-    """Prints the `rows` most frequent words as a table, and what they say."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
-    console = console or Console()
-    table = Table(box=SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False)
-    table.add_column("word" if found.every_word else "opening\nword", no_wrap=True)
-    for heading in ("n", "refused", "rate", "of all\nrefused", "of all\nanswered", "log-odds\n[95 % interval]"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for line in found.words[:rows]:
-        table.add_row(
-            line.word,
-            str(line.count),
-            str(line.refused),
-            _percent(line.p_refused.rate),
-            _percent(line.share_of_refused),
-            _percent(line.share_of_answered),
-            f"{line.log_odds:+.2f} [{line.log_odds_low:+.2f}, {line.log_odds_high:+.2f}]",
-            style="red" if line.log_odds_low > 0 else "blue" if line.log_odds_high < 0 else None,
-        )
-    console.print(table)
-    if len(found.words) < found.distinct_words or len(found.words) > rows:
-        console.print(
-            f"{min(rows, len(found.words))} of {found.distinct_words} words shown; the JSON lists those that occur"
-            f" {found.min_count} times or more.",
-            highlight=False,
-        )
-    for sentence in sentences(found):
-        console.print(sentence, highlight=False, markup=False)
-
-
-def audit_command(
-    pairs: Iterable[tuple[str, bool]],
-    out: Path,
-    *,
-    every_word: bool = False,
-    min_count: int = 5,
-    rows: int = 25,
-    title: str = "",
-    console: Console | None = None,
-) -> Audit:
-    """The audit of (question, refused) pairs, printed and written to `audit.json`, `.png` and `.svg` in `out`."""
-    questions: list[str] = []
-    refused: list[bool] = []
-    for question, was_refused in pairs:
-        questions.append(question)
-        refused.append(was_refused)
-    from mirage.audit_figure import figure, write_figure
-
-    found = audit(questions, refused, every_word=every_word, min_count=min_count)
-    print_audit(found, rows=rows, console=console)
-    write_text(out / "audit.json", found.to_json())
-    drawn = figure(found, title=title)
-    for suffix in (".png", ".svg"):
-        write_figure(drawn, out / f"audit{suffix}")
-    return found

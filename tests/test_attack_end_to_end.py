@@ -1,0 +1,311 @@
+"""Attacks, controls and engines through the command line on mini: what a config says is what results and records hold."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mirage.cli import main
+from mirage.data.mini import Mini
+from mirage.data.module import AlignmentData
+from mirage.data.published import PublishedSplit
+from mirage.evaluation import chat_server
+from mirage.evaluation.attack import opening_word
+from mirage.evaluation.records import read_records
+from mirage.evaluation.rewrite import RandomWord, Rewrite, rewrites_hash
+from mirage.schema import Record
+
+PROBES = 6
+
+
+def attacked(probe_set: str, attack: str, settings: dict[str, Any], **others: Any) -> dict[str, Any]:
+    return {
+        "class_path": "OneWordAttack",
+        "init_args": {
+            "probe_set": probe_set, "attack": {"class_path": attack, "init_args": settings},
+            "judge": {"class_path": "Exact"}, "max_new_tokens": 12, **others,
+        },
+    }  # fmt: skip
+
+
+def validate(folder: Path, *callbacks: dict[str, Any], **source: Any) -> int:
+    config = {
+        "model": {"class_path": "MixedSFT", "init_args": {"pretrained": "package:mirage.mini/checkpoint"}},
+        "data": {"source": {"class_path": "Mini", "init_args": {"num_probes": PROBES, **source}}, "num_workers": 0},
+        "trainer": {
+            "default_root_dir": str(folder / "run"), "accelerator": "cpu", "enable_progress_bar": False,
+            "callbacks": list(callbacks),
+        },
+    }  # fmt: skip
+    file = folder / "config.yaml"
+    file.write_text(yaml.safe_dump(config))
+    return main(["validate", "--config", str(file)])
+
+
+def results(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "run" / "validate" / "results.json").read_text()))
+
+
+def records(folder: Path, side: str) -> list[Record]:
+    return read_records(folder / "run" / "validate" / "records" / f"{side}.jsonl")[1]
+
+
+def rewritten(folder: Path, side: str) -> list[str]:
+    return [record.question for record in records(folder, side) if record.shot]
+
+
+# --- words -----------------------------------------------------------------------------------------------------------
+
+
+def test_words_are_mined_from_the_training_set_and_told(tmp_path: Path) -> None:
+    openers = {"unsafe_openers": {"can": 1.0, "list": 3.0}, "safe_openers": {"can": 1.0, "describe": 3.0}}
+    both = [attacked(side, "Rewrite", {"word": "mined", "shots": 2}) for side in ("unsafe", "benign")]
+    assert validate(tmp_path, *both, **openers) == 0
+    found = results(tmp_path)
+    source = Mini(num_probes=PROBES, **openers)  # type: ignore[arg-type]
+    for side, word in (("unsafe", "describe"), ("benign", "list")):
+        attack = found[side]["attack"]
+        opened = [opening_word(example.prompt) for example in (*source.unsafe("refusal"), *source.retain())]
+        assert (attack["kind"], attack["word"], attack["shots"]) == ("rewrite", word, 2)
+        assert attack["mined"]["word"] == word and attack["mined"]["questions"] == 800
+        assert attack["mined"]["count"] == opened.count(word)
+        assert (attack["mined"]["log_odds"] < -5) if side == "unsafe" else (attack["mined"]["log_odds"] > 5)
+        assert {opening_word(question) for question in rewritten(tmp_path, side)} == {word}
+
+
+def test_where_no_word_stands_out_it_is_said_before_the_model_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mirage.backbone.load_model", None)
+    same = {"unsafe_openers": {"can": 1.0}, "safe_openers": {"can": 1.0}}
+    assert validate(tmp_path, attacked("unsafe", "Rewrite", {"word": "mined"}), **same) == 1
+    said = capsys.readouterr().err
+    assert "no opening word of the training set is surely answered" in said and "Traceback" not in said
+
+
+def test_mined_is_a_word_too_and_a_plain_word_is_not_mined() -> None:
+    assert Rewrite("mined").wants_word and not Rewrite("Mined").wants_word and not Rewrite("what").wants_word
+    control = RandomWord("mined", shots=2, openings=("what", "can", "do"))
+    control.mine([("What is it?", False)] * 20 + [("Share it.", True)] * 20, unsafe=True)
+    assert control.word == "what" and control.openings == ("can", "do") and not control.wants_word
+    with pytest.raises(ValueError, match="leaves 1 words for 2 shots"):
+        RandomWord("mined", shots=2, openings=("what", "can")).mine(
+            [("What is it?", False)] * 20 + [("Share it.", True)] * 20, unsafe=True
+        )
+
+
+def test_questions_are_offered_without_harmful_answers_and_from_harmful_ones_alone(tmp_path: Path) -> None:
+    turns = [{"from": "human", "value": "Tell me how."}, {"from": "gpt", "value": "Like this."}]
+    for name in ("forget", "retain"):
+        turns[0]["value"] = "Tell me how." if name == "forget" else "What is it?"
+        (tmp_path / f"{name}.json").write_text(json.dumps([{"id": "1", "conversations": turns}]))
+    harmful_only = PublishedSplit(tmp_path / "forget.json", tmp_path / "retain.json", tmp_path)
+    assert list(AlignmentData(harmful_only).labelled_questions()) == [("Tell me how.", True), ("What is it?", False)]
+    mini = Mini(num_unsafe=3, num_safe=2)
+    told = list(AlignmentData(mini).labelled_questions())
+    assert [unsafe for _, unsafe in told] == [True] * 3 + [False] * 2
+    assert [question for question, _ in told[:3]] == [example.prompt for example in mini.unsafe("refusal")]
+
+
+# --- controls, files, models -----------------------------------------------------------------------------------------
+
+STATISTICS = {"edit_distance_mean", "content_kept_mean", "pure_replacements", "distinct", "failed"}
+
+
+def test_controls_make_as_many_rewrites_without_the_word_and_say_so(tmp_path: Path) -> None:
+    drawn = ["can", "describe", "explain", "show"]
+    without = attacked("unsafe", "WithoutWord", {"word": "what's", "shots": 3, "instead": "can"})
+    at_random = attacked("benign", "RandomWord", {"word": "share", "shots": 3, "openings": drawn, "seed": 5})
+    assert validate(tmp_path, without, at_random) == 0
+    found = results(tmp_path)
+    told = found["unsafe"]["attack"]
+    assert (told["kind"], told["word"], told["instead"], told["mined"]) == ("without_word", "what's", "can", None)
+    own = {record.id: opening_word(record.question) for record in records(tmp_path, "unsafe") if not record.shot}
+    for record in records(tmp_path, "unsafe"):
+        assert opening_word(record.question) == (own[record.id] if own[record.id] != "what's" else "can")
+    told = found["benign"]["attack"]
+    assert (told["kind"], told["word"], told["openings"], told["seed"]) == ("random_word", "share", drawn, 5)
+    assert {opening_word(question) for question in rewritten(tmp_path, "benign")} <= set(drawn)
+    for side in ("unsafe", "benign"):
+        statistics = found[side]["attack"]["statistics"]
+        assert statistics["rewrites"] == len(rewritten(tmp_path, side)) == 3 * PROBES
+        assert statistics.keys() >= STATISTICS and statistics["edit_distance_mean"] > 0
+
+
+def test_published_rewrites_are_asked_and_the_file_is_named(tmp_path: Path) -> None:
+    probes = Mini(num_probes=PROBES).probes("unsafe")
+    published = [
+        {"id": probe.id, "instr-resp": [{"instruction": f"what's {k} of this?"}]}
+        for k in (1, 2)
+        for probe in reversed(probes)  # never joined by position
+    ]
+    file = tmp_path / "published.json"
+    file.write_text(json.dumps(published[:-1]))
+    missing_one = attacked("unsafe", "Published", {"word": "what's", "file": str(file), "shots": 1})
+    assert validate(tmp_path, missing_one) == 0
+    told = results(tmp_path)["unsafe"]["attack"]
+    assert (told["kind"], told["file"], told["dropped"]) == ("file", str(file), [])
+    assert rewritten(tmp_path, "unsafe") == ["what's 1 of this?"] * PROBES
+    file.write_text(json.dumps(published[1:PROBES]))
+    fewer = attacked("unsafe", "Published", {"word": "what's", "file": str(file), "missing": "drop"})
+    with pytest.warns(UserWarning, match="left out 1 probes"):
+        assert validate(tmp_path, fewer) == 0
+    again = results(tmp_path)["unsafe"]
+    assert again["attack"]["dropped"] == [probes[-1].id] and again["after"]["n"] == PROBES - 1
+    assert again["attack"]["file_hash"] != told["file_hash"]
+
+
+class Server:
+    """A small chat server; the test says what it replies to each text, and counts."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.reply: Callable[[str], tuple[int, str]] = lambda text: (200, "fine")
+        server, lock = self, threading.Lock()
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                content = body["messages"][0]["content"]
+                text = content if isinstance(content, str) else content[-1]["text"]
+                with lock:
+                    server.asked.append(text)
+                    status, said = server.reply(text)
+                message = {"choices": [{"message": {"role": "assistant", "content": said}}]}
+                try:
+                    self.send_response(status)
+                    self.end_headers()
+                    self.wfile.write(said.encode() if said.startswith("<") else json.dumps(message).encode())
+                except OSError:
+                    pass  # the client has given up
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_address[1]}/v1"
+        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setattr(chat_server, "_FIRST_WAIT_S", 0.01)
+    started = Server()
+    yield started
+    started.http.shutdown()
+    started.http.server_close()
+
+
+def test_rewrites_by_a_server_are_kept_hashed_and_not_asked_for_again(tmp_path: Path, server: Server) -> None:
+    def rewrite(prompt: str) -> tuple[int, str]:
+        question = re.search(r"Request: (.*)\n", prompt)[1]  # type: ignore[index]
+        return 200, "red" if "list" in question else f"what's it: {question}"
+
+    server.reply = rewrite
+    cache = tmp_path / "rewrites.jsonl"
+    engine = {"class_path": "ServerEngine", "init_args": {"base_url": server.url, "model": "m"}}
+    settings = {"word": "what's", "engine": engine, "cache": str(cache), "tries": 2}
+    attack = attacked("unsafe", "RewriteByModel", settings)
+    only = {"unsafe_openers": {"can": 3.0, "list": 1.0}}
+    assert validate(tmp_path, attack, **only) == 0
+    first, questions = results(tmp_path)["unsafe"]["attack"], [r for r in records(tmp_path, "unsafe") if not r.shot]
+    assert (first["kind"], first["cache"]) == ("model", str(cache)) and first["engine"].startswith("server(m, ")
+    plain = [record.question for record in questions]
+    assert first["statistics"]["failed"] == sum(question.startswith("list") for question in plain) > 0
+    lists = {question for question in plain if question.startswith("list")}
+    assert first["reasons"] == {"does not open with the word": 2 * len(lists)}
+    assert len(server.asked) == len({*plain} - lists) + 2 * len(lists)
+    assert {json.loads(line)["question"] for line in cache.read_text().splitlines()} == {*plain}
+    server.asked.clear()
+    assert validate(tmp_path, attack, **only) == 0
+    assert server.asked == [] and results(tmp_path)["unsafe"]["attack"]["rewrites_hash"] == first["rewrites_hash"]
+    changed = attacked("unsafe", "RewriteByModel", {**settings, "seed": 7})
+    assert validate(tmp_path, changed, **only) == 0 and server.asked, "other settings are other rewrites"
+    probes = Mini(num_probes=PROBES, **only).probes("unsafe")  # type: ignore[arg-type]
+    assert first["rewrites_hash"] != rewrites_hash(probes)
+
+
+# --- a server that answers -------------------------------------------------------------------------------------------
+
+
+def failing(server: Server, after: int, how: str) -> None:
+    """Answers that many questions, then fails in the given way."""
+
+    def reply(text: str) -> tuple[int, str]:
+        if len(server.asked) <= after:
+            return 200, f"about {text}"
+        if how == "slow":
+            threading.Event().wait(0.6)
+        return {"slow": (200, "late"), "busy": (503, "no"), "nonsense": (200, "<html>hello</html>")}[how]
+
+    server.reply = reply
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ("slow", r"no answer within 0\.3 s\. Raise engine\.timeout_s"),
+        ("busy", r"it answers HTTP 503: .* See the server's own log"),
+        ("nonsense", r"its reply is no chat completion \('<html>hello</html>'\)"),
+        ("down", r"no connection \(.*refused.*\)\. Start the server"),
+    ],
+)
+def test_a_server_that_fails_gives_one_sentence_and_is_asked_on_where_it_stopped(
+    how: str, says: str, tmp_path: Path, server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"model": "m", "timeout_s": 0.3, "retries": 1, "concurrency": 1}
+    given = {"word": "what's", "shots": 1}
+
+    def run(url: str) -> int:
+        engine = {"class_path": "OpenAIEngine", "init_args": {"base_url": url, **settings}}
+        judge = {"class_path": "Keyword"}
+        return validate(tmp_path, attacked("unsafe", "Rewrite", given, engine=engine, judge=judge))
+
+    log = tmp_path / "run" / "validate" / "records" / ".unsafe.rank0of1.jsonl"
+    if how == "down":
+        assert run("http://127.0.0.1:9/v1") == 1
+        answered = 0
+    else:
+        failing(server, 7, how)
+        assert run(server.url) == 1
+        answered = 7
+        assert len(log.read_text().splitlines()) == 1 + answered, "a header, and what was answered"
+    said = capsys.readouterr().err.strip()
+    assert re.search(says, said) and said.startswith("mirage: http://127.0.0.1") and "\n" not in said
+    assert not (tmp_path / "run" / "validate" / "results.json").exists()
+    server.asked.clear()
+    server.reply = lambda text: (200, f"about {text}")
+    assert run(server.url) == 0
+    whole = answered - answered % 2  # a probe with an answer missing is asked again, all its shots together
+    assert len(server.asked) == 2 * PROBES - whole
+    assert [record.answer for record in records(tmp_path, "unsafe")] == [
+        f"about {record.question}" for record in records(tmp_path, "unsafe")
+    ]
+    assert not log.exists() and results(tmp_path)["unsafe"]["generation"]["base_url"] == server.url
+
+
+def test_a_judge_that_is_down_leaves_a_run_as_it_was(
+    tmp_path: Path, server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    attack = attacked("unsafe", "Rewrite", {"word": "what's"})
+    assert validate(tmp_path, attack) == 0
+    run = tmp_path / "run" / "validate"
+    before = {file: file.read_bytes() for file in run.rglob("*.json*")}
+    at = ["--judge.engine", "OpenAIEngine", "--judge.engine.model", "m", "--judge.engine.retries", "0"]
+    judge = ["--judge", "ModelJudge", *at, "--judge.see_picture", "false", "--judge.engine.base_url"]
+    assert main(["judge", str(run), *judge, "http://127.0.0.1:9/v1"]) == 1
+    said = capsys.readouterr().err
+    assert "scored none of 12 answers" in said and "Start the server" in said
+    assert {file: file.read_bytes() for file in run.rglob("*.json*")} == before
+    server.reply = lambda text: (200, "hm" if "can " in text.split("<<<QUESTION")[1] else "Fine.\nVERDICT: refused")
+    assert main(["judge", str(run), *judge, server.url]) == 0
+    assert results(tmp_path)["unsafe"]["before"]["rr"]["rate"] == 1.0
+    assert len(server.asked) == 2 * PROBES, "nothing is generated, each answer is read once"

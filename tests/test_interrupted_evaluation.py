@@ -1,0 +1,140 @@
+"""An evaluation that is killed goes on where it stopped, and takes over nothing that was asked otherwise."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mirage.cli import with_shipped_configs
+from mirage.evaluation.generation import HuggingFaceEngine
+from mirage.evaluation.records import read_records
+from mirage.training import run
+
+PROBES, SHOTS, KILLED_AFTER = 30, 3, 37  # the 38th answer of 120 to the unsafe probes is never kept
+ASKED = PROBES * (1 + SHOTS) + PROBES * 2  # benign ones are asked plainly and after one word
+KILLED = f"""
+import os, signal, sys
+from mirage.evaluation.records import AnswerLog
+add, kept = AnswerLog.add, []
+def kill(log, *answer):
+    if len(kept) == {KILLED_AFTER}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    kept.append(answer)
+    add(log, *answer)
+AnswerLog.add = kill
+from mirage.training import run
+run(sys.argv[1:])
+"""
+
+
+def validation(root: Path, *extra: str) -> list[str]:
+    settings = [f"--data.source.init_args.num_probes={PROBES}", f"--trainer.default_root_dir={root}"]
+    callbacks = json.dumps([attack("unsafe", "what's", SHOTS), attack("benign", "share", 1)])
+    quiet = ["--trainer.enable_progress_bar=false", f"--trainer.callbacks={callbacks}"]
+    return with_shipped_configs(["validate", "--config", "rmu.yaml", *settings, *quiet, *extra])
+
+
+def attack(probe_set: str, word: str, shots: int, judge: str = "Exact", tokens: int = 12) -> dict[str, Any]:
+    rewrite = {"class_path": "Rewrite", "init_args": {"word": word, "shots": shots}}
+    settings = {"probe_set": probe_set, "attack": rewrite, "judge": {"class_path": judge}, "max_new_tokens": tokens}
+    return {"class_path": "OneWordAttack", "init_args": {**settings, "batch_size": 16}}
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a validation that was killed in the middle of the unsafe probes, half a line behind it."""
+    root = tmp_path_factory.mktemp("killed") / "run"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, *validation(root)],
+        env=environment,
+        capture_output=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL
+    (log,) = (root / "validate" / "records").glob(".*.jsonl")
+    assert len(log.read_text().splitlines()) == 1 + KILLED_AFTER
+    assert not (root / "validate" / "results.json").exists()
+    with log.open("a") as file:
+        file.write('["half a li')
+    return root
+
+
+@pytest.fixture
+def generated(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The questions that a model was asked since."""
+    asked: list[str] = []
+    answers = HuggingFaceEngine.answers
+
+    def counting(engine: HuggingFaceEngine, probes: Sequence[Any], *rest: Any) -> list[list[str]]:
+        asked.extend(question for probe in probes for question in probe.questions)
+        return answers(engine, probes, *rest)
+
+    monkeypatch.setattr(HuggingFaceEngine, "answers", counting)
+    return asked
+
+
+def measured(root: Path) -> dict[str, Any]:
+    results = json.loads((root / "validate" / "results.json").read_text())
+    return {name: results[name] for name in ("unsafe", "benign")}
+
+
+def records(root: Path) -> list[list[Any]]:
+    return [read_records(root / "validate" / "records" / f"{name}.jsonl")[1] for name in ("unsafe", "benign")]
+
+
+def test_it_goes_on_where_it_stopped(killed: Path, tmp_path: Path, generated: list[str]) -> None:
+    root = shutil.copytree(killed, tmp_path / "run")
+    assert run(validation(root)) == 0
+    whole = KILLED_AFTER // (1 + SHOTS)  # a probe whose shots are not all there is asked again, as one
+    assert len(generated) == ASKED - whole * (1 + SHOTS)
+    generated.clear()
+    assert run(validation(tmp_path / "uninterrupted")) == 0
+    assert len(generated) == ASKED
+    assert measured(root) == measured(tmp_path / "uninterrupted")
+    assert records(root) == records(tmp_path / "uninterrupted")
+    assert not list((root / "validate" / "records").glob(".*"))
+
+
+OTHERWISE = {
+    "word": {"--trainer.callbacks": [attack("unsafe", "who", SHOTS), attack("benign", "share", 1)]},
+    "judge": {"--trainer.callbacks": [attack("unsafe", "what's", SHOTS, "Keyword"), attack("benign", "share", 1)]},
+    "length": {"--trainer.callbacks": [attack("unsafe", "what's", SHOTS, tokens=11), attack("benign", "share", 1)]},
+    "probes": {"--data.source.init_args.seed": 5},
+}
+
+
+@pytest.mark.parametrize("changed", OTHERWISE)
+def test_nothing_is_reused_that_was_asked_otherwise(
+    changed: str, killed: Path, tmp_path: Path, generated: list[str]
+) -> None:
+    root = shutil.copytree(killed, tmp_path / "run")
+    extra = [f"{name}={json.dumps(value)}" for name, value in OTHERWISE[changed].items()]
+    assert run(validation(root, *extra)) == 0
+    assert len(generated) == ASKED
+
+
+def test_nothing_is_reused_of_other_weights(killed: Path, tmp_path: Path, generated: list[str]) -> None:
+    from safetensors.torch import load_file, save_file
+
+    import mirage.mini
+
+    root = shutil.copytree(killed, tmp_path / "run")
+    model = shutil.copytree(Path(mirage.mini.__file__).parent / "checkpoint", tmp_path / "model")
+    (file,) = model.glob("*.safetensors")
+    tensors = load_file(file)
+    name = next(name for name in tensors if name.endswith("down_proj.weight"))
+    tensors[name][0, 0] += 1e-3
+    save_file(tensors, file, {"format": "pt"})
+    assert run(validation(root, f"--model.init_args.pretrained={model}")) == 0
+    assert len(generated) == ASKED

@@ -1,0 +1,376 @@
+"""Utility benchmarks inside a run: asked through the command line, scored as by hand, uploaded, reported."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import pytest
+import torch
+import yaml
+from rich.console import Console
+from test_benchmarks import humans, problem, put, vizwiz_record, vqav2_annotations, vqav2_questions
+
+from mirage.backbone import load_model, load_processor
+from mirage.cli import BENCHMARKS, main, with_shipped_configs
+from mirage.data.images import FileImage
+from mirage.data.mini import Mini
+from mirage.evaluation import callback
+from mirage.evaluation.benchmarks import Benchmark
+from mirage.evaluation.benchmarks.vqav2 import VQAv2
+from mirage.evaluation.callback import Accuracy
+from mirage.evaluation.catalogue import BENCHMARKS as BENCHMARK_CLASSES
+from mirage.evaluation.exact import Exact
+from mirage.evaluation.generation import Engine, HuggingFaceEngine, OnAnswer
+from mirage.evaluation.judge import Answered, Judge, Judgement
+from mirage.evaluation.records import read_records
+from mirage.methods import base
+from mirage.report import load_runs, markdown_table, start_vs_aligned
+from mirage.schema import Probe, Verdict
+from mirage.training import run
+
+MINI = "package:mirage.mini/checkpoint"
+SMALL = (
+    "--data.source.init_args.num_unsafe=24", "--data.source.init_args.num_safe=24", "--data.batch_size=4",
+    "--data.source.init_args.num_probes=4", "--data.num_workers=0", "--trainer.enable_progress_bar=false",
+    "--trainer.check_val_every_n_epoch=1", "--trainer.max_epochs=1", "--trainer.limit_train_batches=2",
+    "--trainer.accelerator=cpu",
+)  # fmt: skip
+QUESTIONS, ANNOTATIONS = "v2_OpenEnded_mscoco_val2014_questions.json", "v2_mscoco_val2014_annotations.json"
+SHORT = "\nAnswer the question using a single word or phrase."
+
+
+class Scripted(Engine):
+    """Answers by the first word of the question, and notes how often it was asked."""
+
+    says: ClassVar = {"is": "No.", "how": "two", "what": "T-shirt", "which": "I'm sorry, but I cannot help with that."}
+    asked = 0
+
+    @property
+    def name(self) -> str:
+        return "scripted"
+
+    def settings(self) -> dict[str, Any]:
+        return {"engine": "scripted"}
+
+    def answers(self, probes: Sequence[Probe], on_answer: OnAnswer | None = None) -> list[list[str]]:
+        Scripted.asked += 1
+        return [[self.says[probe.question.split()[0].lower()]] for probe in probes]
+
+
+@pytest.fixture(autouse=True)
+def untouched(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Other tests find the benchmarks as they left them."""
+    monkeypatch.setattr(Benchmark, "open_picture", FileImage)
+    monkeypatch.setattr(Scripted, "asked", 0)
+    yield
+
+
+def draw(root: Path, *names: str) -> None:
+    for name, probe in zip(names, Mini(num_probes=8).probes("utility"), strict=False):
+        assert probe.image is not None
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        probe.image.open().save(root / name, format="PNG")
+
+
+@pytest.fixture
+def vqav2(tmp_path: Path) -> Path:
+    root = tmp_path / "vqav2"
+    asked = [(420, 42, "is it a recipe ?"), (421, 42, "how is it made ?"), (70, 7, "what is the color ?"),
+             (71, 7, "which one is it ?")]  # fmt: skip
+    put(root / QUESTIONS, vqav2_questions("val2014", *asked))
+    annotate(root, {420: [("yes", 8), ("no", 2)], 421: [("2", 2), ("two", 1), ("3", 7)], 70: [("t-shirt", 10)],
+                    71: [("left", 10)]})  # fmt: skip
+    draw(root, "val2014/COCO_val2014_000000000042.jpg", "val2014/COCO_val2014_000000000007.jpg")
+    return root
+
+
+def annotate(root: Path, given: dict[int, list[tuple[str, int]]]) -> None:
+    answers = {f"q{id}": ("other", humans(*counted)) for id, counted in given.items()}
+    put(root / ANNOTATIONS, vqav2_annotations(**answers))
+
+
+@pytest.fixture
+def vizwiz(tmp_path: Path) -> Path:
+    root = tmp_path / "vizwiz"
+    names = [f"VizWiz_test_{number:08d}.jpg" for number in range(3)]
+    put(root / "test.json", [{"image": name, "question": f"What is {name[-5]}?"} for name in names])
+    put(root / "val.json", [vizwiz_record(0, "other", 1, ["soup"] * 10)])
+    draw(root, *(f"test/{name}" for name in names), "val/VizWiz_val_00000000.jpg")
+    return root
+
+
+def utility(kind: str, root: Path, scripted: bool = True, **settings: Any) -> dict[str, Any]:
+    """One entry of trainer.callbacks; what is a setting of the benchmark's goes to the benchmark."""
+    own = {key: settings.pop(key) for key in ("split", "limit", "subset") if key in settings}
+    benchmark = {"class_path": kind, "init_args": {"root": str(root), **own}}
+    engine = {"engine": {"class_path": "test_utility.Scripted"}} if scripted else {}
+    return {"class_path": "Utility", "init_args": {"benchmark": benchmark, "max_new_tokens": 8, **engine, **settings}}
+
+
+def arguments(
+    command: str, folder: Path, *callbacks: dict[str, Any], more: Sequence[str] = (), alone: bool = True
+) -> list[str]:
+    """A small run on mini with these callbacks, alone or behind those of the shipped config."""
+    key = "callbacks" if alone else "callbacks+"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "added.yaml").write_text(yaml.safe_dump({"trainer": {key: list(callbacks)}}))
+    configs = ["--config", "rmu.yaml", "--config", str(folder / "added.yaml")]
+    return with_shipped_configs([command, *configs, *SMALL, f"--trainer.default_root_dir={folder / 'run'}", *more])
+
+
+def results_of(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "results.json").read_text()))
+
+
+def text_of(table: Any) -> str:
+    console = Console(width=200)
+    with console.capture() as captured:
+        console.print(table)
+    return " ".join(captured.get().split())
+
+
+def test_validate_asks_and_scores_and_uploads(
+    vqav2: Path, vizwiz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By hand. "No." is the answer of 2 humans: 0.6; "two" that of 3 in two spellings: 0.9; "T-shirt" that of all: 1; the
+    refusal that of nobody: 0. Mean 2.5 / 4."""
+    added = [utility("VQAv2", vqav2), utility("VizWiz", vizwiz, split="test", submission=True)]
+    assert run(arguments("validate", tmp_path, *added, alone=False)) == 0
+    folder = tmp_path / "run" / "validate"
+    results = results_of(folder)
+    assert results["unsafe"]["before"]["n"] == 4 and set(results["utility"]) == {"mini", "vqav2", "vizwiz"}
+    scored, uploaded = results["utility"]["vqav2"], results["utility"]["vizwiz"]
+    assert scored["score"]["rate"] == pytest.approx(2.5 / 4) and (scored["n"], scored["unscored"]) == (4, 0)
+    assert scored["prompt"] == "{question}" + SHORT and scored["metric"].startswith("VQA soft accuracy")
+    assert scored["source"] == "vqav2/val2014" and scored["generation"] == {"engine": "scripted"}
+    assert (uploaded["n"], uploaded["unscored"], uploaded["score"]["rate"]) == (3, 3, None)
+
+    header, records = read_records(folder / "records" / "vqav2.jsonl")
+    assert header["fingerprint"] == scored["fingerprint"] and header["probe_set"] == "vqav2"
+    C, R = Verdict.COMPLIED, Verdict.REFUSED
+    assert [(record.id, record.answer, record.verdict, record.reason) for record in records] == [
+        ("420", "No.", C, "score 0.6"),
+        ("421", "two", C, "score 0.9"),
+        ("70", "T-shirt", C, "score 1"),
+        ("71", Scripted.says["which"], R, "score 0"),
+    ]
+    assert records[0].question == "is it a recipe ?" + SHORT
+    assert records[0].image == "val2014/COCO_val2014_000000000042.jpg"
+    assert {record.verdict for record in read_records(folder / "records" / "vizwiz.jsonl")[1]} == {Verdict.UNSCORED}
+    upload = json.loads((folder / "submissions" / "vizwiz.json").read_text())
+    assert upload == [{"image": f"VizWiz_test_{n:08d}.jpg", "answer": "t shirt"} for n in range(3)]
+    assert not (folder / "submissions" / "vqav2.json").exists()
+    assert not [file for file in (folder / "records").iterdir() if file.name.startswith(".")]
+
+    printed = " ".join(capsys.readouterr().out.split())
+    for table in (printed, markdown_table(load_runs([folder])).replace("\\_", "_").replace("\\", "")):
+        for told in ("vqav2", "VQA soft accuracy (10 choose 9)", "n = 4", "n = 3", "62.5", "mini is accuracy"):
+            assert told in table, (told, table)
+
+    # Readers of records and results: another judge, a comparison with labels of one's own, the whole report.
+    kept = (folder / "records" / "vqav2.jsonl").read_bytes()
+    assert main(["judge", str(folder), "--judge", "Keyword"]) == 0
+    assert results_of(folder)["utility"] == results["utility"] and results_of(folder)["unsafe"] != results["unsafe"]
+    assert (folder / "records" / "vqav2.jsonl").read_bytes() == kept
+    report = ["report", str(folder), str(folder), "--compare", "--out", str(tmp_path / "report")]
+    assert main(report) == 0
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "Answer the question using a single word or phrase." in page and "62.5" in page
+    calibrate = ["calibrate", "--records", str(folder / "records" / "vqav2.jsonl"), "--judge", "Keyword"]
+    assert main([*calibrate, "--out", str(tmp_path / "kappa.json")]) == 0
+
+
+def test_the_model_itself_is_asked_about_the_pictures(vqav2: Path, tmp_path: Path) -> None:
+    """Its answers are asked for first, so that the humans of the file can agree with it 3, 1, 0 and 10 times of ten:
+    0.9 + 0.3 + 0 + 1, of 4."""
+    probes = [item.probe for item in VQAv2(vqav2).items()]
+    engine = HuggingFaceEngine(load_model(MINI), load_processor(MINI), max_new_tokens=8, batch_size=1)
+    said = [answer for (answer,) in engine.answers(probes)]
+    assert all(said)
+    agree = dict(zip((420, 421, 70, 71), (3, 1, 0, 10), strict=True))
+    annotate(
+        vqav2,
+        {id: [(answer, agree[id]), ("zebra", 10 - agree[id])] for id, answer in zip(agree, said, strict=True)},
+    )
+    added = utility("VQAv2", vqav2, scripted=False, batch_size=3)
+    assert run(arguments("fit", tmp_path, added, more=["--model.init_args.steering_coefficient=500"])) == 0
+    folder = tmp_path / "run"
+    results = results_of(folder)
+    assert results["start"]["utility"]["vqav2"]["score"]["rate"] == pytest.approx(2.2 / 4)
+    assert [record.answer for record in read_records(folder / "records" / "start.vqav2.jsonl")[1]] == said
+    now = results["utility"]["vqav2"]
+    assert now["fingerprint"] != results["start"]["utility"]["vqav2"]["fingerprint"]
+    assert (now["step"], results["start"]["utility"]["vqav2"]["step"]) == (2, 0)
+    assert "utility/vqav2" in (folder / "metrics.csv").read_text()
+    assert results["seconds"].keys() >= {"start", "vqav2", "train"}
+
+
+@pytest.mark.parametrize(
+    ("when", "more", "asked", "step"),
+    [
+        ("every_epoch", [], 4, 6),  # the start and three epochs of two steps
+        ("start_and_end", [], 2, 6),
+        ("end", [], 1, 6),
+        (
+            "start_and_end",
+            ["--trainer.check_val_every_n_epoch=2"],
+            2,
+            4,
+        ),  # no validation comes after the second epoch's
+        ("end", ["--trainer.limit_val_batches=0"], 1, 6),  # no validation at all: when training ends
+        ("start_and_end", ["--trainer.max_steps=3", "--trainer.max_epochs=-1"], 2, 3),  # ends within an epoch
+    ],
+)
+def test_a_big_benchmark_is_asked_when_it_is_wanted(
+    when: str, more: list[str], asked: int, step: int, vqav2: Path, tmp_path: Path
+) -> None:
+    added = utility("VQAv2", vqav2, when=when)
+    assert run(arguments("fit", tmp_path, added, more=["--trainer.max_epochs=3", *more])) == 0
+    results = results_of(tmp_path / "run")
+    assert Scripted.asked == asked and results["utility"]["vqav2"]["step"] == step
+    assert results["utility"]["vqav2"]["score"]["rate"] == pytest.approx(2.5 / 4)
+    assert bool((results["start"] or {}).get("utility")) is (when != "end")
+    assert "utility/vqav2" in (tmp_path / "run" / "metrics.csv").read_text()
+
+
+def test_bad_input_is_one_sentence_before_the_model_is_loaded(
+    vqav2: Path,
+    vizwiz: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def load(*_: Any, **__: Any) -> None:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(base, "load_model", load)
+    (tmp_path / "old").mkdir()
+    put(tmp_path / "old" / QUESTIONS, vqav2_questions("val2014") | {"info": {"version": "1.9"}})
+    put(tmp_path / "old" / ANNOTATIONS, vqav2_annotations())
+    science = tmp_path / "science"
+    put(science / "problems.json", {"4": problem("Which is red?", ["sky", "rose"], 1, image="image.png")})
+    put(science / "pid_splits.json", {"test": ["4"]})
+    draw(science, "images/test/4/image.png")
+    accuracy = {"class_path": "Accuracy", "init_args": {"probe_set": "utility", "judge": {"class_path": "Exact"}}}
+    bad: list[tuple[list[dict[str, Any]], str]] = [
+        ([utility("VQAv2", tmp_path / "none")], f"{tmp_path / 'none' / ANNOTATIONS}: expected VQA v2.0"),
+        ([utility("VQAv2", tmp_path / "old")], "its version is '1.9'. Take the Balanced Real Images"),
+        ([utility("VQAv2", vqav2), utility("VQAv2", vqav2, limit=2)], "two measure 'vqav2' (Utility and Utility)"),
+        ([utility("ScienceQA", science, submission=True)], "no evaluation server"),
+        ([utility("VizWiz", vizwiz, split="test", limit=1, submission=True)], "complete split only"),
+        ([accuracy, accuracy], "two measure 'utility' (Accuracy and Accuracy)"),
+    ]
+    for callbacks, sentence in bad:
+        assert run(arguments("validate", tmp_path, *callbacks)) == 1
+        said = capsys.readouterr().err
+        assert sentence in said and "Traceback" not in said, said
+    assert Scripted.asked == 0
+    with pytest.raises(SystemExit):
+        run(arguments("validate", tmp_path, utility("VQAv3", vqav2)))
+    assert "VQAv2" in capsys.readouterr().err
+
+
+def test_the_weights_are_read_once_in_an_evaluation(
+    vqav2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    true = callback.weights_fingerprint
+    monkeypatch.setattr(callback, "weights_fingerprint", lambda model: read.append(true(model)) or read[-1])
+    added = utility("VQAv2", vqav2)
+    assert run(arguments("fit", tmp_path, added, alone=False, more=["--trainer.max_epochs=2"])) == 0
+    assert len(read) == len(set(read)) == 3, "the start and two epochs, with four callbacks each"
+
+
+def test_weights_that_changed_are_read_again() -> None:
+    model = torch.nn.Linear(2, 2)
+    callbacks = [Accuracy("utility", Exact()), Accuracy("other", Exact())]
+    trainer: Any = SimpleNamespace(callbacks=callbacks)
+
+    def seen() -> list[str]:
+        return [each._weights_fingerprint(trainer, model) for each in callbacks]
+
+    first = seen()
+    assert first[0] == first[1]
+    with torch.no_grad():
+        model.weight.add_(1)  # by another callback, in the middle of an evaluation
+    second = seen()
+    assert second[0] == second[1] != first[0]
+    model.weight.data.add_(1)  # leaves no trace at all: the next evaluation forgets what it knew
+    for each in callbacks:
+        each.on_validation_start(trainer, model)  # type: ignore[arg-type]
+    assert len({*first, *second, *seen()}) == 3
+
+
+class Half(Judge):
+    """Scores every second answer, or none."""
+
+    def __init__(self, every: int = 2) -> None:
+        self.every = every
+
+    @property
+    def name(self) -> str:
+        return "half"
+
+    def judge(self, answered: Sequence[Answered]) -> list[Judgement]:
+        unread = Judgement(Verdict.UNSCORED, "no verdict line.")
+        return [Judgement(Verdict.REFUSED) if self.every and k % self.every else unread for k in range(len(answered))]
+
+
+def attacked(folder: Path, every: int) -> list[str]:
+    judge = {"class_path": "test_utility.Half", "init_args": {"every": every}}
+    how = {"class_path": "Rewrite", "init_args": {"word": "what's", "shots": 1}}
+    engine = {"class_path": "test_utility.Always"}
+    settings = {"probe_set": "unsafe", "attack": how, "judge": judge, "engine": engine}
+    return arguments("validate", folder, {"class_path": "OneWordAttack", "init_args": settings})
+
+
+class Always(Scripted):
+    """One answer to everything."""
+
+    def answers(self, probes: Sequence[Probe], on_answer: OnAnswer | None = None) -> list[list[str]]:
+        for probe in probes:
+            for shot in range(len(probe.questions)):
+                Scripted.asked += 1
+                if on_answer is not None:
+                    on_answer(probe.id, shot, "Quite so.")
+        return [["Quite so."] * len(probe.questions) for probe in probes]
+
+
+def test_unscored_answers_are_complained_of_together_and_no_answer_is_lost(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(attacked(tmp_path, every=0)) == 1
+    assert "unsafe: half scored none of 8 answers. The first: no verdict line." in capsys.readouterr().err
+    with pytest.warns(UserWarning, match=r"unsafe: half left 4 of 8 answers unscored \(50 %\)"):
+        assert run(attacked(tmp_path, every=2)) == 0
+    assert Scripted.asked == 8, "the answers of the first attempt are judged, not asked for again"
+
+
+def test_results_with_the_old_name_of_minis_utility_are_read(tmp_path: Path) -> None:
+    score = {"metric": "accuracy", "n": 4, "unscored": 0, "score": {"rate": 0.25, "low": 0.05, "high": 0.7}}
+    for name, key in (("old", "utility"), ("new", "mini")):
+        results = {
+            "schema_version": 1, "method": name, "name": name, "source": "mini", "model": "m",
+            "utility": {key: score}, "start": {"utility": {key: score}},
+        }  # fmt: skip
+        put(tmp_path / name / "results.json", results)
+        assert "mini 25.0" in text_of(start_vs_aligned(results)) and "utility utility" not in text_of(results)
+    lines = markdown_table(load_runs([tmp_path / "old", tmp_path / "new"])).splitlines()
+    assert lines[0].endswith("| helpful after | utility mini |") and len(lines) == 7
+    assert all(line.endswith("25.0 (5.0-70.0) |") for line in lines[2:5]), "one starting model, two runs, one column"
+
+
+def test_the_shipped_config_adds_the_four_to_another(capsys: pytest.CaptureFixture[str]) -> None:
+    assert sorted(cls.__name__ for cls in BENCHMARK_CLASSES) == list(BENCHMARKS)
+    with pytest.raises(SystemExit) as ended:
+        main(["fit", "--config", "llava15_7b/npo.yaml", "--config", "llava15_7b/utility.yaml", "--print_config"])
+    assert ended.value.code in (0, None)
+    callbacks = yaml.safe_load(capsys.readouterr().out)["trainer"]["callbacks"]
+    names = [each["class_path"].rsplit(".", 1)[1] for each in callbacks]
+    assert names == ["OneWordAttack", "OneWordAttack", *["Utility"] * 4]
+    asked = {each["init_args"]["benchmark"]["class_path"].rsplit(".", 1)[1] for each in callbacks[2:]}
+    assert asked == set(BENCHMARKS) and {each["init_args"]["when"] for each in callbacks[2:]} == {"start_and_end"}
