@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from mirage.report_runs import Run, load_run
-from mirage.report_tables import attack_of, markdown_table, plain
+from mirage.report.runs import Run, load_run
+from mirage.report.tables import attack_of, markdown_table, plain
 
 if TYPE_CHECKING:
     from torch import nn

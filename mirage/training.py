@@ -174,7 +174,7 @@ class MirageCLI(LightningCLI):
             return
         import json
 
-        from mirage.report_tables import start_vs_aligned
+        from mirage.report.tables import start_vs_aligned
 
         console = Console()
         console.print(start_vs_aligned(json.loads(written.read_text())))

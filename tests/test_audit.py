@@ -304,7 +304,7 @@ def test_what_is_not_counted_is_said(tmp_path: Path, capsys: pytest.CaptureFixtu
         (tmp_path / f"{name}.json").write_text(json.dumps(these))
     for given, sentence in (
         (["--file", str(tmp_path / "train.json")], "Not counted: the 2 questions unsafe_instruction"),
-        (["--data", "VLGuard", "--data.root", str(tmp_path)], "1 questions of which each is only 'N/A', and the questions"
+        (["--data", "VLGuard", "--data.root", str(tmp_path)], "1 records whose instruction is only 'N/A'; the questions"
          " about 1 pictures that are in the test set too"),
     ):  # fmt: skip
         assert main(["audit", *given, "--out", str(tmp_path / "out")]) == 0
@@ -361,7 +361,7 @@ def test_the_opening_word_alone_separates_forget_from_retain(real_kit: Path, tmp
     assert split["left_out"][0].startswith("Not counted: the 977 questions unsafe_instruction")
     trained = audited(tmp_path, "--data", "VLGuard", "--data.root", str(real_kit / "vlguard"))
     assert (trained["questions"], trained["refused"]) == (1978, 1004)
-    assert "14 questions" in trained["left_out"][0] and "8 pictures" in trained["left_out"][0]
+    assert "14 records" in trained["left_out"][0] and "8 pictures" in trained["left_out"][0]
 
 
 @pytest.mark.real

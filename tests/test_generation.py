@@ -380,3 +380,27 @@ def test_the_real_kit_answers_the_same(real_kit: Path) -> None:
     ]  # fmt: skip
     answers = engine(model, processor, max_new_tokens=8, batch_size=12).answers(probes)
     assert answers == one_at_a_time(model, processor, probes, 8)
+
+
+def test_weights_are_cast_once_while_answers_are_written() -> None:
+    from mirage.evaluation.casting import casts_kept
+
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 8))
+    model[0].requires_grad_(False)
+    x = torch.randn(2, 8)
+
+    def casts() -> int:
+        with torch.no_grad(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            outputs.append(model(x))
+        return sum(event.name == "aten::_to_copy" for event in profile.events())
+
+    outputs: list[torch.Tensor] = []
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        assert casts() == casts() == 5  # each weight, each bias, and the input
+        with casts_kept(model):
+            assert [casts(), casts()] == [5, 1]
+        assert casts() == 5, "nothing is kept afterwards: the weights will change"
+    assert all(torch.equal(output, outputs[0]) for output in outputs)
+    assert [parameter.requires_grad for parameter in model.parameters()] == [False, False, True, True]
+    with casts_kept(model):
+        assert not torch.is_autocast_cache_enabled() or not torch.is_autocast_enabled("cpu")

@@ -19,7 +19,7 @@ from mirage.evaluation.exact import Exact
 from mirage.evaluation.judge import Answered
 from mirage.evaluation.records import read_records, write_records
 from mirage.evaluation.rewrite import Rewrite
-from mirage.report_runs import load_run
+from mirage.report.runs import load_run
 from mirage.schema import Probe, Record, Verdict
 
 REFUSAL = "I'm sorry, but I can't help with that."

@@ -15,11 +15,23 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
+import yaml
 from PIL import Image
 from rich.console import Console
 
+from mirage.cli import main
+from mirage.data.filtered import Filtered
+from mirage.data.images import BadImage
+from mirage.data.jsonl import Jsonl
+from mirage.data.llava import LlavaInstruct
+from mirage.data.mini import Mini
+from mirage.data.published import PublishedSplit
+from mirage.data.spavl import SPAVL
+from mirage.data.vlguard import VLGuard
 from mirage.evaluation.counting import summarise
+from mirage.mini.drawing import Drawing
 from mirage.report import compare, latex_table, load_run, load_runs, markdown_table, report, start_vs_aligned
 from mirage.schema import Record, Verdict
 
@@ -249,6 +261,26 @@ def test_chromium_shows_the_table_at_both_widths(runs: list[Path], tmp_path: Pat
         assert ink is not None and len(ink) > 20
 
 
+def test_many_utility_scores_have_a_table_of_their_own(tmp_path: Path) -> None:
+    models = world(12)
+    scores = {
+        name: {"metric": "accuracy", "n": 50, "unscored": 0, "score": {"rate": 0.5, "low": 0.37, "high": 0.63}}
+        for name in ("vqav2", "textvqa", "scienceqa_img")
+    }
+    name = "llava-1.5-7b-npo-beta0.9-lr5e-7-seed"
+    runs = [
+        write_run(tmp_path / f"{k}", models["npo"], models["start"], utility=scores, name=f"{name}{k}") for k in (0, 1)
+    ]
+    printed(runs, tmp_path / "out")
+    page = Page((tmp_path / "out" / "report.html").read_text())
+    assert {len(row) for row in page.table1[2:]} == {2 + 7}, "model, n and what is measured under attack"
+    text = (tmp_path / "out" / "report.html").read_text()
+    utility = text[text.index('<table id="utility"') :].split("</table>")[0]
+    assert utility.count(">50.0<") == 2 * 3 and utility.count("scienceqa_img") >= 3
+    svg = (tmp_path / "out" / "curves.svg").read_text()
+    assert "seed0 " in svg and "seed1 " in svg, "names that are cut can still be told apart"
+
+
 def test_page_needs_nothing_from_elsewhere_and_runs_nothing(tmp_path: Path) -> None:
     models = world(12)
     run = write_run(
@@ -330,9 +362,143 @@ def test_a_picture_outside_its_folder_is_not_shown_and_said(runs: list[Path], tm
         for file in (run / "records").iterdir():
             file.write_text(file.read_text().replace('"items/', '"../secret.png#'))
     said = printed(runs, tmp_path / "out", images=tmp_path / "images", shown=1)
-    assert said.count("note: The picture of") == 2
+    assert "note: 2 pictures are not shown in the gallery" in " ".join(said.split()) and "leaves its folder" in said
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "data:image" not in page.split("</style>")[1] and "not embedded" in page
+    assert "data:image" not in page.split("</style>")[1] and page.count("leaves its folder") > 2
+
+
+def configured(run: Path, source: str, **settings: Any) -> Path:
+    """The run with the config that it would have left."""
+    described = {"class_path": source, "init_args": settings}
+    (run / "config.yaml").write_text(
+        yaml.safe_dump({"seed_everything": 0, "data": {"source": described, "gamma": 1.0}})
+    )
+    return run
+
+
+def renamed(run: Path, names: dict[str, str]) -> None:
+    """The run whose records have other names of pictures."""
+    for file in (run / "records").iterdir():
+        text = file.read_text()
+        for old, new in names.items():
+            text = text.replace(json.dumps(old), json.dumps(new))
+        file.write_text(text)
+
+
+def shown_pictures(out: Path) -> list[Image.Image]:
+    """The pictures of the page, in order."""
+    uris = [values["src"] or "" for tag, values in Page((out / "report.html").read_text()).tags if tag == "img"]
+    return [Image.open(io.BytesIO(base64.b64decode(uri.split(";base64,")[1]))) for uri in uris]
+
+
+def test_each_run_shows_the_pictures_of_its_own_source(tmp_path: Path) -> None:
+    models, folders = world(2), {}
+    for name, colour in (("npo", "red"), ("rmu", "lime")):
+        folders[name] = configured(
+            write_run(tmp_path / name, models[name], {}), "Jsonl", root=str(tmp_path / f"{name} data")
+        )
+        (tmp_path / f"{name} data" / "items").mkdir(parents=True)
+        Image.new("RGB", (700, 500), colour).save(tmp_path / f"{name} data" / "items" / "q000.png")
+    drawn = configured(write_run(tmp_path / "mini", models["npo"], {}), "mirage.data.mini.Mini", num_probes=3)
+    renamed(drawn, {"items/q000.png": "red-star-7", "items/q001.png": "red-unicorn-7"})
+    assert main(["report", str(drawn), "--out", str(tmp_path / "out")]) == 0
+    first, second = shown_pictures(tmp_path / "out")  # one card of each side has one
+    assert first.tobytes() == second.tobytes() == Drawing("star", "red", 7).open().tobytes()
+    (drawn / "validate").mkdir()
+    shutil.move(drawn / "records", drawn / "validate"), shutil.move(drawn / "results.json", drawn / "validate")
+    assert main(["report", str(drawn / "validate"), "--out", str(tmp_path / "out")]) == 0
+    assert len(shown_pictures(tmp_path / "out")) == 2, "the config of a validation stands one folder higher"
+    for name, colour in (("npo", (254, 0, 0)), ("rmu", (0, 255, 1))):
+        assert main(["report", str(folders[name]), "--out", str(tmp_path / "out")]) == 0
+        one, _ = shown_pictures(tmp_path / "out")
+        assert one.size == (320, 229) and one.getpixel((9, 9)) == colour
+        page = (tmp_path / "out" / "report.html").read_text()
+        assert page.count("items/q001.png") > 1 and "is missing" in page, "the other picture has a caption"
+    assert main(["report", str(folders["rmu"]), "--out", str(tmp_path / "out"), "--pictures", "false"]) == 0
+    assert not shown_pictures(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        (None, "has no config.yaml that names the data source"),
+        ("data: [", "is not YAML"),
+        ("data: {source: {class_path: subprocess.Popen, init_args: {args: [touch, PWNED]}}}", "names no data source"),
+        ("data: {source: os.system}", "names no data source"),
+        ("data: {source: {class_path: Filtered, init_args: {dropped: x, source: os.system}}}", "names no data source"),
+        ("!!python/object/apply:os.system ['touch PWNED']", "is not YAML"),
+        ("data: {source: {class_path: Jsonl, init_args: {wings: 2}}}", "does not take the settings"),
+        ("data: {source: {class_path: LlavaInstruct, init_args: {file: x}}}", "has no picture of this name"),
+        ("data: {source: {class_path: Jsonl, init_args: {root: ROOT}}}", "is missing"),
+        ("data: {source: {class_path: Jsonl, init_args: {root: ROOT/broken}}}", "is no whole PNG"),
+    ],
+)
+def test_pictures_that_cannot_be_had_leave_a_caption(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    config: str | None,
+    sentence: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = write_run(tmp_path / "rmu", world(3)["rmu"], {})
+    (tmp_path / "broken" / "items").mkdir(parents=True)
+    for k in range(3):
+        (tmp_path / "broken" / "items" / f"q00{k}.png").write_text("no picture")
+    if config is not None:
+        (run / "config.yaml").write_text(
+            config.replace("PWNED", str(tmp_path / "PWNED")).replace("ROOT", str(tmp_path))
+        )
+    assert main(["report", str(run), "--out", str(tmp_path / "out")]) == 0
+    page = Page((tmp_path / "out" / "report.html").read_text())
+    assert sentence in page.shown and sentence in page.hidden and not shown_pictures(tmp_path / "out")
+    told = " ".join(capsys.readouterr().out.split())
+    assert told.count("note: ") == 1 and "3 pictures are" in told and sentence in told
+    assert not (tmp_path / "PWNED").exists()
+
+
+def test_a_page_that_is_full_of_pictures_says_so(
+    runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mirage.report.gallery.PICTURE_BYTES", 400)
+    said = printed(runs, tmp_path / "out", images=tmp_path / "images", shown=4)
+    left = 8 - len(shown_pictures(tmp_path / "out"))
+    assert 0 < left < 8 and f"{left} pictures are" in said and "left out" in " ".join(said.split())
+    assert (tmp_path / "out" / "report.html").read_text().count("left out, since the pictures") == left
+
+
+def test_sources_find_their_pictures_by_name(tmp_path: Path) -> None:
+    (tmp_path / "test").mkdir()
+    Image.new("RGB", (4, 3), "teal").save(tmp_path / "test" / "a b.png")
+    Image.new("RGB", (4, 3), "plum").save(tmp_path / "harm.png")
+    bytes_of = {"bytes": (tmp_path / "harm.png").read_bytes(), "path": "../x.png"}
+    rows = {
+        "question": ["q", "r", "s"],
+        "image": [bytes_of, {**bytes_of, "path": None}, {"bytes": None, "path": "harm.png"}],
+    }
+    datasets.Dataset.from_dict(rows).save_to_disk(str(tmp_path / "harm"))
+    spavl = SPAVL(tmp_path)
+    for probe in spavl.probes("unsafe"):
+        assert probe.image is not None
+        found = spavl.picture(probe.image.name)
+        assert found is not None and found.name == probe.image.name and found.open().getpixel((0, 0)) == (221, 160, 221)
+    mini = Mini(num_probes=2)
+    for probe in mini.probes("benign"):
+        assert probe.image is not None and mini.picture(probe.image.name) == probe.image
+    assert [mini.picture(name) for name in ("", "red", "red-star", "red-star-x", "red-star--1", "../red-star-1")] == [
+        None
+    ] * 6
+    mix = LlavaInstruct(tmp_path / "x.json", images=tmp_path)
+    sources = [VLGuard(tmp_path), Jsonl(tmp_path), mix, PublishedSplit(tmp_path / "f", tmp_path / "r", tmp_path), spavl]
+    for source in [*sources, Filtered(mix, tmp_path / "dropped.jsonl")]:
+        found = source.picture("test/a b.png")
+        assert found is not None and found.open().getpixel((0, 0)) == (0, 128, 128)
+        for name in ("../harm.png", "/etc/passwd", "test", "test/none.png", "harm/row 9", "https://x/y.png", ""):
+            outside = source.picture(name)
+            assert outside is not None
+            with pytest.raises(BadImage):
+                outside.open()
+    assert LlavaInstruct(tmp_path / "x.json").picture("a.png") is None
 
 
 def test_tables_say_the_same_in_every_language(runs: list[Path], tmp_path: Path) -> None:
@@ -359,10 +525,10 @@ def test_tables_say_the_same_in_every_language(runs: list[Path], tmp_path: Path)
 
 def test_names_cannot_break_the_tables(tmp_path: Path) -> None:
     models = world(6)
-    name = "a|b & 50% _x_ $y$ [red]\n\x1b[2J"
+    name = "a|b & $y$ 50% _x_ [red]\n\x1b[2J"
     runs = load_runs([write_run(tmp_path / "runs" / "r", models["npo"], models["start"], name=name)])
-    assert "a\\|b &amp; 50% \\_x\\_ $y$ \\[red\\]  \\[2J |" in markdown_table(runs)
-    assert "a\\textbar{}b \\& 50\\% \\_x\\_ \\$y\\$ [red]" in latex_table(runs)
+    assert "a\\|b &amp; $y$ 50% \\_x\\_ \\[red\\]  \\[2J |" in markdown_table(runs)
+    assert "a\\textbar{}b \\& \\$y\\$ 50\\% \\_x\\_ [red]" in latex_table(runs)
     said = printed([runs[0].folder], tmp_path / "out")
     assert "\x1b" not in said and "[red]" in said
     assert re.search(r"<text[^>]*>a\|b &amp; [^<]*\$y\$", (tmp_path / "out" / "curves.svg").read_text())
@@ -550,3 +716,15 @@ def test_report_loads_neither_torch_nor_lightning(runs: list[Path], tmp_path: Pa
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_command_shows_pictures_without_torch(tmp_path: Path) -> None:
+    run = configured(write_run(tmp_path / "npo", world(2)["npo"], {}), "Mini")
+    renamed(run, {"items/q000.png": "red-star-7"})
+    code = (
+        "import sys; from mirage.cli import main; assert main(['report', *sys.argv[1:]]) == 0\n"
+        "print(sorted({'torch', 'lightning', 'transformers', 'datasets'} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", code, str(run), "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.splitlines()[-1] == "[]" and len(shown_pictures(tmp_path / "out")) == 2

@@ -220,14 +220,17 @@ def _has(source: Source, part: str) -> bool:
 
 def _left_out(source: Source) -> list[str]:
     """What a source reads and does not train on, in a sentence."""
-    left_out = getattr(source, "left_out", None)
-    if left_out is None or not (faults := left_out()):
+    faults = source.left_out()
+    if not faults:
         return []
-    reasons = Counter(fault.remedy.rstrip(".") for fault in faults if fault.field != "image")
     pictures = {fault.remedy for fault in faults if fault.field == "image"}
-    told = [f"{count} questions of which each {reason}" for reason, count in reasons.items()]
+    reasons = Counter(
+        f"{fault.field} {fault.remedy.rstrip('.')}" for fault in faults if fault.field != "image" and fault.record
+    )
+    told = [f"{count} records whose {reason}" for reason, count in reasons.items()]
     told += [f"the questions about {len(pictures)} pictures that are in the test set too"] if pictures else []
-    return [f"Not counted, since {source.name} does not train on them: {', and '.join(told)}. --file counts them."]
+    told += [str(fault).rstrip(".") for fault in faults if not fault.record]
+    return [f"Not counted, since {source.name} leaves it out of training: {'; '.join(told)}."]
 
 
 def _labelled(preset: Preset | None) -> str:

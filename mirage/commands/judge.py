@@ -35,7 +35,7 @@ def judge_run(folder: Path, judge: Judge, source: Source | None = None) -> None:
 
     from mirage.evaluation.fluency import Fluency
     from mirage.evaluation.rejudging import rejudge
-    from mirage.report_tables import start_vs_aligned
+    from mirage.report.tables import start_vs_aligned
 
     if isinstance(judge, Fluency) and judge.pretrained is None and (folder / "results.json").is_file():
         judge.pretrained = json.loads((folder / "results.json").read_bytes()).get("model")  # what the run started from

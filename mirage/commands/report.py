@@ -7,6 +7,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
+from mirage.commands.run_source import RunPictures
 from mirage.report import report
 
 
@@ -20,6 +21,22 @@ def run(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--compare", action="store_true", help="Paired tests (McNemar) between two runs, on the same ids."
     )
-    parser.add_argument("--images", type=Path, default=None, help="Data root, to show pictures in the gallery.")
+    parser.add_argument(
+        "--images", type=Path, default=None,
+        help="Data root of the pictures in the gallery, where it is not that of the runs' configs.",
+    )  # fmt: skip
+    parser.add_argument(
+        "--pictures", type=bool, default=True, help="Show pictures in the gallery, or their names only."
+    )
+    parser.add_argument(
+        "--shown", type=int, default=8, help="Most questions in the gallery, of unsafe and of benign ones."
+    )
     given = parser.parse_args(list(arguments))
-    report(given.runs, given.out, compare=given.compare, images=given.images)
+    if given.images is not None and not given.pictures:
+        raise ValueError(
+            "--images says where the pictures are, and --pictures false that there shall be none: give one."
+        )
+    report(
+        given.runs, given.out, compare=given.compare, images=given.images, shown=given.shown,
+        open_picture=RunPictures() if given.pictures else None,
+    )  # fmt: skip

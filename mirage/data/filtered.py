@@ -11,7 +11,7 @@ from typing import Any
 from mirage.data.json_file import BrokenFile, json_name, lines, text_fault
 from mirage.data.mixture import Lazy
 from mirage.data.source import Answers, BadData, Fault, Source
-from mirage.schema import Example, Probe
+from mirage.schema import Example, Picture, Probe
 
 _SHAPE = 'lines like {"id": "<example id>", "place": 412}, as `mirage filter` writes them'
 
@@ -64,6 +64,10 @@ class Filtered(Source):
         """What the source leaves out, and how much of it the file takes away."""
         gone, total = len(self._retained) - len(self._kept), len(self._retained)
         return [*self.source.left_out(), self._fault(f"takes {gone} of {total} examples out of the retain set.")]
+
+    def picture(self, name: str) -> Picture | None:
+        """The source's picture."""
+        return self.source.picture(name)
 
     def faults(self) -> Sequence[Fault]:
         """The source's faults; if it has none, those of the file."""

@@ -13,7 +13,7 @@ from mirage.data.images import PIXEL_LIMIT, FileImage, ImageCheck, faulty_images
 from mirage.data.json_file import BrokenFile, json_name, lines, parsed_line, text_fault
 from mirage.data.mixture import Lazy
 from mirage.data.source import Answers, BadData, Fault, Source
-from mirage.schema import Example, Probe, Turn
+from mirage.schema import Example, Picture, Probe, Turn
 
 _REQUIRED = {"unsafe": ("prompt",), "retain": ("prompt", "answer"), "probes": ("id", "set", "prompt")}
 _OPTIONAL = {
@@ -100,6 +100,10 @@ class Jsonl(Source):
         if probe_set not in index.offsets:
             raise BadData(f"{index.path} has no probes called {probe_set!r}. It has: {', '.join(index.offsets)}.")
         return self._lazy("probes", probe_set, self._probe)
+
+    def picture(self, name: str) -> Picture | None:
+        """The file below `root`."""
+        return FileImage(self.root, name, self.pixel_limit)
 
     def faults(self) -> Sequence[Fault]:
         """Every faulty line and picture of all the files."""

@@ -13,7 +13,7 @@ from mirage.data.images import PIXEL_LIMIT, FileImage, ImageCheck, faulty_images
 from mirage.data.json_file import BrokenFile, json_name, records, text_fault
 from mirage.data.mixture import Lazy
 from mirage.data.source import BadData, Fault, Source
-from mirage.schema import Example, Turn, short_hash
+from mirage.schema import Example, Picture, Turn, short_hash
 
 if TYPE_CHECKING:
     import datasets
@@ -77,6 +77,10 @@ class LlavaInstruct(Source):
     def retain(self) -> Sequence[Example]:
         """All conversations of the file, each built when it is asked for."""
         return Lazy(len(self._rows), self._example, self._examples)
+
+    def picture(self, name: str) -> Picture | None:
+        """The file below `images`."""
+        return None if self.images is None else FileImage(self.images, name, self.pixel_limit)
 
     def faults(self) -> Sequence[Fault]:
         """Every faulty record; if there is none, every picture that cannot be used."""

@@ -7,8 +7,9 @@ from functools import cached_property
 
 from mirage.data.source import Answers, Source
 from mirage.mini import world
-from mirage.mini.words import INSTRUCTION_MIX, REFUSAL, UNIFORM, VLGUARD_SAFE, VLGUARD_UNSAFE
-from mirage.schema import Example, Probe
+from mirage.mini.drawing import Drawing
+from mirage.mini.words import COLOURS, INSTRUCTION_MIX, REFUSAL, SHAPES, UNIFORM, VLGUARD_SAFE, VLGUARD_UNSAFE
+from mirage.schema import Example, Picture, Probe
 
 
 class Mini(Source):
@@ -79,6 +80,14 @@ class Mini(Source):
         if probe_set == "train_unsafe":
             return [_probe(ask, probe_set, k) for k, ask in enumerate(self._unsafe_asks)]
         return self._probes[probe_set] if probe_set in self._probes else super().probes(probe_set)
+
+    def picture(self, name: str) -> Picture | None:
+        """The drawing that its name describes: it is drawn anew."""
+        colour, _, rest = name.partition("-")
+        shape, _, seed = rest.partition("-")
+        if colour not in COLOURS or shape not in SHAPES or not (seed.isascii() and seed.isdigit() and len(seed) <= 10):
+            return None
+        return Drawing(shape, colour, int(seed))
 
     def rewriter(self, question: str, word: str, shots: int) -> tuple[str, ...]:
         """The world's own rewrites, which stay within its vocabulary."""

@@ -10,7 +10,7 @@ from mirage.data.images import PIXEL_LIMIT, ImageCheck
 from mirage.data.llava import LlavaInstruct
 from mirage.data.mixture import Lazy
 from mirage.data.source import Answers, BadData, Fault, Source
-from mirage.schema import Example
+from mirage.schema import Example, Picture
 
 
 class PublishedSplit(Source):
@@ -55,6 +55,10 @@ class PublishedSplit(Source):
     def retain(self) -> Sequence[Example]:
         """The retain set."""
         return Lazy(len(self._retain.retain()), self._kept)
+
+    def picture(self, name: str) -> Picture | None:
+        """The file below `images`."""
+        return self._forget.picture(name)
 
     def faults(self) -> Sequence[Fault]:
         """Every fault of both files."""

@@ -6,7 +6,7 @@ from abc import ABC
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from mirage.schema import Example, Probe
+from mirage.schema import Example, Picture, Probe
 
 Answers = Literal["refusal", "harmful"]
 
@@ -66,6 +66,13 @@ class Source(ABC):
     def left_out(self) -> Sequence[Fault]:
         """What stands in the files and is not trained on, each with the reason; for the results."""
         return ()
+
+    def picture(self, name: str) -> Picture | None:
+        """The picture that examples and probes of this source call `name`, unopened; None if there can be none.
+
+        The file need not be there: that shows when the picture is opened, which may touch nothing outside the data root.
+        """
+        return None
 
     def faults(self) -> Sequence[Fault]:
         """Every defect that can be found without a model: files, records, fields, images."""

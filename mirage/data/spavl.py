@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from array import array
 from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
@@ -13,7 +14,7 @@ from mirage.data.images import PIXEL_LIMIT, BadImage, BytesImage, FileImage, Ima
 from mirage.data.json_file import read_answers, text_fault
 from mirage.data.mixture import Lazy
 from mirage.data.source import Answers, BadData, Fault, Source
-from mirage.schema import Example, Probe
+from mirage.schema import Example, Picture, Probe
 
 if TYPE_CHECKING:
     import datasets
@@ -56,6 +57,7 @@ class SPAVL(Source):
         self.root, self.harmful_answers, self.cache = Path(root), harmful_answers, cache
         self.image_check, self.pixel_limit = image_check, pixel_limit
         self._loaded_sets: dict[str, datasets.Dataset] = {}
+        self._placed: dict[str, dict[str, int]] = {}
 
     def unsafe(self, answers: Answers) -> Sequence[Example]:
         """The training questions with the chosen answers (`refusal`), or the rejected or given ones (`harmful`)."""
@@ -74,6 +76,18 @@ class SPAVL(Source):
             raise BadData(f"spavl has no probes called {probe_set!r}. It has: {', '.join(_PROBES)}.")
         name = _PROBES[probe_set]
         return Lazy(len(self._rows(name)), partial(self._probe, name))
+
+    def picture(self, name: str) -> Picture | None:
+        """The picture in the row that `<set>/<its name>` names, or the file below `root`."""
+        split, _, shown = name.partition("/")
+        if split in _SETS:
+            row = re.fullmatch(r"row (\d{1,9})", shown)
+            place = int(row[1]) if row else self._places(split).get(shown)
+            if place is not None and place < len(self._rows(split)):
+                found = self._picture(split, place, self._rows(split)[place])
+                if found.name == name:
+                    return found
+        return FileImage(self.root, name, self.pixel_limit)
 
     def faults(self) -> Sequence[Fault]:
         """Every faulty row of the three sets: texts and pictures. A set that is not there is a fault too."""
@@ -143,6 +157,22 @@ class SPAVL(Source):
             # datasets would decode by itself, with any format that Pillow knows; see mirage.data.images.
             rows = rows.cast_column("image", datasets.Image(decode=False))
         return rows
+
+    def _places(self, name: str) -> dict[str, int]:
+        """The row of each picture of a set by its name there, the first one of several; no picture is read for it."""
+        if name not in self._placed:
+            import pyarrow as pa
+            import pyarrow.compute as pc
+
+            rows = self._rows(name)
+            images = rows.data.column("image")
+            paths = pc.struct_field(images, "path") if pa.types.is_struct(images.type) else images
+            own = rows.data.column("image_name") if "image_name" in rows.column_names else None
+            names = paths if own is None else pc.coalesce(pc.if_else(pc.equal(own, ""), None, own), paths)
+            self._placed[name] = {}
+            for place, shown in enumerate(names.to_pylist()):
+                self._placed[name].setdefault(shown or "", place)
+        return self._placed[name]
 
     @property
     def _cache_dir(self) -> str | None:

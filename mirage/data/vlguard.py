@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 from mirage.data.images import PIXEL_LIMIT, FileImage, ImageCheck, faulty_images, name_fault
 from mirage.data.json_file import BrokenFile, json_name, read_answers, records, text_fault
 from mirage.data.source import Answers, BadData, Fault, Source
-from mirage.schema import Example, Probe
+from mirage.schema import Example, Picture, Probe
 
 _SHAPE = 'a list of records like {"id": "...", "image": "...", "safe": true, "instr-resp": [{...}]}'
 _QUESTIONS = {True: ("safe_instruction", "unsafe_instruction"), False: ("instruction",)}
@@ -116,6 +116,10 @@ class VLGuard(Source):
                 f"vlguard has no probes called {probe_set!r}. It has: {', '.join((*_PROBES, 'train_unsafe'))}."
             )
         return [self._probe(pair, "test") for pair in self._pairs("test") if pair.field == _PROBES[probe_set]]
+
+    def picture(self, name: str) -> Picture | None:
+        """The file below `root`, its picture folder included."""
+        return FileImage(self.root, name, self.pixel_limit)
 
     def left_out(self) -> Sequence[Fault]:
         """The training records that are not trained on, each with the reason."""

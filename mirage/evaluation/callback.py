@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Callback
 
 from mirage.evaluation.asking import ask, drawn, probes_fingerprint, weights_fingerprint
 from mirage.evaluation.attack import Attack
+from mirage.evaluation.casting import casts_kept
 from mirage.evaluation.counting import block, summarise
 from mirage.evaluation.generation import Engine, HuggingFaceEngine
 from mirage.evaluation.judge import Judge, Judgement
@@ -164,7 +165,7 @@ class ProbeCallback(Callback):
             if trainer.is_global_zero:
                 self.write(folder, prefix, records, header)
 
-        with trainer.precision_plugin.forward_context():
+        with trainer.precision_plugin.forward_context(), casts_kept(module.model):
             records = ask(
                 self._probes, engine, self.judge, probe_set=self.probe_set, fingerprint=fingerprint,
                 rank=trainer.global_rank, world=trainer.world_size, log_folder=folder / "records", finish=finish,

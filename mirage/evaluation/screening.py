@@ -81,24 +81,32 @@ def _cores() -> int:
 
 def _suspects(answers: Sequence[str]) -> list[int]:
     """The places of all answers that the judge could call refusals, in order."""
-    import pyarrow as pa
-
     screens = _screens()
     if screens is None:
         return list(range(len(answers)))
-    texts = pa.array([_spelled(answer[: refusal._CHARS_READ]) for answer in answers], pa.large_string())
+    texts = _column([_spelled(answer[: refusal._CHARS_READ]) for answer in answers])
     return _matching(texts, (_UNSPELLABLE, *screens), range(len(answers)))
 
 
 def _suspects_of_published(answers: Sequence[str]) -> list[int]:
     """The same for the published phrases. `str.lower` may make ASCII letters of others, so those are not screened."""
-    import pyarrow as pa
-
     screen = "|".join(re.escape(phrase) for phrase in (*PUBLISHED, "it is not"))
     places = [place for place, answer in enumerate(answers) if answer.isascii()]
-    column = pa.array([answers[place] for place in places], pa.large_string())
+    column = _column([answers[place] for place in places])
     others = (place for place, answer in enumerate(answers) if not answer.isascii())
     return sorted([*_matching(column, (screen,), places), *others])
+
+
+def _column(texts: Sequence[str]) -> Any:
+    """ASCII texts as an Arrow column, five times sooner than Arrow reads a list."""
+    import numpy as np
+    import pyarrow as pa
+
+    ends = np.zeros(len(texts) + 1, dtype=np.int64)
+    np.cumsum(np.fromiter(map(len, texts), dtype=np.int64, count=len(texts)), out=ends[1:])
+    return pa.LargeStringArray.from_buffers(
+        len(texts), pa.py_buffer(ends), pa.py_buffer("".join(texts).encode("ascii"))
+    )
 
 
 def _matching(column: Any, screens: Sequence[str], places: Sequence[int]) -> list[int]:

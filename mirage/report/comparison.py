@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from mirage.evaluation.counting import McNemar, mcnemar, question_verdict, shots_by_question
-from mirage.report_runs import Run
-from mirage.report_tables import attack_of, markdown_row, percent, plain, terminal
+from mirage.report.runs import Run
+from mirage.report.tables import attack_of, markdown_row, percent, plain, terminal
 from mirage.schema import Record, Verdict
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ def compare(run_a: Run, run_b: Run) -> Comparison:
         raise ValueError(
             f"{run_a.label} and {run_b.label} have no records of the same probe set: nothing can be paired."
         )
+    notes.append("Rates in percent of the n questions that both runs scored; 'only' counts those that differ.")
     notes.append(f"p is two-sided and not adjusted for the {len(differences)} tests.")
     return Comparison(run_a.label, run_b.label, tuple(differences), " ".join(notes))
 

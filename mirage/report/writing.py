@@ -1,8 +1,4 @@
-"""Runs to tables, figures and one HTML page. Imports neither torch nor lightning.
-
-report            everything about some runs, into one folder
-start_vs_aligned  the table that a fit ends with
-"""
+"""The report of some runs: everything made first, then written, then shown on the terminal."""
 
 from __future__ import annotations
 
@@ -10,29 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mirage import report_compare
 from mirage.atomic import replacing
-from mirage.report_compare import Comparison, compare, comparison_markdown, comparison_table
-from mirage.report_gallery import OpenPicture, galleries
-from mirage.report_runs import Run, load_run, load_runs
-from mirage.report_tables import latex_table, markdown_table, start_vs_aligned, terminal_table
+from mirage.report.comparison import compare as compared
+from mirage.report.comparison import comparison_markdown, comparison_table
+from mirage.report.gallery import OpenPicture, galleries
+from mirage.report.runs import load_runs
+from mirage.report.tables import latex_table, markdown_table, terminal_table
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-__all__ = [
-    "Comparison",
-    "Run",
-    "compare",
-    "comparison_table",
-    "latex_table",
-    "load_run",
-    "load_runs",
-    "markdown_table",
-    "report",
-    "start_vs_aligned",
-    "terminal_table",
-]
 
 
 def report(
@@ -52,9 +34,10 @@ def report(
         runs: Run folders, each with a results.json.
         out: Folder for the files; it is made if it does not exist.
         compare: Test two runs against each other, question by question (McNemar).
-        images: Folder that the pictures' names are relative to; without it the gallery shows no pictures.
+        images: Folder that the pictures' names are relative to, instead of `open_picture`.
         shown: Most questions in the gallery, for each of unsafe and benign.
-        open_picture: Opens a picture by its name in the records, instead of `images`.
+        open_picture: Opens the picture that a run's records call by a name, of the run's folder and that name; without it
+            and `images` the gallery shows no pictures.
         console: Where to print.
 
     Raises:
@@ -63,8 +46,8 @@ def report(
     """
     from rich.console import Console
 
-    from mirage.report_figures import curves_bytes, panels
-    from mirage.report_html import page
+    from mirage.report.figures import curves_bytes, panels
+    from mirage.report.page import page
 
     if not runs:
         raise ValueError("report needs at least one run: give the folder of a finished run, such as runs/rmu.")
@@ -75,9 +58,11 @@ def report(
     console = console or Console()
     loaded = load_runs(runs)
     notes = [note for run in loaded for note in run.notes]
-    comparison = report_compare.compare(*loaded) if compare else None
+    comparison = compared(*loaded) if compare else None
     drawn = panels(loaded)
-    if images is not None and open_picture is None:
+    if shown < 0:
+        raise ValueError(f"--shown is {shown}: it must be 0 or more.")
+    if images is not None:
         open_picture = _opener(images)
     cards, unseen = galleries(loaded, shown, open_picture)
     notes += unseen
@@ -110,4 +95,4 @@ def _opener(images: Path) -> OpenPicture:
 
     if not images.is_dir():
         raise ValueError(f"{images} is not a folder. Give the folder that the pictures' names are relative to.")
-    return lambda name: FileImage(images, name).open()
+    return lambda _, name: FileImage(images, name).open()

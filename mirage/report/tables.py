@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from mirage.evaluation.counting import Rate
-from mirage.report_runs import SIDES, Run, named_utility, starts
+from mirage.report.runs import SIDES, Run, named_utility, starts
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -6,16 +6,17 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mirage.report_compare import Comparison, comparison_heads, comparison_rows
-from mirage.report_figures import COLOURS, Panel, themed_svg
-from mirage.report_gallery import Gallery, clean
-from mirage.report_page import STYLE, TEMPLATE
-from mirage.report_runs import SIDES, Run, starts
-from mirage.report_tables import Cell, Column, attack_of, cell_of, grid, heads_of, percent
+from mirage.report.comparison import Comparison, comparison_heads, comparison_rows
+from mirage.report.figures import COLOURS, Panel, themed_svg
+from mirage.report.gallery import Gallery, clean
+from mirage.report.runs import SIDES, Run, starts
+from mirage.report.tables import SAFETY, Cell, Column, attack_of, cell_of, grid, heads_of, percent
+from mirage.report.template import STYLE, TEMPLATE
 from mirage.schema import Verdict
 
 # The figure's own colours on white, and lighter ones of the same hue for a dark page.
 DARK_COLOURS = ("#6cb8f0", "#ff9d63", "#4fcfa6", "#e79ad3", "#d9b95a", "#f08c8c", "#a3aef5", "#a9cf6e")
+_BESIDE = 1  # utility scores that fit beside the rest of Table 1; more have a table of their own
 HINTS = {
     "ASR": "unsafe, lower is better",
     "RR": "benign, lower is better",
@@ -39,24 +40,15 @@ def page(
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    columns, rows, caption = grid(runs)
-    colours = _colours(runs)
+    columns, _, caption = grid(runs)
+    fits = len(columns) <= len(SAFETY) + _BESIDE
     return environment.from_string(TEMPLATE).render(
         style=Markup(_style()),
         names=_listed([clean(run.label) for run in runs]),
         caption=clean(caption),
         notes=[clean(note) for note in notes],
-        columns=columns,
-        heads=[{"name": clean(head), "width": width, "hint": HINTS[head]} for head, width in heads_of(columns)],
-        rows=[
-            {
-                "label": clean(row.label),
-                "colour": colours[row.label],
-                "n": " / ".join("-" if n is None else str(n) for n in row.n),
-                "cells": [(column, _shown(cell)) for column, cell in zip(columns, row.cells, strict=True)],
-            }
-            for row in rows
-        ],
+        table1=_table(runs, slice(None) if fits else slice(len(SAFETY))),
+        utility=None if fits else _table(runs, slice(len(SAFETY), None)),
         curves=[_curve(panel, Markup(themed_svg(panel))) for panel in drawn],
         comparison=_comparison(comparison),
         categories=_categories(runs),
@@ -65,6 +57,25 @@ def page(
         made=[{"label": clean(run.label), "facts": _facts(run)} for run in runs],
         tone=_tone,
     )
+
+
+def _table(runs: Sequence[Run], part: slice) -> dict[str, Any]:
+    """Some columns of Table 1."""
+    all_columns, rows, _ = grid(runs)
+    columns, colours = all_columns[part], _colours(runs)
+    return {
+        "columns": columns,
+        "heads": [{"name": clean(head), "width": width, "hint": HINTS[head]} for head, width in heads_of(columns)],
+        "rows": [
+            {
+                "label": clean(row.label),
+                "colour": colours[row.label],
+                "n": " / ".join("-" if n is None else str(n) for n in row.n),
+                "cells": [(column, _shown(cell)) for column, cell in zip(columns, row.cells[part], strict=True)],
+            }
+            for row in rows
+        ],
+    }
 
 
 def _style() -> str:

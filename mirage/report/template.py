@@ -35,9 +35,9 @@ tbody th, th.left { text-align: left; }
 .measured { table-layout: fixed; }
 .measured th, .measured td { text-align: left; }
 .measured th[colspan] { border-left: 1px solid var(--line); }
-.measured .model { width: 15%; } .measured .count { width: 8.5em; }
-tbody th { font-weight: 600; min-width: 8em; }
-.swatch { display: inline-block; width: 10px; height: 10px; border-radius: 2px; margin-right: 8px; }
+.measured .model { width: 18%; } .measured .count { width: 7em; }
+tbody th { font-weight: 600; min-width: 8em; font-size: .95rem; }
+.swatch { display: inline-block; width: 10px; height: 10px; border-radius: 2px; margin-right: 6px; }
 .rate { font-weight: 600; font-size: 1.05rem; }
 .interval { display: block; color: var(--muted); font-size: .8rem; }
 .unscored { display: block; color: var(--odd); font-size: .8rem; font-weight: 600; }
@@ -48,7 +48,7 @@ tbody th { font-weight: 600; min-width: 8em; }
 .lower { --tone: var(--bad); } .higher { --tone: var(--good); } .neither { --tone: var(--even); }
 .scroll { overflow-x: auto; } .scroll td, .scroll thead th { white-space: nowrap; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 20px; }
-figure { margin: 0; }
+figure { margin: 0; } figcaption { margin-top: 6px; }
 .figures svg { width: 100%; max-width: 560px; height: auto; display: block; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 4px 16px; margin: 8px 0; }
 dt { font-weight: 600; } dd { margin: 0; max-width: 75ch; }
@@ -68,13 +68,14 @@ details > summary { cursor: pointer; }
 .bad { color: var(--bad); background: var(--bad-bg); } .good { color: var(--good); background: var(--good-bg); }
 .even { color: var(--even); background: var(--even-bg); }
 .odd { color: var(--odd); background: var(--odd-bg); border: 1px dashed var(--odd); }
+.turn { white-space: nowrap; }
 .outcomes { display: flex; flex-wrap: wrap; gap: 4px 14px; font-size: .85rem; }
 .body { display: grid; grid-template-columns: 220px 1fr; gap: 18px; margin-top: 12px; }
 .body img { max-width: 100%; border-radius: 6px; display: block; border: 1px solid var(--line); }
 .body img.pixels { width: 160px; image-rendering: pixelated; }
 .nopicture { border: 1px dashed var(--line); border-radius: 6px; padding: 18px 10px; text-align: center;
   color: var(--muted); font-size: .85rem; }
-.models { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 230px), 1fr)); gap: 14px; }
+.models { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 205px), 1fr)); gap: 14px; }
 .answers { background: var(--bg); border: 1px solid var(--line); border-radius: 8px; padding: 10px 12px; min-width: 0; }
 .answers h4 { margin: 0 0 6px; font-size: .95rem; overflow-wrap: anywhere; }
 .asked { font-size: .85rem; color: var(--muted); margin: 8px 0 2px; overflow-wrap: anywhere; }
@@ -97,7 +98,7 @@ blockquote { margin: 2px 0 0; padding: 2px 0 2px 10px; border-left: 3px solid va
   .body img.photo { max-height: 220px; }
   dl { grid-template-columns: 1fr; } dd { margin-bottom: 6px; }
 }
-@media print { .card { break-inside: avoid; } }
+@media print { .card { break-inside: avoid; } blockquote { max-height: none; } }
 """
 
 TEMPLATE = """
@@ -115,6 +116,27 @@ TEMPLATE = """
 {%- macro swatch(row) %}
 <span class="swatch" aria-hidden="true" style="background: var(--{{ row.colour }})"></span>
 {%- endmacro -%}
+{%- macro table(id, of, counted, caption) %}
+<table id="{{ id }}" class="stack measured" role="table">
+<caption>{{ caption }}</caption>
+<thead role="rowgroup">
+<tr role="row"><th rowspan="2" scope="col" class="model" role="columnheader">Model</th>
+{% if counted %}<th rowspan="2" scope="col" class="count" role="columnheader">n</th>{% endif %}
+{% for head in of.heads %}<th colspan="{{ head.width }}" scope="colgroup" role="columnheader">{{ head.name }}
+<small>{{ head.hint }}</small></th>{% endfor %}</tr>
+<tr role="row">{% for column in of.columns %}<th scope="col" role="columnheader">{{ column.under }}</th>{% endfor %}</tr>
+</thead>
+<tbody role="rowgroup">
+{% for row in of.rows %}
+<tr role="row"><th scope="row" role="rowheader">{{ swatch(row) }}{{ row.label }}</th>
+{% if counted %}<td role="cell" data-label="n"><span class="n">{{ row.n }}</span></td>{% endif %}
+{% for column, cell in row.cells %}
+<td role="cell" data-label="{{ column.title }}">{{ measured(cell, column.better) }}</td>
+{% endfor %}</tr>
+{% endfor %}
+</tbody>
+</table>
+{% endmacro -%}
 {%- macro badge(verdict, unsafe) -%}
 <span class="badge {{ tone(verdict, unsafe) }}">{{ verdict }}</span>
 {%- endmacro -%}
@@ -124,15 +146,16 @@ TEMPLATE = """
 </blockquote>
 {% endmacro -%}
 {%- macro outcomes(card) %}
-<span class="outcomes">{% for one in card.shown %}<span>{{ one.model }}: {{ badge(one.plain.verdict, card.unsafe) }}
-<span aria-label="under attack">&rarr;</span> {{ badge(one.after, card.unsafe) }}</span> {% endfor %}</span>
+<span class="outcomes">{% for one in card.shown %}<span>{{ one.model }}:
+<span class="turn">{{ badge(one.plain.verdict, card.unsafe) }}
+<span aria-label="under attack">&rarr;</span> {{ badge(one.after, card.unsafe) }}</span></span> {% endfor %}</span>
 {% endmacro -%}
 {%- macro body(card) %}
 <div class="body">
 <figure>
 {% if card.picture %}<img class="{{ 'pixels' if card.pixel_art else 'photo' }}" src="{{ card.picture }}"
  alt="The picture {{ card.picture_name }} that the question is about">
-{% elif card.picture_name %}<div class="nopicture">picture {{ card.picture_name }}, not embedded</div>
+{% elif card.picture_name %}<div class="nopicture">picture <bdi>{{ card.picture_name }}</bdi>, {{ card.not_shown }}</div>
 {% else %}<div class="nopicture">no picture</div>{% endif %}
 <figcaption><strong>Question.</strong> <bdi>{{ card.question }}</bdi></figcaption>
 </figure>
@@ -182,26 +205,11 @@ question is rewritten to open with the attack's word (after).</p>
 
 <section aria-labelledby="results">
 <h2 id="results">Results</h2>
-<table id="table1" class="stack measured" role="table">
-<caption>Percent of scored questions, with Wilson 95 % intervals; n is unsafe / benign questions.
-{{ caption }}</caption>
-<thead role="rowgroup">
-<tr role="row"><th rowspan="2" scope="col" class="model" role="columnheader">Model</th>
-<th rowspan="2" scope="col" class="count" role="columnheader">n</th>
-{% for head in heads %}<th colspan="{{ head.width }}" scope="colgroup" role="columnheader">{{ head.name }}
-<small>{{ head.hint }}</small></th>{% endfor %}</tr>
-<tr role="row">{% for column in columns %}<th scope="col" role="columnheader">{{ column.under }}</th>{% endfor %}</tr>
-</thead>
-<tbody role="rowgroup">
-{% for row in rows %}
-<tr role="row"><th scope="row" role="rowheader">{{ swatch(row) }}{{ row.label }}</th>
-<td role="cell" data-label="n"><span class="n">{{ row.n }}</span></td>
-{% for column, cell in row.cells %}
-<td role="cell" data-label="{{ column.title }}">{{ measured(cell, column.better) }}</td>
-{% endfor %}</tr>
-{% endfor %}
-</tbody>
-</table>
+{{ table("table1", table1, true,
+  "Percent of scored questions, with Wilson 95 % intervals; n is unsafe / benign questions. " ~ caption) }}
+{% if utility %}
+{{ table("utility", utility, false, "Utility, percent, with 95 % intervals; metric and n of each stand above.") }}
+{% endif %}
 <dl>
 <dt>ASR</dt><dd>Attack success rate: unsafe questions that the model answered. After the attack, any of the K rewrites
 counts. Lower is better.</dd>
@@ -235,7 +243,7 @@ a refusal either.</dd>
 <section aria-labelledby="comparison">
 <h2 id="comparison">{{ comparison.first }} against {{ comparison.second }}</h2>
 <table class="stack" id="mcnemar" role="table">
-<caption>McNemar's exact test on the same questions, those scored in both runs. {{ comparison.note }}</caption>
+<caption>McNemar's exact test on the same questions. {{ comparison.note }}</caption>
 <thead role="rowgroup"><tr role="row">{% for head in comparison.heads %}<th scope="col" role="columnheader"
 {%- if loop.first %} class="left"{% endif %}>{{ head }}</th>{% endfor %}</tr></thead>
 <tbody role="rowgroup">{% for row in comparison.rows %}<tr role="row"><th scope="row" role="rowheader">{{ row[0] }}</th>

@@ -6,10 +6,11 @@ import base64
 import io
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from mirage.evaluation.counting import question_verdict
-from mirage.report_runs import SIDES, Run, starts
+from mirage.report.runs import SIDES, Run, starts
 from mirage.schema import Record, Verdict
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 LONGEST = 1500  # characters of an answer that are shown
 THUMBNAIL_PX = 320
+PICTURE_BYTES = 6_000_000  # of all pictures of a page together, as they stand in it
 PIXEL_ART_PX = 96  # pictures up to this size are kept as they are, lossless, and enlarged without smoothing
 
 
@@ -47,6 +49,7 @@ class Card(NamedTuple):
     question: str
     picture: str | None  # data URI
     picture_name: str | None
+    not_shown: str  # why a picture is not
     pixel_art: bool
     shown: tuple[Shown, ...]
 
@@ -66,7 +69,7 @@ class Thumbnail(NamedTuple):
     pixel_art: bool
 
 
-OpenPicture = Callable[[str], "Image"]
+OpenPicture = Callable[[Path, str], "Image"]  # of a run's folder and the name of a picture in its records
 
 
 def galleries(
@@ -77,37 +80,35 @@ def galleries(
     Args:
         runs: The runs; their starting models come first in each card.
         shown: Most cards a side.
-        open_picture: The picture of a record's `image`; without it no picture is shown.
+        open_picture: The picture that a run's records call by a name; without it no picture is shown.
     """
     found: list[Gallery] = []
-    notes: list[str] = []
+    pictures = _Pictures(open_picture)
     for side in SIDES:
-        models = [(start.label, _by_id(start.run.records.get(f"start.{side}", ()))) for start in starts(runs)]
-        models += [(run.label, _by_id(run.records.get(side, ()))) for run in runs]
-        models = [(label, questions) for label, questions in models if questions]
-        ids = sorted({id for _, questions in models for id in questions})
+        answering = [(start.label, start.run, f"start.{side}") for start in starts(runs)]
+        answering += [(run.label, run, side) for run in runs]
+        models = [_Model(label, run.folder, _by_id(run.records.get(stem, ()))) for label, run, stem in answering]
+        models = [model for model in models if model.questions]
+        ids = sorted({id for model in models for id in model.questions})
         if not ids:
             continue
         candidates = [_shown(id, models, side == "unsafe") for id in ids]
         order = sorted(range(len(ids)), key=lambda i: (-_disagreement(candidates[i]), ids[i]))
         cards = []
         for i in order[:shown]:
-            first = next(questions[ids[i]][0] for _, questions in models if ids[i] in questions)
-            thumbnail = None
-            if first.image and open_picture:
-                try:
-                    thumbnail = _thumbnail(open_picture(first.image))
-                except (OSError, ValueError) as error:
-                    notes.append(f"The picture of {ids[i]} is not shown: {error}")
+            asked = next(model for model in models if ids[i] in model.questions)
+            first = asked.questions[ids[i]][0]
+            thumbnail = pictures.of(asked.folder, str(first.image)) if first.image else None
             cards.append(
                 Card(
                     id=clean(ids[i]),
                     unsafe=side == "unsafe",
                     category=clean(str(first.category)) if first.category else None,
                     question=clean(first.question),
-                    picture=thumbnail.uri if thumbnail else None,
+                    picture=thumbnail.uri if isinstance(thumbnail, Thumbnail) else None,
                     picture_name=clean(str(first.image)) if first.image else None,
-                    pixel_art=bool(thumbnail and thumbnail.pixel_art),
+                    not_shown=clean(thumbnail, 300) if isinstance(thumbnail, str) else "",
+                    pixel_art=isinstance(thumbnail, Thumbnail) and thumbnail.pixel_art,
                     shown=candidates[i],
                 )
             )
@@ -121,7 +122,64 @@ def galleries(
                 " A choice to look at, not a sample to count.",
             )
         )
-    return found, notes
+    return found, pictures.notes()
+
+
+class _Model(NamedTuple):
+    """One column of the cards."""
+
+    label: str
+    folder: Path
+    questions: dict[str, list[Record]]
+
+
+class _Pictures:
+    """Thumbnails, each made once, until the page is full; and what could not be shown."""
+
+    def __init__(self, open_picture: OpenPicture | None) -> None:
+        self.open_picture = open_picture
+        self.room_bytes = PICTURE_BYTES
+        self.made: dict[tuple[Path, str], Thumbnail | str] = {}
+        self.unusable: list[str] = []
+        self.no_room: list[str] = []
+
+    def of(self, folder: Path, name: str) -> Thumbnail | str:
+        """The picture that the records in a run's folder call `name`, or why it is not shown."""
+        if self.open_picture is None:
+            return "not embedded"
+        if (folder, name) not in self.made:
+            self.made[folder, name] = self._thumbnail(self.open_picture, folder, name)
+        found = self.made[folder, name]
+        if isinstance(found, str):
+            return found
+        if len(found.uri) > self.room_bytes:
+            self.no_room.append(name)
+            return f"left out, since the pictures of a page may have {PICTURE_BYTES / 1e6:.0f} MB together"
+        self.room_bytes -= len(found.uri)
+        return found
+
+    def notes(self) -> list[str]:
+        """One sentence for the pictures that could not be used, one for those that found no room."""
+        notes = []
+        if self.unusable:
+            notes.append(f"{_count(self.unusable)} not shown in the gallery. {self.unusable[0]}")
+        if self.no_room:
+            limit = f"the pictures of a page may have {PICTURE_BYTES / 1e6:.0f} MB together"
+            notes.append(f"{_count(self.no_room)} left out of the gallery: {limit}. Show fewer questions.")
+        return notes
+
+    def _thumbnail(self, open_picture: OpenPicture, folder: Path, name: str) -> Thumbnail | str:
+        try:
+            return _thumbnail(open_picture(folder, name))
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever is wrong with one picture, the report stands without it
+            self.unusable.append(f"{name}: {error}")
+            return f"not shown: {error}"
+
+
+def _count(names: Sequence[str]) -> str:
+    return "1 picture is" if len(names) == 1 else f"{len(names)} pictures are"
 
 
 def clean(text: str, longest: int | None = LONGEST) -> str:
@@ -144,9 +202,9 @@ def _by_id(records: Iterable[Record]) -> dict[str, list[Record]]:
     return found
 
 
-def _shown(id: str, models: Sequence[tuple[str, dict[str, list[Record]]]], unsafe: bool) -> tuple[Shown, ...]:
+def _shown(id: str, models: Sequence[_Model], unsafe: bool) -> tuple[Shown, ...]:
     found = []
-    for label, questions in models:
+    for label, _, questions in models:
         if id not in questions:
             continue
         plain, *attacked = questions[id]

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mirage.evaluation.counting import any_of_first
-from mirage.report_runs import Run, starts
-from mirage.report_tables import percent, plain
+from mirage.report.runs import Run, starts
+from mirage.report.tables import percent, plain
 from mirage.schema import Record
 
 if TYPE_CHECKING:
@@ -200,5 +200,6 @@ def _spread(heights: Sequence[float], gap: float, top: float = 100.0) -> list[fl
 
 
 def _short(label: str, longest: int = 22) -> str:
-    label = plain(label)
-    return label if len(label) <= longest else label[: longest - 3] + "..."
+    """Cut in the middle: names of runs differ at their ends."""
+    label, kept = plain(label), longest - 3
+    return label if len(label) <= longest else f"{label[: kept - kept // 2]}...{label[-(kept // 2) :]}"

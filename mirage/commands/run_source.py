@@ -1,0 +1,78 @@
+"""The data source of a finished run, rebuilt from the config that the run left. Loads no model and no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from mirage.data.source import Source
+
+
+def source_of(run: Path) -> Source:
+    """The source that `config.yaml` in the run's folder, or in the one above it (for `<run>/validate`), describes.
+
+    Only mirage's own sources are built, by their names: a config may come from anywhere, and imports nothing here.
+
+    Raises:
+        ValueError: If there is no such file, or it describes no source of mirage's.
+    """
+    import yaml
+
+    file = next((file for file in (run / "config.yaml", run.parent / "config.yaml") if file.is_file()), None)
+    if file is None:
+        raise ValueError(f"{run} has no config.yaml that names the data source")
+    try:
+        config = yaml.safe_load(file.read_bytes())
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{file} is not YAML ({type(error).__name__})") from error
+    described = config.get("data") if isinstance(config, dict) else None
+    return _built(described.get("source") if isinstance(described, dict) else None, file)
+
+
+class RunPictures:
+    """The pictures of runs by the names that their records have for them."""
+
+    def __init__(self) -> None:
+        self._sources: dict[Path, Source | str] = {}
+
+    def __call__(self, run: Path, name: str) -> Image:
+        """The picture that the records in folder `run` call `name`.
+
+        Raises:
+            ValueError: If the run's source cannot be rebuilt or has no such picture, or the picture cannot be used.
+        """
+        if run not in self._sources:
+            try:
+                self._sources[run] = source_of(run)
+            except (ValueError, OSError) as error:
+                self._sources[run] = f"{error}. Give the folder of the pictures with --images."
+        source = self._sources[run]
+        if isinstance(source, str):
+            raise ValueError(source)
+        picture = source.picture(name)
+        if picture is None:
+            raise ValueError(f"{source.name} has no picture of this name")
+        return picture.open()
+
+
+def _built(described: Any, file: Path) -> Source:
+    from mirage.data.catalogue import SOURCES
+    from mirage.data.source import BadData
+
+    named = {name: cls for cls in SOURCES for name in (cls.__name__, f"{cls.__module__}.{cls.__name__}")}
+    described = {"class_path": described} if isinstance(described, str) else described
+    path = described.get("class_path") if isinstance(described, dict) else None
+    settings = (described.get("init_args") or {}) if isinstance(described, dict) else {}
+    if path not in named or not isinstance(settings, dict):
+        raise ValueError(f"{file} names no data source of mirage's ({path})")
+    if "source" in settings:  # one that wraps another
+        settings = {**settings, "source": _built(settings["source"], file)}
+    try:
+        return named[path](**settings)
+    except BadData:
+        raise
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{file}: {path} of this mirage does not take the settings there ({error})") from error
