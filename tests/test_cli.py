@@ -139,19 +139,12 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(method: str, tmp_path: Path)
 def test_gradients_are_clipped_in_mixed_precision(tmp_path: Path) -> None:
     """With one kernel for AdamW, Lightning would refuse to, if it were not told that nothing is unscaled there."""
     root = tmp_path / "run"
-    tiny = [
-        "--trainer.precision=bf16-mixed",
-        "--trainer.log_every_n_steps=1",
-        "--trainer.gradient_clip_val=1e-12",
-        "--model.init_args.weight_decay=0",
-    ]
-    assert run(small_fit("mixed_sft.yaml", root, *tiny, "--model.init_args.learning_rate=1e-9")) == 0
-    with (root / "metrics.csv").open() as file:
-        norms = [float(row["train/grad_norm"]) for row in csv.DictReader(file) if row.get("train/grad_norm")]
-    assert norms and min(norms) > 1e-6, "measured before it is clipped"
-    assert results_of(root)["unsafe"] == results_of(root)["start"]["unsafe"] | {
-        "fingerprint": results_of(root)["unsafe"]["fingerprint"]
-    }
+    # so small a gradient changes nothing, at a learning rate that would otherwise leave no answer as it was
+    clipped = ["--trainer.precision=bf16-mixed", "--trainer.gradient_clip_val=1e-14"]
+    assert run(small_fit("mixed_sft.yaml", root, *clipped, "--model.init_args.learning_rate=0.01")) == 0
+    results = results_of(root)
+    assert results["unsafe"]["before"] == results["start"]["unsafe"]["before"]
+    assert results["benign"]["before"] == results["start"]["benign"]["before"]
 
 
 def test_two_processes_count_and_train_as_one(tmp_path: Path) -> None:
