@@ -117,6 +117,7 @@ def run(
     seed_everything(7, verbose=False)
     module = Tiny(folder / f"log-{rank or 0}.jsonl", width)
     module.at = at or {}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell starts in the background
     torch.manual_seed(os.getpid())  # a resumed process is somewhere else
     random.seed(os.getpid())
     np.random.seed(os.getpid())
