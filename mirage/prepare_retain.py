@@ -14,15 +14,10 @@ from mirage.answerers import file_hash
 from mirage.atomic import replacing
 from mirage.data.images import FileImage, resolve_image
 from mirage.data.mixture import Mixture, RetainSet, apportioned
-from mirage.data.source import BadData, Source
+from mirage.data.source import BadData
 from mirage.schema import Example, Picture, short_hash
 
 PICTURES = "pictures"
-
-
-def own_retain(source: Source) -> Sequence[Example]:
-    """The retain set of the source of the questions; nothing if it is of a kind that has none (SPA-VL)."""
-    return () if type(source).retain is Source.retain else source.retain()
 
 
 def mixed(own: Sequence[Example], parts: Sequence[RetainSet], size: int | None, seed: int) -> Mixture | None:

@@ -94,7 +94,7 @@ class Counted(Source):
     built = 0
 
     def retain(self) -> Sequence[Example]:
-        from mirage.data.mixture import Lazy
+        from mirage.data.lazy import Lazy
 
         return Lazy(100_000, self._example)
 

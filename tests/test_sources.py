@@ -8,6 +8,7 @@ import logging
 import pickle
 import subprocess
 import sys
+from array import array
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from PIL import Image
 import mirage
 from mirage.data import json_file
 from mirage.data.jsonl import Jsonl
+from mirage.data.lazy import Chosen, items_at
 from mirage.data.llava import LlavaInstruct
 from mirage.data.mixture import Mixture
 from mirage.data.published import PublishedSplit
@@ -664,6 +666,25 @@ def test_a_mixture_gives_each_set_its_share_and_repeats_nothing() -> None:
         Mixture(sets, [1, 1, 1], size=90)
     laps = Counter(e.id for e in Mixture(sets, [1, 1, 1], size=150, repeat=True) if e.source == "c")
     assert sorted(Counter(laps.values()).items()) == [(2, 10), (3, 10)]
+
+
+def test_examples_built_together_are_those_built_one_by_one(tmp_path: Path) -> None:
+    turns = [said(*(f"{number}.{k}" for k in range(2 + 2 * (number % 3)))) for number in range(700)]
+    many = llava(tmp_path, [{"id": f"{k}", "conversations": each} for k, each in enumerate(turns)]).retain()
+    places = [699, *range(0, 600, 7), 3, 3]
+    mixed = Mixture([many, examples("b", 300)], [2, 1], size=800, repeat=True)
+    for lazy in (
+        many,
+        mixed,
+        Chosen(many, array("L", places)),
+        Chosen(mixed, places),
+        Chosen(examples("c", 700), places),
+    ):
+        one_by_one = [lazy[k] for k in range(len(lazy))]
+        assert list(lazy) == one_by_one == list(pickle.loads(pickle.dumps(lazy)))
+        assert lazy[80:3:-7] == one_by_one[80:3:-7] and lazy[5:400] == one_by_one[5:400] and lazy[9:9] == []
+        assert items_at(lazy, [7, 2, 2]) == [one_by_one[7], one_by_one[2], one_by_one[2]]
+    assert [example.prompt for example in Chosen(many, places)][:3] == ["699.0", "0.0", "7.0"]
 
 
 def test_a_mixture_builds_only_what_is_asked_for() -> None:

@@ -24,7 +24,6 @@ _SHAPE = (
     'VLGuard\'s format: a list of records like {"id": "...", "instr-resp": [{"instruction": "...", "response": "..."}]}'
 )
 _QUESTIONS = {"instruction": True, "unsafe_instruction": True, "safe_instruction": False}  # name -> unsafe
-_EXAMPLES_AT_ONCE = 10_000
 
 _DESCRIPTION = """For every opening word of a training set: how often it occurs, how often its
 questions are refused, and the words that would make the best attack and the best
@@ -125,9 +124,9 @@ def pairs_of_source(
     kept = retain or source
     sets: list[tuple[bool, Sequence[Example]]] = []
     # With labels from the answers one set will do; membership needs both, and a missing one says so itself.
-    if preset is None or _has(source, "unsafe"):
+    if preset is None or source.offers("unsafe"):
         sets.append((True, source.unsafe(answers)))
-    if preset is None or _has(kept, "retain"):
+    if preset is None or kept.offers("retain"):
         sets.append((False, kept.retain()))
     if left_out is not None:
         left_out += [sentence for each in dict.fromkeys((source, kept)) for sentence in _left_out(each)]
@@ -177,11 +176,10 @@ def _answer_batches(told: Iterable[Told], asked: deque[list[str]]) -> Iterator[l
 
 def _told_by(sets: Iterable[tuple[bool, Sequence[Example]]]) -> Iterator[Told]:
     for unsafe, examples in sets:
-        for start in range(0, len(examples), _EXAMPLES_AT_ONCE):
-            for example in examples[start : start + _EXAMPLES_AT_ONCE]:
-                yield example.prompt, example.answer, unsafe
-                for question, answer in example.later_turns:
-                    yield question, answer, unsafe
+        for example in examples:
+            yield example.prompt, example.answer, unsafe
+            for question, answer in example.later_turns:
+                yield question, answer, unsafe
 
 
 def _told_by_file(path: Path, all_of_them: bool, left_out: list[str]) -> Iterator[Told]:
@@ -212,10 +210,6 @@ def _told(record: Any, where: str) -> Iterable[tuple[str, str, str]]:
         if len(fields) != 1 or not all(isinstance(text, str) for text in texts):
             raise BadData(f"{where}: a pair of 'instr-resp' is not one question and one 'response'. Expected {_SHAPE}.")
         yield texts[0], texts[1], fields[0]
-
-
-def _has(source: Source, part: str) -> bool:
-    return getattr(type(source), part) is not getattr(Source, part)
 
 
 def _left_out(source: Source) -> list[str]:

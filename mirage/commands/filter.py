@@ -92,7 +92,7 @@ def _judged(examples: Sequence[Example], judge: Judge, log: AnswerLog) -> Iterat
     unscored: dict[tuple[str, int], str] = {}
     starts = range(0, len(examples), _BLOCK)
     for start in track(starts, "judging", console=Console(stderr=True)):
-        block = [examples[place] for place in range(start, min(start + _BLOCK, len(examples)))]
+        block = examples[start : start + _BLOCK]
         asked = [(example, turn) for example in block for turn in range(1 + len(example.later_turns))]
         todo = [(example, turn) for example, turn in asked if (example.id, turn) not in log.known]
         if todo:

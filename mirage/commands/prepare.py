@@ -34,7 +34,7 @@ from mirage.prepare import (
     selector_question,
     usable,
 )
-from mirage.prepare_retain import mixed, own_retain, retain_lines
+from mirage.prepare_retain import mixed, retain_lines
 from mirage.schema import Probe, short_hash
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def prepare(
     probes = data.probes(PROBE_SET)
     questions = {probe.id: probe.question for probe in probes}
     drawn = _drawn(len(probes), limit, seed)
-    retained = mixed(own_retain(data), parts, retain_size, seed)
+    retained = mixed(data.retain() if data.offers("retain") else (), parts, retain_size, seed)
 
     fingerprint = short_hash(
         json.dumps(settings, sort_keys=True, default=str), *questions, *questions.values(),

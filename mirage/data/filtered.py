@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mirage.data.json_file import BrokenFile, json_name, lines, text_fault
-from mirage.data.mixture import Lazy
+from mirage.data.lazy import Chosen
 from mirage.data.source import Answers, BadData, Fault, Source
 from mirage.schema import Example, Picture, Probe
 
@@ -50,7 +50,7 @@ class Filtered(Source):
         Raises:
             BadData: If the file is faulty, or names examples that the retain set does not have.
         """
-        return Lazy(len(self._kept), self._example)
+        return Chosen(self._retained, self._kept)
 
     def held_out(self) -> Sequence[Example]:
         """The source's held-out examples."""
@@ -83,9 +83,6 @@ class Filtered(Source):
         """Loader workers get the places that stay, not the list."""
         _ = self._kept
         return {key: value for key, value in self.__dict__.items() if key != "_listed"}
-
-    def _example(self, index: int) -> Example:
-        return self._retained[self._kept[index]]
 
     @cached_property
     def _retained(self) -> Sequence[Example]:
@@ -129,10 +126,10 @@ class Filtered(Source):
             for place in places
         ):
             leave_out, found = set(), set()
-            for place in range(len(everything)):
-                if (id := everything[place].id) in listed:
+            for place, example in enumerate(everything):
+                if example.id in listed:
                     leave_out.add(place)
-                    found.add(id)
+                    found.add(example.id)
             if strangers := [id for id in listed if id not in found]:
                 raise BadData(
                     f"{self.dropped} drops {len(strangers)} examples that the retain set of {self.source.name} does not "

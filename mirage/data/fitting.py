@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import chain
 
 from PIL import Image
 
@@ -13,7 +12,6 @@ from mirage.schema import Example
 
 # Models that cut pictures into tiles make more tokens of large or long ones; others make the same of all.
 _SHAPES = ((64, 64), (2048, 2048), (2048, 512), (512, 2048))
-_BLOCK = 1000  # examples in memory at a time
 
 
 def misfits(examples: Sequence[Example], collate: Collator) -> Iterator[tuple[int, str]]:
@@ -27,7 +25,7 @@ def misfits(examples: Sequence[Example], collate: Collator) -> Iterator[tuple[in
     placeholder = collate.processor.image_token
     most_picture_tokens: int | None = None
     overhead: dict[tuple[int, bool], int] = {}
-    for place, example in enumerate(chain.from_iterable(_blocks(examples))):
+    for place, example in enumerate(examples):
         texts = [text for turn in ((example.prompt, example.answer), *example.later_turns) for text in turn]
         if any(placeholder in text for text in texts) or not all(answer.strip() for answer in texts[1::2]):
             yield from _refused(place, example, collate)
@@ -44,11 +42,6 @@ def misfits(examples: Sequence[Example], collate: Collator) -> Iterator[tuple[in
         if collate.text_tokens(example) + most <= collate.max_length:
             continue
         yield from _refused(place, example, collate)
-
-
-def _blocks(examples: Sequence[Example]) -> Iterator[Sequence[Example]]:
-    """The examples in slices, which lazy sets build several times sooner than one by one."""
-    return (examples[start : start + _BLOCK] for start in range(0, len(examples), _BLOCK))
 
 
 def _like(example: Example) -> Example:

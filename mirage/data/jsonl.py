@@ -11,7 +11,7 @@ from typing import Any
 
 from mirage.data.images import PIXEL_LIMIT, FileImage, ImageCheck, faulty_images, name_fault
 from mirage.data.json_file import BrokenFile, json_name, lines, parsed_line, text_fault
-from mirage.data.mixture import Lazy
+from mirage.data.lazy import Lazy
 from mirage.data.source import Answers, BadData, Fault, Source
 from mirage.schema import Example, Picture, Probe, Turn
 

@@ -1,51 +1,17 @@
-"""Sequences of examples that are not lists: one whose items are built on demand, and several sets mixed by weight."""
+"""Several sets of examples as one, mixed by weight."""
 
 from __future__ import annotations
 
 import math
 import random
 from array import array
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar, overload
 
+from mirage.data.lazy import Lazy, items_at
 from mirage.data.source import BadData, Source
 from mirage.schema import Example
-
-Item = TypeVar("Item", covariant=True)
-
-
-class Lazy(Sequence[Item]):
-    """`length` items, the i-th made by `build(i)` each time it is asked for and never kept.
-
-    It travels to loader workers if `build` does: a bound method or a `functools.partial`, not a lambda. Whoever reads all
-    items asks for long slices: `build_slice(first, last)`, if given, makes the items of one at once (`last` is not in it).
-    """
-
-    def __init__(
-        self,
-        length: int,
-        build: Callable[[int], Item],
-        build_slice: Callable[[int, int], list[Item]] | None = None,
-    ) -> None:
-        self.length, self.build, self.build_slice = length, build, build_slice
-
-    def __len__(self) -> int:
-        """How many items there are."""
-        return self.length
-
-    @overload
-    def __getitem__(self, index: int) -> Item: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Item]: ...
-    def __getitem__(self, index: int | slice) -> Item | Sequence[Item]:
-        """The item at an index, built now; a slice is a list of items."""
-        if isinstance(index, slice):
-            first, last, step = index.indices(self.length)
-            if self.build_slice is not None and step == 1 and first < last:
-                return self.build_slice(first, last)
-            return [self.build(i) for i in range(first, last, step)]
-        return self.build(range(self.length)[index])
 
 
 @dataclass
@@ -118,10 +84,17 @@ class Mixture(Lazy[Example]):
         random.Random(f"order/{seed}").shuffle(picks)
         self._set_of = array("H", [number for number, _ in picks])
         self._index_of = array("L", [index for _, index in picks])
-        super().__init__(size, self._example)
+        super().__init__(size, self._example, self._examples)
 
     def _example(self, position: int) -> Example:
         return self.sets[self._set_of[position]][self._index_of[position]]
+
+    def _examples(self, positions: Sequence[int]) -> list[Example]:
+        wanted: defaultdict[int, list[int]] = defaultdict(list)
+        for position in positions:
+            wanted[self._set_of[position]].append(self._index_of[position])
+        found = {number: iter(items_at(self.sets[number], indices)) for number, indices in wanted.items()}
+        return [next(found[self._set_of[position]]) for position in positions]
 
 
 def apportioned(size: int, weights: Sequence[float]) -> list[int]:

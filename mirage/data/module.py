@@ -6,7 +6,6 @@ import logging
 import math
 from array import array
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import lightning as L
@@ -15,8 +14,9 @@ from torch.utils.data import DataLoader
 
 from mirage.data.collate import Collator
 from mirage.data.fitting import misfits
+from mirage.data.lazy import Chosen, items_at
 from mirage.data.loading import Pairs, ResumableLoader, Shard, Steps, WeighedCollator
-from mirage.data.mixture import Lazy, Mixture, RetainSet
+from mirage.data.mixture import Mixture, RetainSet
 from mirage.data.order import Order
 from mirage.data.source import BadData, Source
 from mirage.schema import Example, Probe, short_hash
@@ -192,8 +192,7 @@ class AlignmentData(L.LightningDataModule):
         named = list(found.values())
         self._left_out += named
         _log.warning("left out %d of %d examples that do not fit:\n%s", len(named), len(examples), BadData.of(named))
-        kept = array("L", (place for place in range(len(examples)) if place not in found))
-        return Lazy(len(kept), partial(_at, examples, kept))
+        return Chosen(examples, array("L", (place for place in range(len(examples)) if place not in found)))
 
     def _refuse_empty(self, side: str, examples: Sequence[Example]) -> None:
         if not len(examples):
@@ -214,11 +213,7 @@ class AlignmentData(L.LightningDataModule):
         return self._trainer.lightning_module
 
 
-def _at(examples: Sequence[Example], places: Sequence[int], index: int) -> Example:
-    return examples[places[index]]
-
-
 def _some(examples: Sequence[Example], most: int = 4096) -> list[Example]:
     """All examples of a small set, evenly spaced ones of a large: its files are hashed by the source that read them."""
     stride = max(1, len(examples) // most)
-    return [examples[k] for k in range(0, len(examples), stride)]
+    return items_at(examples, range(0, len(examples), stride))

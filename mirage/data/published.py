@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from mirage.data.images import PIXEL_LIMIT, ImageCheck
+from mirage.data.lazy import Lazy
 from mirage.data.llava import LlavaInstruct
-from mirage.data.mixture import Lazy
 from mirage.data.source import Answers, BadData, Fault, Source
 from mirage.schema import Example, Picture
 

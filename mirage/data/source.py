@@ -55,6 +55,10 @@ class Source(ABC):
         """The retain set: harmless questions with good answers."""
         raise BadData(f"{self.name} has no retain set. List a source that has one under data.retain.")
 
+    def offers(self, part: Literal["unsafe", "retain"]) -> bool:
+        """False if sources of this kind have no such training set at all; no file is read to find out."""
+        return getattr(type(self), part) is not getattr(Source, part)
+
     def held_out(self) -> Sequence[Example]:
         """Retain examples that are never trained on, for the validation loss; may be empty."""
         return ()

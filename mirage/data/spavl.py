@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mirage.data.images import PIXEL_LIMIT, BadImage, BytesImage, FileImage, ImageCheck, faulty_images
 from mirage.data.json_file import read_answers, text_fault
-from mirage.data.mixture import Lazy
+from mirage.data.lazy import Lazy
 from mirage.data.source import Answers, BadData, Fault, Source
 from mirage.schema import Example, Picture, Probe
 

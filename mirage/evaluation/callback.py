@@ -125,8 +125,9 @@ class ProbeCallback(Callback):
     on_test_epoch_end = on_validation_epoch_end
 
     def logged(self) -> dict[str, float]:
-        """Metric name -> value, for the loggers."""
-        return {}
+        """Metric name -> value, for the loggers: by default the score, as `utility/<name>`."""
+        rate = (self.current or {}).get("score", {}).get("rate")
+        return {} if rate is None else {f"utility/{self.key}": rate}
 
     def result(self, records: list[Record]) -> dict[str, Any]:
         """What `results.json` says of these records."""
@@ -259,11 +260,6 @@ class Accuracy(ProbeCallback):
         """`score`: the rate of right answers with its interval."""
         counted = block([record.verdict for record in records], benign=True)
         return {"metric": "accuracy", "n": counted["n"], "unscored": counted["unscored"], "score": counted["helpful"]}
-
-    def logged(self) -> dict[str, float]:
-        """`utility/<name>`."""
-        rate = (self.current or {}).get("score", {}).get("rate")
-        return {} if rate is None else {f"utility/{self.key}": rate}
 
 
 def run_folder(trainer: L.Trainer) -> Path:

@@ -91,11 +91,6 @@ class Utility(ProbeCallback):
             upload = self.benchmark.submission([record.answer for record in records])
             write_text(folder / "submissions" / f"{prefix}{self.key}.json", json.dumps(upload) + "\n")
 
-    def logged(self) -> dict[str, float]:
-        """`utility/<name>`."""
-        rate = (self.current or {}).get("score", {}).get("rate")
-        return {} if rate is None else {f"utility/{self.key}": rate}
-
     def _measure(self, trainer: L.Trainer, pl_module: L.LightningModule, prefix: str) -> dict[str, Any]:
         return super()._measure(trainer, pl_module, prefix) | {"step": trainer.global_step}
 
