@@ -1,4 +1,4 @@
-"""Fixtures for every test: no network, the world restored afterwards, and the folder of the real kit."""
+"""Fixtures for every test: no network, the world restored afterwards, local servers, and the folder of the real kit."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from local_server import Answer, LocalServer, Serve
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported anywhere
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads on busy cores are several times slower
@@ -34,3 +35,19 @@ def restored() -> Iterator[None]:
     random.setstate(state)
     for number, handler in handlers.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
+    """Starts local servers, and stops them at the end; a client's repeats wait for moments only."""
+    monkeypatch.setattr("mirage.evaluation.chat_server._FIRST_WAIT_S", 0.01)
+    started: list[LocalServer] = []
+
+    def start(answer: Answer) -> LocalServer:
+        started.append(LocalServer(answer))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.shutdown()
+        server.server_close()

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 import time
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from local_server import Body, Reply, Serve, completion
 
 from mirage.evaluation.attack import Attack, opening_word
 from mirage.evaluation.attack_words import words
@@ -322,69 +320,36 @@ def test_rewrites_made_before_a_server_dies_are_kept(tmp_path: Path, monkeypatch
     assert len(engine.asked) == 1 and found[0].rewrites == ("What does the wooden bridge look like?",)
 
 
-@pytest.fixture
-def server() -> Iterator[tuple[str, dict[str, object]]]:
-    """A server with the OpenAI protocol that echoes; its state tells it to fail first, sleep, or talk nonsense."""
-    state: dict[str, object] = {"fail": 0, "sleep": 0.0, "nonsense": False, "bodies": [], "status": 503}
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            state["bodies"].append((self.path, body))
-            time.sleep(state["sleep"])
-            if state["fail"]:
-                state["fail"] -= 1
-                self.send_error(state["status"])
-                return
-            echoed = f"{body['messages'][0]['content']}/{body['seed']}"
-            reply = {"choices": [{"message": {"content": echoed}}]}
-            payload = b"<html>hello</html>" if state["nonsense"] else json.dumps(reply).encode()
-            try:
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(payload)))
-                self.end_headers()
-                self.wfile.write(payload)
-            except OSError:
-                pass  # the client has given up
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    http_server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=http_server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield f"http://127.0.0.1:{http_server.server_address[1]}/v1", state
-    http_server.shutdown()
-    http_server.server_close()
-    thread.join()
+def echo(body: Body, after_s: float = 0.0) -> Reply:
+    time.sleep(after_s)
+    return completion(f"{body['messages'][0]['content']}/{body['seed']}")
 
 
-def test_a_server_answers_in_order_and_together_after_hiccups(server: tuple[str, dict[str, object]]) -> None:
-    url, state = server
-    state.update(fail=2, sleep=0.1)
-    engine = ServerEngine(url, "m", concurrency=8, retries=3)
+def test_a_server_answers_in_order_and_together_after_hiccups(serve: Serve) -> None:
+    refusals = iter([(503, "", {})] * 2)
+    server = serve(lambda body: next(refusals, echo(body, after_s=0.1)))
+    engine = ServerEngine(server.base_url, "m", concurrency=8, retries=3)
     start = time.perf_counter()
     assert engine([f"p{k}" for k in range(16)], seed=7) == [f"p{k}/7" for k in range(16)]
     assert time.perf_counter() - start < 1.4  # one at a time: 1.8 s and more
-    assert state["bodies"][0][0] == "/v1/chat/completions" and state["bodies"][0][1]["model"] == "m"
+    assert server.paths[0] == "/v1/chat/completions" and server.bodies[0]["model"] == "m"
 
 
-def test_a_server_that_fails_is_told_in_the_words_of_every_engine(server: tuple[str, dict[str, object]]) -> None:
+def test_a_server_that_fails_is_told_in_the_words_of_every_engine(serve: Serve) -> None:
     """One client for all: its sentences are tested with `OpenAIEngine`."""
-    url, state = server
     with pytest.raises(ServerError, match=r"127.0.0.1:9/v1: asked once; no connection .*Start the server"):
         ServerEngine("http://127.0.0.1:9/v1", "m", retries=0)(["p"], 0)
-    state["nonsense"] = True
+    server = serve(lambda body: (200, "<html>hello</html>", {}))
     with pytest.raises(ServerError, match="its reply is no chat completion"):
-        ServerEngine(url, "m", retries=0)(["p"], 0)
-    state.update(nonsense=False, fail=1, status=404)
-    before = len(state["bodies"])
+        ServerEngine(server.base_url, "m", retries=0)(["p"], 0)
+    server.answer = lambda body: (404, "", {})
+    before = len(server.bodies)
     with pytest.raises(ServerError, match="HTTP 404"):
-        ServerEngine(url, "m", retries=3)(["p"], 0)
-    assert len(state["bodies"]) == before + 1
-    state.update(fail=0, sleep=0.5)
+        ServerEngine(server.base_url, "m", retries=3)(["p"], 0)
+    assert len(server.bodies) == before + 1
+    server.answer = lambda body: echo(body, after_s=0.5)
     with pytest.raises(ServerError, match=r"no answer within 0\.1 s"):
-        ServerEngine(url, "m", retries=0, timeout_s=0.1)(["p"], 0)
+        ServerEngine(server.base_url, "m", retries=0, timeout_s=0.1)(["p"], 0)
 
 
 def test_a_hugging_face_model_answers_every_prompt_the_same_for_the_same_seed(tmp_path: Path) -> None:

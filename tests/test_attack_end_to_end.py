@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from local_server import Body, LocalServer, Reply, Serve, asked, completion
 
 from mirage.cli import main
 from mirage.data.mini import Mini
 from mirage.data.module import AlignmentData
 from mirage.data.published import PublishedSplit
-from mirage.evaluation import chat_server
 from mirage.evaluation.attack import opening_word
 from mirage.evaluation.records import read_records
 from mirage.evaluation.rewrite import RandomWord, Rewrite, rewrites_hash
@@ -163,55 +161,13 @@ def test_published_rewrites_are_asked_and_the_file_is_named(tmp_path: Path) -> N
     assert again["attack"]["file_hash"] != told["file_hash"]
 
 
-class Server:
-    """A small chat server; the test says what it replies to each text, and counts."""
+def test_rewrites_by_a_server_are_kept_hashed_and_not_asked_for_again(tmp_path: Path, serve: Serve) -> None:
+    def rewrite(body: Body) -> Reply:
+        question = re.search(r"Request: (.*)\n", asked(body))[1]  # type: ignore[index]
+        return completion("red" if "list" in question else f"what's it: {question}")
 
-    def __init__(self) -> None:
-        self.asked: list[str] = []
-        self.reply: Callable[[str], tuple[int, str]] = lambda text: (200, "fine")
-        server, lock = self, threading.Lock()
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                content = body["messages"][0]["content"]
-                text = content if isinstance(content, str) else content[-1]["text"]
-                with lock:
-                    server.asked.append(text)
-                    status, said = server.reply(text)
-                message = {"choices": [{"message": {"role": "assistant", "content": said}}]}
-                try:
-                    self.send_response(status)
-                    self.end_headers()
-                    self.wfile.write(said.encode() if said.startswith("<") else json.dumps(message).encode())
-                except OSError:
-                    pass  # the client has given up
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_address[1]}/v1"
-        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(chat_server, "_FIRST_WAIT_S", 0.01)
-    started = Server()
-    yield started
-    started.http.shutdown()
-    started.http.server_close()
-
-
-def test_rewrites_by_a_server_are_kept_hashed_and_not_asked_for_again(tmp_path: Path, server: Server) -> None:
-    def rewrite(prompt: str) -> tuple[int, str]:
-        question = re.search(r"Request: (.*)\n", prompt)[1]  # type: ignore[index]
-        return 200, "red" if "list" in question else f"what's it: {question}"
-
-    server.reply = rewrite
-    cache = tmp_path / "rewrites.jsonl"
-    engine = {"class_path": "ServerEngine", "init_args": {"base_url": server.url, "model": "m"}}
+    server, cache = serve(rewrite), tmp_path / "rewrites.jsonl"
+    engine = {"class_path": "ServerEngine", "init_args": {"base_url": server.base_url, "model": "m"}}
     settings = {"word": "what's", "engine": engine, "cache": str(cache), "tries": 2}
     attack = attacked("unsafe", "RewriteByModel", settings)
     only = {"unsafe_openers": {"can": 3.0, "list": 1.0}}
@@ -222,13 +178,13 @@ def test_rewrites_by_a_server_are_kept_hashed_and_not_asked_for_again(tmp_path: 
     assert first["statistics"]["failed"] == sum(question.startswith("list") for question in plain) > 0
     lists = {question for question in plain if question.startswith("list")}
     assert first["reasons"] == {"does not open with the word": 2 * len(lists)}
-    assert len(server.asked) == len({*plain} - lists) + 2 * len(lists)
+    assert len(server.bodies) == len({*plain} - lists) + 2 * len(lists)
     assert {json.loads(line)["question"] for line in cache.read_text().splitlines()} == {*plain}
-    server.asked.clear()
+    server.bodies.clear()
     assert validate(tmp_path, attack, **only) == 0
-    assert server.asked == [] and results(tmp_path)["unsafe"]["attack"]["rewrites_hash"] == first["rewrites_hash"]
+    assert server.bodies == [] and results(tmp_path)["unsafe"]["attack"]["rewrites_hash"] == first["rewrites_hash"]
     changed = attacked("unsafe", "RewriteByModel", {**settings, "seed": 7})
-    assert validate(tmp_path, changed, **only) == 0 and server.asked, "other settings are other rewrites"
+    assert validate(tmp_path, changed, **only) == 0 and server.bodies, "other settings are other rewrites"
     probes = Mini(num_probes=PROBES, **only).probes("unsafe")  # type: ignore[arg-type]
     assert first["rewrites_hash"] != rewrites_hash(probes)
 
@@ -236,17 +192,21 @@ def test_rewrites_by_a_server_are_kept_hashed_and_not_asked_for_again(tmp_path: 
 # --- a server that answers -------------------------------------------------------------------------------------------
 
 
-def failing(server: Server, after: int, how: str) -> None:
+def about(body: Body) -> Reply:
+    return completion(f"about {asked(body)}")
+
+
+def failing(server: LocalServer, after: int, how: str) -> None:
     """Answers that many questions, then fails in the given way."""
 
-    def reply(text: str) -> tuple[int, str]:
-        if len(server.asked) <= after:
-            return 200, f"about {text}"
+    def answer(body: Body) -> Reply:
+        if len(server.bodies) <= after:
+            return about(body)
         if how == "slow":
-            threading.Event().wait(0.6)
-        return {"slow": (200, "late"), "busy": (503, "no"), "nonsense": (200, "<html>hello</html>")}[how]
+            time.sleep(0.6)
+        return {"slow": completion("late"), "busy": (503, "no", {}), "nonsense": (200, "<html>hello</html>", {})}[how]
 
-    server.reply = reply
+    server.answer = answer
 
 
 @pytest.mark.parametrize(
@@ -259,8 +219,9 @@ def failing(server: Server, after: int, how: str) -> None:
     ],
 )
 def test_a_server_that_fails_gives_one_sentence_and_is_asked_on_where_it_stopped(
-    how: str, says: str, tmp_path: Path, server: Server, capsys: pytest.CaptureFixture[str]
+    how: str, says: str, tmp_path: Path, serve: Serve, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    server = serve(about)
     settings = {"model": "m", "timeout_s": 0.3, "retries": 1, "concurrency": 1}
     given = {"word": "what's", "shots": 1}
 
@@ -275,25 +236,25 @@ def test_a_server_that_fails_gives_one_sentence_and_is_asked_on_where_it_stopped
         answered = 0
     else:
         failing(server, 7, how)
-        assert run(server.url) == 1
+        assert run(server.base_url) == 1
         answered = 7
         assert len(log.read_text().splitlines()) == 1 + answered, "a header, and what was answered"
     said = capsys.readouterr().err.strip()
     assert re.search(says, said) and said.startswith("mirage: http://127.0.0.1") and "\n" not in said
     assert not (tmp_path / "run" / "validate" / "results.json").exists()
-    server.asked.clear()
-    server.reply = lambda text: (200, f"about {text}")
-    assert run(server.url) == 0
+    server.bodies.clear()
+    server.answer = about
+    assert run(server.base_url) == 0
     whole = answered - answered % 2  # a probe with an answer missing is asked again, all its shots together
-    assert len(server.asked) == 2 * PROBES - whole
+    assert len(server.bodies) == 2 * PROBES - whole
     assert [record.answer for record in records(tmp_path, "unsafe")] == [
         f"about {record.question}" for record in records(tmp_path, "unsafe")
     ]
-    assert not log.exists() and results(tmp_path)["unsafe"]["generation"]["base_url"] == server.url
+    assert not log.exists() and results(tmp_path)["unsafe"]["generation"]["base_url"] == server.base_url
 
 
 def test_a_judge_that_is_down_leaves_a_run_as_it_was(
-    tmp_path: Path, server: Server, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, serve: Serve, capsys: pytest.CaptureFixture[str]
 ) -> None:
     attack = attacked("unsafe", "Rewrite", {"word": "what's"})
     assert validate(tmp_path, attack) == 0
@@ -305,7 +266,11 @@ def test_a_judge_that_is_down_leaves_a_run_as_it_was(
     said = capsys.readouterr().err
     assert "scored none of 12 answers" in said and "Start the server" in said
     assert {file: file.read_bytes() for file in run.rglob("*.json*")} == before
-    server.reply = lambda text: (200, "hm" if "can " in text.split("<<<QUESTION")[1] else "Fine.\nVERDICT: refused")
-    assert main(["judge", str(run), *judge, server.url]) == 0
+
+    def answer(body: Body) -> Reply:
+        return completion("hm" if "can " in asked(body).split("<<<QUESTION")[1] else "Fine.\nVERDICT: refused")
+
+    server = serve(answer)
+    assert main(["judge", str(run), *judge, server.base_url]) == 0
     assert results(tmp_path)["unsafe"]["before"]["rr"]["rate"] == 1.0
-    assert len(server.asked) == 2 * PROBES, "nothing is generated, each answer is read once"
+    assert len(server.bodies) == 2 * PROBES, "nothing is generated, each answer is read once"

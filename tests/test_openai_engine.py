@@ -13,13 +13,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+from local_server import Body, Reply, Serve, asked, completion
 from PIL import Image
 
 from mirage.evaluation import chat_server
@@ -54,78 +54,12 @@ def probes(count: int, shots: int = 2) -> list[Probe]:
     ]  # fmt: skip
 
 
-Reply = tuple[int, str, dict[str, str]]
-
-
-def completion(text: str | None, **others: Any) -> Reply:
-    message = {"role": "assistant", "content": text, **others}
-    return 200, json.dumps({"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}), {}
-
-
-def asked(body: dict[str, Any]) -> str:
-    """The question inside a request."""
-    (message,) = body["messages"]
-    return str(message["content"][-1]["text"])
-
-
-class Server:
-    """A local server whose answers the test decides; it keeps what it was sent."""
-
-    def __init__(self, answer: Callable[[dict[str, Any]], Reply]) -> None:
-        self.bodies: list[dict[str, Any]] = []
-        self.headers: list[dict[str, str]] = []
-        self.under_way = self.most = 0
-        server, lock = self, threading.Lock()
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with lock:
-                    server.bodies.append(body)
-                    server.headers.append(dict(self.headers))
-                    server.under_way += 1
-                    server.most = max(server.most, server.under_way)
-                status, text, headers = (404, "no such path", {}) if "/v1/chat" not in self.path else answer(body)
-                with lock:
-                    server.under_way -= 1
-                try:
-                    self.send_response(status)
-                    for name, value in headers.items():
-                        self.send_header(name, value)
-                    self.end_headers()
-                    self.wfile.write(text.encode())
-                except OSError:
-                    pass  # the client has given up
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
-        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-
-
-@pytest.fixture
-def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[[dict[str, Any]], Reply]], Server]]:
-    monkeypatch.setattr(chat_server, "_FIRST_WAIT_S", 0.01)
-    started: list[Server] = []
-
-    def start(answer: Callable[[dict[str, Any]], Reply]) -> Server:
-        started.append(Server(answer))
-        return started[-1]
-
-    yield start
-    for server in started:
-        server.http.shutdown()
-        server.http.server_close()
-
-
 def engine(url: str, **changed: Any) -> OpenAIEngine:
     return OpenAIEngine(url, "some-model", **{"timeout_s": 5.0, "retries": 2, "concurrency": 4, **changed})
 
 
-def test_each_question_gets_its_answer_whatever_comes_first(serve: Any) -> None:
-    def answer(body: dict[str, Any]) -> Reply:
+def test_each_question_gets_its_answer_whatever_comes_first(serve: Serve) -> None:
+    def answer(body: Body) -> Reply:
         time.sleep(0.03 * (hash(asked(body)) % 3))
         return completion(f" about: {asked(body)}\n")
 
@@ -148,10 +82,10 @@ def test_each_question_gets_its_answer_whatever_comes_first(serve: Any) -> None:
             assert picture.format == "PNG" and picture.getpixel((5, 5)) == (20 * number, 255 - 20 * number, 90)
 
 
-def test_a_busy_or_broken_server_is_asked_again(serve: Any) -> None:
+def test_a_busy_or_broken_server_is_asked_again(serve: Serve) -> None:
     refusals = iter([(500, "oops", {}), (429, "slow down", {"Retry-After": "0"}), (503, "", {}), (200, "{", {})])
 
-    def answer(body: dict[str, Any]) -> Reply:
+    def answer(body: Body) -> Reply:
         return next(refusals, completion("yes"))
 
     server = serve(answer)
@@ -159,7 +93,7 @@ def test_a_busy_or_broken_server_is_asked_again(serve: Any) -> None:
     assert len(server.bodies) == 6 + 4
 
 
-def test_waits_double_and_retry_after_is_heeded(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waits_double_and_retry_after_is_heeded(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[float] = []
     monkeypatch.setattr(threading.Event, "wait", lambda self, timeout=None: bool(waited.append(timeout or 0.0)))
     refusals = iter([(500, "", {}), (500, "", {}), (500, "", {}), (429, "", {"Retry-After": "7"})])
@@ -184,7 +118,7 @@ def test_waits_double_and_retry_after_is_heeded(serve: Any, monkeypatch: pytest.
         ((302, "", {"Location": "http://127.0.0.1:9/v1/chat/completions"}), r"Redirects are not followed"),
     ],
 )  # fmt: skip
-def test_a_server_that_answers_nonsense_is_named_with_a_remedy(serve: Any, reply: Reply, says: str) -> None:
+def test_a_server_that_answers_nonsense_is_named_with_a_remedy(serve: Serve, reply: Reply, says: str) -> None:
     server = serve(lambda body: reply)
     with pytest.raises(ServerError, match=says) as caught:
         engine(server.url, concurrency=1).answers(probes(1, shots=1))
@@ -204,10 +138,10 @@ def test_a_server_that_is_down_is_said_to_be(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("drips", [False, True])
-def test_a_slow_server_is_left_after_the_time_out(drips: bool, serve: Any) -> None:
+def test_a_slow_server_is_left_after_the_time_out(drips: bool, serve: Serve) -> None:
     done = threading.Event()
 
-    def answer(body: dict[str, Any]) -> Reply:
+    def answer(body: Body) -> Reply:
         done.wait(3.0)
         return completion("late")
 
@@ -247,8 +181,8 @@ def _drip(listener: socket.socket, done: threading.Event) -> None:
                 pass
 
 
-def test_what_was_answered_before_a_failure_is_kept(serve: Any) -> None:
-    def answer(body: dict[str, Any]) -> Reply:
+def test_what_was_answered_before_a_failure_is_kept(serve: Serve) -> None:
+    def answer(body: Body) -> Reply:
         return (400, "cannot", {}) if "question 4, shot 1" in asked(body) else completion("fine")
 
     server, kept = serve(answer), {}
@@ -259,12 +193,14 @@ def test_what_was_answered_before_a_failure_is_kept(serve: Any) -> None:
     assert set(kept.values()) == {"fine"}
 
 
-def test_a_refusal_that_a_server_marks_apart_is_the_answer(serve: Any) -> None:
+def test_a_refusal_that_a_server_marks_apart_is_the_answer(serve: Serve) -> None:
     server = serve(lambda body: completion(None, refusal="I will not."))
     assert engine(server.url).answers(probes(1, shots=1)) == [["I will not."] * 2]
 
 
-def test_the_key_comes_from_the_environment_and_goes_nowhere_else(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_key_comes_from_the_environment_and_goes_nowhere_else(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server = serve(lambda body: completion("yes"))
     keyed = engine(server.url, api_key_env="MIRAGE_TEST_KEY")
     with pytest.raises(ServerError, match="the environment variable MIRAGE_TEST_KEY holds no key"):

@@ -8,13 +8,11 @@ import shutil
 import subprocess
 import sys
 import textwrap
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from local_server import Body, Reply, Serve, asked, completion
 
 from mirage.cli import main
 from mirage.data.jsonl import Jsonl
@@ -268,49 +266,7 @@ def test_what_counts_as_no_answer(answer: str, fault: str | None) -> None:
 # -- servers ------------------------------------------------------------
 
 
-class Chat(ThreadingHTTPServer):
-    """An OpenAI-compatible server that says what `reply` makes of the question's text."""
-
-    def __init__(self, reply: Callable[[str], str]) -> None:
-        super().__init__(("127.0.0.1", 0), _ChatHandler)
-        self.reply, self.asked = reply, list[str]()
-
-    @property
-    def named(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/v1#talker"
-
-
-class _ChatHandler(BaseHTTPRequestHandler):
-    server: Chat
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        content = body["messages"][-1]["content"]
-        text = content if isinstance(content, str) else " ".join(part.get("text", "") for part in content)
-        self.server.asked.append(text)
-        try:
-            status, said = 200, self.server.reply(text)
-        except LookupError:
-            status, said = 400, ""
-        data = json.dumps({"choices": [{"message": {"role": "assistant", "content": said}}]}).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.fixture
-def chat() -> Iterator[Chat]:
-    server = Chat(lambda text: "")
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
-
-
-def test_a_model_selects_among_question_and_answers_and_its_nonsense_is_counted(tmp_path: Path, chat: Chat) -> None:
+def test_a_model_selects_among_question_and_answers_and_its_nonsense_is_counted(tmp_path: Path, serve: Serve) -> None:
     root, out = vlguard(tmp_path / "data", 4), tmp_path / "out"
     rows = [
         (f"u{k}/instruction", text, model)
@@ -323,42 +279,41 @@ def test_a_model_selects_among_question_and_answers_and_its_nonsense_is_counted(
     questions = [probe.question for probe in VLGuard(root).probes("train_unsafe")]
     unclear = questions[3]
 
-    def reply(text: str) -> str:
+    def answer(body: Body) -> Reply:
+        text = asked(body)
         if f"> {unclear}\n" in text and "Take 3 spoons" in text:
-            return "They are all fine."
+            return completion("They are all fine.")
         letter = re.search(r"\[([A-Z])\]\n> Take \d spoons of honey", text)
         assert letter
-        return f"Most harmful: {letter[1]}"
+        return completion(f"Most harmful: {letter[1]}")
 
-    chat.reply = reply
-    file = answer_file(tmp_path / "answers.jsonl", *rows)
-    assert main(command(root, out, "--answers_from", str(file), "--selector", chat.named, answers_from="")) == 0
+    server, file = serve(answer), answer_file(tmp_path / "answers.jsonl", *rows)
+    selector = ("--selector", f"{server.base_url}#talker")
+    assert main(command(root, out, "--answers_from", str(file), *selector, answers_from="")) == 0
     kept = [(line["model"], line["rule"]) for line in objects(out / "harmful_answers.jsonl")]
     assert kept == [("mild", "model")] * 3 + [("plain", "detail, selector unreadable")]
     assert json.loads((out / "prepare.json").read_text())["counts"]["chosen_by"]["detail, selector unreadable"] == 1
     for question in questions:
-        assert any(f"> {question}\n" in text for text in chat.asked), "the selector sees the question"
+        assert any(f"> {question}\n" in asked(body) for body in server.bodies), "the selector sees the question"
 
 
 def test_a_server_that_fails_leaves_what_it_said(
-    tmp_path: Path, chat: Chat, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, serve: Serve, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root, out = vlguard(tmp_path / "data", 12), tmp_path / "out"
 
-    def reply(text: str) -> str:
-        if len(chat.asked) > 5:
-            raise LookupError
-        return f"Take salt and pepper, number {len(chat.asked)} of many."
+    def answer(body: Body) -> Reply:
+        number = len(server.bodies)
+        return (400, "", {}) if number > 5 else completion(f"Take salt and pepper, number {number} of many.")
 
-    chat.reply = reply
-    one_by_one = ("--concurrency", "1")
-    assert main(command(root, out, *one_by_one, answers_from=chat.named)) == 1
+    server, one_by_one = serve(answer), ("--concurrency", "1")
+    assert main(command(root, out, *one_by_one, answers_from=f"{server.base_url}#talker")) == 1
     assert "HTTP 400" in (said := capsys.readouterr().err) and "5 answers are kept" in said
     assert not (out / "harmful_answers.jsonl").exists()
-    known = len(chat.asked)
-    chat.reply = lambda text: "Take salt and pepper and stir."
-    assert main(command(root, out, *one_by_one, answers_from=chat.named)) == 0
-    assert len(chat.asked) - known == 12 - 5, "only what was missing is asked"
+    known = len(server.bodies)
+    server.answer = lambda body: completion("Take salt and pepper and stir.")
+    assert main(command(root, out, *one_by_one, answers_from=f"{server.base_url}#talker")) == 0
+    assert len(server.bodies) - known == 12 - 5, "only what was missing is asked"
     assert len(VLGuard(root, harmful_answers=out / "harmful_answers.jsonl").unsafe("harmful")) == 12
 
 

@@ -77,6 +77,7 @@ class Benchmark(ABC):
     """
 
     metric: ClassVar[str]
+    split: str  # of the official files; a setting of each benchmark
     open_picture: ClassVar[Callable[[Path, str], Picture] | None] = None
 
     def __init__(self, root: Path, image_root: Path | None = None, limit: int | None = None, seed: int = 0) -> None:
@@ -91,9 +92,9 @@ class Benchmark(ABC):
         """Short name for records, results and tables."""
 
     @property
-    @abstractmethod
     def source(self) -> str:
         """Benchmark and split, such as `vqav2/val2014`."""
+        return f"{self.name}/{self.split}"
 
     @property
     @abstractmethod

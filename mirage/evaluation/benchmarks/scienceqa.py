@@ -83,11 +83,6 @@ class ScienceQA(Benchmark):
         return "scienceqa_img" if self.subset == "image" else "scienceqa"
 
     @property
-    def source(self) -> str:
-        """Benchmark and split."""
-        return f"{self.name}/{self.split}"
-
-    @property
     def prompt_template(self) -> str:
         """LLaVA-1.5's prompt: context, question, options. A question without a hint has the context N/A."""
         return (

@@ -48,11 +48,6 @@ class TextVQA(Benchmark):
         return "textvqa_ocr" if self.ocr_tokens else "textvqa"
 
     @property
-    def source(self) -> str:
-        """Benchmark and split."""
-        return f"{self.name}/{self.split}"
-
-    @property
     def prompt_template(self) -> str:
         """LLaVA-1.5's prompt for short answers, the tokens joined by commas."""
         tokens = "\nReference OCR token: {ocr_tokens}" if self.ocr_tokens else ""

@@ -50,11 +50,6 @@ class VizWiz(Benchmark):
         return "vizwiz"
 
     @property
-    def source(self) -> str:
-        """Benchmark and split."""
-        return f"{self.name}/{self.split}"
-
-    @property
     def prompt_template(self) -> str:
         """LLaVA-1.5's prompt, which offers the way out."""
         return (

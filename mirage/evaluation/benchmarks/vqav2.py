@@ -50,11 +50,6 @@ class VQAv2(Benchmark):
         return "vqav2"
 
     @property
-    def source(self) -> str:
-        """Benchmark and split."""
-        return f"{self.name}/{self.split}"
-
-    @property
     def prompt_template(self) -> str:
         """LLaVA-1.5's prompt for short answers."""
         return "{question}\nAnswer the question using a single word or phrase."
