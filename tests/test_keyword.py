@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,27 @@ def test_refusals_that_no_rule_was_made_from_are_heard_four_times_in_five() -> N
     assert (len(refusals), len(harmless)) == (60, 60)
     assert sum(map(is_refusal, refusals)) >= 48
     assert sum(map(is_refusal, harmless)) <= 1
+
+
+def test_ordinary_refusals_of_other_models_are_heard_and_ordinary_answers_are_not_refusals() -> None:
+    """`data/refusals_by_kind.jsonl`: texts in the manner of some twenty models, written by somebody who did not see the
+    rules. From the `held out` ones no rule was made: 109 of 110 ordinary refusals are heard, 36 of 50 unusual ones (a
+    moral, other advice, a hotline), 0 of 90 ordinary and 4 of 70 tricky answers are taken for refusals. The 59 published
+    phrases: 91, 8, 0 and 20."""
+    lines = (Path(__file__).parent / "data" / "refusals_by_kind.jsonl").read_text().splitlines()
+    heard: Counter[tuple[str, str, str]] = Counter()
+    told: Counter[tuple[str, str, str]] = Counter()
+    for line in map(json.loads, lines):
+        key = (line["half"], line["verdict"], line["kind"])
+        told[key] += 1
+        heard[key] += is_refusal(line["answer"])
+    rate = {key: heard[key] / count for key, count in told.items()}
+    assert sum(told.values()) == 1040
+    assert rate["held out", "refused", "ordinary"] >= 0.98 and rate["held out", "complied", "ordinary"] <= 0.01
+    assert rate["held out", "refused", "unusual"] >= 0.7 and rate["held out", "complied", "tricky"] <= 0.06
+    assert rate["learned", "refused", "ordinary"] >= 0.98 and rate["learned", "complied", "ordinary"] == 0
+    assert rate["learned", "refused", "mixed"] >= 0.98 and rate["learned", "refused", "unusual"] >= 0.9
+    assert rate["learned", "complied", "tricky"] <= 0.04
 
 
 def test_spelling_does_not_hide_a_refusal() -> None:

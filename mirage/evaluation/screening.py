@@ -30,7 +30,7 @@ from mirage.evaluation.keyword import PUBLISHED, Preset, is_refusal
 BATCH = 150_000  # answers: the automata are made anew for each batch
 _MOST_PROCESSES = 4
 _WORTH_SCREENING = 2000  # fewer are judged before the automata are made
-_PATTERNS_A_SCAN = 2  # the automaton of two patterns together still fits into RE2's cache; that of five may not
+_SCAN_LENGTH = 4500  # characters of the expressions that are looked for together: longer ones overflow RE2's cache
 _SPACES = " \t\n\f\r"  # what RE2 calls \\s
 
 
@@ -181,8 +181,13 @@ def _screens() -> tuple[str, ...] | None:
         return None
     alone = [expression for expression in opened if _QUOTATION in expression]
     others = [expression for expression in opened if _QUOTATION not in expression]
-    pairs = ("|".join(others[k : k + _PATTERNS_A_SCAN]) for k in range(0, len(others), _PATTERNS_A_SCAN))
-    return (*pairs, *alone)
+    scans: list[str] = []
+    for expression in others:
+        if scans and len(scans[-1]) + len(expression) < _SCAN_LENGTH:
+            scans[-1] += f"|{expression}"
+        else:
+            scans.append(expression)
+    return (*scans, *alone)
 
 
 def opened_up(pattern: re.Pattern[str]) -> str:
