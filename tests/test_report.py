@@ -33,6 +33,7 @@ from mirage.data.vlguard import VLGuard
 from mirage.evaluation.counting import summarise
 from mirage.mini.drawing import Drawing
 from mirage.report import compare, latex_table, load_run, load_runs, markdown_table, report, start_vs_aligned
+from mirage.report.gallery import galleries
 from mirage.schema import Record, Verdict
 
 C, R, I, U = Verdict.COMPLIED, Verdict.REFUSED, Verdict.IRRELEVANT, Verdict.UNSCORED  # noqa: E741
@@ -299,13 +300,14 @@ def test_page_needs_nothing_from_elsewhere_and_runs_nothing(tmp_path: Path) -> N
         changed = [json.loads(line) for line in lines]
         for record in changed:
             record |= {"category": HOSTILE, "image": HOSTILE, "question": HOSTILE, "id": record["id"] + HOSTILE}
+            record["judge"] = HOSTILE
         file.write_text("\n".join([header, *map(json.dumps, changed)]) + "\n")
     rewritten = json.loads((run / "results.json").read_text())
     for model in (rewritten, rewritten["start"]):
         for side in ("unsafe", "benign"):
             model[side]["judge"] = HOSTILE
             model[side]["attack"]["word"] = HOSTILE
-            model[side]["per_category"] = {HOSTILE: model[side]["per_category"]["kitchen"]}
+            model[side]["per_category"] = {HOSTILE: {when: model[side][when] for when in ("before", "after")}}
     (run / "results.json").write_text(json.dumps(rewritten))
     printed([run], tmp_path / "out")
     text = (tmp_path / "out" / "report.html").read_text()
@@ -528,7 +530,7 @@ def test_names_cannot_break_the_tables(tmp_path: Path) -> None:
     name = "a|b & $y$ 50% _x_ [red]\n\x1b[2J"
     runs = load_runs([write_run(tmp_path / "runs" / "r", models["npo"], models["start"], name=name)])
     assert "a\\|b &amp; $y$ 50% \\_x\\_ \\[red\\]  \\[2J |" in markdown_table(runs)
-    assert "a\\textbar{}b \\& \\$y\\$ 50\\% \\_x\\_ [red]" in latex_table(runs)
+    assert "a\\textbar{}b \\& \\$y\\$ 50\\% \\_x\\_ {[}red{]}" in latex_table(runs), "no optional argument"
     said = printed([runs[0].folder], tmp_path / "out")
     assert "\x1b" not in said and "[red]" in said
     assert re.search(r"<text[^>]*>a\|b &amp; [^<]*\$y\$", (tmp_path / "out" / "curves.svg").read_text())
@@ -598,6 +600,25 @@ def broken(folder: Path, change: str) -> None:
         unsafe.write_text("\n".join([*lines, lines[-1]]) + "\n")
     elif change == "missing shot":
         unsafe.write_text("\n".join(lines[:-1]) + "\n")
+    elif change == "no header":
+        unsafe.write_text("\n".join([lines[0][10:], *lines[1:]]) + "\n")
+    elif change == "a line in the middle":
+        unsafe.write_text("\n".join([*lines[:5], lines[5][:-9], *lines[6:]]) + "\n")
+    elif change == "cut and edited":
+        unsafe.write_text("\n".join(lines)[:-9].replace('"refused"', '"complied"'))
+    elif change == "interval":
+        told["unsafe"]["after"]["asr"]["low"] = 0.0
+        results.write_text(json.dumps(told))
+    elif change == "per shot":
+        told["unsafe"]["per_shot"][1]["rr"]["rate"] = 1.0
+        results.write_text(json.dumps(told))
+    elif change == "two judges":
+        unsafe.write_text("\n".join([*lines[:-1], lines[-1].replace('"exact"', '"keyword(default)"')]) + "\n")
+    elif change == "utility":
+        results.write_text(json.dumps({**told, "utility": "x"}))
+    elif change in ("per_shot", "per_category", "attack"):
+        told["unsafe"][change] = 5
+        results.write_text(json.dumps(told))
     elif change == "foreign record":
         unsafe.write_text("\n".join([*lines, '{"id": "x", "loss": 1}']) + "\n")
 
@@ -611,9 +632,19 @@ def broken(folder: Path, change: str) -> None:
         ("shape", r"results\.json: benign\.after\.helpful is not an object of rate, low and high"),
         ("fingerprint", r"unsafe\.jsonl: its fingerprint is 0123456789abcdef, but that of results\.json is ffff"),
         ("mixed", r"mixed fingerprints, 0123456789abcdef \(line 1\) and ffff \(line 50\)"),
-        ("other answers", r"records give asr rate 1\.0 before the attack, but results\.json says 0\.\d+"),
+        ("other answers", r"records give before\.asr\.rate 1\.0, but results\.json says 0\.\d+"),
         ("twice", r"unsafe\.jsonl: Recorded twice: unsafe/q011 \(shot 3\)"),
         ("missing shot", r"Every question needs the shots 0 to 3, but not so: unsafe/q011 \(shots 0, 1, 2\)"),
+        ("no header", r"unsafe\.jsonl, line 1: not JSON"),
+        ("a line in the middle", r"unsafe\.jsonl, line 6: not JSON"),
+        ("cut and edited", r"records give 11 questions of asr before the attack, but results\.json says \d"),
+        ("interval", r"records give after\.asr\.low 0\.\d+, but results\.json says 0\.0: .* or one was edited"),
+        ("per shot", r"records give per_shot\[1\]\.rr\.rate 0\.\d+, but results\.json says 1\.0"),
+        ("two judges", r"unsafe\.jsonl: records judged by keyword\(default\), but results\.json says exact"),
+        ("utility", r"results\.json: utility is not an object"),
+        ("per_shot", r"results\.json: unsafe\.per_shot is not a list"),
+        ("per_category", r"results\.json: unsafe\.per_category is not an object"),
+        ("attack", r"results\.json: unsafe\.attack is not an object"),
         ("foreign record", r"unsafe\.jsonl, line 50: not a record of this version"),
     ],
 )
@@ -636,7 +667,7 @@ def test_half_written_lines_are_dropped_with_their_question_and_said(tmp_path: P
     loaded = load_run(run)
     assert len(loaded.records["unsafe"]) == 9 * 4 and len(loaded.records["benign"]) == 10 * 2
     [note] = loaded.notes
-    assert "unsafe.jsonl: dropped line 41, half written; 1 questions" in note
+    assert "unsafe.jsonl: dropped its last line, half written; 1 questions" in note
     said = printed([run], tmp_path / "out")
     assert "note: " in said and "half written" in (tmp_path / "out" / "report.html").read_text()
     assert "n = 10 / 10" in said  # the table is that of results.json
@@ -698,11 +729,50 @@ def test_compare_refuses_other_questions_and_other_judges(tmp_path: Path) -> Non
     ])  # fmt: skip
     with pytest.raises(ValueError, match=r"only in full: unsafe/q005\. Evaluate both"):
         compare(full, small)
-    told = json.loads((small.folder / "results.json").read_text())
-    told["unsafe"]["judge"] = "keyword(default)"
-    (small.folder / "results.json").write_text(json.dumps(told))
+    for file in (small.folder / "results.json", *(small.folder / "records").iterdir()):
+        file.write_text(file.read_text().replace('"judge": "exact"', '"judge": "keyword(default)"'))
     with pytest.raises(ValueError, match=r"judged by exact and by keyword\(default\), and two instruments"):
         compare(full, load_run(small.folder))
+
+
+def test_compare_says_what_is_missing_and_how_the_answers_differ(tmp_path: Path) -> None:
+    models = world(6)
+    whole = write_run(tmp_path / "whole", models["npo"], models["start"])
+    partial = write_run(tmp_path / "partial", {"unsafe": models["rmu"]["unsafe"]}, {})
+    results = json.loads((partial / "results.json").read_text())
+    results["unsafe"]["generation"] = {"engine": "openai", "model": "m<b>", "base_url": "http://h/v1"}
+    (partial / "results.json").write_text(json.dumps(results))
+    printed([whole, partial], tmp_path / "out", compare=True)
+    written = (tmp_path / "out" / "table.md").read_text()
+    assert "No benign questions are compared: partial has no records of them." in written
+    assert "The unsafe answers were written differently: engine" in written and "m&lt;b&gt;" in written
+    assert "<b>" not in written and "Answers by m&lt;b&gt; at http://h/v1." in written, "the caption names who wrote"
+
+
+def test_rows_say_what_is_no_finished_training(tmp_path: Path) -> None:
+    models = world(6)
+    base = write_run(tmp_path / "rmu", models["start"], {}, method="start")
+    killed = write_run(tmp_path / "npo", models["npo"], models["start"], planned_steps=500)
+    [untrained, stopped] = load_runs([base, killed])
+    assert untrained.label == "rmu, not trained"
+    assert [note for note in stopped.notes if "measured after 200 of 500 steps" in note] and not untrained.notes
+    console = Console(file=io.StringIO(), width=110)
+    console.print(start_vs_aligned(untrained.results))
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    first = next(line for line in said.splitlines() if line.split()[:1] == ["ASR"])
+    assert "rmu: the starting model" in said and "aligned one" not in said and first.split()[-2:] == ["-", "-"]
+
+
+def test_answers_to_other_questions_of_the_same_id_are_on_other_cards(tmp_path: Path) -> None:
+    models = world(4)
+    runs = [write_run(tmp_path / name, models["npo"], models["start"]) for name in ("one", "two")]
+    for file in (runs[1] / "records").glob("*unsafe.jsonl"):
+        file.write_text(file.read_text().replace("items/q002.png", "items/other.png"))
+    cards, notes = galleries(load_runs(runs), 9)
+    shown = {(card.id, card.picture_name): [one.model for one in card.shown] for card in cards[0].cards}
+    assert len(shown) == 5 and "start" in shown["unsafe/q001", "items/q001.png"]
+    assert shown["unsafe/q002", "items/other.png"] == ["two"] and "two" not in shown["unsafe/q002", "items/q002.png"]
+    assert any("1 unsafe ids stand for another question or picture" in note for note in notes)
 
 
 def test_report_loads_neither_torch_nor_lightning(runs: list[Path], tmp_path: Path) -> None:

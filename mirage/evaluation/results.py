@@ -77,12 +77,21 @@ class Results(Callback):
             "data": datamodule.summary() if trainer.state.fn == "fit" else None,
             "versions": {name: _version(name) for name in PACKAGES},
             **self._when,
+            "planned_steps": _planned_steps(trainer),
             "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
             "world_size": trainer.world_size,
             **now,
             "seconds": {key: round(value, 2) for key, value in seconds.items()},
             "start": start or None,
         }
+
+
+def _planned_steps(trainer: L.Trainer) -> int | None:
+    """Optimizer steps of the whole fit; None for an evaluation, and for a fit without an end."""
+    if trainer.state.fn != "fit":
+        return None
+    planned = trainer.estimated_stepping_batches
+    return int(planned) if math.isfinite(planned) else None
 
 
 def _sides(callbacks: Any, which: str) -> dict[str, Any]:

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from mirage.evaluation.counting import McNemar, mcnemar, question_verdict, shots_by_question
-from mirage.report.runs import Run
-from mirage.report.tables import attack_of, markdown_row, percent, plain, terminal
+from mirage.report.runs import SIDES, Run
+from mirage.report.tables import attack_of, markdown, markdown_row, percent, plain, terminal
 from mirage.schema import Record, Verdict
 
 if TYPE_CHECKING:
@@ -56,8 +56,10 @@ def compare(run_a: Run, run_b: Run) -> Comparison:
     """
     differences: list[Difference] = []
     notes: list[str] = []
-    for side in ("unsafe", "benign"):
-        if side not in run_a.records or side not in run_b.records:
+    for side in SIDES:
+        lacking = [run.label for run in (run_a, run_b) if side not in run.records]
+        if lacking:
+            notes.append(f"No {side} questions are compared: {' and '.join(lacking)} has no records of them.")
             continue
         judges = [run.results[side].get("judge") for run in (run_a, run_b)]
         if judges[0] != judges[1]:
@@ -68,6 +70,10 @@ def compare(run_a: Run, run_b: Run) -> Comparison:
         attacks = [attack_of(run.results[side]) for run in (run_a, run_b)]
         if attacks[0] != attacks[1]:
             notes.append(f"The attacks on {side} questions differ: {attacks[0]} and {attacks[1]}.")
+        written = [run.results[side].get("generation") or {} for run in (run_a, run_b)]
+        if differing := [key for key in {**written[0], **written[1]} if written[0].get(key) != written[1].get(key)]:
+            told = (", ".join(f"{key} {one.get(key)}" for key in differing) for one in written)
+            notes.append(f"The {side} answers were written differently: {' and '.join(told)}.")
         _same_questions(run_a, run_b, side)
         shots = [shots_by_question(run.records[side]) for run in (run_a, run_b)]
         for title, where, verdict in MEASURES:
@@ -127,7 +133,7 @@ def comparison_markdown(comparison: Comparison) -> str:
     heads = comparison_heads(comparison)
     lines = [markdown_row(heads), markdown_row(["---"] + ["---:"] * (len(heads) - 1), escape=False)]
     lines += [markdown_row(row) for row in comparison_rows(comparison)]
-    return "\nMcNemar's exact test\n\n" + "\n".join(lines) + f"\n\n{comparison.note}\n"
+    return "\nMcNemar's exact test\n\n" + "\n".join(lines) + f"\n\n{markdown(comparison.note)}\n"
 
 
 def p_value(p: float) -> str:
@@ -159,10 +165,10 @@ def _same_questions(run_a: Run, run_b: Run, side: str) -> None:
     changed = [id for id in first if first[id] != second[id]]
     if changed:
         raise ValueError(
-            f"{side}: question {changed[0]} (and {len(changed) - 1} others) reads differently in {run_a.label} and"
-            f" {run_b.label}. Evaluate both with the same data."
+            f"{side}: question {changed[0]} (and {len(changed) - 1} others) reads differently, or is about another picture,"
+            f" in {run_a.label} and {run_b.label}. Evaluate both with the same data."
         )
 
 
-def _plain_questions(records: Sequence[Record]) -> dict[str, str]:
-    return {record.id: record.question for record in records if record.shot == 0}
+def _plain_questions(records: Sequence[Record]) -> dict[str, tuple[str, str | None]]:
+    return {record.id: (record.question, record.image) for record in records if record.shot == 0}

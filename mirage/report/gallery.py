@@ -83,25 +83,26 @@ def galleries(
         open_picture: The picture that a run's records call by a name; without it no picture is shown.
     """
     found: list[Gallery] = []
+    notes: list[str] = []
     pictures = _Pictures(open_picture)
     for side in SIDES:
         answering = [(start.label, start.run, f"start.{side}") for start in starts(runs)]
         answering += [(run.label, run, side) for run in runs]
-        models = [_Model(label, run.folder, _by_id(run.records.get(stem, ()))) for label, run, stem in answering]
+        models = [_Model(label, run.folder, _by_question(run.records.get(stem, ()))) for label, run, stem in answering]
         models = [model for model in models if model.questions]
-        ids = sorted({id for model in models for id in model.questions})
-        if not ids:
+        asked = sorted({key for model in models for key in model.questions})
+        if not asked:
             continue
-        candidates = [_shown(id, models, side == "unsafe") for id in ids]
-        order = sorted(range(len(ids)), key=lambda i: (-_disagreement(candidates[i]), ids[i]))
+        candidates = [_shown(key, models, side == "unsafe") for key in asked]
+        order = sorted(range(len(asked)), key=lambda i: (-_disagreement(candidates[i]), asked[i]))
         cards = []
         for i in order[:shown]:
-            asked = next(model for model in models if ids[i] in model.questions)
-            first = asked.questions[ids[i]][0]
-            thumbnail = pictures.of(asked.folder, str(first.image)) if first.image else None
+            answering_it = next(model for model in models if asked[i] in model.questions)
+            first = answering_it.questions[asked[i]][0]
+            thumbnail = pictures.of(answering_it.folder, str(first.image)) if first.image else None
             cards.append(
                 Card(
-                    id=clean(ids[i]),
+                    id=clean(asked[i].id),
                     unsafe=side == "unsafe",
                     category=clean(str(first.category)) if first.category else None,
                     question=clean(first.question),
@@ -113,16 +114,30 @@ def galleries(
                 )
             )
         differ = sum(_disagreement(candidate) > 1 for candidate in candidates)
+        if repeated := len(asked) - len({key.id for key in asked}):
+            notes.append(
+                f"The runs were asked different data: {repeated} {side} ids stand for another question or picture in one"
+                " run than in another. Their answers are on cards of their own, and the rows of the table are over"
+                " different questions."
+            )
         found.append(
             Gallery(
                 side,
                 tuple(cards),
-                f"{len(cards)} of {len(ids)} {side} questions: those with most different outcomes among the models and"
+                f"{len(cards)} of {len(asked)} {side} questions: those with most different outcomes among the models and"
                 f" before and after the attack ({differ} have more than one)."
                 " A choice to look at, not a sample to count.",
             )
         )
-    return found, pictures.notes()
+    return found, notes + pictures.notes()
+
+
+class _Asked(NamedTuple):
+    """What makes two runs' answers answers to the same question: an id alone may stand for other data."""
+
+    id: str
+    question: str
+    image: str
 
 
 class _Model(NamedTuple):
@@ -130,7 +145,7 @@ class _Model(NamedTuple):
 
     label: str
     folder: Path
-    questions: dict[str, list[Record]]
+    questions: dict[_Asked, list[Record]]
 
 
 class _Pictures:
@@ -195,19 +210,19 @@ def clean(text: str, longest: int | None = LONGEST) -> str:
 _BIDI = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
-def _by_id(records: Iterable[Record]) -> dict[str, list[Record]]:
+def _by_question(records: Iterable[Record]) -> dict[_Asked, list[Record]]:
     found: dict[str, list[Record]] = {}
     for record in sorted(records, key=lambda record: record.shot):
         found.setdefault(record.id, []).append(record)
-    return found
+    return {_Asked(id, own[0].question, own[0].image or ""): own for id, own in found.items()}
 
 
-def _shown(id: str, models: Sequence[_Model], unsafe: bool) -> tuple[Shown, ...]:
+def _shown(key: _Asked, models: Sequence[_Model], unsafe: bool) -> tuple[Shown, ...]:
     found = []
     for label, _, questions in models:
-        if id not in questions:
+        if key not in questions:
             continue
-        plain, *attacked = questions[id]
+        plain, *attacked = questions[key]
         after = question_verdict([record.verdict for record in attacked], unsafe)
         decisive = next(record for record in attacked if record.verdict is after)
         found.append(Shown(clean(label), _answered(plain), _answered(decisive), after.value))

@@ -159,7 +159,7 @@ def _categories(runs: Sequence[Run]) -> list[dict[str, Any]]:
                 "better": better,
                 "rows": [
                     (
-                        f"{clean(name)} ({max(_n(categories.get(name)) for _, categories in models)})",
+                        f"{clean(name)} ({_counts([_n(categories.get(name)) for _, categories in models])})",
                         [_shown(cell_of({side: categories.get(name) or {}}, column)) for _, categories in models],
                     )
                     for name in names
@@ -198,6 +198,12 @@ def _per_shot(runs: Sequence[Run]) -> list[dict[str, Any]]:
     return found
 
 
+def _counts(n: Sequence[int]) -> str:
+    """`200`, or `20 to 200` where the models were asked different numbers of questions."""
+    asked = [each for each in n if each] or [0]
+    return str(asked[0]) if min(asked) == max(asked) else f"{min(asked)} to {max(asked)}"
+
+
 def _n(category: Mapping[str, Any] | None) -> int:
     n: int = ((category or {}).get("after") or {}).get("n", 0)
     return n
@@ -216,9 +222,9 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         if results.get(side):
             facts.append((f"{side} attack", attack_of(results[side])))
             facts.append((f"{side} judge", str(results[side].get("judge", "unknown"))))
-            drawn = results[side].get("limit")
-            if drawn is not None:
-                facts.append((f"{side} subset", f"{drawn} questions, drawn with seed {results[side].get('seed')}"))
+            if results[side].get("limit") is not None:
+                n = results[side]["before"]["n"]
+                facts.append((f"{side} subset", f"{n} questions, drawn with seed {results[side].get('seed')}"))
             for key in ("generation", "fingerprint"):
                 if results[side].get(key):
                     value = results[side][key]

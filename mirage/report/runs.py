@@ -71,16 +71,21 @@ def load_run(path: Path) -> Run:
         if dropped:
             kept, incomplete = _complete(kept)
             notes.append(
-                f"{file}: dropped {_lines(dropped)}, half written; {incomplete} questions that this left incomplete are"
+                f"{file}: dropped its last line, half written; {incomplete} questions that this left incomplete are"
                 " missing from the curves and the gallery. Evaluate again to complete them."
             )
         if not kept and dropped:
             continue
-        _check(file, kept, side == "unsafe", None if dropped else summary)
+        _check(file, kept, side == "unsafe", summary, whole=not dropped)
         records[stem] = kept
     if absent:
         notes.append(f"{folder / 'records'}: no {', '.join(absent)}, so no curves and no gallery from there.")
     label = str(results.get("name") or results.get("method") or folder.name)
+    if results.get("method") == "start" and label != "start":
+        label = f"{label}, not trained"
+    step, planned = results.get("step"), results.get("planned_steps")
+    if isinstance(step, int) and isinstance(planned, int) and step < planned:
+        notes.append(f"{folder}: not a finished fit, it was measured after {step} of {planned} steps.")
     return Run(folder=folder, label=label, results=results, records=records, notes=tuple(notes))
 
 
@@ -110,6 +115,8 @@ def starts(runs: Sequence[Run]) -> list[Start]:
     found = []
     for group in groups.values():
         label = "start" if len(groups) == 1 else f"start of {', '.join(run.label for run in group)}"
+        if any(run.label == label for run in runs):
+            label = "starting model"
         found.append(Start(label, max(group, key=lambda run: sum(stem.startswith("start.") for stem in run.records))))
     return found
 
@@ -166,6 +173,9 @@ def _shape_fault(results: Mapping[str, Any]) -> str | None:
                 continue
             if not isinstance(summary, dict):
                 return f"{prefix}{side} is not an object"
+            for key, type_ in (("per_shot", list), ("per_category", dict), ("attack", dict), ("generation", dict)):
+                if not isinstance(summary.get(key) or type_(), type_):
+                    return f"{prefix}{side}.{key} is not {'a list' if type_ is list else 'an object'}"
             blocks = {f"{prefix}{side}.{when}": summary.get(when) for when in ("before", "after")}
             blocks |= {f"{prefix}{side}.per_shot[{i}]": block for i, block in enumerate(summary.get("per_shot") or [])}
             for name, block in blocks.items():
@@ -175,7 +185,10 @@ def _shape_fault(results: Mapping[str, Any]) -> str | None:
                 for measure in measures:
                     if not _is_rate(block.get(measure)):
                         return f"{name}.{measure} is not an object of rate, low and high (fractions or null)"
-        for name, score in (model.get("utility") or {}).items():
+        utility = model.get("utility") or {}
+        if not isinstance(utility, dict):
+            return f"{prefix}utility is not an object"
+        for name, score in utility.items():
             if not isinstance(score, dict) or not _is_rate(score.get("score")):
                 return f"{prefix}utility.{name}.score is not an object of rate, low and high (fractions or null)"
     return None
@@ -188,20 +201,21 @@ def _is_rate(value: Any) -> bool:
     )
 
 
-def _records(file: Path, known: str | None) -> tuple[tuple[Record, ...], list[int]]:
-    """The records of one file and the numbers of its half-written lines; `known` is the fingerprint in results.json."""
+def _records(file: Path, known: str | None) -> tuple[tuple[Record, ...], bool]:
+    """The records of one file, and whether its last line is half written; `known` is the fingerprint in results.json."""
     records: list[Record] = []
-    dropped: list[int] = []
     found: dict[str, int] = {}
     # Split on the line feed alone: answers may hold U+2028 and its like, which str.splitlines takes for line ends.
-    for number, line in enumerate(file.read_bytes().split(b"\n"), start=1):
-        if not line.strip():
-            continue
+    numbered = [(number, line) for number, line in enumerate(file.read_bytes().split(b"\n"), start=1) if line.strip()]
+    half_written = False
+    for number, line in numbered:
         try:
             fields = json.loads(line)
         except (ValueError, RecursionError):
-            dropped.append(number)
-            continue
+            if number == numbered[-1][0] and found:
+                half_written = True
+                break
+            raise ValueError(f"{file}, line {number}: not JSON. Evaluate the run again.") from None
         if isinstance(fields, dict) and "id" not in fields:
             found.setdefault(str(fields.get("fingerprint")), number)
             continue
@@ -213,17 +227,21 @@ def _records(file: Path, known: str | None) -> tuple[tuple[Record, ...], list[in
             records.append(record)
         except ValueError as error:
             raise ValueError(f"{file}, line {number}: {error}. Evaluate the run again with this mirage.") from error
+    if not found:
+        raise ValueError(
+            f"{file}: it has no line with a fingerprint, so nothing tells whose answers these are. Evaluate the run again."
+        )
     if len(found) > 1:
         raise ValueError(
             f"{file}: mixed fingerprints, {' and '.join(f'{print} (line {n})' for print, n in found.items())}: answers"
             " of several evaluations in one file. Delete it and evaluate the run again."
         )
-    if found and known is not None and known not in found:
+    if known is not None and known not in found:
         raise ValueError(
             f"{file}: its fingerprint is {next(iter(found))}, but that of results.json is {known}: the answers are of"
             " other weights, probes, attack, judge or generation settings. Evaluate the run again."
         )
-    return tuple(records), dropped
+    return tuple(records), half_written
 
 
 def _complete(records: Sequence[Record]) -> tuple[tuple[Record, ...], int]:
@@ -236,26 +254,53 @@ def _complete(records: Sequence[Record]) -> tuple[tuple[Record, ...], int]:
     return tuple(record for record in records if record.id in whole), len(shots) - len(whole)
 
 
-def _check(file: Path, records: Sequence[Record], unsafe: bool, summary: Mapping[str, Any] | None) -> None:
-    """The records are countable and, where a summary is given, count to its numbers."""
+def _check(file: Path, records: Sequence[Record], unsafe: bool, summary: Mapping[str, Any], whole: bool) -> None:
+    """The records are countable, and the summary counts them: every number of it that records decide.
+
+    Of a file that lost its last line (not `whole`), the missing question may be the whole difference.
+    """
     try:
         shots_by_question(records)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
-    if summary is None:
+    judges = {record.judge for record in records} - {summary.get("judge")}
+    if judges and summary.get("judge") is not None:
+        raise ValueError(
+            f"{file}: records judged by {sorted(judges)[0]}, but results.json says {summary['judge']}. Judge the run again"
+            " with one judge."
+        )
+    counted: dict[str, Any] = json.loads(json.dumps(summarise(records, unsafe)))
+    if whole:
+        differing = _difference(counted, {key: summary.get(key) for key in counted})
+        if differing:
+            name, here, there = differing
+            raise ValueError(
+                f"{file}: its records give {name} {here}, but results.json says {there}: they are of two evaluations, or"
+                " one was edited. Evaluate or judge the run again."
+            )
         return
-    counted = summarise(records, unsafe)
     for when in ("before", "after"):
-        own, told = counted[when], summary[when]
-        pairs = [(key, own[key], told[key]) for key in ("n", "unscored")]
-        pairs += [(f"{key} rate", own[key]["rate"], told[key]["rate"]) for key in ("asr", "rr", "ir")]
-        for name, here, there in pairs:
-            if here != there and (here is None or there is None or not math.isclose(here, there, abs_tol=1e-6)):
+        lost = summary[when]["n"] - counted[when]["n"]
+        for measure in ("asr", "rr", "ir"):
+            here, there = (
+                round((block[measure]["rate"] or 0) * (block["n"] - block["unscored"]))
+                for block in (counted[when], summary[when])
+            )
+            if not 0 <= there - here <= lost:
                 raise ValueError(
-                    f"{file}: its records give {name} {here} {when} the attack, but results.json says {there}: they are"
-                    " of two evaluations. Evaluate or judge the run again."
+                    f"{file}: its records give {here} questions of {measure} {when} the attack, but results.json says"
+                    f" {there}: they are of two evaluations. Evaluate or judge the run again."
                 )
 
 
-def _lines(numbers: Sequence[int]) -> str:
-    return ("line " if len(numbers) == 1 else "lines ") + ", ".join(str(number) for number in numbers)
+def _difference(counted: Any, told: Any, name: str = "") -> tuple[str, Any, Any] | None:
+    """The first number that differs: its name, as counted, and as told. Rates may differ by rounding."""
+    if isinstance(counted, dict) and isinstance(told, dict):
+        pairs = [(f"{name}.{key}".lstrip("."), own, told.get(key)) for key, own in counted.items()]
+    elif isinstance(counted, list) and isinstance(told, list) and len(counted) == len(told):
+        pairs = [(f"{name}[{i}]", own, other) for i, (own, other) in enumerate(zip(counted, told, strict=True))]
+    elif isinstance(counted, float) and isinstance(told, int | float):
+        return None if math.isclose(counted, told, abs_tol=1e-6) else (name, counted, told)
+    else:
+        return None if counted == told else (name, counted, told)
+    return next((found for label, own, other in pairs if (found := _difference(own, other, label))), None)

@@ -130,11 +130,14 @@ def start_vs_aligned(results: Mapping[str, Any]) -> Table:
     from rich.text import Text
 
     results = named_utility(results)
+    name, said = plain(str(results.get("name") or results.get("method"))), _caption_of(results)
     start = results.get("start") or {}
-    name = plain(str(results.get("name") or results.get("method")))
-    said = _caption_of(results) + _utility_of([start, results])
+    if results.get("method") == "start":
+        start, results = results, {}  # nothing was trained or loaded: what was measured is the starting model
+    said += _utility_of([start, results])
     table = terminal("Percent, with 95 % intervals; n= below a rate: its scored questions. " + said)
-    table.title = Text(f"{name}: the starting model and the aligned one", style="bold")
+    models = "the starting model and the aligned one" if results else "the starting model"
+    table.title = Text(f"{name}: {models}", style="bold")
     table.add_column(Text("questions"), overflow="fold")
     for head in ("start\nbefore", "start\nafter", "aligned\nbefore", "aligned\nafter"):
         table.add_column(Text(head), justify="right")
@@ -176,7 +179,7 @@ def markdown_table(runs: Sequence[Run]) -> str:
     lines = [markdown_row(heads), markdown_row(["---"] + ["---:"] * (len(heads) - 1), escape=False)]
     for row in rows:
         lines.append(markdown_row([row.label, _n(row), *(_with_interval(c) + _unscored(c, ", ") for c in row.cells)]))
-    return "\n".join(lines) + f"\n\n{_markdown(f'Percent (Wilson 95 % interval). {caption}')}\n"
+    return "\n".join(lines) + f"\n\n{markdown(f'Percent (Wilson 95 % interval). {caption}')}\n"
 
 
 def latex_table(runs: Sequence[Run]) -> str:
@@ -191,7 +194,7 @@ def latex_table(runs: Sequence[Run]) -> str:
             rules.append(rf"\cmidrule(lr){{{at}-{at + width - 1}}}")
         at += width
     lines = [
-        "% Needs \\usepackage{booktabs}.",
+        "% Needs \\usepackage{booktabs}; names in other than Latin letters need lualatex or xelatex.",
         r"\begin{table*}",
         r"\centering\small\setlength{\tabcolsep}{3pt}",
         rf"\caption{{Percent, with Wilson 95\,\% intervals; n is unsafe / benign questions. {_latex(caption)}}}",
@@ -247,7 +250,7 @@ def terminal(caption: str) -> Table:
 
 def markdown_row(cells: Sequence[str], escape: bool = True) -> str:
     """One row of a Markdown table, its cells escaped."""
-    return "| " + " | ".join(_markdown(cell) if escape else cell for cell in cells) + " |"
+    return "| " + " | ".join(markdown(cell) if escape else cell for cell in cells) + " |"
 
 
 def attack_of(summary: Mapping[str, Any] | None) -> str:
@@ -273,9 +276,19 @@ def _caption_of(results: Mapping[str, Any]) -> str:
         return "No questions were asked under attack."
     attacks = "; ".join(f"{side}: {attack_of(summary)}" for side, summary in sides)
     judges = ", ".join(dict.fromkeys(plain(str(summary.get("judge", "unknown"))) for _, summary in sides))
+    served = dict.fromkeys(writer for _, summary in sides if (writer := _server_of(summary)))
     return (
         f"ASR and IR on unsafe, RR and helpful on benign questions. After = under attack ({attacks}). Judge: {judges}."
+        + (f" Answers by {', '.join(served)}." if served else "")
     )
+
+
+def _server_of(summary: Mapping[str, Any]) -> str | None:
+    """The model and server that wrote the answers, where it was not the run's own model."""
+    generation = summary.get("generation") or {}
+    if generation.get("engine", "hf") == "hf":
+        return None
+    return plain(f"{generation.get('model', 'unknown')} at {generation.get('base_url', generation['engine'])}")
 
 
 def _utility_of(models: Sequence[Mapping[str, Any]]) -> str:
@@ -328,7 +341,8 @@ def _unscored(cell: Cell | None, before: str) -> str:
     return f"{before}{cell.unscored} of {cell.n} unscored" if cell and cell.unscored else ""
 
 
-def _markdown(text: str) -> str:
+def markdown(text: str) -> str:
+    """The text as Markdown shows it, on one line and inert."""
     escaped = html.escape(plain(text), quote=False)
     return "".join("\\" + character if character in "\\`*_[]|~" else character for character in escaped)
 
@@ -346,6 +360,8 @@ def _latex(text: str) -> str:
         "~": r"\textasciitilde{}",
         "^": r"\textasciicircum{}",
         **{character: "\\" + character for character in "&%$#_{}"},
+        "[": "{[}",  # after a rule it would be taken for its thickness
+        "]": "{]}",
         "<": r"\textless{}",
         ">": r"\textgreater{}",
         "|": r"\textbar{}",
