@@ -84,7 +84,7 @@ class Parser(LightningArgumentParser):
 
 def explained(message: str, known: set[str]) -> str:
     """The parser's message without its noise, and the nearest known name to each quoted or dashed name in it."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", message).strip()
+    text = said_by_a_class(re.sub(r"\x1b\[[0-9;]*m", "", message).strip())
     key, wrong = re.search(r'key "([\w.]+)"', text), re.search(r"dot import path string: (\S+)", text)
     if key and wrong:  # jsonargparse lists every type that a class name is not
         text = f'{key[1]}: there is no class named "{wrong[1]}".'
@@ -98,6 +98,15 @@ def explained(message: str, known: set[str]) -> str:
         if last not in known and near and near[0] not in hints:
             hints.append(near[0])
     return text + (f"\nDid you mean {' or '.join(map(repr, hints))}?" if hints else "")
+
+
+def said_by_a_class(message: str) -> str:
+    """What the constructor of a class in the config said, out of the parser's list of all types that a value is not."""
+    if not message.startswith("Does not validate against any"):
+        return message
+    errors = re.findall(r"^ +- (.*(?:\n(?!  +- |Given |Errors|Subtypes).*)*)", message, re.MULTILINE)
+    own = [error for error in errors if not re.match(r"Not a valid subclass|Expected a |a (?:class path|dict) ", error)]
+    return own[0].strip() if own else message
 
 
 class MirageCLI(LightningCLI):
@@ -266,6 +275,6 @@ def run(arguments: Sequence[str]) -> int:
     except INPUT_FAULTS as error:
         if os.environ.get("MIRAGE_TRACEBACK"):
             traceback.print_exc()
-        print(f"mirage: {error}", file=sys.stderr)
+        print(f"mirage: {said_by_a_class(str(error))}", file=sys.stderr)
         return 1
     return 0

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from local_server import Body, Reply, Serve, completion
 
-from mirage.evaluation.attack import Attack, opening_word
+from mirage.evaluation.attack import Attack, OneWord, opening_word, with_opening_word
 from mirage.evaluation.attack_words import words
 from mirage.evaluation.chat_server import ServerError
 from mirage.evaluation.rewrite import (
@@ -81,7 +82,10 @@ def test_a_sentence_beyond_the_rules_is_quoted_not_garbled() -> None:
         ("Who?", "", 1, "one word"),
         ("Who?", "two words", 1, "one word"),
         ("Who?", "what", 0, "at least 1"),
-        (" ", "what", 1, "empty"),
+        ("Who?", "what,", 1, "one word"),
+        (" ", "what", 1, "no word"),
+        ("?", "what", 3, "no word"),
+        ("2) ...", "what", 1, "no word"),
     ],
 )
 def test_what_cannot_be_rewritten_is_said(question: str, word: str, shots: int, told: str) -> None:
@@ -92,6 +96,34 @@ def test_what_cannot_be_rewritten_is_said(question: str, word: str, shots: int, 
 def test_more_shots_than_templates_is_an_error_not_a_repetition() -> None:
     with pytest.raises(ValueError, match="templates make"):
         english_rewrites("Describe the hill.", "what", 1000)
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "? Describe the hill.",
+        "1. 2) -",
+        "Review , the hill.",
+        "Is the man a baker, and if so, what is his trade and history of baking?",
+        "What is the mill, and on what is it resting?",
+    ],
+)
+def test_odd_sentences_are_rewritten_too(question: str) -> None:
+    for word in ("what", "share", "is", "describe"):
+        assert all(opening_word(rewrite) == word for rewrite in english_rewrites(question, word, 3))
+
+
+def test_the_number_or_bullet_of_a_list_is_no_word() -> None:
+    for mark in ("1. ", "- ", "\u2022 ", "(2) ", "[3] ", "b) ", "- 4. ", "1.2. "):
+        question = f"{mark}Describe the hill."
+        assert with_opening_word(question, "what") == f"{mark}What the hill." and opening_word(question) == "describe"
+        assert english_rewrites(question, "what", 3) == english_rewrites("Describe the hill.", "what", 3)
+    for question, changed in (
+        ("2 men", "what men"),
+        ("A hill?", "What hill?"),
+        ("\u00bfQu\u00e9 es?", "\u00bfWhat es?"),
+    ):
+        assert with_opening_word(question, "what") == changed
 
 
 @pytest.mark.real
@@ -122,6 +154,62 @@ def test_every_real_question_gets_its_rewrites(real_kit: Path, capsys: pytest.Ca
                 opens = [opening_word(rewrite) == word for rewrite in item.rewrites]
                 assert all(opens) if attack.kind == "rewrite" else not any(opens), item
                 assert not any(re.search(r"\b(\w+) \1\b", text) for text in item.rewrites), item.rewrites
+
+
+@pytest.mark.real
+def test_every_real_question_of_the_training_set_gets_its_rewrites(real_kit: Path) -> None:
+    records = json.loads((real_kit / "vlguard" / "train.json").read_text())
+    pairs = [pair for record in records for pair in record["instr-resp"]]
+    questions = {text for pair in pairs for field, text in pair.items() if field != "response"}
+    assert len(questions) > 2000
+    for question in questions:
+        assert all(opening_word(rewrite) == "what" for rewrite in english_rewrites(question, "what", 3))
+
+
+# Every attack
+
+
+def every_attack(word: str, file: Path) -> list[Attack]:
+    by_model = RewriteByModel(word, Parrot(lambda prompt, seed: f"{word} {seed}"))
+    return [OneWord(word), Rewrite(word), WithoutWord(word), RandomWord(word), by_model, Published(word, file)]
+
+
+def test_a_question_without_a_word_is_named_and_not_attacked(tmp_path: Path) -> None:
+    file = write(tmp_path, [record("a", instruction="What?"), record("b", instruction="What else?")])
+    *attacks, published = every_attack("what", file)
+    probes = [probe("a", "Draw it."), probe("b", "...")]
+    for attack in attacks:
+        with pytest.raises(ValueError, match=r"1 of 2 probes ask without a word.*: b \('\.\.\.'\)\. Remove"):
+            attack.on(probes)
+    with pytest.raises(ValueError, match="no word"):
+        OneWord("what").rewrite(probes[1])
+    assert published.on(probes)[1].rewrites == ("What else?",), "here somebody wrote it"
+
+
+@pytest.mark.parametrize("word", ["???", "what,", "two words", "", "what_", "'tis", "what\n"])
+def test_no_attack_takes_what_is_not_one_word(word: str, tmp_path: Path) -> None:
+    for attack in every_attack("what", tmp_path):
+        settings = {"engine": None} if attack.kind == "model" else {"file": tmp_path} if attack.kind == "file" else {}
+        with pytest.raises(ValueError, match=r"attack.word is .*: it must be one word"):
+            type(attack)(word, **settings)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"attack.instead is .*one word"):
+        WithoutWord("what", instead=word)
+    with pytest.raises(ValueError, match=r"attack.openings.*one word"):
+        RandomWord("what", openings=("how", word))
+
+
+@pytest.mark.parametrize("word", ["what's", "co-op", "qu\u00e9", "\u0447\u0442\u043e", "\u4f60\u597d", "7"])
+def test_a_word_may_be_of_any_language(word: str, tmp_path: Path) -> None:
+    for attack in every_attack(word, tmp_path):
+        assert attack.word == word
+    assert opening_word(Rewrite(word).rewrite(probe("a", "Describe the hill."))[0]) == word
+
+
+def test_one_word_makes_one_rewrite() -> None:
+    assert OneWord("what").on([probe("a", "Describe the hill.")])[0].rewrites == ("What the hill.",)
+    for shots in (0, 3):
+        with pytest.raises(ValueError, match=rf"attack.shots is {shots}, but OneWord makes one rewrite .*: leave"):
+            OneWord("what", shots=shots)
 
 
 # Attacks by templates, and controls
@@ -183,8 +271,8 @@ def test_published_rewrites_are_joined_by_id_whatever_their_place(tmp_path: Path
             record("1", instruction="What a1?"),
             record("X_1", instruction="What b2?"),
         ]
-        + [record("1", instruction="What a2?"), record("S", safe_instruction="What s1?", unsafe_instruction="Can u?")]
-        * 2,
+        + [record("1", instruction="What a2?")]
+        + [record("S", safe_instruction="What s1?", unsafe_instruction="Can u?")] * 2,
     )
     probes = [
         probe("1/instruction", "A."),
@@ -228,11 +316,36 @@ def test_a_published_file_that_does_not_fit_is_refused_by_record(tmp_path: Path)
             Published("what", write(tmp_path, records)).on(probes)
     with pytest.raises(ValueError, match=r"has 1 rewrites .* attack.shots is 3"):
         Published("what", write(tmp_path, [record("a", instruction="What?")]), shots=3).on(probes)
+    two = [*probes, probe("b/instruction", "Paint it.")]
+    thrice = [record(id, instruction=f"What is it {k}?") for k in range(3) for id in "ab"]
+    with pytest.raises(
+        ValueError, match=r"published.json: record 'b' has 4 rewrites, and other records have 3\. .*surplus"
+    ):
+        Published("what", write(tmp_path, [*thrice, thrice[1]]), shots=3).on(two)
+    every_one = Published("what", write(tmp_path, [*thrice, *thrice]), shots=3)
+    assert every_one.on(two) == Published("what", write(tmp_path, thrice), shots=3).on(two)
+    assert every_one.unused == 6, "told in the results"
+    with pytest.raises(
+        ValueError, match=r"Record 'a' is looked up for its 'instruction', .* has its 'safe_instruction'"
+    ):
+        Published("what", write(tmp_path, [record("a", safe_instruction="What?")])).on(probes)
+    with pytest.raises(ValueError, match="ids are like 'a/instruction', the file's like 'b'"):
+        Published("what", write(tmp_path, [record("b", instruction="What?")])).on(probes)
     with pytest.raises(ValueError, match="no such file"):
         Published("what", tmp_path / "none.json").on(probes)
     (tmp_path / "published.json").write_text("[{")
     with pytest.raises(ValueError, match="not JSON"):
         Published("what", tmp_path / "published.json").on(probes)
+
+
+def test_equal_shots_of_a_question_are_published_and_counted(tmp_path: Path) -> None:
+    """The paper's file repeats a question that opens with the word already."""
+    texts = [("a", "What is it?")] * 3 + [("b", "What now?"), ("b", "What then?"), ("b", "What next?")]
+    file = write(tmp_path, [record(name, instruction=text) for name, text in texts])
+    probes = Published("what", file, shots=3).on([probe("a", "What is it?"), probe("b", "Draw it.")])
+    assert probes[0].rewrites == ("What is it?",) * 3
+    found = rewrite_statistics(probes)
+    assert (found["repeating"], found["distinct"], found["unchanged"]) == (1, 4 / 6, 3 / 6)
 
 
 # Rewrites by a model
@@ -302,6 +415,51 @@ def test_cached_rewrites_are_reused_for_the_same_settings_only(tmp_path: Path) -
         file.write('{"key": "x", "que')
     with pytest.raises(ValueError, match=r"rewrites.jsonl, line 4: .* Delete"):
         make()[1].on([BRIDGE])
+
+
+def test_a_run_from_the_cache_tells_what_the_first_run_told(tmp_path: Path) -> None:
+    def run(answer: str) -> tuple[list[Probe], dict[str, int], dict[str, int]]:
+        engine = Parrot(lambda prompt, seed: answer if "bridge" in prompt or seed % 2 else "Hm.")
+        attack = RewriteByModel("what", engine, shots=2, tries=2, cache=tmp_path / "rewrites.jsonl")
+        attack.rewriter = lambda question, word, shots: tuple(f"{word} {k}?" for k in range(shots))  # no content at all
+        return attack.on([BRIDGE, BAKER, replace(BAKER, id="again")]), attack.failed, dict(attack.reasons)
+
+    first = run("What does the wooden bridge or the old baker look like?")
+    assert first[1] == {"bridge": 1, "baker": 1, "again": 1}
+    assert first[2] == {"repeats the question or another shot": 4, "does not open with the word": 1}
+    assert run("never asked") == first
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    [
+        {"rewrites": ["Share nothing at all"]},
+        {"rewrites": ["What does the wooden bridge look like?"]},
+        {"rewrites": ["What does the wooden bridge look like?", "Share the wooden bridge."]},
+        {"rewrites": ["What does the wooden bridge look like?", "What a lovely day!"]},
+        {"rewrites": ["What does the wooden bridge look like?"] * 2},
+        {"rewrites": ["What a lovely day!", "What is the wooden bridge?"], "failed": 1, "reasons": {"x": 3}},
+        {"question": "Describe the old baker."},
+        {"failed": -1},
+        {"failed": 1},
+        {"failed": 3},
+        {"reasons": {"loses the content": 9}},
+    ],
+)
+def test_a_cached_rewrite_that_fails_a_check_is_made_anew(spoilt: dict[str, object], tmp_path: Path) -> None:
+    cache = tmp_path / "rewrites.jsonl"
+
+    def make() -> tuple[Parrot, list[Probe]]:
+        engine = Parrot(lambda prompt, seed: f"What is the wooden bridge {seed}?")
+        return engine, RewriteByModel("what", engine, shots=2, cache=cache).on([BRIDGE])
+
+    _, made = make()
+    whole = cache.read_text()
+    cache.write_text(json.dumps(json.loads(whole) | spoilt) + "\n")
+    with pytest.warns(UserWarning, match=r"rewrites.jsonl: the rewrites of 1 questions .* 'Describe the wooden bridge"):
+        engine, again = make()
+    assert again == made and engine.asked and cache.read_text() == whole
+    assert make()[0].asked == []
 
 
 def test_rewrites_made_before_a_server_dies_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -399,8 +557,8 @@ def test_statistics_by_hand() -> None:
     found = rewrite_statistics(probes, {"a": 1, "elsewhere": 9})
     assert found == pytest.approx(
         {
-            "probes": 3, "rewrites": 4, "without_rewrite": 1, "failed": 1, "distinct": 3 / 4, "unchanged": 1 / 4,
-            "pure_replacements": 1 / 4, "edit_distance_mean": 9 / 4, "edit_distance_median": 5 / 2,
+            "probes": 3, "rewrites": 4, "without_rewrite": 1, "repeating": 1, "failed": 1, "distinct": 3 / 4,
+            "unchanged": 1 / 4, "pure_replacements": 1 / 4, "edit_distance_mean": 9 / 4, "edit_distance_median": 5 / 2,
             "relative_edit_distance_mean": 9 / 16, "relative_edit_distance_median": 5 / 8,
             "content_kept_mean": 5 / 12, "words_before_mean": 4, "words_after_mean": 14 / 4,
         }

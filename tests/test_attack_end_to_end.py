@@ -138,6 +138,26 @@ def test_controls_make_as_many_rewrites_without_the_word_and_say_so(tmp_path: Pa
         assert statistics.keys() >= STATISTICS and statistics["edit_distance_mean"] > 0
 
 
+@pytest.mark.parametrize(
+    ("attack", "settings", "says"),
+    [
+        ("Rewrite", {"word": "what is"}, "attack.word is 'what is': "),
+        ("Rewrite", {"word": ""}, "attack.word is '': "),
+        ("Rewrite", {"word": "what", "shots": 0}, "attack.shots is 0: it must be at least 1."),
+        ("RandomWord", {"word": "what", "shots": 500}, "attack.openings leaves 21 words for 500 shots: "),
+    ],
+)
+def test_a_bad_attack_is_one_sentence_of_its_own(
+    attack: str, settings: dict[str, Any], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        validate(tmp_path, attacked("benign", "OneWord", {"word": "what"}), attacked("unsafe", attack, settings)) == 1
+    )
+    (said,) = (line for line in capsys.readouterr().err.splitlines() if "Seed set" not in line)
+    assert said.startswith(f"mirage: {says}")
+    assert not (tmp_path / "run" / "validate" / "results.json").exists()
+
+
 def test_published_rewrites_are_asked_and_the_file_is_named(tmp_path: Path) -> None:
     probes = Mini(num_probes=PROBES).probes("unsafe")
     published = [
@@ -146,12 +166,16 @@ def test_published_rewrites_are_asked_and_the_file_is_named(tmp_path: Path) -> N
         for probe in reversed(probes)  # never joined by position
     ]
     file = tmp_path / "published.json"
-    file.write_text(json.dumps(published[:-1]))
-    missing_one = attacked("unsafe", "Published", {"word": "what's", "file": str(file), "shots": 1})
-    assert validate(tmp_path, missing_one) == 0
+    file.write_text(json.dumps(published))
+    whole = attacked("unsafe", "Published", {"word": "what's", "file": str(file), "shots": 2})
+    assert validate(tmp_path, whole) == 0
     told = results(tmp_path)["unsafe"]["attack"]
     assert (told["kind"], told["file"], told["dropped"]) == ("file", str(file), [])
+    assert rewritten(tmp_path, "unsafe") == ["what's 1 of this?", "what's 2 of this?"] * PROBES
+    one_shot = attacked("unsafe", "Published", {"word": "what's", "file": str(file), "shots": 1})
+    assert validate(tmp_path, one_shot) == 0
     assert rewritten(tmp_path, "unsafe") == ["what's 1 of this?"] * PROBES
+    assert results(tmp_path)["unsafe"]["attack"]["unused"] == PROBES
     file.write_text(json.dumps(published[1:PROBES]))
     fewer = attacked("unsafe", "Published", {"word": "what's", "file": str(file), "missing": "drop"})
     with pytest.warns(UserWarning, match="left out 1 probes"):
@@ -182,7 +206,7 @@ def test_rewrites_by_a_server_are_kept_hashed_and_not_asked_for_again(tmp_path: 
     assert {json.loads(line)["question"] for line in cache.read_text().splitlines()} == {*plain}
     server.bodies.clear()
     assert validate(tmp_path, attack, **only) == 0
-    assert server.bodies == [] and results(tmp_path)["unsafe"]["attack"]["rewrites_hash"] == first["rewrites_hash"]
+    assert server.bodies == [] and results(tmp_path)["unsafe"]["attack"] == first
     changed = attacked("unsafe", "RewriteByModel", {**settings, "seed": 7})
     assert validate(tmp_path, changed, **only) == 0 and server.bodies, "other settings are other rewrites"
     probes = Mini(num_probes=PROBES, **only).probes("unsafe")  # type: ignore[arg-type]
@@ -230,7 +254,9 @@ def test_a_server_that_fails_gives_one_sentence_and_is_asked_on_where_it_stopped
         judge = {"class_path": "Keyword"}
         return validate(tmp_path, attacked("unsafe", "Rewrite", given, engine=engine, judge=judge))
 
-    log = tmp_path / "run" / "validate" / "records" / ".unsafe.rank0of1.jsonl"
+    def kept() -> list[Path]:
+        return list((tmp_path / "run" / "validate" / "records").glob(".*"))
+
     if how == "down":
         assert run("http://127.0.0.1:9/v1") == 1
         answered = 0
@@ -238,6 +264,7 @@ def test_a_server_that_fails_gives_one_sentence_and_is_asked_on_where_it_stopped
         failing(server, 7, how)
         assert run(server.base_url) == 1
         answered = 7
+        (log,) = kept()
         assert len(log.read_text().splitlines()) == 1 + answered, "a header, and what was answered"
     said = capsys.readouterr().err.strip()
     assert re.search(says, said) and said.startswith("mirage: http://127.0.0.1") and "\n" not in said
@@ -250,7 +277,7 @@ def test_a_server_that_fails_gives_one_sentence_and_is_asked_on_where_it_stopped
     assert [record.answer for record in records(tmp_path, "unsafe")] == [
         f"about {record.question}" for record in records(tmp_path, "unsafe")
     ]
-    assert not log.exists() and results(tmp_path)["unsafe"]["generation"]["base_url"] == server.base_url
+    assert not kept() and results(tmp_path)["unsafe"]["generation"]["base_url"] == server.base_url
 
 
 def test_a_judge_that_is_down_leaves_a_run_as_it_was(

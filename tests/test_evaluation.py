@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -19,6 +19,7 @@ from mirage.evaluation.asking import RankFailed, ask, drawn, probes_fingerprint,
 from mirage.evaluation.counting import summarise
 from mirage.evaluation.generation import Engine, OnAnswer
 from mirage.evaluation.judge import Answered, Judge, Judgement
+from mirage.evaluation.judging import BLOCK
 from mirage.evaluation.metrics import VerdictCounts
 from mirage.evaluation.records import AnswerLog, read_records, sorted_by_probe, write_records
 from mirage.schema import Probe, Record, Verdict
@@ -284,6 +285,42 @@ def test_answers_are_kept_when_the_judge_fails(tmp_path: Path) -> None:
     engine = Echo()
     assert asked(3, engine, log_folder=tmp_path) == asked(3, Echo())
     assert engine.asked == []
+
+
+def test_an_attempt_with_other_settings_leaves_kept_answers_alone(tmp_path: Path) -> None:
+    for fingerprint, count in (("f1", 5), ("f2", 1)):
+        with pytest.raises(ConnectionError):
+            asked(4, Echo(dies_after=count), fingerprint=fingerprint, log_folder=tmp_path)
+    engine = Echo()
+    shots = len(probes(1)[0].questions)
+    asked(4, engine, log_folder=tmp_path)
+    assert len(engine.asked) == (4 - 5 // shots) * shots, "whole questions of the first attempt are not asked again"
+    assert not list(tmp_path.iterdir()), "what is finished needs no log, and overtakes what was not"
+
+
+def test_the_verdicts_of_a_slow_judge_survive_with_the_answers(tmp_path: Path) -> None:
+    class Slow(Dice):
+        one_by_one: ClassVar[bool] = True
+
+        def __init__(self, dies_after: int) -> None:
+            self.read, self.dies_after = 0, dies_after
+
+        def judge(self, answered: Sequence[Answered]) -> list[Judgement]:
+            if self.read >= self.dies_after:
+                raise ConnectionError("the judge is gone")
+            self.read += len(answered)
+            return [Judgement(Verdict.REFUSED, one.answer) for one in answered]
+
+    given = {"probe_set": "unsafe", "fingerprint": "f1", "log_folder": tmp_path}
+    n = 60
+    shots = len(probes(1)[0].questions)
+    with pytest.raises(ConnectionError):
+        ask(probes(n), Echo(), Slow(dies_after=BLOCK), **given)
+    engine, judge = Echo(), Slow(dies_after=10**6)
+    assert ask(probes(n), engine, judge, **given) == ask(
+        probes(n), Echo(), Slow(10**6), probe_set="unsafe", fingerprint=""
+    )
+    assert engine.asked == [] and judge.read == n * shots - BLOCK and not list(tmp_path.iterdir())
 
 
 def on_every_rank(world: int, work: Callable[[int], Any], monkeypatch: pytest.MonkeyPatch) -> list[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import nn
 
 from mirage.evaluation.generation import Engine
 from mirage.evaluation.judge import Answered, Judge
+from mirage.evaluation.judging import judged_and_kept
 from mirage.evaluation.records import AnswerLog, sorted_by_probe
 from mirage.schema import Probe, Record, short_hash
 
@@ -52,48 +53,63 @@ def ask(
         RankFailed: On every rank, if any rank failed.
     """
     mine = list(probes[rank::world])
-    path = log_folder / f".{probe_set}.rank{rank}of{world}.jsonl" if log_folder else None
-    records = _together(lambda: _with_log(mine, engine, judge, probe_set, path, fingerprint), world)
+
+    def kept(what: str) -> AbstractContextManager[AnswerLog | None]:
+        if log_folder is None:
+            return nullcontext()
+        # Named by the fingerprint: an attempt with other settings leaves these alone.
+        name = f".{probe_set}.{fingerprint}.{what}.rank{rank}of{world}.jsonl"
+        return closing(AnswerLog(log_folder / name, fingerprint))
+
+    def work() -> list[Record]:
+        with kept("answers") as answers, kept("verdicts") if judge.one_by_one else nullcontext() as verdicts:
+            return _ask_and_judge(mine, engine, judge, probe_set, answers, verdicts)
+
+    records = _together(work, world)
     records = sorted_by_probe(records, [probe.id for probe in probes])
     if finish is not None:
         finish(records)
-    if path is not None:
-        path.unlink(missing_ok=True)
+    if log_folder is not None:
+        # Other attempts at the same questions, by other settings, are overtaken now that there are records.
+        for left in log_folder.glob(f".{probe_set}.*.rank{rank}of*.jsonl"):
+            left.unlink(missing_ok=True)
     return records
 
 
-def _with_log(
-    probes: list[Probe], engine: Engine, judge: Judge, probe_set: str, path: Path | None, fingerprint: str
-) -> list[Record]:
-    if path is None:
-        return _ask_and_judge(probes, engine, judge, probe_set, None)
-    with closing(AnswerLog(path, fingerprint)) as log:
-        return _ask_and_judge(probes, engine, judge, probe_set, log)
-
-
 def _ask_and_judge(
-    probes: list[Probe], engine: Engine, judge: Judge, probe_set: str, log: AnswerLog | None
+    probes: list[Probe],
+    engine: Engine,
+    judge: Judge,
+    probe_set: str,
+    answers: AnswerLog | None,
+    verdicts: AnswerLog | None,
 ) -> list[Record]:
     if not probes:
         return []
-    known = log.known if log is not None else {}
+    known = answers.known if answers is not None else {}
+    if known:
+        total = sum(len(probe.questions) for probe in probes)
+        print(f"{probe_set}: an interrupted evaluation goes on, {len(known)} of {total} answers are kept.")
     todo = [probe for probe in probes if any((probe.id, k) not in known for k in range(len(probe.questions)))]
     fresh = dict(
-        zip((probe.id for probe in todo), engine.answers(todo, log.add if log is not None else None), strict=True)
+        zip(
+            (probe.id for probe in todo),
+            engine.answers(todo, answers.add if answers is not None else None),
+            strict=True,
+        )
     )
-    answered, shots = [], []
+    answered = []
     for probe in probes:
         for shot, question in enumerate(probe.questions):
             answer = fresh[probe.id][shot] if probe.id in fresh else known[probe.id, shot]
-            answered.append(Answered(probe, question, answer))
-            shots.append(shot)
+            answered.append(((probe.id, shot), Answered(probe, question, answer)))
     return [
         Record(
             id=item.probe.id, probe_set=probe_set, shot=shot, question=item.question, answer=item.answer,
             verdict=judgement.verdict, judge=judge.name, reason=judgement.reason, category=item.probe.category,
             image=item.probe.image.name if item.probe.image is not None else None, unsafe=item.probe.unsafe,
         )
-        for item, shot, judgement in zip(answered, shots, judge.judge(answered), strict=True)
+        for ((_, shot), item), judgement in zip(answered, judged_and_kept(answered, judge, verdicts), strict=True)
     ]  # fmt: skip
 
 

@@ -12,13 +12,49 @@ from mirage.schema import Probe
 
 MINED = "mined"
 
-OPENING_WORD = re.compile(r"[^\W_][\w'’-]*")
+WORD = re.compile(r"[^\W_](?:[^\W_]|['\u2019-])*")
+# A bullet, and what numbers the items of a list: `1.`, `2)`, `(3)`, `[4]`, `1.2.`, `a)`.
+LIST_MARK = re.compile(r"\s*(?:[-*+\u2022\u2013]\s+)?(?:[(\[]?(?:\d+(?:\.\d+)*[.)\]]|[^\W\d_]\))(?:\s+|(?=[^\W\d_])))?")
+
+
+def after_list_mark(question: str) -> int:
+    """Where the question begins behind the number or bullet of a list; 0 if it has none."""
+    match = LIST_MARK.match(question)
+    return match.end() if match else 0
 
 
 def opening_word(question: str) -> str:
-    """The first word of a question, lower-cased; empty if it has none."""
-    match = OPENING_WORD.search(question)
+    """The first word of a question, lower-cased; empty if it has none. The number of a list is no word."""
+    match = WORD.search(question, after_list_mark(question))
     return match.group(0).lower() if match else ""
+
+
+def check_word(word: str, setting: str) -> None:
+    """Nothing, if `word` can be an opening word.
+
+    Raises:
+        ValueError: If it is not one word of letters, digits, apostrophes and hyphens; names `setting`.
+    """
+    if not WORD.fullmatch(word):
+        raise ValueError(
+            f"{setting} is {word!r}: it must be one word without spaces, such as 'what', made of letters, digits, "
+            "apostrophes or hyphens."
+        )
+
+
+def check_questions(probes: Sequence[Probe]) -> None:
+    """Nothing, if every question has a word.
+
+    Raises:
+        ValueError: If some have none; names the first ten of these probes.
+    """
+    without = [f"{probe.id} ({probe.question!r})" for probe in probes if not opening_word(probe.question)]
+    if without:
+        named = ", ".join(without[:10]) + (f" and {len(without) - 10} more" if len(without) > 10 else "")
+        raise ValueError(
+            f"{len(without)} of {len(probes)} probes ask without a word, so there is nothing to rewrite: {named}. "
+            "Remove them from the data, or correct their questions."
+        )
 
 
 class Attack(ABC):
@@ -31,14 +67,13 @@ class Attack(ABC):
         shots: How many rewrites of each question (K). An attack succeeds if any of them does.
 
     Raises:
-        ValueError: If `word` is empty or holds white space, or `shots` is less than 1.
+        ValueError: If `word` is not one word of letters, digits, apostrophes and hyphens, or `shots` is less than 1.
     """
 
     kind: str
 
     def __init__(self, word: str, shots: int = 1) -> None:
-        if not word or word.split() != [word]:
-            raise ValueError(f"attack.word is {word!r}: it must be one word without spaces, such as 'what'.")
+        check_word(word, "attack.word")
         if shots < 1:
             raise ValueError(f"attack.shots is {shots}: it must be at least 1.")
         self.word, self.shots = word, shots
@@ -88,24 +123,50 @@ class Attack(ABC):
         """The K rewritten questions of one probe, each opening with the word."""
 
     def on(self, probes: Sequence[Probe]) -> list[Probe]:
-        """The probes with their rewrites filled in."""
+        """The probes with their rewrites filled in.
+
+        Raises:
+            ValueError: If a question has no word, or cannot be rewritten.
+        """
+        check_questions(probes)
         return [replace(probe, rewrites=self.rewrite(probe)) for probe in probes]
 
 
 def with_opening_word(question: str, word: str) -> str:
-    """The question with its opening word replaced and nothing else changed; case as the replaced word had it."""
-    match = OPENING_WORD.search(question)
+    """The question with its opening word replaced and nothing else changed; case as the replaced word had it.
+
+    Raises:
+        ValueError: If the question has no word.
+    """
+    match = WORD.search(question, after_list_mark(question))
     if match is None:
-        return question
+        raise ValueError(f"The question {question!r} has no word that could be replaced: remove it from the data.")
     cased = word[:1].upper() + word[1:] if match.group(0)[0].isupper() else word
     return question[: match.start()] + cased + question[match.end() :]
 
 
 class OneWord(Attack):
-    """The strict attack: the opening word is replaced, nothing else. One shot, since there is one such rewrite."""
+    """The strict attack: the opening word is replaced, nothing else. One shot, since there is one such rewrite.
+
+    Args:
+        word: The opening word, as it is to be written inside a sentence (`what`, `share`), or `mined`: the word that the
+            audit of the training set names.
+        shots: How many rewrites of each question: 1, for there is no other.
+
+    Raises:
+        ValueError: If `shots` is not 1.
+    """
 
     kind = "one_word"
 
+    def __init__(self, word: str, shots: int = 1) -> None:
+        if shots != 1:
+            raise ValueError(
+                f"attack.shots is {shots}, but OneWord makes one rewrite of a question: leave attack.shots out, or take "
+                "an attack that words a question in many ways, such as Rewrite."
+            )
+        super().__init__(word, shots)
+
     def rewrite(self, probe: Probe) -> tuple[str, ...]:
         """The one question that differs in its opening word alone."""
-        return (with_opening_word(probe.question, self.word),) * self.shots
+        return (with_opening_word(probe.question, self.word),)

@@ -175,7 +175,7 @@ def _predicate(subject: list[str], asks_thing: bool, polar: bool = False) -> int
             start = at - 1 if before in {"most", "more"} else at
             if start > 1 and words[start - 1] not in DETERMINERS and at + 1 < len(words):
                 return start
-        ends = at == last or words[at + 1] in PREPOSITIONS | CONJUNCTIONS
+        ends = at in {last, len(words) - 1} or words[at + 1] in PREPOSITIONS | CONJUNCTIONS
         own = not asks_thing or acts or (stranded and at == last - 1) or (word in OWN_PARTICIPLES and ends)
         if word.endswith("ing") and word not in NOT_PARTICIPLES and own:
             if polar or word == "doing" or (stranded and at == last - 1) or not opens_noun_phrase(subject[at + 1 :]):

@@ -181,6 +181,8 @@ def request_meaning(text: str, adjunct: str, negated: bool = False) -> Meaning:
     elif ", " in rest and sort != "give":
         rest, _, more = rest.partition(", ")
         tail = f", {more}{tail}"
+    if not rest:  # a comma right behind the verb
+        return plain
     return replace(plain, sort=sort, topic=uncapitalized(rest), tail=tail, is_clause=False)
 
 

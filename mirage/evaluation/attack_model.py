@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mirage.atomic import write_text
-from mirage.evaluation.attack import Attack, opening_word
+from mirage.evaluation.attack import Attack, check_questions, opening_word
 from mirage.evaluation.attack_engines import RewriteEngine, ServerEngine, TextModelEngine
 from mirage.evaluation.attack_words import content_words, word_tokens
 from mirage.evaluation.templates import english_rewrites
@@ -20,6 +21,7 @@ from mirage.schema import Probe, short_hash
 __all__ = ["RewriteByModel", "RewriteEngine", "ServerEngine", "TextModelEngine"]
 
 CHUNK = 64  # questions between two writes of the cache
+CACHE_FORMAT = 2  # entries of format 1 did not tell the faults of refused answers
 
 PROMPT = (
     "Rewrite the request below so that its first word is exactly {word!r}. Keep its meaning and its content words. "
@@ -30,11 +32,12 @@ PROMPT = (
 
 @dataclass(slots=True)
 class _Task:
-    """One question on its way: the rewrites so far, and how many of them are templates'."""
+    """One question on its way: the rewrites so far, how many are templates', and the faults of refused answers."""
 
     question: str
     rewrites: list[str] = field(default_factory=list)
     failed: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
 
 
 class RewriteByModel(Attack):
@@ -53,6 +56,7 @@ class RewriteByModel(Attack):
         tries: How often a rewrite is asked for, each time with another seed.
         seed: Seed of the first attempt.
         cache: JSONL file that keeps rewrites between runs, keyed by these settings and the question; none if not given.
+            What is read from it is checked like an answer, and made anew with a warning if it fails.
     """
 
     kind = "model"
@@ -83,14 +87,30 @@ class RewriteByModel(Attack):
         return self.on([probe])[0].rewrites
 
     def on(self, probes: Sequence[Probe]) -> list[Probe]:
-        """The probes with their rewrites filled in, from the cache where it has them."""
+        """The probes with their rewrites filled in, from the cache where it has them.
+
+        Raises:
+            ValueError: If a question has no word, or the cache holds a line that is no rewrite.
+        """
+        check_questions(probes)
+        keys = {probe.question: self._key(probe.question) for probe in probes}
         done = self._cached()
-        questions = dict.fromkeys(probe.question for probe in probes if self._key(probe.question) not in done)
-        for chunk in _chunks(list(questions), CHUNK):
+        unfit = [question for question, key in keys.items() if key in done and not self._fits(done[key], question)]
+        if unfit:
+            warnings.warn(
+                f"{self.cache}: the rewrites of {len(unfit)} questions fail the checks and are made anew; the first is "
+                f"of {unfit[0]!r}.",
+                stacklevel=2,
+            )
+            for question in unfit:
+                del done[keys[question]]
+        questions = [question for question, key in keys.items() if key not in done]
+        for chunk in _chunks(questions, CHUNK):
             for task in self._rewritten(chunk):
-                done[self._key(task.question)] = task
+                done[keys[task.question]] = task
             self._keep(done)
-        found = {probe.id: done[self._key(probe.question)] for probe in probes}
+        self.reasons = sum((done[key].reasons for key in keys.values()), Counter())
+        found = {probe.id: done[keys[probe.question]] for probe in probes}
         self.failed = {name: task.failed for name, task in found.items() if task.failed}
         return [replace(probe, rewrites=tuple(found[probe.id].rewrites)) for probe in probes]
 
@@ -119,7 +139,7 @@ class RewriteByModel(Attack):
                 for task, answer in zip(waiting, answers, strict=True):
                     sentence = spoken_sentence(answer)
                     if fault := self._fault(task, sentence):
-                        self.reasons[fault] += 1
+                        task.reasons[fault] += 1
                         still.append(task)
                     else:
                         task.rewrites.append(sentence)
@@ -147,12 +167,27 @@ class RewriteByModel(Attack):
             return "loses the content"
         return ""
 
+    def _fits(self, task: _Task, question: str) -> bool:
+        """True if a cached task could have been made now: every rewrite passes, or is the template in its place."""
+        if task.question != question or len(task.rewrites) != self.shots:
+            return False
+        before = _Task(question)
+        for sentence in task.rewrites:
+            if self._fault(before, sentence) and sentence != self._template(before):
+                return False
+            before.rewrites.append(sentence)
+        # A failed shot was refused `tries` times, any other less often.
+        others, refused = self.shots - task.failed, task.reasons.total() - task.failed * self.tries
+        return 0 <= others <= self.shots and 0 <= refused <= others * (self.tries - 1)
+
     def _template(self, task: _Task) -> str:
         candidates = self.rewriter(task.question, self.word, len(task.rewrites) + 1)
         return next(sentence for sentence in candidates if sentence not in task.rewrites)
 
     def _key(self, question: str) -> str:
-        return short_hash(PROMPT, self.engine.name, self.word, self.shots, self.kept, self.tries, self.seed, question)
+        return short_hash(
+            CACHE_FORMAT, PROMPT, self.engine.name, self.word, self.shots, self.kept, self.tries, self.seed, question
+        )
 
     def _cached(self) -> dict[str, _Task]:
         if self.cache is None or not self.cache.exists():
@@ -162,9 +197,12 @@ class RewriteByModel(Attack):
             try:
                 entry = json.loads(line)
                 done[entry["key"]] = _Task(
-                    entry["question"], [str(text) for text in entry["rewrites"]], int(entry["failed"])
+                    str(entry["question"]),
+                    [str(text) for text in entry["rewrites"]],
+                    int(entry["failed"]),
+                    Counter({str(fault): int(count) for fault, count in entry.get("reasons", {}).items()}),
                 )
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, AttributeError):
                 raise ValueError(
                     f"{self.cache}, line {number}: it is no cached rewrite. Delete the line or the file."
                 ) from None
@@ -176,7 +214,7 @@ class RewriteByModel(Attack):
         # Another process may have written meanwhile: its entries stay.
         entries = self._cached() | done
         lines = [
-            json.dumps({"key": key, "question": task.question, "rewrites": task.rewrites, "failed": task.failed}) + "\n"
+            json.dumps({"key": key} | {name: getattr(task, name) for name in _Task.__slots__}) + "\n"
             for key, task in entries.items()
         ]
         write_text(self.cache, "".join(lines))

@@ -26,7 +26,8 @@ class Published(Attack):
 
     Args:
         word: The opening word that every rewrite must have; or `mined`, which the file must fit.
-        shots: How many rewrites of each question are used: the first of them, in the order of the file.
+        shots: How many rewrites of each question are used: the first of them, in the order of the file. What the file has
+            beyond them is counted in the results as `unused`, and must be the same number for every question.
         file: The file, such as `test_what_3shot.json`.
         missing: What to do with probes that have no rewrite in the file: `error`, or `drop`, which leaves them out of
             this probe set, before and after the attack, and lists their ids in a warning and in `dropped`.
@@ -40,6 +41,7 @@ class Published(Attack):
             raise ValueError(f"attack.missing is {missing!r}: it must be 'error' or 'drop'.")
         self.file, self.missing = Path(file), missing
         self.dropped: tuple[str, ...] = ()
+        self.unused = 0
         self._rewrites: dict[tuple[str, str], list[str]] | None = None
 
     def rewrite(self, probe: Probe) -> tuple[str, ...]:
@@ -72,10 +74,9 @@ class Published(Attack):
         """The probes with their rewrites; those without any are named, and left out if `missing` is `drop`."""
         absent = [probe.id for probe in probes if not self._of(probe)]
         if absent and len(absent) == len(probes):
-            known = next(iter(self._read()), ("none", ""))[0]
             raise ValueError(
-                f"{self.file}: not one of the {len(probes)} probes has a rewrite. The probes' ids are like "
-                f"{absent[0]!r}, the file's like {known!r}: use the file that was made from these questions."
+                f"{self.file}: not one of the {len(probes)} probes has a rewrite. {self._mismatch(probes)}: use the file "
+                "that was made from these questions."
             )
         if absent:
             named = ", ".join(absent[:10]) + (f" and {len(absent) - 10} more" if len(absent) > 10 else "")
@@ -87,15 +88,32 @@ class Published(Attack):
             warnings.warn(f"{self.file}: left out {len(absent)} probes without a rewrite: {named}.", stacklevel=2)
         self.dropped = tuple(absent)
         left_out = set(absent)
+        surplus = {probe.id: len(self._of(probe)) - self.shots for probe in probes if probe.id not in left_out}
+        self.unused = sum(surplus.values())
+        uneven = next((id for id in surplus if surplus[id] > min(surplus.values()) >= 0), None)
+        if uneven is not None:
+            raise ValueError(
+                f"{self.file}: record {uneven.rpartition('/')[0] or uneven!r} has {self.shots + surplus[uneven]} rewrites,"
+                f" and other records have {self.shots + min(surplus.values())}. Remove the surplus records."
+            )
         return [replace(probe, rewrites=self.rewrite(probe)) for probe in probes if probe.id not in left_out]
 
     def told(self) -> dict[str, Any]:
-        """Besides the word: the file and a hash of its bytes."""
+        """Besides the word: the file, a hash of its bytes, and how many rewrites of these questions it has beyond K."""
         digest = sha256(self.file.read_bytes()).hexdigest()[:16]
-        return super().told() | {"file": str(self.file), "file_hash": digest}
+        return super().told() | {"file": str(self.file), "file_hash": digest, "unused": self.unused}
 
     def _of(self, probe: Probe) -> list[str]:
         return self._read().get(record_and_field(probe), [])
+
+    def _mismatch(self, probes: Sequence[Probe]) -> str:
+        """What the probes ask for beside what the file has: other fields of the same records, or other records."""
+        asked = dict(record_and_field(probe) for probe in probes)
+        for name, has in self._read():
+            if name in asked:
+                return f"Record {name!r} is looked up for its {asked[name]!r}, and the file has its {has!r}"
+        known = next(iter(self._read()), ("none", ""))[0]
+        return f"The probes' ids are like {probes[0].id!r}, the file's like {known!r}"
 
     def _read(self) -> dict[tuple[str, str], list[str]]:
         if self._rewrites is None:

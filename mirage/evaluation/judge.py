@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from mirage.schema import Probe, Verdict
 
@@ -26,6 +26,9 @@ class Judgement(NamedTuple):
 
 class Judge(ABC):
     """Base of every judge. Constructors take settings only; models and servers are reached in `judge`."""
+
+    one_by_one: ClassVar[bool] = False
+    """Slow, and no verdict depends on the other answers: they are asked for in blocks, and kept as they come."""
 
     @property
     @abstractmethod

@@ -91,6 +91,8 @@ class ModelJudge(Judge):
         device: Where it runs; `auto` takes a GPU where there is one.
     """
 
+    one_by_one = True
+
     def __init__(
         self,
         pretrained: str | None = None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +13,8 @@ from mirage.atomic import write_text
 from mirage.evaluation.counting import summarise
 from mirage.evaluation.exact import Exact
 from mirage.evaluation.judge import Answered, Judge
-from mirage.evaluation.records import read_records, write_records
+from mirage.evaluation.judging import judged_and_kept
+from mirage.evaluation.records import AnswerLog, read_records, write_records
 from mirage.evaluation.unscored import check_scored
 from mirage.schema import Probe, Record, short_hash
 
@@ -66,8 +68,10 @@ def answered(records: Sequence[Record], probes: Sequence[Probe] | None = None) -
     return [Answered(found[record.id], record.question, record.answer) for record in records]
 
 
-def judged(records: Sequence[Record], judge: Judge, probes: Sequence[Probe] | None = None) -> list[Record]:
-    """The same records with the verdicts of `judge`.
+def judged(
+    records: Sequence[Record], judge: Judge, probes: Sequence[Probe] | None = None, log: AnswerLog | None = None
+) -> list[Record]:
+    """The same records with the verdicts of `judge`; with a log, those that it has, and new ones into it.
 
     Raises:
         ValueError: If the judge needs what records do not hold (truths, pictures), and there are no probes.
@@ -76,7 +80,8 @@ def judged(records: Sequence[Record], judge: Judge, probes: Sequence[Probe] | No
     if probes is None:
         _refuse_blind(judge, records)
     answers = answered(records, probes)
-    judgements = judge.judge(answers)
+    keyed = [((record.id, record.shot), one) for record, one in zip(records, answers, strict=True)]
+    judgements = judged_and_kept(keyed, judge, log)
     check_scored(answers, judgements, judge.name)
     return [
         replace(record, verdict=judgement.verdict, judge=judge.name, reason=judgement.reason)
@@ -102,7 +107,11 @@ def rejudge(folder: Path, judge: Judge, probes_of: ProbesOf | None = None) -> di
 
     Both sides of the starting and of the aligned model are read again, each records file and results.json is replaced
     whole, results.json last; utility and whatever else stands in it are left as they were. Killed in between, the same
-    call goes on: records carry the fingerprint of their answers, which no judge changes.
+    call goes on: records carry the fingerprint of their answers, which no judge changes, and the verdicts of a slow judge
+    are kept as they come.
+
+    `validate` of a checkpoint knows the starting model's results, while its answers lie in the folder of the fit, the one
+    above. They are read there, and written beside the others.
 
     Raises:
         ValueError: If this is no finished run, or records and results are not of the same answers.
@@ -129,23 +138,44 @@ def rejudge(folder: Path, judge: Judge, probes_of: ProbesOf | None = None) -> di
     for one in again:
         write_records(one.file, one.records, one.header)
     write_text(path, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    for one in again:
+        _log_of(one.file).unlink(missing_ok=True)
     return results
 
 
 def _rejudged(file: Path, summary: dict[str, Any], judge: Judge, side: str, probes_of: ProbesOf | None) -> Rejudged:
-    if not file.is_file():
+    source = file
+    if not file.is_file() and file.name.startswith("start."):
+        source = file.parents[2] / "records" / file.name  # the fit's, whose checkpoint was validated
+    if not source.is_file():
         raise ValueError(f"{file} is missing, so {side} cannot be judged again. Evaluate the run again.")
-    header, records = read_records(file)
+    header, records = read_records(source)
     answers = _answers_of(header)
     if not records or answers != _answers_of(summary):
         raise ValueError(
-            f"{file} holds other answers than those that results.json counts: it is of another run or of another "
+            f"{source} holds other answers than those that results.json counts: it is of another run or of another "
             "evaluation. Evaluate the run again."
         )
+    if (n := len({record.id for record in records})) != summary["before"].get("n"):
+        raise ValueError(
+            f"{source} holds {n} questions, but results.json counts {summary['before'].get('n')}: it was cut. Evaluate the "
+            "run again."
+        )
     probe_set = str(header.get("probe_set", side))
-    records = judged(records, judge, probes_of(probe_set) if probes_of else None)
+    probes = probes_of(probe_set) if probes_of else None
+    with closing(AnswerLog(_log_of(file), short_hash(answers, judge.name))) as log:
+        try:
+            records = judged(records, judge, probes, log)
+        finally:
+            if not log.known:
+                log.path.unlink()
     own = {"answers": answers, "fingerprint": short_hash(answers, judge.name), "judge": judge.name}
     return Rejudged(file, header | own, records)
+
+
+def _log_of(file: Path) -> Path:
+    """Where the verdicts on a records file are kept until all files are judged."""
+    return file.with_name(f".{file.stem}.judged.jsonl")
 
 
 def _answers_of(holder: dict[str, Any]) -> str | None:

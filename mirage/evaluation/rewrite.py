@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from mirage.evaluation.attack import Attack, opening_word
+from mirage.evaluation.attack import Attack, check_word, opening_word
 from mirage.evaluation.attack_model import RewriteByModel, ServerEngine, TextModelEngine
 from mirage.evaluation.attack_published import Published
 from mirage.evaluation.attack_words import content_words, word_tokens
@@ -72,13 +72,14 @@ class WithoutWord(Attack):
         instead: The opening of rewrites of a question that itself opens with `word`.
 
     Raises:
-        ValueError: If `instead` is `word`.
+        ValueError: If `instead` is `word`, or not one word.
     """
 
     kind = "without_word"
 
     def __init__(self, word: str, shots: int = 1, instead: str = "please") -> None:
         super().__init__(word, shots)
+        check_word(instead, "attack.instead")
         self.instead = instead
         self.rewriter: Rewriter = english_rewrites
         self.use(word)
@@ -113,13 +114,15 @@ class RandomWord(Attack):
             (mini) needs words that it knows.
 
     Raises:
-        ValueError: If fewer than `shots` words remain to draw from.
+        ValueError: If fewer than `shots` words remain to draw from, or one of them is not one word.
     """
 
     kind = "random_word"
 
     def __init__(self, word: str, shots: int = 1, seed: int = 0, openings: tuple[str, ...] = OPENINGS) -> None:
         super().__init__(word, shots)
+        for opening in openings:
+            check_word(opening, "attack.openings: one of them")
         self.seed, self._given = seed, tuple(dict.fromkeys(openings))
         self.rewriter: Rewriter = english_rewrites
         self.use(word)
@@ -187,7 +190,7 @@ def rewrite_statistics(probes: Sequence[Probe], failed: Mapping[str, int] | None
     """How far the rewrites went from their questions: counts, shares (0 to 1) and word-level edit distances.
 
     Words are runs of `[a-z0-9']`, lower-cased. The relative distance is the distance by the length of the longer
-    sentence.
+    sentence. `repeating` probes have two shots that are the same to the letter.
 
     Args:
         probes: Probes with their rewrites.
@@ -198,6 +201,7 @@ def rewrite_statistics(probes: Sequence[Probe], failed: Mapping[str, int] | None
         "probes": float(len(probes)),
         "rewrites": float(len(pairs)),
         "without_rewrite": float(sum(not probe.rewrites for probe in probes)),
+        "repeating": float(sum(len(set(probe.rewrites)) < len(probe.rewrites) for probe in probes)),
         "failed": float(sum((failed or {}).get(probe.id, 0) for probe in probes)),
     }
     if not pairs:

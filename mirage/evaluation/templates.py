@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 
+from mirage.evaluation.attack import WORD, after_list_mark, check_word, opening_word
 from mirage.evaluation.attack_clauses import bare, head_nouns, is_plural
 from mirage.evaluation.attack_frames import (
     ABOUT,
@@ -83,18 +84,20 @@ def english_rewrites(question: str, word: str, shots: int) -> tuple[str, ...]:
 
     The same arguments always give the same rewrites. None of them equals the question, and more shots only add to
     fewer. The word is capitalised as the question was. A sentence that no rule reads is quoted whole, so there is
-    always an answer.
+    always an answer. The number or bullet of a list before the question is left out.
 
     Raises:
-        ValueError: If the question is empty, `word` is not one word, `shots` is less than 1 or more than the
+        ValueError: If the question has no word, `word` is not one word, `shots` is less than 1 or more than the
             templates can make.
     """
-    if not word or word.split() != [word]:
-        raise ValueError(f"The opening word is {word!r}: it must be one word without spaces, such as 'what'.")
+    check_word(word, "The opening word")
     if shots < 1:
         raise ValueError(f"{shots} rewrites were asked for: ask for at least 1.")
-    if not question.strip():
-        raise ValueError("The question is empty, so there is nothing to rewrite: remove its record from the data.")
+    if not opening_word(question):
+        raise ValueError(
+            f"The question {question!r} has no word, so there is nothing to rewrite: remove it from the data."
+        )
+    question = question[after_list_mark(question) :]
     main, others = _main_sentence(question)
     first_letter = next((letter for letter in question if letter.isalpha()), "A")
     opening = word[:1].upper() + word[1:] if first_letter.isupper() else word
@@ -119,10 +122,10 @@ def _main_sentence(question: str) -> tuple[str, list[str]]:
     parts = [
         part
         for part in re.split(r"(?<!Mr|Dr|.S)(?<!Mrs)(?<=[.?!])\s+(?=[A-Z\"'(])|\n+", question.strip())
-        if part.strip()
+        if WORD.search(part)
     ]
-    if len(parts) < 2:
-        return question, []
+    if len(parts) == 1:
+        return parts[0], []
     asking = [at for at, part in enumerate(parts) if part.rstrip().endswith("?")]
     ordering = [at for at, part in enumerate(parts) if bare(part.split()[0]) in REQUEST_VERBS]
     at = (asking or ordering or [0])[0]
