@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -28,6 +29,14 @@ COMMANDS = {
     "report": ("mirage.commands.report", "tables, curves and one HTML page from finished runs"),
     "mini": ("mirage.commands.mini", "build the embedded checkpoint: mirage mini build --out DIR"),
 }
+
+# What can be wrong with a path that was given, where the system's own words say it badly.
+_FILE, _FOLDER = "there is a file where a folder is needed", "there is a folder where a file is needed"
+BAD_PATH = {
+    errno.EEXIST: _FILE, errno.ENOTDIR: _FILE, errno.EISDIR: _FOLDER, errno.ENOENT: "", errno.EACCES: "",
+    errno.EPERM: "", errno.EROFS: "", errno.ELOOP: "", errno.ENAMETOOLONG: "", errno.ENOTEMPTY: "",
+}  # fmt: skip
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 
 
 def configs_folder() -> Path:
@@ -99,6 +108,29 @@ def training_usage(command: str) -> str:
     )
 
 
+def _run(command: str, rest: Sequence[str]) -> int:
+    if command in COMMANDS:
+        importlib.import_module(COMMANDS[command][0]).run(rest)
+        return 0
+    from mirage.training import run
+
+    rest = ["--help" if argument == "--help-all" else argument for argument in rest]
+    return run([command, *with_shipped_configs(rest)])
+
+
+def _told(error: ValueError | OSError) -> str | None:
+    """The fault in a sentence, or None if it is none of the input's: a connection, a process, mirage itself."""
+    if isinstance(error, ValueError) or (isinstance(error, FileNotFoundError) and error.errno is None):
+        return str(error)
+    path = error.filename2 or error.filename
+    if error.errno in NO_ROOM:
+        return f"{path or 'A file'} cannot be written ({error.strerror}). Make room, and give the same command again."
+    if error.errno in BAD_PATH and path is not None:
+        reason = BAD_PATH[error.errno] or error.strerror
+        return f"{path} cannot be read or written ({reason}). Correct the path or its rights, or choose another."
+    return None
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit status: 0, or 1 after one sentence on standard error."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -114,20 +146,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if command in TRAINING and any(argument in ("-h", "--help") for argument in rest):
         print(training_usage(command))
         return 0
-    if command in TRAINING:
-        rest = ["--help" if argument == "--help-all" else argument for argument in rest]
-        from mirage.training import run
-
-        return run([command, *with_shipped_configs(rest)])
-    if command in COMMANDS:
+    if command in TRAINING or command in COMMANDS:
         try:
-            importlib.import_module(COMMANDS[command][0]).run(rest)
-        except (ValueError, FileNotFoundError) as error:  # faults of the input: one sentence, no traceback
-            if os.environ.get("MIRAGE_TRACEBACK"):
+            return _run(command, rest)
+        except (ValueError, OSError) as error:  # faults of the input: one sentence, no traceback
+            sentence = _told(error)
+            if os.environ.get("MIRAGE_TRACEBACK") or sentence is None:
                 raise
-            print(f"mirage: {error}", file=sys.stderr)
+            print(f"mirage: {sentence}", file=sys.stderr)
             return 1
-        return 0
     from difflib import get_close_matches
 
     near = get_close_matches(command, [*TRAINING, *COMMANDS], 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Iterator
 from importlib import import_module, resources
@@ -11,6 +12,7 @@ from typing import Any
 
 PACKAGE_PREFIX = "package:"
 MAX_HEADER_BYTES = 100_000_000  # the limit that safetensors itself sets
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 READS_BOTH_WAYS = {"paligemma"}  # prefix language models: bidirectional over all that is not marked as answer
 TOKENIZER_FILES = ("tokenizer.json", "*.model", "vocab.json", "tekken.json")
 
@@ -40,10 +42,13 @@ def resolve_pretrained(pretrained: str, allow_download: bool = False) -> str:
         raise BadModel(f"{name} is a file, not a model folder. Name the folder that holds its config.json.")
     if allow_download:
         return name
-    raise BadModel(
-        f"There is no model folder {name}. Name an existing folder, or set allow_download to true to fetch "
-        "a model of that name from the Hugging Face Hub."
-    )
+    remedy = "Name an existing folder."
+    if HUB_NAME.fullmatch(name):  # judges and others that are asked have no allow_download
+        remedy += (
+            f" A model of that name on the Hugging Face Hub must be downloaded first (hf download {name} --local-dir DIR);"
+            " that of a run is fetched if model.init_args.allow_download is true."
+        )
+    raise BadModel(f"There is no model folder {name}. {remedy}")
 
 
 def _folder_in_package(name: str) -> Path:

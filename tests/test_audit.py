@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from mirage.audit import audit, audit_command
+from mirage.audit import BY_MEMBERSHIP, audit, audit_command
+from mirage.audit.figure import figure
 from mirage.cli import main
 from mirage.data.llava import LlavaInstruct
 from mirage.evaluation import refusal
@@ -282,6 +283,47 @@ def test_a_slice_of_conversations_is_made_of_the_same_examples(tmp_path: Path) -
     assert without[0:1][0].image is None
     with pytest.raises(ValueError, match=r"records of mix\.json have pictures \(1\.png\)"):
         without[0:2]
+
+
+def svg_text(out: Path) -> str:
+    return " ".join(re.findall(r">([^<>\n]+)</text>", (out / "audit.svg").read_text()))
+
+
+def test_the_figure_says_what_the_label_is_and_of_which_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = ["--data", "Mini", "--data.num_unsafe", "60", "--data.num_safe", "40", "--out", str(tmp_path)]
+    assert main(["audit", *sizes]) == 0
+    drawn = svg_text(tmp_path)
+    assert "mini, refused if in the unsafe set" in drawn and "60 in the unsafe set and 40 in the retain set" in drawn
+    assert "% of the unsafe set" in drawn and "% of the retain set" in drawn
+    assert "are refused" not in drawn and "refused, with 95" not in drawn and "% of refused" not in drawn
+    assert "100 questions, 60 in the unsafe set and 40 in the retain set." in capsys.readouterr().out
+    assert main(["audit", *sizes, "--labels", "answers"]) == 0
+    drawn = svg_text(tmp_path)
+    assert "refused if the answer refuses by keyword(default)" in drawn and "60 refused and 40 answered" in drawn
+    assert "% of refused" in drawn and "unsafe set" not in drawn
+
+
+def test_a_long_headline_stays_within_the_figure(tmp_path: Path) -> None:
+    """Both words at their longest, and the data's name as long as paths are."""
+    pairs = [("Characteristically so", False)] * 30 + [("Characteristics of it", True)] * 30
+    found = audit([question for question, _ in pairs], [label for _, label in pairs])
+    drawn = figure(found, data="a/folder/" * 30 + "train.json", words=BY_MEMBERSHIP)
+    drawn.draw_without_rendering()
+    for text in (drawn._suptitle, drawn._supxlabel):  # type: ignore[attr-defined]
+        assert text.get_window_extent().x1 <= drawn.bbox.x1
+
+
+def test_what_cannot_be_written_is_told_before_anything_is_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "afile").touch()
+    for out in ("afile", "afile/x"):
+        assert main(["audit", "--data", "Mini", "--out", str(tmp_path / out)]) == 1
+        printed, told = capsys.readouterr()
+        assert not printed and "afile is a file, not a folder. Choose another --out." in " ".join(told.split())
+    assert [path.name for path in tmp_path.iterdir()] == ["afile"]
 
 
 def test_what_is_not_counted_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

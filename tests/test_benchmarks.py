@@ -140,6 +140,19 @@ def test_soft_accuracy_is_the_average_over_every_nine_of_ten_humans() -> None:
         ("I would choose option B", "B"),
         ("Option A is too far north, so option B is right.", None),  # two are named
         ("A or B", None),
+        ("(A) or (B)", None),
+        ("(a) and (b)", None),
+        ("A. or B.", None),
+        ("A) Georgia or B) Alabama", None),
+        ("(A) Georgia or (B) Alabama", None),
+        ("The answer is A or B.", None),
+        ("The answer is (A) or (B).", None),
+        ("Answer: A/B", None),
+        ("(B) or (B)", "B"),
+        ("B. magnets A and B", "B"),  # letters in the text of an option
+        ("(B) vitamin C or A", "B"),
+        ("B. Georgia, because (A) is further north", "B"),
+        ("The answer is B, and A is further north.", "B"),
         ("D", None),  # there are three options
         ("D. Ohio", None),
         ("Georgia", None),

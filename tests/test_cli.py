@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from mirage.cli import METHODS, SOURCES, with_shipped_configs
+from mirage.cli import METHODS, SOURCES, main, with_shipped_configs
 from mirage.data.catalogue import SOURCES as SOURCE_CLASSES
 from mirage.methods import AlignmentModule
 from mirage.schema import Record
@@ -225,3 +225,112 @@ def test_a_mistyped_name_is_refused_with_the_nearest(
 def test_an_unknown_command_is_refused_with_the_nearest(tmp_path: Path) -> None:
     done = mirage("fitt", cwd=tmp_path)
     assert done.returncode == 2 and "'fit'" in done.stderr
+
+
+MINI = "package:mirage.mini/checkpoint"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["filter", "--data", "Mini", "--out"],
+        ["prepare", "--data", "Mini", "--answers_from", MINI, "--out"],
+        ["mini", "build", "--out"],
+        ["report", "RUN", "--out"],
+        ["export", "RUN", "--to"],
+        ["validate", "--config", "rmu.yaml", "--trainer.default_root_dir"],
+        ["fit", "--config", "rmu.yaml", "--trainer.default_root_dir"],
+    ],
+    ids=lambda command: command[0],
+)
+@pytest.mark.parametrize("place", ["afile", "afile/x", "/proc/x"])
+def test_an_output_that_cannot_be_written_is_one_sentence(
+    command: list[str], place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for ask in ("mirage.commands.prepare._ask", "mirage.mini.build.build"):  # nothing is done before it is told
+        monkeypatch.setattr(ask, lambda *_, **__: pytest.fail("the work was begun"))
+    (tmp_path / "afile").touch()
+    assert main([*command, place]) == 1
+    (told,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("mirage: "))
+    remedy = "or choose another." if command[-1].startswith("--trainer") else f"Choose another {command[-1]}."
+    if command[0] == "export" and place == "afile":
+        remedy = "Choose another one for --to."
+    assert place.split("/x")[0] in told and told.endswith(remedy)
+    assert "[Errno" not in told and [path.name for path in tmp_path.iterdir()] == ["afile"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        (PermissionError(13, "Permission denied", "a/b"), "a/b cannot be read or written (Permission denied). Correct"),
+        (IsADirectoryError(21, "Is a directory", ".p", None, "a"), "a cannot be read or written (there is a folder"),
+        (OSError(28, "No space left on device"), "A file cannot be written (No space left on device). Make room"),
+        (FileNotFoundError("Nothing is here. Look there."), "Nothing is here. Look there."),
+    ],
+)
+def test_a_fault_of_a_path_is_one_sentence_and_its_traceback_can_be_had(
+    fault: OSError, told: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(arguments: Sequence[str]) -> None:
+        raise fault
+
+    monkeypatch.setattr("mirage.commands.judge.run", fails)
+    assert main(["judge", "x"]) == 1 and f"mirage: {told}" in capsys.readouterr().err
+    monkeypatch.setenv("MIRAGE_TRACEBACK", "1")
+    with pytest.raises(type(fault)):
+        main(["judge", "x"])
+
+
+def test_a_fault_that_is_no_path_s_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(arguments: Sequence[str]) -> None:
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    monkeypatch.setattr("mirage.commands.judge.run", fails)
+    with pytest.raises(ConnectionResetError):
+        main(["judge", "x"])
+
+
+SOURCES_ARE = f"There are {', '.join(SOURCES)}."
+JUDGES_ARE = "There are Exact, Fluency, Keyword, ModelJudge, TopicFilter."
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (
+            "judge x --judge VLGuard",
+            f"--judge VLGuard: this is a data source, and the argument takes a judge. {JUDGES_ARE}",
+        ),
+        ("judge x --judge Nope", f"--judge Nope: there is no such class. {JUDGES_ARE}"),
+        ("audit --data Nope", f"--data Nope: there is no such class. {SOURCES_ARE}"),
+        ("audit --data Keyword", f"--data Keyword: this is a judge, and the argument takes a data source. {SOURCES_ARE}"),
+        ("audit --data Keywort", f"--data Keywort: there is no such class. {SOURCES_ARE}"),
+        ("audit --data VLGuard", "--data VLGuard: it needs more than its name. Give --data.root as well."),
+        ("audit --data Mini --data.nun_unsafe 3", "--data.nun_unsafe: Mini has no such setting. Did you mean num_unsafe?"),
+        (
+            "audit --data.root x",
+            f"--data: settings are given, and no class that they are of. {SOURCES_ARE}",
+        ),
+        (
+            "filter --out o --data Filtered --data.dropped x --data.source Nope",
+            f"--data.source Nope: there is no such class. {SOURCES_ARE}",
+        ),
+        (
+            "judge x --judge ModelJudge --judge.engine OpenAIEngine",
+            "--judge.engine OpenAIEngine: it needs more than its name. "
+            "Give --judge.engine.base_url and --judge.engine.model as well.",
+        ),
+        (
+            'prepare --out o --data Mini --answers_from x --retain [{"source":"VLGard"}]',
+            "--retain.source VLGard: there is no such class. Did you mean VLGuard?",
+        ),
+        ("audit --data Mini --data.num_unsafe x", "--data.num_unsafe: Expected a <class 'int'>. Got value: x"),
+    ],
+)  # fmt: skip
+def test_a_wrong_class_is_told_by_the_whole_argument_and_its_kind(
+    arguments: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments.split())
+    assert ended.value.code == 2 and capsys.readouterr().err == f"mirage: {told}\n"

@@ -13,7 +13,9 @@ import pytest
 
 from mirage.audit import audit_command
 from mirage.cli import main
+from mirage.commands.calibrate import _no_interval
 from mirage.data.mini import Mini
+from mirage.evaluation.calibration import agreement
 from mirage.evaluation.counting import block, summarise
 from mirage.evaluation.exact import Exact
 from mirage.evaluation.judge import Answered
@@ -219,19 +221,79 @@ def test_a_judge_is_compared_with_labels_by_id_and_shot(
     assert main([*base, "--labels", str(file)]) == 0
     told = json.loads(out.read_text())
     assert told["confusion"] == [[0, 0, 0, 0], [2, 6, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
-    assert told["kappa"]["kappa"] == 0 and told["labels_without_record"] == 1 and told["recall"]["refused"] == 0
+    assert told["kappa"] == {"kappa": 0, "low": None, "high": None, "standard_error": None}
+    assert told["labels_without_record"] == 1 and told["recall"]["refused"] == 0
     better = [*base, "--judge.phrases", '["computer says no"]', "--labels", str(file)]
     assert main(better) == 0
     told = json.loads(out.read_text())
     assert told["kappa"]["kappa"] == 1 and told["agreement"] == 1 and told["n"] == 8
     printed = capsys.readouterr().out
-    assert "Cohen's kappa 1.000" in printed and "1 labels are of no answer" in printed
+    assert "Cohen's kappa 0.000, no interval can be given: the rows hold one verdict in all answers;" in printed
+    assert "Cohen's kappa 1.000, no interval can be given: the two agree on every answer;" in printed
+    assert told["kappa"]["low"] is None and "1 labels are of no answer" in printed
     assert main([*base, "--against", "Keyword", "--against.preset", "published"]) == 0
     told = json.loads(out.read_text())
     assert told["against"] == "keyword(published)" and told["kappa"]["kappa"] is None
     assert main(base) == 0, "by default against the verdicts that stand in the records"
     told = json.loads(out.read_text())
     assert told["confusion"][1] == [0, 6, 2, 0] and "(exact)" in told["against"]
+
+
+def verdicts(*counted: tuple[str, str, int]) -> tuple[list[Verdict], list[Verdict]]:
+    pairs = [(Verdict(one), Verdict(other)) for one, other, times in counted for _ in range(times)]
+    return [one for one, _ in pairs], [other for _, other in pairs]
+
+
+@pytest.mark.parametrize(
+    ("counted", "reason"),
+    [
+        # a standard error of 2e-5, the digits of which nobody prints
+        ((("complied", "complied", 7), ("complied", "irrelevant", 792), ("irrelevant", "irrelevant", 1)),
+         "the rows hold one verdict in 799 of 800 answers"),
+        ((("refused", "refused", 3), ("complied", "refused", 5)), "the columns hold one verdict in all answers"),
+        # here the error comes out as 1e-9, not as 0
+        ((("complied", "refused", 3), ("complied", "complied", 5), ("complied", "irrelevant", 9)),
+         "the rows hold one verdict in all answers"),
+        ((("refused", "complied", 6), ("complied", "refused", 6)), "the two differ on every answer"),
+        ((("refused", "refused", 20), ("refused", "complied", 5), ("complied", "refused", 10),
+          ("complied", "complied", 15)), None),
+        # a large sample is known well
+        ((("refused", "refused", 9999), ("refused", "complied", 1), ("complied", "complied", 10000)), None),
+    ],
+)  # fmt: skip
+def test_an_interval_of_no_width_is_none(counted: Any, reason: str | None) -> None:
+    told = agreement(*verdicts(*counted))
+    assert told["kappa"]["kappa"] is not None
+    assert (told["kappa"]["low"] is None, told["kappa"]["high"] is None) == (reason is not None,) * 2
+    assert reason is None or _no_interval(told) == reason
+
+
+def test_what_cannot_be_written_is_told_before_anything_is_judged(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: Any) -> Any:
+        raise AssertionError("the judge is asked")
+
+    monkeypatch.setattr("mirage.evaluation.rejudging.judged", never)
+    (tmp_path / "afile").touch()
+    base = ["calibrate", "--records", str(run / "records" / "benign.jsonl"), "--judge", "Keyword", "--out"]
+    for out, told in (("afile/x.json", "afile is a file, not a folder."), (".", "is a folder, not a file.")):
+        assert main([*base, str(tmp_path / out)]) == 1
+        sentence = said(capsys)
+        assert told in sentence and sentence.endswith("Choose another --out.")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["afile", "run"]
+
+
+def test_a_model_that_is_not_there_is_told_without_settings_that_a_judge_has_not(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = ["calibrate", "--records", str(run / "records" / "benign.jsonl"), "--data", "Mini"]
+    base += ["--data.num_probes", "4", "--out", str(tmp_path / "c.json")]
+    for judge in ("ModelJudge", "Fluency"):
+        assert main([*base, "--judge", judge, "--judge.pretrained", str(tmp_path / "none")]) == 1
+        assert said(capsys) == f"mirage: There is no model folder {tmp_path / 'none'}. Name an existing folder."
+        assert main([*base, "--judge", judge, "--judge.pretrained", "some/model"]) == 1
+        assert "must be downloaded first (hf download some/model" in said(capsys)
 
 
 def test_what_cannot_be_compared_is_told(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,17 @@ figure    the same as a figure
 outcome   all of it, printed and written: what `mirage audit` leaves
 """
 
-from mirage.audit.counts import Audit, Interval, WordCount, audit, audit_pairs
+from mirage.audit.counts import BY_ANSWERS, BY_MEMBERSHIP, Audit, Interval, WordCount, Words, audit, audit_pairs
 from mirage.audit.outcome import audit_command
 
-__all__ = ["Audit", "Interval", "WordCount", "audit", "audit_command", "audit_pairs"]
+__all__ = [
+    "BY_ANSWERS",
+    "BY_MEMBERSHIP",
+    "Audit",
+    "Interval",
+    "WordCount",
+    "Words",
+    "audit",
+    "audit_command",
+    "audit_pairs",
+]

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,19 @@ _Z95 = 1.959963984540054
 
 Counts = npt.NDArray[np.int64]
 Reals = npt.NDArray[np.float64]
+
+
+class Words(NamedTuple):
+    """What the two labels are called when they are told."""
+
+    refused: str
+    answered: str
+    refused_head: str  # short, over a column
+    answered_head: str
+
+
+BY_ANSWERS = Words("refused", "answered", "refused", "answered")
+BY_MEMBERSHIP = Words("in the unsafe set", "in the retain set", "unsafe", "retain")
 
 
 @dataclass(frozen=True, slots=True)

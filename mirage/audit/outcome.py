@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mirage.atomic import write_text
-from mirage.audit.counts import Audit, audit_pairs
+from mirage.audit.counts import BY_ANSWERS, Audit, Words, audit_pairs
 from mirage.audit.figure import figure, write_figure
 from mirage.audit.table import print_audit
 
@@ -25,6 +25,7 @@ def audit_command(
     title: str = "",
     data: str = "",
     left_out: Sequence[str] = (),
+    words: Words = BY_ANSWERS,
     console: Console | None = None,
 ) -> Audit:
     """The audit of (question, refused) pairs, printed and written to `audit.json`, `.png` and `.svg` in `out`.
@@ -36,14 +37,15 @@ def audit_command(
         min_count: As `audit`.
         rows: Rows of the printed table.
         title: Of the figure; by default what the audit found.
-        data: What was audited, for the JSON.
+        data: What was audited, for the JSON and the figure.
         left_out: What of it is not among the pairs, in sentences; looked at once the pairs are read.
+        words: What the two labels are called.
         console: Where to print.
     """
     found = audit_pairs(pairs, every_word=every_word, min_count=min_count)
-    print_audit(found, rows=rows, console=console)
+    print_audit(found, rows=rows, words=words, console=console)
     write_text(out / "audit.json", found.to_json(data, left_out))
-    drawn = figure(found, title=title)
+    drawn = figure(found, title=title, data=data, words=words)
     for suffix in (".png", ".svg"):
         write_figure(drawn, out / f"audit{suffix}")
     return found

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mirage.audit.counts import Audit
+from mirage.audit.counts import BY_ANSWERS, Audit, Words
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 
-def sentences(found: Audit) -> list[str]:
+def sentences(found: Audit, words: Words = BY_ANSWERS) -> list[str]:
     """What the audit says, in plain sentences."""
     told = found.mutual_information_bits / found.label_entropy_bits if found.label_entropy_bits else 0.0
     lines = [
-        f"{found.questions} questions, {found.refused} refused and {found.answered} answered.",
+        f"{found.questions} questions, {found.refused} {words.refused} and {found.answered} {words.answered}.",
         f"The opening word tells {found.mutual_information_bits:.3f} of {found.label_entropy_bits:.3f} bits of the"
         f" label ({_percent(told)}).",
         f"Alone it separates the two with {100 * found.opening_accuracy:.2f} % accuracy"
@@ -22,8 +22,8 @@ def sentences(found: Audit) -> list[str]:
         f" {100 * found.majority_accuracy:.2f} %).",
     ]
     for word, effect, purpose in (
-        (found.attack_word, "answered", "attack"),
-        (found.overprudence_word, "refused", "over-prudence trigger"),
+        (found.attack_word, words.answered, "attack"),
+        (found.overprudence_word, words.refused, "over-prudence trigger"),
     ):
         lines.append(
             f"Best {purpose}: {word!r}, the opening word that is most surely {effect}."
@@ -33,7 +33,7 @@ def sentences(found: Audit) -> list[str]:
     return lines
 
 
-def print_audit(found: Audit, *, rows: int = 25, console: Console | None = None) -> None:
+def print_audit(found: Audit, *, rows: int = 25, words: Words = BY_ANSWERS, console: Console | None = None) -> None:
     """Prints the `rows` most frequent words as a table, and what they say."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
@@ -42,7 +42,8 @@ def print_audit(found: Audit, *, rows: int = 25, console: Console | None = None)
     console = console or Console()
     table = Table(box=SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False)
     table.add_column("word" if found.every_word else "opening\nword", no_wrap=True)
-    for heading in ("n", "refused", "rate", "of all\nrefused", "of all\nanswered", "log-odds\n[95 % interval]"):
+    shares = (f"of all\n{words.refused_head}", f"of all\n{words.answered_head}")
+    for heading in ("n", words.refused_head, "rate", *shares, "log-odds\n[95 % interval]"):
         table.add_column(heading, justify="right", no_wrap=True)
     for line in found.words[:rows]:
         table.add_row(
@@ -62,7 +63,7 @@ def print_audit(found: Audit, *, rows: int = 25, console: Console | None = None)
             f" {found.min_count} times or more.",
             highlight=False,
         )
-    for sentence in sentences(found):
+    for sentence in sentences(found, words):
         console.print(sentence, highlight=False, markup=False)
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from jsonargparse import DefaultHelpFormatter
 
 from mirage.commands.arguments import Parser, instantiated
+from mirage.commands.outputs import check_folder
 from mirage.data.source import BadData, Source
 from mirage.evaluation.keyword import Preset
 from mirage.evaluation.screening import BATCH, refusals_in_batches
@@ -78,12 +79,13 @@ def run(arguments: Sequence[str]) -> None:
     parser.add_argument("--min_count", type=int, default=5, help="List words that occur in at least so many questions.")
     parser.add_argument("--rows", type=int, default=25, help="Rows of the printed table.")
     given = instantiated(parser, arguments)
-    from mirage.audit import audit_command
+    from mirage.audit import BY_ANSWERS, BY_MEMBERSHIP, audit_command
 
     if (given.data is None) == (given.file is None):
         raise ValueError("Give --data (a source, such as VLGuard) or --file (a file in VLGuard's format): one of them.")
     if given.rows < 1:
         raise ValueError(f"--rows is {given.rows}: print at least one row.")
+    check_folder(given.out)
     preset: Preset | None = given.preset if given.labels == "answers" else None
     left_out: list[str] = []
     if given.file is not None:
@@ -98,7 +100,7 @@ def run(arguments: Sequence[str]) -> None:
     print(data)
     audit_command(
         pairs, given.out, every_word=given.every_word, min_count=given.min_count, rows=given.rows, data=data,
-        left_out=left_out,
+        left_out=left_out, words=BY_MEMBERSHIP if preset is None else BY_ANSWERS,
     )  # fmt: skip
     for sentence in left_out:
         print(sentence)

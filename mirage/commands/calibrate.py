@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mirage.commands.arguments import Parser, instantiated
+from mirage.commands.outputs import check_file
 from mirage.data.source import Source
 from mirage.evaluation.judge import Judge
 
@@ -42,7 +43,7 @@ def calibrate(
     """The agreement of `judge` with another reading of the same answers, printed and written to `out`.
 
     Raises:
-        ValueError: If two readings are given to compare with, or no record is labelled.
+        ValueError: If two readings are given to compare with, no record is labelled, or `out` cannot be written.
     """
     import json
 
@@ -55,6 +56,7 @@ def calibrate(
         raise ValueError("Give --against or --labels, not both: a judge is compared with one reading at a time.")
     if not records_file.is_file():
         raise ValueError(f"{records_file}: there is no such file. Give a records file of a run.")
+    check_file(out)
     header, records = read_records(records_file)
     if not records:
         raise ValueError(f"{records_file} holds no records: there is nothing to compare. Evaluate the run again.")
@@ -107,10 +109,12 @@ def _print(told: dict[str, Any], out: Path) -> None:
         )
         lines = [f"No kappa: {reason} ({scored})."]
     else:
-        value, low, high = (f"{round(kappa[key], 3) + 0.0:.3f}" for key in ("kappa", "low", "high"))  # no "-0.000"
-        lines = [
-            f"Cohen's kappa {value}, 95 % interval {low} to {high}; agreement {_percent(told['agreement'])} ({scored})."
-        ]
+        value = _rounded(kappa["kappa"])
+        interval = (
+            f"no interval can be given: {_no_interval(told)}" if kappa["low"] is None
+            else f"95 % interval {_rounded(kappa['low'])} to {_rounded(kappa['high'])}"
+        )  # fmt: skip
+        lines = [f"Cohen's kappa {value}, {interval}; agreement {_percent(told['agreement'])} ({scored})."]
     unscored = told["unscored"]
     if any(unscored.values()):
         lines.append(f"Unscored: {unscored['first']} by the first, {unscored['second']} by the second; not in kappa.")
@@ -118,6 +122,23 @@ def _print(told: dict[str, Any], out: Path) -> None:
         lines.append(f"{told['labels_without_record']} labels are of no answer in the records; they were left out.")
     for line in (*lines, f"{out} holds these figures."):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _no_interval(told: dict[str, Any]) -> str:
+    """Why the large-sample error of kappa is 0, or next to it."""
+    if told["agreement"] == 1:
+        return "the two agree on every answer"
+    scored = [row[:-1] for row in told["confusion"][:-1]]
+    rows, columns = [sum(row) for row in scored], [sum(column) for column in zip(*scored, strict=True)]
+    others, side = min((sum(rows) - max(rows), "rows"), (sum(columns) - max(columns), "columns"))
+    if others and not told["agreement"]:
+        return "the two differ on every answer"
+    alike = f"{sum(rows) - others} of {sum(rows)}" if others else "all"
+    return f"the {side} hold one verdict in {alike} answers"
+
+
+def _rounded(value: float) -> str:
+    return f"{round(value, 3) + 0.0:.3f}"  # no "-0.000"
 
 
 def _percent(rate: float | None) -> str:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
+from mirage.commands.outputs import check_folder
+
 
 def run(arguments: Sequence[str]) -> None:
     """Parses the arguments and exports."""
@@ -23,6 +25,7 @@ def run(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--pretrained", default=None, help="Where the starting model is now, if it was moved.")
     given = parser.parse_args(list(arguments))
+    check_folder(given.to.parent, "--to")  # the folder appears beside its name, and then takes it
     from mirage.export import export
 
     written = export(given.run, given.to, ckpt=given.ckpt, adapter_only=given.adapter_only, pretrained=given.pretrained)

@@ -11,6 +11,7 @@ from typing import Any
 
 from mirage.atomic import sweep_partials, write_text
 from mirage.commands.arguments import Parser, instantiated
+from mirage.commands.outputs import check_folder
 from mirage.data.source import BadData, Source
 from mirage.evaluation.exact import Exact
 from mirage.evaluation.fluency import Fluency
@@ -49,6 +50,7 @@ def filter_data(data: Source, out: Path, judge: Judge | None = None) -> None:
         )
     if isinstance(judge, ModelJudge):
         judge = judge.for_instruction_data()
+    check_folder(out)
     if faults := data.faults():
         raise BadData.of(faults)
     examples = data.retain()

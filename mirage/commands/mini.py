@@ -7,6 +7,8 @@ from pathlib import Path
 
 from jsonargparse import auto_cli
 
+from mirage.commands.outputs import check_folder
+
 
 def build(out: Path, see_steps: int = 600, answer_steps: int = 1000, seed: int = 0) -> None:
     """Trains the embedded model and writes it as a Hugging Face folder; one to two minutes on two CPU cores.
@@ -17,6 +19,7 @@ def build(out: Path, see_steps: int = 600, answer_steps: int = 1000, seed: int =
         answer_steps: Steps in which the whole model learns to answer.
         seed: Seed of the weights and of the order of questions.
     """
+    check_folder(out)
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty: choose another folder for --out.")
     from mirage.mini.build import build as build_checkpoint
@@ -27,4 +30,4 @@ def build(out: Path, see_steps: int = 600, answer_steps: int = 1000, seed: int =
 
 def run(arguments: Sequence[str]) -> None:
     """Parses the arguments and builds."""
-    auto_cli({"build": build}, args=list(arguments), prog="mirage mini")
+    auto_cli({"build": build}, args=list(arguments), prog="mirage mini", as_positional=False)

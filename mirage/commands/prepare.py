@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from mirage.answerers import Answerer, AnswerFile, AskSettings, Dtype, ModelFolder, answerer, file_hash
 from mirage.atomic import sweep_partials, write_text
 from mirage.commands.arguments import Parser
+from mirage.commands.outputs import check_folder
+from mirage.commands.progress import progress_bars
 from mirage.data.mixture import RetainSet
 from mirage.data.source import BadData, Source
 from mirage.evaluation.judge import Answered, Judge, Judgement
@@ -122,6 +124,7 @@ def prepare(
         raise ValueError(f"--limit is {limit}: ask at least one question, or leave it out to ask all.")
     judge = judge or Keyword()
     # everything that can be wrong is found before a model is loaded
+    check_folder(out)
     answerers = [answerer(named, asking) for named in answers_from]
     chooser = None if selector == "detail" else answerer(selector, replace(asking, max_new_tokens=32))
     if isinstance(chooser, AnswerFile):
@@ -148,7 +151,7 @@ def prepare(
     out.mkdir(parents=True, exist_ok=True)
     sweep_partials(out)
     started = time.perf_counter()
-    with _progress() as progress:
+    with progress_bars() as progress:
         asked = [_ask(who, probes, drawn, out, progress) for who in answerers]
         candidates = _screen(probes, drawn, asked, judge)
         choices = {id: by_detail(found, seed) for id, found in candidates.items()}
@@ -311,23 +314,6 @@ def _versions() -> dict[str, str]:
         "python": sys.version.split()[0],
         **{package: version(package) for package in packages},
     }
-
-
-def _progress() -> Progress:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
-        console=Console(stderr=True),
-    )  # fmt: skip
 
 
 def _tell(report: dict[str, Any], out: Path) -> None:

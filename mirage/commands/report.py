@@ -7,6 +7,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
+from mirage.commands.outputs import check_folder
 from mirage.commands.run_source import RunPictures
 from mirage.report import report
 
@@ -36,6 +37,7 @@ def run(arguments: Sequence[str]) -> None:
         raise ValueError(
             "--images says where the pictures are, and --pictures false that there shall be none: give one."
         )
+    check_folder(given.out)
     report(
         given.runs, given.out, compare=given.compare, images=given.images, shown=given.shown,
         open_picture=RunPictures() if given.pictures else None,

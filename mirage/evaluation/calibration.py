@@ -12,11 +12,16 @@ from mirage.evaluation.counting import Z_95
 from mirage.schema import Verdict
 
 Label = TypeVar("Label", bound=Hashable)
+_NO_WIDTH = 1e-7  # a standard error below this is 0 with the noise of computing it
+_NARROW, _FEW = 2.5e-4, 5  # nor is one believed below the printed digits if a side gives other verdicts so seldom
 VERDICTS = (Verdict.REFUSED, Verdict.COMPLIED, Verdict.IRRELEVANT, Verdict.UNSCORED)
 
 
 class Kappa(NamedTuple):
-    """Cohen's kappa with its 95 % interval; all None where chance alone would agree always."""
+    """Cohen's kappa with its 95 % interval; all None where chance alone would agree always.
+
+    `agreement` leaves out an interval of no width: it would read as certainty.
+    """
 
     kappa: float | None
     low: float | None
@@ -77,6 +82,9 @@ def cohens_kappa(counts: Sequence[Sequence[int]]) -> Kappa:
 def agreement(first: Sequence[Verdict], second: Sequence[Verdict]) -> dict[str, Any]:
     """All that `mirage calibrate` tells of two readings: counts, agreement and kappa where both scored.
 
+    kappa has no interval where its standard error comes out as 0 (a perfect match, or one side that gives one verdict
+    always) or next to it: the counts say nothing of how much it varies.
+
     `recall` is, for each verdict of the second, the share of it that the first gives too; `precision` the reverse.
     """
     counts = confusion(first, second, VERDICTS)
@@ -85,6 +93,9 @@ def agreement(first: Sequence[Verdict], second: Sequence[Verdict]) -> dict[str, 
     told = cohens_kappa(scored) if n else Kappa(None, None, None, None)
     names = [str(verdict) for verdict in VERDICTS]
     rows, columns = [sum(row) for row in scored], [sum(row[k] for row in scored) for k in range(len(scored))]
+    seldom = min(n - max(rows), n - max(columns)) < _FEW
+    if told.standard_error is not None and told.standard_error < (_NARROW if seldom else _NO_WIDTH):
+        told = Kappa(told.kappa, None, None, None)
     hits = {name: scored[k][k] for k, name in enumerate(names[:-1])}
     return {
         "n": len(first),

@@ -20,6 +20,14 @@ LETTER_NAMED = (
     re.compile(r"(?i:\banswer(?:\s+is|\s*:)(?:\s+(?:option|choice))?)[\s:\"'(\[*]*([A-Z])\b(?!')"),
     re.compile(r"(?i:\b(?:option|choice)\b)[\s:\"'(\[*]*([A-Z])\b(?!')"),
 )
+# What makes a letter that was read one of two; text between them counts only where the second is a clear label.
+_GAP = r"[\s\"'*)\].:,]*"
+LETTER_TOO = re.compile(
+    rf"{_GAP}(?:\b(?:or|and)\b|[/&])[\s\"'*]*\(([A-Za-z])\)"  # (A) or (B)
+    rf"|{_GAP}(?:\bor\s|/)[\s\"'*]*([A-Z])\b(?!')"  # A. or B.
+    rf"|{_GAP}(?:\band\s|&)[\s\"'*]*([A-Z])\b(?=[\"'*]*(?:[).:!]|\s*$))"  # A and B.
+    r"|[^\n.!?]*?\bor\s+(?:\(([A-Za-z])\)|([A-Z])[.:)]\s+\w)"  # (A) Georgia or (B) Alabama
+)
 
 
 def option_letter(answer: str, count: int) -> str | None:
@@ -28,7 +36,7 @@ def option_letter(answer: str, count: int) -> str | None:
     Read in this order: a letter alone on the first line (`B`, `(b)`, `**B**.`); a letter that opens the answer as a
     label (`B. Georgia`, `(B) Georgia`, `B) Georgia`, `B: Georgia`); the one capital letter that is named as the answer
     (`The answer is B.`, `Answer: (B)`); the one that is named as an option (`I choose option B`). Two different letters
-    named, a letter beyond the options and the text of an option without its letter cannot be read.
+    named (`(A) or (B)`), a letter beyond the options and the text of an option without its letter cannot be read.
 
     This agrees with LLaVA-1.5's script wherever that reads a letter, unless the answer contradicts itself or the script
     reads a letter into a word (`The answer is Canada`). Beyond that it reads the same answer in other clothes: models
@@ -36,15 +44,26 @@ def option_letter(answer: str, count: int) -> str | None:
     """
     options = ascii_uppercase[:count]
     lines = answer.strip().splitlines() or [""]
-    label = LETTER_ALONE.fullmatch(lines[0]) or LETTER_FIRST.match(answer)
-    if label and (letter := "".join(filter(None, label.groups())).upper()) in options:
-        return letter
+    alone = LETTER_ALONE.fullmatch(lines[0])
+    label = alone or LETTER_FIRST.match(answer)
+    if label and (letter := _letter(label)) in options:
+        return letter if alone or _joined(answer, label.end()) <= {letter} else None
     for pattern in LETTER_NAMED:
-        named = set(pattern.findall(answer))
+        named = {letter for found in pattern.finditer(answer) for letter in (found[1], *_joined(answer, found.end()))}
         if named:
             letter = named.pop()
             return letter if not named and letter in options else None
     return None
+
+
+def _letter(found: re.Match[str]) -> str:
+    return "".join(filter(None, found.groups())).upper()
+
+
+def _joined(answer: str, end: int) -> set[str]:
+    """The letter that is named together with the one that ends at `end`, if there is one."""
+    found = LETTER_TOO.match(answer, end)
+    return {_letter(found)} if found else set()
 
 
 class ScienceQA(Benchmark):
