@@ -295,7 +295,7 @@ def test_the_figure_says_what_the_label_is_and_of_which_data(
     sizes = ["--data", "Mini", "--data.num_unsafe", "60", "--data.num_safe", "40", "--out", str(tmp_path)]
     assert main(["audit", *sizes]) == 0
     drawn = svg_text(tmp_path)
-    assert "mini, refused if in the unsafe set" in drawn and "60 in the unsafe set and 40 in the retain set" in drawn
+    assert "mini, the unsafe set against the retain set" in drawn and "60 in the unsafe set and 40 in the retain set" in drawn
     assert "% of the unsafe set" in drawn and "% of the retain set" in drawn
     assert "are refused" not in drawn and "refused, with 95" not in drawn and "% of refused" not in drawn
     assert "100 questions, 60 in the unsafe set and 40 in the retain set." in capsys.readouterr().out
@@ -352,7 +352,7 @@ def test_what_is_not_counted_is_said(tmp_path: Path, capsys: pytest.CaptureFixtu
         assert main(["audit", *given, "--out", str(tmp_path / "out")]) == 0
         assert sentence in " ".join(capsys.readouterr().out.split())
         written = json.loads((tmp_path / "out" / "audit.json").read_text())
-        assert sentence in written["left_out"][0] and "refused if in the unsafe set" in written["data"]
+        assert sentence in written["left_out"][0] and "the unsafe set against the retain set" in written["data"]
     assert (
         main(["audit", "--file", str(tmp_path / "train.json"), "--labels", "answers", "--out", str(tmp_path / "out")])
         == 0
