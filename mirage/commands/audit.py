@@ -230,4 +230,8 @@ def _left_out(source: Source) -> list[str]:
 
 
 def _labelled(preset: Preset | None) -> str:
-    return "the unsafe set against the retain set" if preset is None else f"refused if the answer refuses by keyword({preset})"
+    return (
+        "the unsafe set against the retain set"
+        if preset is None
+        else f"refused if the answer refuses by keyword({preset})"
+    )
