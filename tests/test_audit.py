@@ -295,7 +295,8 @@ def test_the_figure_says_what_the_label_is_and_of_which_data(
     sizes = ["--data", "Mini", "--data.num_unsafe", "60", "--data.num_safe", "40", "--out", str(tmp_path)]
     assert main(["audit", *sizes]) == 0
     drawn = svg_text(tmp_path)
-    assert "mini, the unsafe set against the retain set" in drawn and "60 in the unsafe set and 40 in the retain set" in drawn
+    assert "mini, the unsafe set against the retain set" in drawn
+    assert "60 in the unsafe set and 40 in the retain set" in drawn
     assert "% of the unsafe set" in drawn and "% of the retain set" in drawn
     assert "are refused" not in drawn and "refused, with 95" not in drawn and "% of refused" not in drawn
     assert "100 questions, 60 in the unsafe set and 40 in the retain set." in capsys.readouterr().out
