@@ -16,6 +16,7 @@ from mirage.data.source import BadData, Source
 from mirage.evaluation.exact import Exact
 from mirage.evaluation.fluency import Fluency
 from mirage.evaluation.judge import Answered, Judge, Judgement
+from mirage.evaluation.judging import from_log, to_log
 from mirage.evaluation.keyword import Keyword
 from mirage.evaluation.model_judge import ModelJudge
 from mirage.evaluation.records import AnswerLog
@@ -91,7 +92,7 @@ def _judged(examples: Sequence[Example], judge: Judge, log: AnswerLog) -> Iterat
     from rich.console import Console
     from rich.progress import track
 
-    unscored: dict[tuple[str, int], str] = {}
+    unscored: dict[tuple[str, int], Judgement] = {}
     starts = range(0, len(examples), _BLOCK)
     for start in track(starts, "judging", console=Console(stderr=True)):
         block = examples[start : start + _BLOCK]
@@ -103,15 +104,13 @@ def _judged(examples: Sequence[Example], judge: Judge, log: AnswerLog) -> Iterat
             if len(todo) > _FEW or not log.known:
                 refuse_none_scored(answered, found, judge.name)  # a judge that is down must not drop what is left
             for (example, turn), judgement in zip(todo, found, strict=True):
-                told = f"{judgement.verdict}\n{judgement.reason}"
                 if judgement.verdict is Verdict.UNSCORED:
-                    unscored[example.id, turn] = told  # not kept: asked again if the command is given again
+                    unscored[example.id, turn] = judgement  # not kept: asked again if the command is given again
                 else:
-                    log.add(example.id, turn, told)
+                    log.add(example.id, turn, to_log(judgement))
         for place, example in enumerate(block, start):
             keys = [(example.id, turn) for turn in range(1 + len(example.later_turns))]
-            said = [(unscored[key] if key in unscored else log.known[key]).partition("\n") for key in keys]
-            judgements = [Judgement(Verdict(verdict), reason) for verdict, _, reason in said]
+            judgements = [unscored[key] if key in unscored else from_log(log.known[key]) for key in keys]
             yield place, example, min(judgements, key=lambda each: _badness(each.verdict))
 
 

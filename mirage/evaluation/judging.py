@@ -14,6 +14,17 @@ BLOCK = 64  # answers judged, and kept, at a time
 Key = tuple[str, int]  # a question's id and the shot, or the turn
 
 
+def to_log(judgement: Judgement) -> str:
+    """A judgement as the text that a log keeps."""
+    return f"{judgement.verdict}\n{judgement.reason}"
+
+
+def from_log(text: str) -> Judgement:
+    """The judgement that `to_log` wrote."""
+    verdict, _, reason = text.partition("\n")
+    return Judgement(Verdict(verdict), reason)
+
+
 def judged_and_kept(answered: Sequence[tuple[Key, Answered]], judge: Judge, log: AnswerLog | None) -> list[Judgement]:
     """One judgement for each answer, in order: from the log where it has one, else from the judge and into the log.
 
@@ -26,8 +37,7 @@ def judged_and_kept(answered: Sequence[tuple[Key, Answered]], judge: Judge, log:
     found: dict[Key, Judgement] = {}
     for key, _ in answered:
         if key in log.known:
-            verdict, _, reason = log.known[key].partition("\n")
-            found[key] = Judgement(Verdict(verdict), reason)
+            found[key] = from_log(log.known[key])
     todo = [(key, one) for key, one in answered if key not in found]
     down: Judgement | None = None
     for start in range(0, len(todo), BLOCK):
@@ -39,7 +49,7 @@ def judged_and_kept(answered: Sequence[tuple[Key, Answered]], judge: Judge, log:
         for (key, _), judgement in zip(block, judgements, strict=True):
             found[key] = judgement
             if judgement.verdict is not Verdict.UNSCORED:
-                log.add(*key, f"{judgement.verdict}\n{judgement.reason}")
+                log.add(*key, to_log(judgement))
         readable = [each for (_, one), each in zip(block, judgements, strict=True) if has_words(one.answer)]
         if readable and all(each.verdict is Verdict.UNSCORED for each in readable):
             down = Judgement(
