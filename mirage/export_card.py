@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from mirage.report.markup import markdown_table
 from mirage.report.runs import Run, load_run
-from mirage.report.tables import attack_of, markdown_table, plain
+from mirage.report.tables import attack_of, plain
 
 if TYPE_CHECKING:
     from torch import nn

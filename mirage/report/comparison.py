@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from mirage.evaluation.counting import McNemar, mcnemar, question_verdict, shots_by_question
+from mirage.report.markup import markdown, markdown_row
 from mirage.report.runs import SIDES, Run
-from mirage.report.tables import attack_of, markdown, markdown_row, percent, plain, terminal
+from mirage.report.tables import attack_of, percent, plain, terminal
 from mirage.schema import Record, Verdict
 
 if TYPE_CHECKING:

@@ -1,9 +1,7 @@
-"""Table 1 and its relatives: one grid of measured cells, shown in the terminal, in Markdown and in LaTeX."""
+"""Table 1 and its relatives: one grid of measured cells, and how the terminal shows it. `markup` writes it elsewhere."""
 
 from __future__ import annotations
 
-import html
-import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -101,7 +99,7 @@ def terminal_table(runs: Sequence[Run]) -> RenderableType:
 
     columns, rows, caption = grid(runs)
     everywhere = rows[0].n if len({row.n for row in rows}) == 1 else None
-    said = f" n = {_n(rows[0])} unsafe / benign questions." if everywhere else ""
+    said = f" n = {counts_of(rows[0])} unsafe / benign questions." if everywhere else ""
     few = any(cell and cell.unscored for row in rows for cell in row.cells)
     said += " A smaller n below a rate: the other questions are unscored." if few else ""
 
@@ -114,9 +112,9 @@ def terminal_table(runs: Sequence[Run]) -> RenderableType:
             head = f"{columns[at].head}\n{plain(columns[at].under)}"
             table.add_column(Text(head), justify="right", overflow="fold")
         for row in rows:
-            n = [Text(_n(row))] if counted else []
+            n = [Text(counts_of(row))] if counted else []
             cells = (row.cells[at] for at in shown)
-            table.add_row(Text(plain(row.label)), *n, *(Text(_percent(cell) + _scored(cell)) for cell in cells))
+            table.add_row(Text(plain(row.label)), *n, *(Text(percent_of(cell) + _scored(cell)) for cell in cells))
         return table
 
     every, said = range(len(columns)), f"Percent.{said} {caption}"
@@ -143,7 +141,7 @@ def start_vs_aligned(results: Mapping[str, Any]) -> Table:
         table.add_column(Text(head), justify="right")
 
     def add(label: str, cells: Sequence[Cell | None], end: bool) -> None:
-        table.add_row(Text(label), *(Text(_with_interval(cell) + _scored(cell)) for cell in cells), end_section=end)
+        table.add_row(Text(label), *(Text(with_interval(cell) + _scored(cell)) for cell in cells), end_section=end)
 
     for side, measures in {"unsafe": ("asr", "rr", "ir"), "benign": ("rr", "ir", "helpful")}.items():
         if not start.get(side) and not results.get(side):
@@ -170,45 +168,6 @@ def start_vs_aligned(results: Mapping[str, Any]) -> Table:
     for benchmark, (before, after) in scores.items():
         add(f"  {plain(benchmark)}", (before, None, after, None), benchmark == list(scores)[-1])
     return table
-
-
-def markdown_table(runs: Sequence[Run]) -> str:
-    """Table 1 in Markdown: a row a run, with n and 95 % intervals."""
-    columns, rows, caption = grid(runs)
-    heads = ["model", "n unsafe / benign", *(column.title for column in columns)]
-    lines = [markdown_row(heads), markdown_row(["---"] + ["---:"] * (len(heads) - 1), escape=False)]
-    for row in rows:
-        lines.append(markdown_row([row.label, _n(row), *(_with_interval(c) + _unscored(c, ", ") for c in row.cells)]))
-    return "\n".join(lines) + f"\n\n{markdown(f'Percent (Wilson 95 % interval). {caption}')}\n"
-
-
-def latex_table(runs: Sequence[Run]) -> str:
-    """Table 1 in LaTeX for the booktabs package: a row a run, with n and 95 % intervals."""
-    columns, rows, caption = grid(runs)
-    arrows = {"lower": r" $\downarrow$", "higher": r" $\uparrow$", "neither": ""}
-    better = {column.head: arrows[column.better] for column in columns}
-    spans, rules, at = [], [], 3
-    for head, width in heads_of(columns):
-        spans.append(rf"\multicolumn{{{width}}}{{c}}{{{_latex(head)}{better[head]}}}")
-        if width > 1:
-            rules.append(rf"\cmidrule(lr){{{at}-{at + width - 1}}}")
-        at += width
-    lines = [
-        "% Needs \\usepackage{booktabs}; names in other than Latin letters need lualatex or xelatex.",
-        r"\begin{table*}",
-        r"\centering\small\setlength{\tabcolsep}{3pt}",
-        rf"\caption{{Percent, with Wilson 95\,\% intervals; n is unsafe / benign questions. {_latex(caption)}}}",
-        rf"\begin{{tabular}}{{ll{'r' * len(columns)}}}",
-        r"\toprule",
-        " & & " + " & ".join(spans) + r" \\",
-        " ".join(rules),
-        "model & n & " + " & ".join(_latex(column.under) for column in columns) + r" \\",
-        r"\midrule",
-    ]
-    for row in rows:
-        lines.append(" & ".join([_latex(row.label), _n(row), *(_percent(cell) for cell in row.cells)]) + r" \\[-2pt]")
-        lines.append(" & & " + " & ".join(_latex_interval(cell) for cell in row.cells) + r" \\[2pt]")
-    return "\n".join([*(line for line in lines if line), r"\bottomrule", r"\end{tabular}", r"\end{table*}", ""])
 
 
 def heads_of(columns: Sequence[Column]) -> list[tuple[str, int]]:
@@ -246,11 +205,6 @@ def terminal(caption: str) -> Table:
         caption=Text(caption),
         caption_justify="left",
     )
-
-
-def markdown_row(cells: Sequence[str], escape: bool = True) -> str:
-    """One row of a Markdown table, its cells escaped."""
-    return "| " + " | ".join(markdown(cell) if escape else cell for cell in cells) + " |"
 
 
 def attack_of(summary: Mapping[str, Any] | None) -> str:
@@ -316,15 +270,18 @@ def _questions(model: Mapping[str, Any]) -> tuple[int | None, int | None]:
     return unsafe, benign
 
 
-def _n(row: Row) -> str:
+def counts_of(row: Row) -> str:
+    """How many unsafe and benign questions a row is over: `442 / 558`."""
     return " / ".join("-" if n is None else str(n) for n in row.n)
 
 
-def _percent(cell: Cell | None) -> str:
+def percent_of(cell: Cell | None) -> str:
+    """A cell's rate in percent, or a dash."""
     return percent(cell.rate.rate if cell else None)
 
 
-def _with_interval(cell: Cell | None) -> str:
+def with_interval(cell: Cell | None) -> str:
+    """A cell's rate in percent with its 95 % interval, or a dash."""
     if cell is None or cell.rate.rate is None:
         return "-"
     if cell.rate.low is None:
@@ -335,36 +292,3 @@ def _with_interval(cell: Cell | None) -> str:
 def _scored(cell: Cell | None) -> str:
     """On a line of its own the questions that the rate is over, where some of n are unscored."""
     return f"\nn={cell.n - cell.unscored}" if cell and cell.unscored else ""
-
-
-def _unscored(cell: Cell | None, before: str) -> str:
-    return f"{before}{cell.unscored} of {cell.n} unscored" if cell and cell.unscored else ""
-
-
-def markdown(text: str) -> str:
-    """The text as Markdown shows it, on one line and inert."""
-    escaped = html.escape(plain(text), quote=False)
-    return "".join("\\" + character if character in "\\`*_[]|~" else character for character in escaped)
-
-
-def _latex_interval(cell: Cell | None) -> str:
-    if cell is None or cell.rate.low is None:
-        return ""
-    scored = f", n={cell.n - cell.unscored}" if cell.unscored else ""
-    return rf"{{\tiny {percent(cell.rate.low)}--{percent(cell.rate.high)}{scored}}}"
-
-
-def _latex(text: str) -> str:
-    special = {
-        "\\": r"\textbackslash{}",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        **{character: "\\" + character for character in "&%$#_{}"},
-        "[": "{[}",  # after a rule it would be taken for its thickness
-        "]": "{]}",
-        "<": r"\textless{}",
-        ">": r"\textgreater{}",
-        "|": r"\textbar{}",
-    }
-    escaped = "".join(special.get(character, character) for character in plain(text))
-    return re.sub(r'"([^"]*)"', r"``\1''", escaped).replace('"', "''")

@@ -10,8 +10,9 @@ from mirage.atomic import replacing
 from mirage.report.comparison import compare as compared
 from mirage.report.comparison import comparison_markdown, comparison_table
 from mirage.report.gallery import OpenPicture, galleries
+from mirage.report.markup import latex_table, markdown_table
 from mirage.report.runs import load_runs
-from mirage.report.tables import latex_table, markdown_table, terminal_table
+from mirage.report.tables import terminal_table
 
 if TYPE_CHECKING:
     from rich.console import Console
