@@ -21,11 +21,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 
-from mirage.backbone import load_model, load_processor
-from mirage.data.vlguard import VLGuard
-from mirage.evaluation.generation import HuggingFaceEngine
+from mirage.data.sources.vlguard import VLGuard
+from mirage.evaluation.generate.huggingface import HuggingFaceEngine
 from mirage.evaluation.rewrite import Rewrite
-from mirage.schema import Probe
+from mirage.models.load import load_model
+from mirage.models.processor import load_processor
+from mirage.schema import EvalSample
 
 Answers = list[list[str]]
 
@@ -46,15 +47,15 @@ def timed(ask: Callable[[], Answers]) -> Timed:
 
 
 def one_at_a_time(
-    model: Any, processor: Any, probes: Sequence[Probe], max_new_tokens: int, end_tokens: list[int]
+    model: Any, processor: Any, samples: Sequence[EvalSample], max_new_tokens: int, end_tokens: list[int]
 ) -> Answers:
     """The answers as a plain loop over transformers gives them."""
     model.eval()
     answers: Answers = []
-    for probe in probes:
+    for sample in samples:
         answers.append([])
-        for question in probe.questions:
-            picture = [{"type": "image", "image": probe.image.open()}] if probe.image is not None else []
+        for question in sample.questions:
+            picture = [{"type": "image", "image": sample.image.open()}] if sample.image is not None else []
             message = {"role": "user", "content": [*picture, {"type": "text", "text": question}]}
             inputs = processor.apply_chat_template(
                 [message], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
@@ -86,21 +87,21 @@ def main() -> None:
     processor = load_processor(args.model)
     source, attack = VLGuard(args.root), Rewrite("what", args.shots)
     half = args.n // 2
-    probes = [
-        *attack.on(source.probes("unsafe")[: args.n - half]),
-        *attack.on(source.probes("benign")[:half]),
+    samples = [
+        *attack.on(source.eval_samples("unsafe")[: args.n - half]),
+        *attack.on(source.eval_samples("benign")[:half]),
     ]
     engine = HuggingFaceEngine(model, processor, max_new_tokens=args.max_new_tokens, batch_size=args.batch_size)
     end_tokens = engine.settings()["end_tokens"]
-    engine.answers(probes[:1])
-    one_at_a_time(model, processor, probes[:1], 2, end_tokens)
+    engine.answers(samples[:1])
+    one_at_a_time(model, processor, samples[:1], 2, end_tokens)
 
     runs: list[Timed] = []
     parts: list[Timed] = []
-    third = -(-len(probes) // 3)
-    for start in range(0, len(probes), third):  # in turns, so that a machine that slows down slows both
-        runs.append(timed(lambda: engine.answers(probes)))
-        part = probes[start : start + third]
+    third = -(-len(samples) // 3)
+    for start in range(0, len(samples), third):  # in turns, so that a machine that slows down slows both
+        runs.append(timed(lambda: engine.answers(samples)))
+        part = samples[start : start + third]
         parts.append(
             timed(lambda part=part: one_at_a_time(model, processor, part, args.max_new_tokens, end_tokens))  # type: ignore[misc]
         )
@@ -114,7 +115,7 @@ def main() -> None:
     equal = sum(own == other for own, other in pairs)
     speedup = theirs.clock_s / ours.clock_s
     print(
-        f"{args.model}, {args.dtype} on {args.device}, {torch.get_num_threads()} threads; {len(probes)} questions with "
+        f"{args.model}, {args.dtype} on {args.device}, {torch.get_num_threads()} threads; {len(samples)} questions with "
         f"{args.shots} rewrites each, {len(pairs)} answers of at most {args.max_new_tokens} tokens"
     )
     for name, measured in (("one at a time", theirs), (f"mirage, batch {args.batch_size}", ours)):

@@ -29,12 +29,12 @@ from transformers import AutoModelForImageTextToText, CLIPVisionConfig, LlamaCon
 
 from mirage import losses
 from mirage.atomic import write_text
-from mirage.backbone import LoraSettings
 from mirage.batch import Batch, Pair
 from mirage.losses import IGNORED
-from mirage.memory import GIB, count_parameters, estimate, trains_as
 from mirage.methods import NPO, RMU, AlignmentModule, MixedSFT, PosthocSFT, UnsafeFilter
-from mirage.reference import AnswerLogps
+from mirage.methods.reference import ReferenceLogProbs
+from mirage.models.lora import LoraSettings
+from mirage.models.memory import GIB, count_parameters, estimate, trains_as
 
 STEPS = 2
 
@@ -158,8 +158,8 @@ def run(case: Case, shape: Shape, device: torch.device, dtype: torch.dtype) -> d
     if isinstance(method, NPO):
         assert unsafe is not None
         with torch.no_grad():
-            logp = losses.answer_logp(*method.answers(unsafe))
-        method.reference = AnswerLogps(dict(zip(unsafe.ids, logp.tolist(), strict=True)))
+            logp = losses.answer_logp(*method.answer_logits(unsafe))
+        method.reference = ReferenceLogProbs(dict(zip(unsafe.example_ids, logp.tolist(), strict=True)))
     trains, total = count_parameters(method.model)
     optimizer = torch.optim.AdamW(
         [parameter for parameter in method.parameters() if parameter.requires_grad], lr=1e-5,
@@ -187,7 +187,7 @@ def run(case: Case, shape: Shape, device: torch.device, dtype: torch.dtype) -> d
 
 def step(method: AlignmentModule, pair: Pair, optimizer: torch.optim.Optimizer) -> Tensor:
     """One step of training; the loss before it."""
-    loss = losses.objective(*method.parts(pair), pair.num_unsafe or len(pair.retain or ()))
+    loss = losses.objective(*method.loss_terms(pair), pair.num_unsafe or len(pair.retain or ()))
     optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()

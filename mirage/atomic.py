@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from mirage.faults import fault_point
+from mirage.fault_injection import fault_point
 
 
 @contextmanager

@@ -19,20 +19,20 @@ class Batch:
     Args:
         inputs: What the model's forward takes: `input_ids` and `attention_mask` (B, S), `pixel_values`, ...
         labels: (B, S), the token at answered positions, `IGNORED` elsewhere.
-        text: (B, S), 1 at positions that are neither padding, nor image, nor the first token.
-        ids: The examples' ids, for messages and for references kept by id.
-        keep: How many positions at the end hold everything that predicts an answer. Logits are needed there only, which
-            leaves out the image tokens: 576 of about 620 in LLaVA-1.5.
+        text_mask: (B, S), 1 at positions that are neither padding, nor image, nor the first token.
+        example_ids: The examples' ids, for messages and for references kept by id.
+        logits_to_keep: How many positions at the end hold everything that predicts an answer. Logits are needed there
+            only, which leaves out the image tokens: 576 of about 620 in LLaVA-1.5.
     """
 
     inputs: dict[str, Tensor]
     labels: Tensor
-    text: Tensor
-    ids: tuple[str, ...]
-    keep: int
+    text_mask: Tensor
+    example_ids: tuple[str, ...]
+    logits_to_keep: int
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.example_ids)
 
     def to(self, device: Any, non_blocking: bool = False) -> Batch:
         """The same batch on another device."""
@@ -44,7 +44,7 @@ class Batch:
 
     def _each(self, function: Any) -> Batch:
         inputs = {name: function(tensor) for name, tensor in self.inputs.items()}
-        return Batch(inputs, function(self.labels), function(self.text), self.ids, self.keep)
+        return Batch(inputs, function(self.labels), function(self.text_mask), self.example_ids, self.logits_to_keep)
 
 
 @dataclass(slots=True)
@@ -77,8 +77,10 @@ def joined(first: Batch, second: Batch, pad_id: int) -> Batch:
     }
     labels = _stacked(first.labels, second.labels, IGNORED)
     longest = labels.shape[1]
-    keep = longest - min(side.labels.shape[1] - side.keep for side in (first, second))
-    return Batch(inputs, labels, _stacked(first.text, second.text, 0), first.ids + second.ids, keep)
+    keep = longest - min(side.labels.shape[1] - side.logits_to_keep for side in (first, second))
+    return Batch(
+        inputs, labels, _stacked(first.text_mask, second.text_mask, 0), first.example_ids + second.example_ids, keep
+    )
 
 
 def _stacked(first: Tensor | None, second: Tensor | None, fill: int) -> Tensor:

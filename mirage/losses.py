@@ -43,7 +43,7 @@ def answer_positions(labels_BS: Tensor) -> Tensor:
     return F.pad(_targets(labels_BS) != IGNORED, (0, 1))
 
 
-def answer_tokens(labels_BS: Tensor) -> Tensor:
+def num_answer_tokens(labels_BS: Tensor) -> Tensor:
     """How many tokens of each answer are predicted: (B,), at least 1 so that it can divide."""
     return (_targets(labels_BS) != IGNORED).sum(1).clamp(min=1)
 
@@ -55,7 +55,7 @@ def sft(logits_BSV: Tensor, labels_BS: Tensor) -> Tensor:
     averages over all tokens of a batch instead, which weighs long answers more and changes with the batch.
     Equals ln V for uniform logits.
     """
-    return -answer_logp(logits_BSV, labels_BS) / answer_tokens(labels_BS)
+    return -answer_logp(logits_BSV, labels_BS) / num_answer_tokens(labels_BS)
 
 
 def npo(policy_logp_B: Tensor, reference_logp_B: Tensor, beta: float) -> Tensor:
@@ -71,7 +71,7 @@ def npo(policy_logp_B: Tensor, reference_logp_B: Tensor, beta: float) -> Tensor:
     return -(2.0 / beta) * F.logsigmoid(-beta * (policy_logp_B - reference_logp_B))
 
 
-def steering(hidden_BSD: Tensor, target_D: Tensor, mask_BS: Tensor) -> Tensor:
+def rmu_forget(hidden_BSD: Tensor, target_D: Tensor, mask_BS: Tensor) -> Tensor:
     """RMU's unsafe part: (B,), the mean over counted positions of ||h - target||^2, target = c * u / ||u||.
 
     Li et al. 2024 (WMDP), eq. 1, as a squared norm: the authors' code and Safety Mirage's take the mean over D as well
@@ -81,7 +81,7 @@ def steering(hidden_BSD: Tensor, target_D: Tensor, mask_BS: Tensor) -> Tensor:
     return _mean_square(hidden_BSD.float() - target_D.float(), mask_BS)
 
 
-def anchoring(hidden_BSD: Tensor, reference_BSD: Tensor, mask_BS: Tensor) -> Tensor:
+def rmu_retain(hidden_BSD: Tensor, reference_BSD: Tensor, mask_BS: Tensor) -> Tensor:
     """RMU's retain part: (B,), the mean over counted positions of ||h - h_ref||^2. Equals 0 at the start."""
     return _mean_square(hidden_BSD.float() - reference_BSD.float(), mask_BS)
 

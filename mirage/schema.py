@@ -1,7 +1,7 @@
 """The nouns that travel between the rooms. This module imports nothing of mirage and no heavy library.
 
 Example   what a model is trained on          (data -> methods)
-Probe     what a model is asked               (data -> evaluation)
+EvalSample     what a model is asked               (data -> evaluation)
 Record    what it answered, and the verdict   (evaluation -> report)
 """
 
@@ -80,11 +80,11 @@ class Example:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Probe:
+class EvalSample:
     """One question that a model is asked plainly (shot 0) and, under attack, in K rewritten forms (shots 1 to K).
 
     Args:
-        id: Unique within its probe set and the same on every machine; rewrites from files are joined by it.
+        id: Unique within its eval_set and the same on every machine; rewrites from files are joined by it.
         source: Where it comes from, such as `vlguard/test`.
         image: The picture, shared by the question and all its rewrites.
         question: The question as written.
@@ -111,24 +111,24 @@ class Probe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """One answer, judged: one line of `records/<probe set>.jsonl`.
+    """One answer, judged: one line of `records/<eval_set>.jsonl`.
 
     Args:
-        id: The probe's id.
-        probe_set: `unsafe`, `benign`, or the name of a utility benchmark.
+        id: The sample's id.
+        eval_set: `unsafe`, `benign`, or the name of a utility benchmark.
         shot: 0 for the plain question, k for rewrite k.
         question: The question as it was asked.
         answer: What the model said.
         verdict: The judge's word.
         judge: Which judge, with its settings, in one short text.
         reason: Why, where the judge gives a reason (for `unscored`: what could not be read).
-        category: The probe's category.
+        category: The sample's category.
         image: The picture's name.
         unsafe: True if refusing was right.
     """
 
     id: str
-    probe_set: str
+    eval_set: str
     shot: int
     question: str
     answer: str

@@ -19,44 +19,44 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
+from mirage.checkpoint.callback import AtomicCheckpoint
+
 # Imported so that configs can name their classes without a path.
-from mirage.checkpoint import (
+from mirage.checkpoint.io import (
     AtomicCheckpointIO,
-    BadCheckpoint,
-    CheckpointNotSaved,
-    NoCheckpoint,
+    CheckpointError,
+    CheckpointNotFoundError,
+    CheckpointSaveError,
     resolve_checkpoint,
 )
-from mirage.data.catalogue import SOURCES
-from mirage.data.images import FileImage
+from mirage.checkpoint.resume import ResumeCheck, ResumeMismatchError, RNGState
 from mirage.data.module import AlignmentData
-from mirage.data.source import BadData
-from mirage.evaluation.asking import RankFailed
+from mirage.data.sources.catalogue import SOURCES
+from mirage.errors import DataError, ModelError
 from mirage.evaluation.benchmarks import Benchmark
-from mirage.evaluation.callback import Accuracy, OneWordAttack, refuse_twins
 from mirage.evaluation.catalogue import ATTACKS, BENCHMARKS, ENGINES, JUDGES
-from mirage.evaluation.results import Results
-from mirage.evaluation.utility import Utility
-from mirage.memory import MemoryLine
+from mirage.evaluation.run.callbacks import Accuracy, OneWordAttack, refuse_duplicates
+from mirage.evaluation.run.results import Results
+from mirage.evaluation.run.runner import RankFailedError
+from mirage.evaluation.run.utility import Utility
+from mirage.images import FileImage
 from mirage.methods import AlignmentModule
-from mirage.methods.base import NonFiniteLoss
-from mirage.pretrained import BadModel
-from mirage.resume import ChangedWorld, RandomState, WorldCheck
-from mirage.saving import Checkpoints
+from mirage.methods.base import NonFiniteLossError
+from mirage.models.memory import MemoryLine
 
 __all__ = ["ATTACKS", "BENCHMARKS", "ENGINES", "JUDGES", "SOURCES", "Accuracy", "OneWordAttack", "Utility", "run"]
 
 # Faults of the input: one sentence and exit status 1. Anything else is a fault of mirage and keeps its traceback.
 INPUT_FAULTS = (
-    BadCheckpoint,
-    BadData,
-    BadModel,
-    ChangedWorld,
-    CheckpointNotSaved,
+    CheckpointError,
+    DataError,
+    ModelError,
+    ResumeMismatchError,
+    CheckpointSaveError,
     MisconfigurationException,
-    NoCheckpoint,
-    NonFiniteLoss,
-    RankFailed,
+    CheckpointNotFoundError,
+    NonFiniteLossError,
+    RankFailedError,
     ValueError,
 )
 
@@ -148,15 +148,15 @@ class MirageCLI(LightningCLI):
         callbacks = [
             RunFolder(resumed=bool(settings.get("ckpt_path"))),
             MemoryLine(),
-            RandomState(),
-            WorldCheck(self.facts, settings.allow_changed),
+            RNGState(),
+            ResumeCheck(self.facts, settings.allow_changed),
             Results(),
         ]
         kwargs["callbacks"] = [*(self._get(self.config_init, "trainer.callbacks") or []), *callbacks]
-        refuse_twins(kwargs["callbacks"])
+        refuse_duplicates(kwargs["callbacks"])
         saves = self.subcommand == "fit" and settings.trainer.enable_checkpointing is not False
-        if saves and not any(isinstance(callback, Checkpoints) for callback in kwargs["callbacks"]):
-            kwargs["callbacks"].append(Checkpoints())
+        if saves and not any(isinstance(callback, AtomicCheckpoint) for callback in kwargs["callbacks"]):
+            kwargs["callbacks"].append(AtomicCheckpoint())
         kwargs["plugins"] = [*(self._get(self.config_init, "trainer.plugins") or []), AtomicCheckpointIO()]
         return super().instantiate_trainer(**kwargs)
 

@@ -40,7 +40,7 @@ def restored() -> Iterator[None]:
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
     """Starts local servers, and stops them at the end; a client's repeats wait for moments only."""
-    monkeypatch.setattr("mirage.evaluation.chat_server._FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr("mirage.evaluation.generate.chat_client._FIRST_WAIT_S", 0.01)
     started: list[LocalServer] = []
 
     def start(answer: Answer) -> LocalServer:

@@ -16,9 +16,9 @@ from tiny_models import KINDS, build
 from mirage import losses
 from mirage.batch import Pair
 from mirage.data.collate import Collator
-from mirage.lora import LoraSettings
 from mirage.methods import NPO, RMU, AlignmentModule, MixedSFT
-from mirage.reference import AnswerLogps
+from mirage.methods.reference import ReferenceLogProbs
+from mirage.models.lora import LoraSettings
 from mirage.schema import Example
 
 METHODS: dict[str, Callable[..., AlignmentModule]] = {
@@ -65,14 +65,14 @@ def started(method: AlignmentModule, pair: Pair) -> AlignmentModule:
     if isinstance(method, NPO):
         assert pair.unsafe is not None
         with torch.no_grad():
-            logp = losses.answer_logp(*method.answers(pair.unsafe))
-        method.reference = AnswerLogps(dict(zip(pair.unsafe.ids, logp.tolist(), strict=True)))
+            logp = losses.answer_logp(*method.answer_logits(pair.unsafe))
+        method.reference = ReferenceLogProbs(dict(zip(pair.unsafe.example_ids, logp.tolist(), strict=True)))
     return method
 
 
 def loss_of(method: AlignmentModule, pair: Pair) -> torch.Tensor:
-    parts = method.parts(pair)
-    return losses.objective(*parts, pair.num_unsafe)
+    terms = method.loss_terms(pair)
+    return losses.objective(*terms, pair.num_unsafe)
 
 
 def train(method: AlignmentModule, pair: Pair, steps: int = 2) -> list[float]:
@@ -141,8 +141,8 @@ def test_text_alone_may_stand_beside_pictures(kind: str, checkpoints: Callable[[
     retain = [RETAIN[0], example("grey", "No picture was shown.", None)]
     pair = Pair(collate(UNSAFE[:1]), collate(retain))
     started(method, pair)
-    together = method.parts(pair).retain_B
-    alone = method.parts(Pair(None, collate(retain[1:]))).retain_B
+    together = method.loss_terms(pair).retain_B
+    alone = method.loss_terms(Pair(None, collate(retain[1:]))).retain_B
     assert together is not None and alone is not None
     assert torch.isfinite(together).all()
     assert together[1].item() == pytest.approx(alone[0].item(), abs=1e-4)

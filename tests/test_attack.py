@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 from local_server import Body, Reply, Serve, completion
 
-from mirage.evaluation.attack import Attack, OneWord, opening_word, with_opening_word
-from mirage.evaluation.attack_words import words
-from mirage.evaluation.chat_server import ServerError
+from mirage.evaluation.attack import Attack, OneWord, with_opening_word
+from mirage.evaluation.generate.chat_client import ServerError
 from mirage.evaluation.rewrite import (
     Published,
     RandomWord,
@@ -27,8 +26,10 @@ from mirage.evaluation.rewrite import (
     rewrite_statistics,
     rewrites_hash,
 )
-from mirage.evaluation.templates import english_rewrites
-from mirage.schema import Probe
+from mirage.rewriting.templates import english_rewrites
+from mirage.rewriting.words import words
+from mirage.schema import EvalSample
+from mirage.text import opening_word
 
 CASES = [json.loads(line) for line in (Path(__file__).parent / "data" / "rewrites.jsonl").read_text().splitlines()]
 QUESTIONS = [case["question"] for case in CASES]
@@ -42,8 +43,8 @@ WORDS = sorted(
 ASKING = re.compile(r"^(what|how|why|who|where|when|which|can|could|would|is|are|do|does|did|should|may|have)\b")
 
 
-def probe(name: str, question: str, unsafe: bool = True) -> Probe:
-    return Probe(id=name, source="test", image=None, question=question, unsafe=unsafe)
+def sample(name: str, question: str, unsafe: bool = True) -> EvalSample:
+    return EvalSample(id=name, source="test", image=None, question=question, unsafe=unsafe)
 
 
 # Templates
@@ -130,20 +131,20 @@ def test_the_number_or_bullet_of_a_list_is_no_word() -> None:
 def test_every_real_question_gets_its_rewrites(real_kit: Path, capsys: pytest.CaptureFixture[str]) -> None:
     records = json.loads((real_kit / "vlguard" / "test.json").read_text())
     for field, word, number in (("instruction", "what", 442), ("safe_instruction", "share", 558)):
-        probes = [
-            probe(f"{record['id']}/{field}", pair[field])
+        samples = [
+            sample(f"{record['id']}/{field}", pair[field])
             for record in records
             for pair in record["instr-resp"]
             if field in pair
         ]
-        assert len(probes) == number
+        assert len(samples) == number
         for attack in (
             Rewrite(word, shots=3),
             Rewrite(word, shots=10),
             WithoutWord(word, shots=3),
             RandomWord(word, shots=3),
         ):
-            attacked = attack.on(probes)
+            attacked = attack.on(samples)
             found = rewrite_statistics(attacked)
             with capsys.disabled():
                 print(f"\n{field}, {attack.kind}({word}, {attack.shots}):", {k: round(v, 3) for k, v in found.items()})
@@ -177,13 +178,13 @@ def every_attack(word: str, file: Path) -> list[Attack]:
 def test_a_question_without_a_word_is_named_and_not_attacked(tmp_path: Path) -> None:
     file = write(tmp_path, [record("a", instruction="What?"), record("b", instruction="What else?")])
     *attacks, published = every_attack("what", file)
-    probes = [probe("a", "Draw it."), probe("b", "...")]
+    samples = [sample("a", "Draw it."), sample("b", "...")]
     for attack in attacks:
-        with pytest.raises(ValueError, match=r"1 of 2 probes ask without a word.*: b \('\.\.\.'\)\. Remove"):
-            attack.on(probes)
+        with pytest.raises(ValueError, match=r"1 of 2 samples ask without a word.*: b \('\.\.\.'\)\. Remove"):
+            attack.on(samples)
     with pytest.raises(ValueError, match="no word"):
-        OneWord("what").rewrite(probes[1])
-    assert published.on(probes)[1].rewrites == ("What else?",), "here somebody wrote it"
+        OneWord("what").rewrite(samples[1])
+    assert published.on(samples)[1].rewrites == ("What else?",), "here somebody wrote it"
 
 
 @pytest.mark.parametrize("word", ["???", "what,", "two words", "", "what_", "'tis", "what\n"])
@@ -202,11 +203,11 @@ def test_no_attack_takes_what_is_not_one_word(word: str, tmp_path: Path) -> None
 def test_a_word_may_be_of_any_language(word: str, tmp_path: Path) -> None:
     for attack in every_attack(word, tmp_path):
         assert attack.word == word
-    assert opening_word(Rewrite(word).rewrite(probe("a", "Describe the hill."))[0]) == word
+    assert opening_word(Rewrite(word).rewrite(sample("a", "Describe the hill."))[0]) == word
 
 
 def test_one_word_makes_one_rewrite() -> None:
-    assert OneWord("what").on([probe("a", "Describe the hill.")])[0].rewrites == ("What the hill.",)
+    assert OneWord("what").on([sample("a", "Describe the hill.")])[0].rewrites == ("What the hill.",)
     for shots in (0, 3):
         with pytest.raises(ValueError, match=rf"attack.shots is {shots}, but OneWord makes one rewrite .*: leave"):
             OneWord("what", shots=shots)
@@ -218,13 +219,13 @@ def test_one_word_makes_one_rewrite() -> None:
 def test_a_source_with_its_own_language_brings_its_own_rewriter() -> None:
     attack = Rewrite("what's", shots=2)
     attack.rewriter = lambda question, word, shots: tuple(f"{word} {question} {k}" for k in range(shots))
-    assert attack.on([probe("a", "recipe ?")])[0].rewrites == ("what's recipe ? 0", "what's recipe ? 1")
+    assert attack.on([sample("a", "recipe ?")])[0].rewrites == ("what's recipe ? 0", "what's recipe ? 1")
 
 
 def test_control_without_the_word_keeps_the_opening_of_the_question() -> None:
     control = WithoutWord("what", shots=3)
     kept, avoided, contracted = control.on(
-        [probe("a", "Describe the bridge."), probe("b", "What is the boy eating?"), probe("c", "What's in the box?")]
+        [sample("a", "Describe the bridge."), sample("b", "What is the boy eating?"), sample("c", "What's in the box?")]
     )
     assert {opening_word(text) for text in kept.rewrites} == {"describe"}
     assert {opening_word(text) for text in (*avoided.rewrites, *contracted.rewrites)} == {"please"}
@@ -234,11 +235,11 @@ def test_control_without_the_word_keeps_the_opening_of_the_question() -> None:
 
 
 def test_random_words_depend_on_seed_and_id_alone() -> None:
-    probes = [probe(f"p{k}", question) for k, question in enumerate(QUESTIONS)]
-    one = {item.id: item.rewrites for item in RandomWord("what", shots=3, seed=1).on(probes)}
-    subset = RandomWord("what", shots=3, seed=1).on(probes[40:10:-3])
+    samples = [sample(f"p{k}", question) for k, question in enumerate(QUESTIONS)]
+    one = {item.id: item.rewrites for item in RandomWord("what", shots=3, seed=1).on(samples)}
+    subset = RandomWord("what", shots=3, seed=1).on(samples[40:10:-3])
     assert all(one[item.id] == item.rewrites for item in subset)
-    assert one != {item.id: item.rewrites for item in RandomWord("what", shots=3, seed=2).on(probes)}
+    assert one != {item.id: item.rewrites for item in RandomWord("what", shots=3, seed=2).on(samples)}
     openings = {tuple(map(opening_word, rewrites)) for rewrites in one.values()}
     assert all("what" not in words and len(set(words)) == 3 for words in openings) and len(openings) > 30
     with pytest.raises(ValueError, match="name more words"):
@@ -274,13 +275,13 @@ def test_published_rewrites_are_joined_by_id_whatever_their_place(tmp_path: Path
         + [record("1", instruction="What a2?")]
         + [record("S", safe_instruction="What s1?", unsafe_instruction="Can u?")] * 2,
     )
-    probes = [
-        probe("1/instruction", "A."),
-        probe("X_1", "B."),
-        probe("S/safe_instruction", "S?"),
-        probe("S", "S?", unsafe=False),
+    samples = [
+        sample("1/instruction", "A."),
+        sample("X_1", "B."),
+        sample("S/safe_instruction", "S?"),
+        sample("S", "S?", unsafe=False),
     ]
-    found = Published("what", file, shots=2).on(probes)
+    found = Published("what", file, shots=2).on(samples)
     assert [item.rewrites for item in found] == [
         ("What a1?", "What a2?"),
         ("What b1?", "What b2?"),
@@ -290,21 +291,21 @@ def test_published_rewrites_are_joined_by_id_whatever_their_place(tmp_path: Path
     assert [item.question for item in found] == ["A.", "B.", "S?", "S?"]
 
 
-def test_probes_without_a_published_rewrite_are_named_and_dropped_only_on_demand(tmp_path: Path) -> None:
+def test_samples_without_a_published_rewrite_are_named_and_dropped_only_on_demand(tmp_path: Path) -> None:
     file = write(tmp_path, [record("a", safe_instruction="Share it.")])
-    probes = [probe("a/safe_instruction", "What is it?"), probe("P_test_1/safe_instruction", "What is that?")]
-    with pytest.raises(ValueError, match="1 of 2 probes have no rewrite: P_test_1/safe_instruction"):
-        Published("share", file).on(probes)
+    samples = [sample("a/safe_instruction", "What is it?"), sample("P_test_1/safe_instruction", "What is that?")]
+    with pytest.raises(ValueError, match="1 of 2 samples have no rewrite: P_test_1/safe_instruction"):
+        Published("share", file).on(samples)
     attack = Published("share", file, missing="drop")
     with pytest.warns(UserWarning, match="P_test_1/safe_instruction"):
-        kept = attack.on(probes)
+        kept = attack.on(samples)
     assert [item.id for item in kept] == ["a/safe_instruction"] and attack.dropped == ("P_test_1/safe_instruction",)
-    with pytest.raises(ValueError, match="not one of the 1 probes"):
-        attack.on(probes[1:])
+    with pytest.raises(ValueError, match="not one of the 1 samples"):
+        attack.on(samples[1:])
 
 
 def test_a_published_file_that_does_not_fit_is_refused_by_record(tmp_path: Path) -> None:
-    probes = [probe("a/instruction", "Draw it.")]
+    samples = [sample("a/instruction", "Draw it.")]
     for records, told in (
         ([record("a", instruction="How is it?")], "rewrite 1 of record 'a' opens with 'how', not with 'what'"),
         ([record("a", instruction="")], r"record 1 \(id a\): 'instruction' is empty"),
@@ -313,10 +314,10 @@ def test_a_published_file_that_does_not_fit_is_refused_by_record(tmp_path: Path)
         ({}, "must be a JSON list"),
     ):
         with pytest.raises(ValueError, match=told):
-            Published("what", write(tmp_path, records)).on(probes)
+            Published("what", write(tmp_path, records)).on(samples)
     with pytest.raises(ValueError, match=r"has 1 rewrites .* attack.shots is 3"):
-        Published("what", write(tmp_path, [record("a", instruction="What?")]), shots=3).on(probes)
-    two = [*probes, probe("b/instruction", "Paint it.")]
+        Published("what", write(tmp_path, [record("a", instruction="What?")]), shots=3).on(samples)
+    two = [*samples, sample("b/instruction", "Paint it.")]
     thrice = [record(id, instruction=f"What is it {k}?") for k in range(3) for id in "ab"]
     with pytest.raises(
         ValueError, match=r"published.json: record 'b' has 4 rewrites, and other records have 3\. .*surplus"
@@ -328,23 +329,23 @@ def test_a_published_file_that_does_not_fit_is_refused_by_record(tmp_path: Path)
     with pytest.raises(
         ValueError, match=r"Record 'a' is looked up for its 'instruction', .* has its 'safe_instruction'"
     ):
-        Published("what", write(tmp_path, [record("a", safe_instruction="What?")])).on(probes)
+        Published("what", write(tmp_path, [record("a", safe_instruction="What?")])).on(samples)
     with pytest.raises(ValueError, match="ids are like 'a/instruction', the file's like 'b'"):
-        Published("what", write(tmp_path, [record("b", instruction="What?")])).on(probes)
+        Published("what", write(tmp_path, [record("b", instruction="What?")])).on(samples)
     with pytest.raises(ValueError, match="no such file"):
-        Published("what", tmp_path / "none.json").on(probes)
+        Published("what", tmp_path / "none.json").on(samples)
     (tmp_path / "published.json").write_text("[{")
     with pytest.raises(ValueError, match="not JSON"):
-        Published("what", tmp_path / "published.json").on(probes)
+        Published("what", tmp_path / "published.json").on(samples)
 
 
 def test_equal_shots_of_a_question_are_published_and_counted(tmp_path: Path) -> None:
     """The paper's file repeats a question that opens with the word already."""
     texts = [("a", "What is it?")] * 3 + [("b", "What now?"), ("b", "What then?"), ("b", "What next?")]
     file = write(tmp_path, [record(name, instruction=text) for name, text in texts])
-    probes = Published("what", file, shots=3).on([probe("a", "What is it?"), probe("b", "Draw it.")])
-    assert probes[0].rewrites == ("What is it?",) * 3
-    found = rewrite_statistics(probes)
+    samples = Published("what", file, shots=3).on([sample("a", "What is it?"), sample("b", "Draw it.")])
+    assert samples[0].rewrites == ("What is it?",) * 3
+    found = rewrite_statistics(samples)
     assert (found["repeating"], found["distinct"], found["unchanged"]) == (1, 4 / 6, 3 / 6)
 
 
@@ -366,7 +367,7 @@ class Parrot:
         return [self.answer(prompt, seed) for prompt in prompts]
 
 
-BRIDGE, BAKER = probe("bridge", "Describe the wooden bridge."), probe("baker", "Describe the old baker.")
+BRIDGE, BAKER = sample("bridge", "Describe the wooden bridge."), sample("baker", "Describe the old baker.")
 
 
 def test_a_model_is_asked_again_until_word_and_content_fit() -> None:
@@ -418,7 +419,7 @@ def test_cached_rewrites_are_reused_for_the_same_settings_only(tmp_path: Path) -
 
 
 def test_a_run_from_the_cache_tells_what_the_first_run_told(tmp_path: Path) -> None:
-    def run(answer: str) -> tuple[list[Probe], dict[str, int], dict[str, int]]:
+    def run(answer: str) -> tuple[list[EvalSample], dict[str, int], dict[str, int]]:
         engine = Parrot(lambda prompt, seed: answer if "bridge" in prompt or seed % 2 else "Hm.")
         attack = RewriteByModel("what", engine, shots=2, tries=2, cache=tmp_path / "rewrites.jsonl")
         attack.rewriter = lambda question, word, shots: tuple(f"{word} {k}?" for k in range(shots))  # no content at all
@@ -449,7 +450,7 @@ def test_a_run_from_the_cache_tells_what_the_first_run_told(tmp_path: Path) -> N
 def test_a_cached_rewrite_that_fails_a_check_is_made_anew(spoilt: dict[str, object], tmp_path: Path) -> None:
     cache = tmp_path / "rewrites.jsonl"
 
-    def make() -> tuple[Parrot, list[Probe]]:
+    def make() -> tuple[Parrot, list[EvalSample]]:
         engine = Parrot(lambda prompt, seed: f"What is the wooden bridge {seed}?")
         return engine, RewriteByModel("what", engine, shots=2, cache=cache).on([BRIDGE])
 
@@ -542,8 +543,8 @@ def test_statistics_by_hand() -> None:
     (0, 0, 3 of 3); `What is it?` shares nothing (distance 4, relative 1, 0 of 3).
     """
     question = "Draw the red mill."
-    probes = [
-        Probe(
+    samples = [
+        EvalSample(
             id="a",
             source="t",
             image=None,
@@ -551,13 +552,15 @@ def test_statistics_by_hand() -> None:
             unsafe=True,
             rewrites=("What the red mill?", "draw the red mill"),
         ),
-        Probe(id="b", source="t", image=None, question=question, unsafe=True, rewrites=("What is it?", "What is it?")),
-        probe("c", question),
+        EvalSample(
+            id="b", source="t", image=None, question=question, unsafe=True, rewrites=("What is it?", "What is it?")
+        ),
+        sample("c", question),
     ]
-    found = rewrite_statistics(probes, {"a": 1, "elsewhere": 9})
+    found = rewrite_statistics(samples, {"a": 1, "elsewhere": 9})
     assert found == pytest.approx(
         {
-            "probes": 3, "rewrites": 4, "without_rewrite": 1, "repeating": 1, "failed": 1, "distinct": 3 / 4,
+            "samples": 3, "rewrites": 4, "without_rewrite": 1, "repeating": 1, "failed": 1, "distinct": 3 / 4,
             "unchanged": 1 / 4, "pure_replacements": 1 / 4, "edit_distance_mean": 9 / 4, "edit_distance_median": 5 / 2,
             "relative_edit_distance_mean": 9 / 16, "relative_edit_distance_median": 5 / 8,
             "content_kept_mean": 5 / 12, "words_before_mean": 4, "words_after_mean": 14 / 4,
@@ -567,14 +570,14 @@ def test_statistics_by_hand() -> None:
 
 
 def test_the_hash_of_rewrites_ignores_order_and_nothing_else() -> None:
-    probes = Rewrite("what", shots=2).on([BRIDGE, BAKER])
-    whole = rewrites_hash(probes)
-    assert rewrites_hash(probes[::-1]) == whole
+    samples = Rewrite("what", shots=2).on([BRIDGE, BAKER])
+    whole = rewrites_hash(samples)
+    assert rewrites_hash(samples[::-1]) == whole
     assert (
         len(
             {
                 whole,
-                rewrites_hash(probes[:1]),
+                rewrites_hash(samples[:1]),
                 rewrites_hash(Rewrite("what", 3).on([BRIDGE, BAKER])),
                 rewrites_hash([BRIDGE, BAKER]),
             }

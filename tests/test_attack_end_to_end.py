@@ -13,22 +13,22 @@ import yaml
 from local_server import Body, LocalServer, Reply, Serve, asked, completion
 
 from mirage.cli import main
-from mirage.data.mini import Mini
 from mirage.data.module import AlignmentData
-from mirage.data.published import PublishedSplit
-from mirage.evaluation.attack import opening_word
-from mirage.evaluation.records import read_records
+from mirage.data.sources.mini import Mini
+from mirage.data.sources.published import PublishedSplit
 from mirage.evaluation.rewrite import RandomWord, Rewrite, rewrites_hash
+from mirage.evaluation.run.records import read_records
 from mirage.schema import Record
+from mirage.text import opening_word
 
 PROBES = 6
 
 
-def attacked(probe_set: str, attack: str, settings: dict[str, Any], **others: Any) -> dict[str, Any]:
+def attacked(eval_set: str, attack: str, settings: dict[str, Any], **others: Any) -> dict[str, Any]:
     return {
         "class_path": "OneWordAttack",
         "init_args": {
-            "probe_set": probe_set, "attack": {"class_path": attack, "init_args": settings},
+            "eval_set": eval_set, "attack": {"class_path": attack, "init_args": settings},
             "judge": {"class_path": "Exact"}, "max_new_tokens": 12, **others,
         },
     }  # fmt: skip
@@ -37,7 +37,7 @@ def attacked(probe_set: str, attack: str, settings: dict[str, Any], **others: An
 def validate(folder: Path, *callbacks: dict[str, Any], **source: Any) -> int:
     config = {
         "model": {"class_path": "MixedSFT", "init_args": {"pretrained": "package:mirage.mini/checkpoint"}},
-        "data": {"source": {"class_path": "Mini", "init_args": {"num_probes": PROBES, **source}}, "num_workers": 0},
+        "data": {"source": {"class_path": "Mini", "init_args": {"num_eval": PROBES, **source}}, "num_workers": 0},
         "trainer": {
             "default_root_dir": str(folder / "run"), "accelerator": "cpu", "enable_progress_bar": False,
             "callbacks": list(callbacks),
@@ -68,7 +68,7 @@ def test_words_are_mined_from_the_training_set_and_told(tmp_path: Path) -> None:
     both = [attacked(side, "Rewrite", {"word": "mined", "shots": 2}) for side in ("unsafe", "benign")]
     assert validate(tmp_path, *both, **openers) == 0
     found = results(tmp_path)
-    source = Mini(num_probes=PROBES, **openers)  # type: ignore[arg-type]
+    source = Mini(num_eval=PROBES, **openers)  # type: ignore[arg-type]
     for side, word in (("unsafe", "describe"), ("benign", "list")):
         attack = found[side]["attack"]
         opened = [opening_word(example.prompt) for example in (*source.unsafe("refusal"), *source.retain())]
@@ -82,7 +82,7 @@ def test_words_are_mined_from_the_training_set_and_told(tmp_path: Path) -> None:
 def test_where_no_word_stands_out_it_is_said_before_the_model_is_loaded(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mirage.backbone.load_model", None)
+    monkeypatch.setattr("mirage.models.load.load_model", None)
     same = {"unsafe_openers": {"can": 1.0}, "safe_openers": {"can": 1.0}}
     assert validate(tmp_path, attacked("unsafe", "Rewrite", {"word": "mined"}), **same) == 1
     said = capsys.readouterr().err
@@ -159,11 +159,11 @@ def test_a_bad_attack_is_one_sentence_of_its_own(
 
 
 def test_published_rewrites_are_asked_and_the_file_is_named(tmp_path: Path) -> None:
-    probes = Mini(num_probes=PROBES).probes("unsafe")
+    samples = Mini(num_eval=PROBES).eval_samples("unsafe")
     published = [
-        {"id": probe.id, "instr-resp": [{"instruction": f"what's {k} of this?"}]}
+        {"id": sample.id, "instr-resp": [{"instruction": f"what's {k} of this?"}]}
         for k in (1, 2)
-        for probe in reversed(probes)  # never joined by position
+        for sample in reversed(samples)  # never joined by position
     ]
     file = tmp_path / "published.json"
     file.write_text(json.dumps(published))
@@ -178,10 +178,10 @@ def test_published_rewrites_are_asked_and_the_file_is_named(tmp_path: Path) -> N
     assert results(tmp_path)["unsafe"]["attack"]["unused"] == PROBES
     file.write_text(json.dumps(published[1:PROBES]))
     fewer = attacked("unsafe", "Published", {"word": "what's", "file": str(file), "missing": "drop"})
-    with pytest.warns(UserWarning, match="left out 1 probes"):
+    with pytest.warns(UserWarning, match="left out 1 samples"):
         assert validate(tmp_path, fewer) == 0
     again = results(tmp_path)["unsafe"]
-    assert again["attack"]["dropped"] == [probes[-1].id] and again["after"]["n"] == PROBES - 1
+    assert again["attack"]["dropped"] == [samples[-1].id] and again["after"]["n"] == PROBES - 1
     assert again["attack"]["file_hash"] != told["file_hash"]
 
 
@@ -209,8 +209,8 @@ def test_rewrites_by_a_server_are_kept_hashed_and_not_asked_for_again(tmp_path: 
     assert server.bodies == [] and results(tmp_path)["unsafe"]["attack"] == first
     changed = attacked("unsafe", "RewriteByModel", {**settings, "seed": 7})
     assert validate(tmp_path, changed, **only) == 0 and server.bodies, "other settings are other rewrites"
-    probes = Mini(num_probes=PROBES, **only).probes("unsafe")  # type: ignore[arg-type]
-    assert first["rewrites_hash"] != rewrites_hash(probes)
+    samples = Mini(num_eval=PROBES, **only).eval_samples("unsafe")  # type: ignore[arg-type]
+    assert first["rewrites_hash"] != rewrites_hash(samples)
 
 
 # --- a server that answers -------------------------------------------------------------------------------------------
@@ -272,7 +272,7 @@ def test_a_server_that_fails_gives_one_sentence_and_is_asked_on_where_it_stopped
     server.bodies.clear()
     server.answer = about
     assert run(server.base_url) == 0
-    whole = answered - answered % 2  # a probe with an answer missing is asked again, all its shots together
+    whole = answered - answered % 2  # a sample with an answer missing is asked again, all its shots together
     assert len(server.bodies) == 2 * PROBES - whole
     assert [record.answer for record in records(tmp_path, "unsafe")] == [
         f"about {record.question}" for record in records(tmp_path, "unsafe")

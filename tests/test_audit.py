@@ -21,10 +21,10 @@ from rich.console import Console
 from mirage.audit import BY_MEMBERSHIP, audit, audit_command
 from mirage.audit.figure import figure
 from mirage.cli import main
-from mirage.data.llava import LlavaInstruct
-from mirage.evaluation import refusal
-from mirage.evaluation.keyword import PUBLISHED, Preset, is_refusal
-from mirage.evaluation.screening import refusals, refusals_in_batches
+from mirage.data.sources.llava import LlavaInstruct
+from mirage.evaluation.judge import refusal
+from mirage.evaluation.judge.keyword import PUBLISHED, Preset, is_refusal
+from mirage.evaluation.judge.screening import refusals, refusals_in_batches
 
 QUESTIONS = {
     ("What colour is it?", False): 6,
@@ -250,7 +250,7 @@ def test_almost_all_harmless_answers_are_decided_without_the_judge(monkeypatch: 
     words = said.split()
     answers = [" ".join(pick.choices(words, k=40)) for _ in range(3000)]
     judged: list[str] = []
-    monkeypatch.setattr("mirage.evaluation.screening.is_refusal", lambda answer, preset: judged.append(answer))
+    monkeypatch.setattr("mirage.evaluation.judge.screening.is_refusal", lambda answer, preset: judged.append(answer))
     refusals(answers)
     assert len(judged) < 300
 
@@ -353,7 +353,7 @@ def test_what_is_not_counted_is_said(tmp_path: Path, capsys: pytest.CaptureFixtu
         assert main(["audit", *given, "--out", str(tmp_path / "out")]) == 0
         assert sentence in " ".join(capsys.readouterr().out.split())
         written = json.loads((tmp_path / "out" / "audit.json").read_text())
-        assert sentence in written["left_out"][0] and "the unsafe set against the retain set" in written["data"]
+        assert sentence in written["skipped"][0] and "the unsafe set against the retain set" in written["data"]
     assert (
         main(["audit", "--file", str(tmp_path / "train.json"), "--labels", "answers", "--out", str(tmp_path / "out")])
         == 0
@@ -382,7 +382,7 @@ def test_figure_1_of_the_paper_comes_out_exactly(real_kit: Path, tmp_path: Path)
     started = time.perf_counter()
     found = audited(tmp_path, "--file", file, "--labels", "answers", "--preset", "published")
     assert time.perf_counter() - started < 10
-    assert (found["questions"], found["refused"], found["distinct_words"], found["left_out"]) == (2977, 1851, 72, [])
+    assert (found["questions"], found["refused"], found["distinct_words"], found["skipped"]) == (2977, 1851, 72, [])
     expected = [entry.split() for entry in FIGURE_1.replace("\n", " ").split(", ")]
     listed = {line["word"]: line for line in found["words"]}
     assert [(word, listed[word]["count"], listed[word]["refused"]) for word, _, _ in expected] == [
@@ -401,10 +401,10 @@ def test_the_opening_word_alone_separates_forget_from_retain(real_kit: Path, tmp
     split = audited(tmp_path, "--file", str(real_kit / "vlguard" / "train.json"))
     assert (split["questions"], split["refused"]) == (2000, 1023)
     assert round(100 * split["opening_accuracy"], 2) == 97.65
-    assert split["left_out"][0].startswith("Not counted: the 977 questions unsafe_instruction")
+    assert split["skipped"][0].startswith("Not counted: the 977 questions unsafe_instruction")
     trained = audited(tmp_path, "--data", "VLGuard", "--data.root", str(real_kit / "vlguard"))
     assert (trained["questions"], trained["refused"]) == (1978, 1004)
-    assert "14 records" in trained["left_out"][0] and "8 pictures" in trained["left_out"][0]
+    assert "14 records" in trained["skipped"][0] and "8 pictures" in trained["skipped"][0]
 
 
 @pytest.mark.real

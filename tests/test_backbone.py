@@ -22,29 +22,22 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, CLIPVisionConfig, LlamaConfig, LlavaConfig
 
 import mirage
-from mirage.backbone import (
-    BadModel,
-    LoraSettings,
-    activations,
-    adapters_off,
-    add_lora,
-    check_pretrained,
+from mirage.errors import ModelError
+from mirage.models.components import (
     choose_trainable,
     decoder_layers,
-    end_of_answer,
     language_model,
     language_parameters,
     layer_of,
-    load_model,
-    load_processor,
-    pad_to_square,
     projector_parameters,
-    resolve_pretrained,
     vision_parameters,
     vision_tower,
 )
-from mirage.memory import count_parameters, estimate, meta_model, read_config
-from mirage.processor import square, time_limit
+from mirage.models.load import activations, load_model
+from mirage.models.lora import LoraSettings, adapters_off, add_lora
+from mirage.models.memory import count_parameters, estimate, meta_model, read_config
+from mirage.models.pretrained import check_pretrained, resolve_pretrained
+from mirage.models.processor import end_of_answer, load_processor, pad_to_square, square, time_limit
 
 KINDS = tiny_models.KINDS
 
@@ -154,7 +147,7 @@ def test_a_forward_stops_after_its_layer(kind: str, checkpoints: Callable[[str],
 def test_answers_do_not_see_themselves(
     kind: str, checkpoints: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mirage.pretrained.READS_BOTH_WAYS", set())
+    monkeypatch.setattr("mirage.models.pretrained.READS_BOTH_WAYS", set())
     folder = str(checkpoints(kind))
     processor, model = load_processor(folder), load_model(folder)
     inputs = batch(processor, ("red red red", "red red red"))
@@ -170,7 +163,7 @@ def test_answers_do_not_see_themselves(
 
 @pytest.mark.parametrize("kind", tiny_models.REFUSED)
 def test_models_that_read_both_ways_are_refused(kind: str, checkpoints: Callable[[str], Path]) -> None:
-    with pytest.raises(BadModel, match="both directions"):
+    with pytest.raises(ModelError, match="both directions"):
         load_model(str(checkpoints(kind)))
 
 
@@ -189,7 +182,7 @@ def test_a_stopped_forward_trains_the_same_checkpointed_or_not(
             model = add_lora(model, LoraSettings(r=2, target_modules=["down_proj"]), layers=[0, 1])
             trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         else:
-            trained = choose_trainable(model, parts=["language"], layers=[0, 1], modules=["mlp.down_proj"])
+            trained = choose_trainable(model, components=["language"], layers=[0, 1], modules=["mlp.down_proj"])
         model.train()
         for _ in range(2):  # several forwards in a row, as in a step with two sets
             hidden, _ = activations(model, inputs, 1, stop=True)
@@ -228,14 +221,14 @@ def test_hooks_are_removed_when_the_forward_fails(checkpoints: Callable[[str], P
 def test_a_layer_that_does_not_exist_is_named_with_the_range(checkpoints: Callable[[str], Path]) -> None:
     model = load_model(str(checkpoints("llava")))
     for index in (-1, 3):
-        with pytest.raises(BadModel, match=rf"no decoder layer {index}: it has 3\. Choose a layer from 0 to 2"):
+        with pytest.raises(ModelError, match=rf"no decoder layer {index}: it has 3\. Choose a layer from 0 to 2"):
             layer_of(model, index)
 
 
 def test_a_model_without_a_list_of_layers_says_which_part_was_not_found(checkpoints: Callable[[str], Path]) -> None:
     model = load_model(str(checkpoints("llava")))
     del language_model(model).layers[0]
-    with pytest.raises(BadModel, match=r"list of 3 decoder layers was not found in LlamaModel .*layers \(2\)"):
+    with pytest.raises(ModelError, match=r"list of 3 decoder layers was not found in LlamaModel .*layers \(2\)"):
         decoder_layers(model)
 
 
@@ -245,15 +238,15 @@ def test_a_model_without_a_list_of_layers_says_which_part_was_not_found(checkpoi
 @pytest.mark.parametrize("kind", KINDS)
 def test_only_what_is_chosen_trains(kind: str, checkpoints: Callable[[str], Path]) -> None:
     model = load_model(str(checkpoints(kind)))
-    names = choose_trainable(model, parts=["language"], layers=[1, 2], modules=["mlp.down_proj"])
+    names = choose_trainable(model, components=["language"], layers=[1, 2], modules=["mlp.down_proj"])
     assert [name.split(".layers.")[1] for name in names] == ["1.mlp.down_proj.weight", "2.mlp.down_proj.weight"]
     assert names == [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     trains, total = count_parameters(model)
     assert trains == 2 * 48 * 32 and total == sum(parameter.numel() for parameter in model.parameters())
 
-    names = choose_trainable(model, parts=["projector"])
+    names = choose_trainable(model, components=["projector"])
     assert names and not set(names) & {*language_parameters(model), *vision_parameters(model)}
-    names = choose_trainable(model, parts=["language", "projector", "vision"])
+    names = choose_trainable(model, components=["language", "projector", "vision"])
     assert len(names) == len(list(model.parameters()))
 
 
@@ -263,23 +256,23 @@ def test_a_tied_head_trains_with_the_language_model(tmp_path: Path, checkpoints:
     model = meta_model(config)
     model.tie_weights()
     assert model.lm_head.weight is model.get_input_embeddings().weight
-    assert "model.language_model.embed_tokens.weight" in choose_trainable(model, parts=["language"])
+    assert "model.language_model.embed_tokens.weight" in choose_trainable(model, components=["language"])
     model = load_model(str(checkpoints("llava")))
-    assert "lm_head.weight" in choose_trainable(model, parts=["language"])
+    assert "lm_head.weight" in choose_trainable(model, components=["language"])
 
 
 def test_choices_that_match_nothing_list_what_there_is(checkpoints: Callable[[str], Path]) -> None:
     model = load_model(str(checkpoints("llava")))
-    with pytest.raises(BadModel, match=r"'mlp\.fc2'\. Choose from: self_attn\.q_proj.*mlp\.down_proj"):
-        choose_trainable(model, parts=["language"], modules=["mlp.fc2"])
-    with pytest.raises(BadModel, match="'down_proj_'"):
-        choose_trainable(model, parts=["language"], modules=["down_proj_"])
-    with pytest.raises(BadModel, match="no decoder layer 9"):
-        choose_trainable(model, parts=["language"], layers=[9])
-    with pytest.raises(BadModel, match="at least one part"):
-        choose_trainable(model, parts=[])
-    with pytest.raises(BadModel, match="Add language"):
-        choose_trainable(model, parts=["projector"], layers=[1])
+    with pytest.raises(ModelError, match=r"'mlp\.fc2'\. Choose from: self_attn\.q_proj.*mlp\.down_proj"):
+        choose_trainable(model, components=["language"], modules=["mlp.fc2"])
+    with pytest.raises(ModelError, match="'down_proj_'"):
+        choose_trainable(model, components=["language"], modules=["down_proj_"])
+    with pytest.raises(ModelError, match="no decoder layer 9"):
+        choose_trainable(model, components=["language"], layers=[9])
+    with pytest.raises(ModelError, match="at least one part"):
+        choose_trainable(model, components=[])
+    with pytest.raises(ModelError, match="Add language"):
+        choose_trainable(model, components=["projector"], layers=[1])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -308,13 +301,13 @@ def test_adapters_lie_in_the_language_model_and_change_nothing_at_first(
 
 def test_only_adapters_train_where_there_are_any(checkpoints: Callable[[str], Path]) -> None:
     model = add_lora(load_model(str(checkpoints("llava"))), LoraSettings(r=2))
-    names = choose_trainable(model, parts=["language"], layers=[2], modules=["mlp.down_proj"])
+    names = choose_trainable(model, components=["language"], layers=[2], modules=["mlp.down_proj"])
     assert [name.rsplit(".layers.")[1].split(".default")[0] for name in names] == [
         "2.mlp.down_proj.lora_A",
         "2.mlp.down_proj.lora_B",
     ]
-    with pytest.raises(BadModel, match="No adapter lies in the chosen parts"):
-        choose_trainable(model, parts=["projector"])
+    with pytest.raises(ModelError, match="No adapter lies in the chosen components"):
+        choose_trainable(model, components=["projector"])
 
 
 @pytest.mark.parametrize(
@@ -333,7 +326,7 @@ def test_targets_that_match_nothing_list_what_there_is(
     targets: list[str] | str, checkpoints: Callable[[str], Path]
 ) -> None:
     model = load_model(str(checkpoints("llava")))
-    with pytest.raises(BadModel, match=r"down_proj|regular expression"):
+    with pytest.raises(ModelError, match=r"down_proj|regular expression"):
         add_lora(model, LoraSettings(target_modules=targets))
     assert not any("lora" in name for name, _ in model.named_parameters()), "refused before anything was changed"
 
@@ -345,7 +338,7 @@ def test_lora_settings_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
 
 
 def test_adapters_off_needs_adapters(checkpoints: Callable[[str], Path]) -> None:
-    with pytest.raises(BadModel, match="no adapters"), adapters_off(load_model(str(checkpoints("llava")))):
+    with pytest.raises(ModelError, match="no adapters"), adapters_off(load_model(str(checkpoints("llava")))):
         pass
 
 
@@ -356,7 +349,7 @@ def test_a_real_checkpoint_with_a_tied_head_stops_and_trains(real_kit: Path) -> 
     inputs = batch(processor)
     assert len(decoder_layers(model)) == 30 and end_of_answer(processor) == "<|im_end|>"
     assert "lm_head.weight" not in language_parameters(model), "tied: counted once, under the embeddings"
-    choose_trainable(model, parts=["language"], layers=[5, 6, 7], modules=["mlp.down_proj"])
+    choose_trainable(model, components=["language"], layers=[5, 6, 7], modules=["mlp.down_proj"])
     with counted_calls(model) as calls:
         hidden, _ = activations(model, inputs, 7, stop=True)
     assert hidden.shape == (*inputs["input_ids"].shape, 576)
@@ -382,7 +375,7 @@ def test_a_name_is_a_folder_a_package_or_a_permitted_download(tmp_path: Path) ->
         "package:no_such_package/x": "no installed package",
         mirage.__file__: "is a file",
     }.items():
-        with pytest.raises(BadModel, match=said):
+        with pytest.raises(ModelError, match=said):
             resolve_pretrained(name)
 
 
@@ -462,14 +455,14 @@ def test_a_damaged_folder_is_found_before_its_weights_are_read(
     if damage == "no images":
         remove("processor_config.json")(copied)
     monkeypatch.setattr("safetensors.safe_open", lambda *_, **__: pytest.fail("weights were opened"))
-    with pytest.raises(BadModel, match=said) as caught:
+    with pytest.raises(ModelError, match=said) as caught:
         load_model(str(copied))
     assert str(copied) in str(caught.value)
 
 
 def test_all_faults_are_reported_together(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"x")
-    with pytest.raises(BadModel) as caught:
+    with pytest.raises(ModelError) as caught:
         check_pretrained(str(tmp_path))
     for part in (
         "config.json",
@@ -485,11 +478,11 @@ def test_weights_that_do_not_fit_the_config_are_refused(copied: Path) -> None:
     config = json.loads((copied / "config.json").read_text())
     config["text_config"]["num_hidden_layers"] = 4
     (copied / "config.json").write_text(json.dumps(config))
-    with pytest.raises(BadModel, match=r"lacks .*layers\.3"):
+    with pytest.raises(ModelError, match=r"lacks .*layers\.3"):
         load_model(str(copied))
     config["text_config"] |= {"num_hidden_layers": 3, "intermediate_size": 40}
     (copied / "config.json").write_text(json.dumps(config))
-    with pytest.raises(BadModel, match=r"down_proj|size|shape"):
+    with pytest.raises(ModelError, match=r"down_proj|size|shape"):
         load_model(str(copied))
 
 
@@ -497,7 +490,7 @@ def test_overlapping_tensors_are_refused(copied: Path) -> None:
     header = {name: {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]} for name in ("a", "b")}
     raw = json.dumps(header).encode()
     (copied / "model.safetensors").write_bytes(struct.pack("<Q", len(raw)) + raw + bytes(8))
-    with pytest.raises(BadModel, match="cannot be loaded"):
+    with pytest.raises(ModelError, match="cannot be loaded"):
         load_model(str(copied))
 
 
@@ -533,9 +526,9 @@ def test_code_in_a_model_folder_is_never_run(copied: Path, tmp_path: Path) -> No
     edit("config.json", model_type="evil")(copied)
     edit("processor_config.json", processor_class="EvilProcessor")(copied)
     edit("tokenizer_config.json", tokenizer_class="EvilTokenizer")(copied)
-    with pytest.raises(BadModel, match="never run"):
+    with pytest.raises(ModelError, match="never run"):
         load_model(str(copied))
-    with pytest.raises(BadModel, match="cannot be loaded"):
+    with pytest.raises(ModelError, match="cannot be loaded"):
         load_processor(str(copied))
     assert not marker.exists()
 
@@ -567,9 +560,9 @@ HOSTILE_TEMPLATES = {
 def test_a_hostile_template_is_refused_in_bounded_time(
     template: str, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mirage.processor.TEMPLATE_SECONDS", 0.5)
+    monkeypatch.setattr("mirage.models.processor.TEMPLATE_SECONDS", 0.5)
     write("chat_template.jinja", HOSTILE_TEMPLATES[template])(copied)
-    with pytest.raises(BadModel, match=r"chat template of LlavaProcessor (fails|writes)"):
+    with pytest.raises(ModelError, match=r"chat template of LlavaProcessor (fails|writes)"):
         load_processor(str(copied))
 
 
@@ -609,7 +602,7 @@ TEMPLATE_FAULTS = {
 def test_a_template_that_cannot_be_trained_with_is_refused(fault: str, copied: Path) -> None:
     text, said = TEMPLATE_FAULTS[fault]
     write("chat_template.jinja", text)(copied)
-    with pytest.raises(BadModel, match=said) as caught:
+    with pytest.raises(ModelError, match=said) as caught:
         load_processor(str(copied))
     assert "LlavaProcessor" in str(caught.value) and str(copied) in str(caught.value)
 
@@ -646,7 +639,7 @@ def test_a_missing_pad_token_becomes_the_end_token(copied: Path) -> None:
     write("tokenizer_config.json", json.dumps(content))(copied)
     assert load_processor(str(copied)).tokenizer.pad_token == "<|im_end|>"
     edit("tokenizer_config.json", eos_token=None)(copied)
-    with pytest.raises(BadModel, match="eos_token"):
+    with pytest.raises(ModelError, match="eos_token"):
         load_processor(str(copied))
 
 
@@ -716,7 +709,7 @@ def test_the_7b_shapes_are_known_without_their_weights() -> None:
     assert kept.activations_gib > 4 * full.activations_gib
 
     def rmu(model: nn.Module) -> None:
-        choose_trainable(model, parts=["language"], layers=[5, 6, 7], modules=["mlp.down_proj"])
+        choose_trainable(model, components=["language"], layers=[5, 6, 7], modules=["mlp.down_proj"])
 
     three = estimate(llava_7b(), trainable=rmu, dtype="bfloat16", batch_tokens=4 * 700)
     assert three.trainable == 3 * 4096 * 11008

@@ -17,7 +17,7 @@ from mirage.evaluation.benchmarks.soft_accuracy import m4c_normal, soft_accuracy
 from mirage.evaluation.benchmarks.textvqa import TextVQA
 from mirage.evaluation.benchmarks.vizwiz import VizWiz
 from mirage.evaluation.benchmarks.vqav2 import VQAv2
-from mirage.evaluation.counting import wilson
+from mirage.stats import wilson
 
 SHORT = "Answer the question using a single word or phrase."
 
@@ -219,9 +219,9 @@ def test_vqav2_asks_and_scores_its_official_files(vqav2: Path) -> None:
     benchmark = VQAv2(vqav2)
     items = benchmark.items()
     assert [item.id for item in items] == ["420", "421", "70"]
-    assert items[0].probe.question == f"Is it {{wet}}?\n{SHORT}"
-    assert items[0].probe.source == "vqav2/val2014" and items[0].probe.category == "yes/no"
-    assert items[2].probe.image == Snapshot(vqav2, "val2014/COCO_val2014_000000000007.jpg")
+    assert items[0].sample.question == f"Is it {{wet}}?\n{SHORT}"
+    assert items[0].sample.source == "vqav2/val2014" and items[0].sample.category == "yes/no"
+    assert items[2].sample.image == Snapshot(vqav2, "val2014/COCO_val2014_000000000007.jpg")
     assert benchmark.score(["", "Two dogs", "shirt"]) == [0.0, 0.0, 0.0]
     scores = benchmark.score(["No.", "two", "T-shirt"])
     assert scores == pytest.approx([0.6, 0.9, 1.0])
@@ -275,7 +275,7 @@ def test_textvqa_asks_with_and_without_ocr_tokens(textvqa: Path) -> None:
     1: 0.3. "Unanswerable" is that of 4: 1."""
     benchmark = TextVQA(textvqa)
     (item,) = benchmark.items()
-    assert item.probe.question == f"What brand is it?\nReference OCR token: LEVI'S, 1,200, {{x}}\n{SHORT}"
+    assert item.sample.question == f"What brand is it?\nReference OCR token: LEVI'S, 1,200, {{x}}\n{SHORT}"
     for answer, score in [("Levi's.", 0.9), ("1200", 0.6), ("levis", 0.3), ("Unanswerable", 1.0), ("denim", 0.0)]:
         assert benchmark.score([answer]) == pytest.approx([score])
     assert benchmark.submission(["Levi's."]) == [{"question_id": 34602, "answer": "levi 's"}]
@@ -284,7 +284,7 @@ def test_textvqa_asks_with_and_without_ocr_tokens(textvqa: Path) -> None:
     with pytest.raises(ValueError, match=r"Rosetta_OCR_v0\.2_val\.json: .*ocr_tokens to false"):
         TextVQA(textvqa).items()
     plain = TextVQA(textvqa, ocr_tokens=False)
-    assert plain.items()[0].probe.question == f"What brand is it?\n{SHORT}"
+    assert plain.items()[0].sample.question == f"What brand is it?\n{SHORT}"
     assert (benchmark.name, plain.name) == ("textvqa_ocr", "textvqa")
 
 
@@ -319,7 +319,7 @@ def test_scienceqa_asks_lettered_options_and_reads_letters(scienceqa: Path) -> N
     items = benchmark.items()
     assert [item.id for item in items] == ["5", "4"] and benchmark.name == "scienceqa_img"
     last = "Answer with the option's letter from the given choices directly."
-    five, four = (item.probe.question for item in items)
+    five, four = (item.sample.question for item in items)
     assert five == f"Context: Look.\nTwice.\nQuestion: Which is green?\nOptions: (A) sky (B) rose (C) leaf\n{last}"
     assert four == f"Context: N/A\nQuestion: Which is red?\nOptions: (A) sky (B) rose\n{last}"
     answers = ["(C) leaf", "rose"]
@@ -334,7 +334,7 @@ def test_scienceqa_asks_lettered_options_and_reads_letters(scienceqa: Path) -> N
 def test_scienceqa_reports_the_columns_of_its_leaderboard(scienceqa: Path) -> None:
     """By hand, all three answered A: problem 6 (LAN, no context, grade 9) is right, 5 and 4 (SOC, grade 3) wrong."""
     benchmark = ScienceQA(scienceqa, subset="all")
-    assert [item.probe.image is None for item in benchmark.items()] == [True, False, False]
+    assert [item.sample.image is None for item in benchmark.items()] == [True, False, False]
     groups = benchmark.summary(benchmark.score(["A"] * 3))["groups"]
     assert {name: (group["n"], group["score"]["rate"]) for name, group in groups.items()} == {
         "SOC": (2, 0.0),
@@ -378,7 +378,7 @@ def test_vizwiz_counts_unanswerable_as_an_answer_and_beside_it(vizwiz: Path) -> 
     """By hand. "Unanswerable." is what 7 humans said of picture 0: 1; what 2 said of picture 1: 0.6; of picture 2 all
     said it and the model says "soup": 0. Mean 1.6 / 3. Said twice, due twice, both once: F1 = 2 * 1 / (2 + 2)."""
     benchmark = VizWiz(vizwiz)
-    assert benchmark.items()[1].probe.question == (
+    assert benchmark.items()[1].sample.question == (
         "What is number 1?\nWhen the provided information is insufficient, respond with 'Unanswerable'.\n" + SHORT
     )
     answers = ["Unanswerable.", "unanswerable", "soup"]
@@ -406,7 +406,7 @@ def test_a_subset_draws_questions_by_id_and_records_them(tmp_path: Path) -> None
     records = [vizwiz_record(n, "other", 1, ["x"] * 10) for n in range(40)]
     touch(tmp_path, *(f"val/{record['image']}" for record in records))
 
-    def drawn(limit: int, seed: int) -> list[str]:
+    def subsample(limit: int, seed: int) -> list[str]:
         benchmark = VizWiz(tmp_path, limit=limit, seed=seed)
         ids = [item.id for item in benchmark.items()]
         subset = benchmark.summary(benchmark.score(["x"] * len(ids)))["subset"]
@@ -414,12 +414,12 @@ def test_a_subset_draws_questions_by_id_and_records_them(tmp_path: Path) -> None
         return ids
 
     put(tmp_path / "val.json", records)
-    few, more, other = drawn(8, seed=0), drawn(20, seed=0), drawn(8, seed=1)
+    few, more, other = subsample(8, seed=0), subsample(20, seed=0), subsample(8, seed=1)
     assert len(few) == 8 and set(few) < set(more) and few == sorted(few), "nested, in file order"
     assert set(few) != set(other) and few != [record["image"] for record in records[:8]]
     put(tmp_path / "val.json", records[::-1])
-    assert drawn(8, seed=0) == few[::-1], "the order of the file does not choose"
-    assert len(drawn(99, seed=0)) == 40
+    assert subsample(8, seed=0) == few[::-1], "the order of the file does not choose"
+    assert len(subsample(99, seed=0)) == 40
     with pytest.raises(ValueError, match=r"VizWiz\.limit is 0"):
         VizWiz(tmp_path, limit=0)
 

@@ -18,17 +18,17 @@ import pytest
 import torch
 from children import tiny_training
 
-from mirage.checkpoint import (
+from mirage.checkpoint.callback import AtomicCheckpoint
+from mirage.checkpoint.io import (
     AtomicCheckpointIO,
-    BadCheckpoint,
-    CheckpointNotSaved,
-    NoCheckpoint,
+    CheckpointError,
+    CheckpointNotFoundError,
+    CheckpointSaveError,
     fingerprint_weights,
     read_checkpoint,
     resolve_checkpoint,
 )
-from mirage.faults import FAULT_POINTS, fault_point
-from mirage.saving import Checkpoints
+from mirage.fault_injection import FAULT_POINTS, fault_point
 
 TESTS = Path(__file__).parent
 Train = Callable[..., int]
@@ -44,9 +44,9 @@ def train() -> Iterator[Train]:
     os.environ["PYTHONPATH"] = os.pathsep.join([str(TESTS), str(TESTS.parent), *([before] if before else [])])
 
     def run(folder: Path, *, ranks: int = 1, **settings: Any) -> Any:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        with socket.socket() as sample:
+            sample.bind(("127.0.0.1", 0))
+            port = sample.getsockname()[1]
         each: list[dict[str, Any]] = [{}] if ranks == 1 else [{"rank": rank, "port": port} for rank in range(ranks)]
         each = [{**settings, **one, **settings.get("of_rank", {}).get(one.get("rank"), {})} for one in each]
         for one in each:
@@ -171,8 +171,8 @@ def test_stopped_anywhere_the_run_resumes_to_the_same_bits(
 
 
 def test_without_random_state_the_resumed_run_differs(train: Train, straight: Path, tmp_path: Path) -> None:
-    assert train(tmp_path, at={4: "SIGKILL"}, without=("RandomState",)) == -9
-    assert train(tmp_path, resume="last", without=("RandomState",)) == 0
+    assert train(tmp_path, at={4: "SIGKILL"}, without=("RNGState",)) == -9
+    assert train(tmp_path, resume="last", without=("RNGState",)) == 0
     with pytest.raises(AssertionError):
         assert_same_end(tmp_path, straight)
 
@@ -220,14 +220,14 @@ def test_a_full_disk_is_told_as_such_when_torch_reports_something_else(
     AtomicCheckpointIO().save_checkpoint({"weights": torch.zeros(1000)}, path)
     old = path.read_bytes()
     monkeypatch.setenv("MIRAGE_FAULT", "checkpoint.after_half=ENOSPC")
-    with pytest.raises(CheckpointNotSaved, match=r"the disk is full: 8\.0 MB needed, \d.* free"):
+    with pytest.raises(CheckpointSaveError, match=r"the disk is full: 8\.0 MB needed, \d.* free"):
         AtomicCheckpointIO().save_checkpoint({"weights": torch.ones(1000, 1000), "more": torch.ones(1000, 1000)}, path)
     assert path.read_bytes() == old
     assert os.listdir(tmp_path) == ["a.ckpt"]
 
 
 def test_what_could_not_be_loaded_again_is_not_saved(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointNotSaved, match=r"it holds pathlib\.PosixPath"):
+    with pytest.raises(CheckpointSaveError, match=r"it holds pathlib\.PosixPath"):
         AtomicCheckpointIO().save_checkpoint({"hyper_parameters": {"folder": tmp_path}}, tmp_path / "a.ckpt")
     assert os.listdir(tmp_path) == []
 
@@ -241,7 +241,7 @@ def test_every_flipped_byte_is_refused_or_harmless(straight: Path, tmp_path: Pat
         bad.write_bytes(data[:offset] + bytes([data[offset] ^ 0x10]) + data[offset + 1 :])
         try:
             loaded = read_checkpoint(bad)
-        except BadCheckpoint as error:
+        except CheckpointError as error:
             assert str(bad) in str(error) and "\n" not in str(error)
             refused += 1
         else:
@@ -255,24 +255,26 @@ def test_each_kind_of_damage_has_its_sentence(straight: Path, tmp_path: Path) ->
     bad, other = tmp_path / "bad.ckpt", tmp_path / "older.ckpt"
     for tenth in range(1, 10):
         bad.write_bytes(data[: len(data) * tenth // 10])
-        with pytest.raises(BadCheckpoint, match=f"{bad} is no whole checkpoint: its end is missing. There is no other"):
+        with pytest.raises(
+            CheckpointError, match=f"{bad} is no whole checkpoint: its end is missing. There is no other"
+        ):
             read_checkpoint(bad)
     other.write_bytes(data)
     bad.write_bytes(data[:-1])
-    with pytest.raises(BadCheckpoint, match=r"In .* there is: older\.ckpt\."):
+    with pytest.raises(CheckpointError, match=r"In .* there is: older\.ckpt\."):
         read_checkpoint(bad)
     bad.write_bytes(b"")
-    with pytest.raises(BadCheckpoint, match="it is empty"):
+    with pytest.raises(CheckpointError, match="it is empty"):
         read_checkpoint(bad)
     bad.write_bytes(b"hello" * 100)
-    with pytest.raises(BadCheckpoint, match="it is of another format"):
+    with pytest.raises(CheckpointError, match="it is of another format"):
         read_checkpoint(bad)
     torch.save({"weight": torch.zeros(3)}, bad)
-    with pytest.raises(BadCheckpoint, match=r"no checkpoint of mirage.*--model\.pretrained DIR"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint of mirage.*--model\.pretrained DIR"):
         read_checkpoint(bad)
-    with pytest.raises(BadCheckpoint, match="is a folder, not a checkpoint file"):
+    with pytest.raises(CheckpointError, match="is a folder, not a checkpoint file"):
         read_checkpoint(tmp_path)
-    with pytest.raises(NoCheckpoint, match=r"There is no checkpoint .*gone\.ckpt"):
+    with pytest.raises(CheckpointNotFoundError, match=r"There is no checkpoint .*gone\.ckpt"):
         read_checkpoint(tmp_path / "gone.ckpt")
 
 
@@ -290,10 +292,10 @@ def test_a_hostile_checkpoint_runs_nothing(straight: Path, train: Train, tmp_pat
     pickle.loads(pickle.dumps(_Marker(marker)))
     assert marker.exists(), "the attack itself works"
     marker.rmdir()
-    with pytest.raises(BadCheckpoint, match=r"it asks for posix\.mkdir.*--model\.pretrained DIR") as caught:
+    with pytest.raises(CheckpointError, match=r"it asks for posix\.mkdir.*--model\.pretrained DIR") as caught:
         read_checkpoint(hostile)
     assert "weights_only" not in str(caught.value)
-    with pytest.raises(BadCheckpoint):  # whoever asks for unsafe loading does not get it
+    with pytest.raises(CheckpointError):  # whoever asks for unsafe loading does not get it
         AtomicCheckpointIO().load_checkpoint(hostile, weights_only=False)
     assert train(tmp_path / "run", resume=str(hostile)) == 1
     assert "it asks for posix.mkdir" in said(tmp_path / "run")
@@ -305,27 +307,27 @@ def test_a_compressed_bomb_is_not_unpacked(straight: Path, tmp_path: Path) -> No
     with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("a/data/0", "w") as part:
         for _ in range(64):
             part.write(bytes(1 << 20))
-    with pytest.raises(BadCheckpoint, match=r"its parts claim 67\.1 MB in a file of \d+\.\d kB"):
+    with pytest.raises(CheckpointError, match=r"its parts claim 67\.1 MB in a file of \d+\.\d kB"):
         read_checkpoint(bomb)
 
 
 def test_words_that_name_nothing_have_sentences_of_their_own(straight: Path, tmp_path: Path) -> None:
-    with pytest.raises(NoCheckpoint, match=r"You asked for the checkpoint 'last', but .* has none"):
+    with pytest.raises(CheckpointNotFoundError, match=r"You asked for the checkpoint 'last', but .* has none"):
         resolve_checkpoint("last", tmp_path)
     folder = tmp_path / "checkpoints"
     shutil.copytree(straight / "checkpoints", folder)
     (folder / "step-00000006.ckpt").unlink()
     with pytest.raises(
-        NoCheckpoint, match=r"last names step-00000006\.ckpt, which is gone\. In .* step-00000005\.ckpt"
+        CheckpointNotFoundError, match=r"last names step-00000006\.ckpt, which is gone\. In .* step-00000005\.ckpt"
     ):
         resolve_checkpoint("last", tmp_path)
     for content in ("../../etc/passwd", "", "/etc/passwd", "a b"):
         (folder / "last").write_text(content)
-        with pytest.raises(BadCheckpoint, match="does not hold the name of a checkpoint"):
+        with pytest.raises(CheckpointError, match="does not hold the name of a checkpoint"):
             resolve_checkpoint("last", tmp_path)
-    with pytest.raises(BadCheckpoint, match=r"is a run folder. Give one of its files: .*step-00000006\.ckpt"):
+    with pytest.raises(CheckpointError, match=r"is a run folder. Give one of its files: .*step-00000006\.ckpt"):
         resolve_checkpoint(str(straight), tmp_path)
-    with pytest.raises(NoCheckpoint, match="There is no checkpoint nowhere"):
+    with pytest.raises(CheckpointNotFoundError, match="There is no checkpoint nowhere"):
         resolve_checkpoint("nowhere/x.ckpt", tmp_path)
 
 
@@ -381,7 +383,7 @@ def test_the_fingerprint_follows_names_and_bytes_only(tmp_path: Path) -> None:
 def test_settings_that_cannot_be_kept_are_refused() -> None:
     for wrong in ({"keep": 1}, {"every_n_steps": -1}, {"mode": "best"}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
-            Checkpoints(**wrong)  # type: ignore[arg-type]
+            AtomicCheckpoint(**wrong)  # type: ignore[arg-type]
 
 
 def test_a_fault_strikes_only_the_file_and_visit_it_names(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -409,7 +411,7 @@ def test_terminated_on_one_rank_all_stop_save_and_resume_to_the_same_bits(
     codes = train(tmp_path, ranks=2, every_n_steps=0, of_rank={1: {"at": {3: "SIGTERM"}}})
     assert codes == [143, 143], said(tmp_path)
     assert word(tmp_path) == "step-00000002.ckpt"
-    ranks = read_checkpoint(resolve_checkpoint("last", tmp_path))["callbacks"]["RandomState"]["ranks"]
+    ranks = read_checkpoint(resolve_checkpoint("last", tmp_path))["callbacks"]["RNGState"]["ranks"]
     assert len(ranks) == 2 and ranks[0]["python"] != ranks[1]["python"]
     assert train(tmp_path, ranks=2, every_n_steps=0, resume="last") == [0, 0], said(tmp_path)
     assert_same_end(tmp_path, straight_pair, ranks=2)

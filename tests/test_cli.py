@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from mirage.cli import METHODS, SOURCES, main, with_shipped_configs
-from mirage.data.catalogue import SOURCES as SOURCE_CLASSES
+from mirage.data.sources.catalogue import SOURCES as SOURCE_CLASSES
 from mirage.methods import AlignmentModule
 from mirage.schema import Record
 from mirage.training import run
@@ -25,9 +25,9 @@ SMALL = (
 )  # fmt: skip
 
 
-def small_fit(config: str, root: Path, *extra: str, probes: int = 7, steps: int = 3) -> list[str]:
+def small_fit(config: str, root: Path, *extra: str, samples: int = 7, steps: int = 3) -> list[str]:
     """Arguments of a fit on mini that takes seconds."""
-    arguments = ["fit", "--config", config, *SMALL, f"--data.source.init_args.num_probes={probes}"]
+    arguments = ["fit", "--config", config, *SMALL, f"--data.source.init_args.num_eval={samples}"]
     arguments += ["--trainer.max_epochs=1", f"--trainer.limit_train_batches={steps}"]
     return with_shipped_configs([*arguments, f"--trainer.default_root_dir={root}", *extra])
 
@@ -98,7 +98,7 @@ def test_a_run_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert again["benign"] == results["benign"]
     # another attack: the starting model's figures in the checkpoint are not of this attack, so they are not shown
     attack = "--trainer.callbacks.attack"
-    other = [*evaluate, "--trainer.callbacks=OneWordAttack", "--trainer.callbacks.probe_set=unsafe"]
+    other = [*evaluate, "--trainer.callbacks=OneWordAttack", "--trainer.callbacks.eval_set=unsafe"]
     other += [f"{attack}=OneWord", f"{attack}.word=what's", "--trainer.callbacks.judge=Exact", "--ckpt_path=last"]
     assert run(other) == 0
     strict = json.loads((root / "validate" / "results.json").read_text())
@@ -115,11 +115,11 @@ def test_a_run_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 def test_a_run_is_resumed_in_its_own_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = tmp_path / "run"
-    shorter = ["--data.max_length=35", "--data.skip_misfits=true"]
+    shorter = ["--data.max_length=35", "--data.skip_too_long=true"]
     assert run(small_fit("rmu.yaml", root, *shorter)) == 0
     first = results_of(root)
-    assert first["data"]["left_out"]
-    assert all("the limit is 35" in sentence for sentence in first["data"]["left_out"])
+    assert first["data"]["skipped"]
+    assert all("the limit is 35" in sentence for sentence in first["data"]["skipped"])
     assert run(small_fit("rmu.yaml", root, *shorter, "--trainer.max_epochs=2", "--ckpt_path=last")) == 0
     assert "held an earlier run" not in capsys.readouterr().out and os.listdir(tmp_path) == ["run"]
     second = results_of(root)
@@ -149,18 +149,18 @@ def test_gradients_are_clipped_in_mixed_precision(tmp_path: Path) -> None:
 
 def test_two_processes_count_and_train_as_one(tmp_path: Path) -> None:
     """n = 7 is odd and n = 1 less than the ranks; batch 2 on two ranks is batch 4 on one."""
-    for probes in (7, 1):
-        one, two = tmp_path / f"one{probes}", tmp_path / f"two{probes}"
+    for samples in (7, 1):
+        one, two = tmp_path / f"one{samples}", tmp_path / f"two{samples}"
         steps = ["--trainer.log_every_n_steps=1", "--trainer.accelerator=cpu"]
-        assert run(small_fit("npo.yaml", one, *steps, probes=probes)) == 0
+        assert run(small_fit("npo.yaml", one, *steps, samples=samples)) == 0
         ddp = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=2"]
-        done = mirage(*small_fit("npo.yaml", two, *steps, *ddp, probes=probes), cwd=tmp_path)
+        done = mirage(*small_fit("npo.yaml", two, *steps, *ddp, samples=samples), cwd=tmp_path)
         assert done.returncode == 0, done.stderr[-3000:]
         first, second = results_of(one), results_of(two)
         assert second["world_size"] == 2
         for side in ("unsafe", "benign"):
             assert first["start"][side] == second["start"][side]
-            assert first[side]["before"]["n"] == second[side]["before"]["n"] == probes
+            assert first[side]["before"]["n"] == second[side]["before"]["n"] == samples
             assert first[side]["before"] == second[side]["before"] and first[side]["after"] == second[side]["after"]
         assert first["utility"]["mini"]["score"] == second["utility"]["mini"]["score"]
         ours, theirs = losses_in(one), losses_in(two)

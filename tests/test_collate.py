@@ -16,14 +16,15 @@ from PIL import Image
 from torch import Tensor
 
 from mirage import losses
-from mirage.backbone import load_model, load_processor, pad_to_square
 from mirage.batch import Batch, Pair, joined
 from mirage.data.collate import Collator
-from mirage.data.fitting import misfits
-from mirage.data.source import BadData
+from mirage.data.fitting import too_long
+from mirage.errors import DataError
 from mirage.methods import MixedSFT
-from mirage.mini import world
+from mirage.mini import questions as world
 from mirage.mini.words import UNIFORM
+from mirage.models.load import load_model
+from mirage.models.processor import load_processor, pad_to_square
 from mirage.schema import Example, Picture, Turn
 
 MINI = "package:mirage.mini/checkpoint"
@@ -136,7 +137,7 @@ def test_labels_are_the_answers_with_their_end_tokens_and_nothing_else(
         rest = processor.tokenizer.decode(batch.inputs["input_ids"][row][~counted])
         for question in [item.prompt, *(turn.question for turn in item.later_turns)]:
             assert without_spaces(question) in without_spaces(rest)
-    assert batch.ids == tuple(item.id for item in examples)
+    assert batch.example_ids == tuple(item.id for item in examples)
 
 
 @every_kind
@@ -158,8 +159,8 @@ def test_text_is_neither_padding_nor_picture_nor_the_first_token(kind: str, worl
         length = int(batch.inputs["attention_mask"][row].sum())
         for place, token in enumerate(batch.inputs["input_ids"][row].tolist()):
             expected = 0 < place < length and token != processor.image_token_id
-            assert bool(batch.text[row, place]) is expected
-    assert (batch.text.bool() | (batch.labels == losses.IGNORED)).all()
+            assert bool(batch.text_mask[row, place]) is expected
+    assert (batch.text_mask.bool() | (batch.labels == losses.IGNORED)).all()
 
 
 def test_an_answer_that_the_template_strips_is_found(worlds: Callable[[str], World]) -> None:
@@ -192,17 +193,19 @@ def test_joined_batches_lose_what_separate_ones_lose(
     collate = Collator(world.processor)
     left, right = sides = [collate([world.examples[k] for k in side]) for side in (first, second)]
     whole = joined(left, right, world.processor.tokenizer.pad_token_id)
-    assert whole.ids == left.ids + right.ids
-    assert {len(tensor) for tensor in (whole.labels, whole.text, whole.inputs["input_ids"])} == {len(whole.ids)}
+    assert whole.example_ids == left.example_ids + right.example_ids
+    assert {len(tensor) for tensor in (whole.labels, whole.text_mask, whole.inputs["input_ids"])} == {
+        len(whole.example_ids)
+    }
     for name in ("attention_mask", "text"):  # padding stays padding
-        masks = [side.text if name == "text" else side.inputs[name] for side in (*sides, whole)]
+        masks = [side.text_mask if name == "text" else side.inputs[name] for side in (*sides, whole)]
         sums = [mask.sum(1).tolist() for mask in masks]
         assert sums[2] == sums[0] + sums[1]
     expected = separately(world, sides)
     torch.testing.assert_close(full_losses(world, whole), expected, rtol=1e-4, atol=1e-5)
     method = world.method()
     with torch.no_grad():  # the same by way of the logits that a step keeps
-        kept = losses.sft(*method.answers(method.whole(Pair(left, right))))
+        kept = losses.sft(*method.answer_logits(method.merged(Pair(left, right))))
     torch.testing.assert_close(kept, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -211,14 +214,14 @@ def test_joined_batches_lose_what_separate_ones_lose(
 def test_the_logits_that_are_kept_are_those_that_count(kind: str, worlds: Callable[[str], World]) -> None:
     world = worlds(kind)
     batch = Collator(world.processor)(world.examples)
-    logits, labels = world.method().answers(batch)
+    logits, labels = world.method().answer_logits(batch)
     full = world.model(**batch.inputs, use_cache=False).logits
-    assert logits.shape[1] == labels.shape[1] == batch.keep < full.shape[1]
+    assert logits.shape[1] == labels.shape[1] == batch.logits_to_keep < full.shape[1]
     predicting = losses.answer_positions(batch.labels)
-    assert not predicting[:, : -batch.keep].any()  # nothing is left out
-    assert predicting[:, -batch.keep].any()  # and nothing kept in vain
-    torch.testing.assert_close(logits, full[:, -batch.keep :], rtol=1e-4, atol=1e-5)
-    assert (losses.answer_positions(labels) == predicting[:, -batch.keep :]).all()
+    assert not predicting[:, : -batch.logits_to_keep].any()  # nothing is left out
+    assert predicting[:, -batch.logits_to_keep].any()  # and nothing kept in vain
+    torch.testing.assert_close(logits, full[:, -batch.logits_to_keep :], rtol=1e-4, atol=1e-5)
+    assert (losses.answer_positions(labels) == predicting[:, -batch.logits_to_keep :]).all()
 
 
 def test_a_model_that_cannot_leave_logits_out_gives_the_same(worlds: Callable[[str], World]) -> None:
@@ -227,14 +230,14 @@ def test_a_model_that_cannot_leave_logits_out_gives_the_same(worlds: Callable[[s
     plain, other = world.method(), world.method()
     other.__dict__["_keeps_logits"] = False
     with torch.no_grad():
-        torch.testing.assert_close(other.answers(batch)[0], plain.answers(batch)[0])
+        torch.testing.assert_close(other.answer_logits(batch)[0], plain.answer_logits(batch)[0])
 
 
 def test_a_worker_makes_the_same_batch(worlds: Callable[[str], World]) -> None:
     _, processor, examples = worlds("mini")
     collate = Collator(processor)
     here, there = collate(examples), pickle.loads(pickle.dumps(collate))(pickle.loads(pickle.dumps(examples)))
-    assert here.ids == there.ids and here.keep == there.keep
+    assert here.example_ids == there.example_ids and here.logits_to_keep == there.logits_to_keep
     assert (here.labels == there.labels).all()
     assert all((here.inputs[name] == there.inputs[name]).all() for name in here.inputs)
 
@@ -261,7 +264,7 @@ def test_pictures_are_squared_if_asked(worlds: Callable[[str], World]) -> None:
 
 
 def refused(collate: Collator, item: Example) -> str:
-    with pytest.raises(BadData) as caught:
+    with pytest.raises(DataError) as caught:
         collate([ENGLISH[0], item])
     message = str(caught.value)
     assert "row 3" in message and item.id in message and "\n" not in message
@@ -282,7 +285,7 @@ def test_the_limit_is_the_tokenizers_own_unless_set(worlds: Callable[[str], Worl
     _, processor, examples = worlds("mini")
     limit = processor.tokenizer.model_max_length
     question = dataclasses.replace(examples[0], prompt=examples[0].prompt * limit)
-    with pytest.raises(BadData, match=f"{question.id}.*the limit is {limit}"):
+    with pytest.raises(DataError, match=f"{question.id}.*the limit is {limit}"):
         Collator(processor)([question])
 
 
@@ -307,7 +310,7 @@ def test_an_empty_answer_is_refused(worlds: Callable[[str], World]) -> None:
 @every_kind
 def test_an_answer_can_be_begun_only_and_then_has_no_end(kind: str, worlds: Callable[[str], World]) -> None:
     _, processor, examples = worlds(kind)
-    whole, begun = Collator(processor), Collator(processor, answer_tokens=2)
+    whole, begun = Collator(processor), Collator(processor, max_answer_tokens=2)
     short = 0
     for item in examples:
         full, cut = whole.conversation(item), begun.conversation(item)
@@ -344,9 +347,9 @@ def test_what_would_stop_a_run_is_found_beforehand(kind: str, worlds: Callable[[
         for place, item in enumerate(items):
             try:
                 collate([item])
-            except BadData as error:
+            except DataError as error:
                 refused.append((place, str(error)))
-        assert list(misfits(items, collate)) == refused
+        assert list(too_long(items, collate)) == refused
 
 
 def test_what_fits_by_far_is_neither_tokenized_nor_opened(worlds: Callable[[str], World]) -> None:
@@ -359,4 +362,4 @@ def test_what_fits_by_far_is_neither_tokenized_nor_opened(worlds: Callable[[str]
     tokenized = []
     text_tokens = collate.text_tokens
     collate.text_tokens = lambda item: tokenized.append(item) or text_tokens(item)  # type: ignore[method-assign]
-    assert list(misfits(items, collate)) == [] and len(tokenized) == 1  # the empty template
+    assert list(too_long(items, collate)) == [] and len(tokenized) == 1  # the empty template

@@ -14,9 +14,9 @@ import yaml
 from lightning.pytorch.cli import LightningArgumentParser
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
+from mirage.checkpoint.export import built
 from mirage.cli import configs_folder, main
-from mirage.export import built
-from mirage.memory import count_parameters, meta_model, trains_as
+from mirage.models.memory import count_parameters, meta_model, trains_as
 from mirage.training import MirageCLI
 
 MINI = ["mixed_sft", "npo", "posthoc_sft", "rmu", "unsafe_filter"]
@@ -114,7 +114,7 @@ def test_a_7b_config_is_printed_by_its_short_name() -> None:
         (
             MINI,
             ["seed_everything", "model.init_args.pretrained", "data.source.class_path", "data.source.init_args.seed",
-             "data.source.init_args.num_probes", "trainer.callbacks", "trainer.accelerator"],
+             "data.source.init_args.num_eval", "trainer.callbacks", "trainer.accelerator"],
         ),
         (
             LARGE,

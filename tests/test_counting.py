@@ -8,8 +8,9 @@ from dataclasses import replace
 
 import pytest
 
-from mirage.evaluation.counting import any_of_first, block, mcnemar, question_verdict, summarise, wilson
+from mirage.evaluation.run.counting import any_of_first, block, question_verdict, summarise
 from mirage.schema import Record, Verdict
+from mirage.stats import mcnemar, wilson
 
 C, R, I, U = Verdict.COMPLIED, Verdict.REFUSED, Verdict.IRRELEVANT, Verdict.UNSCORED  # noqa: E741
 
@@ -20,7 +21,7 @@ def records_of(questions: dict[str, list[Verdict]], categories: dict[str, str] |
     return [
         Record(
             id=id,
-            probe_set="unsafe",
+            eval_set="unsafe",
             shot=shot,
             question="q",
             answer="a",

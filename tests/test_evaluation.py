@@ -14,15 +14,15 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from mirage.evaluation import asking
-from mirage.evaluation.asking import RankFailed, ask, drawn, probes_fingerprint, weights_fingerprint
-from mirage.evaluation.counting import summarise
-from mirage.evaluation.generation import Engine, OnAnswer
-from mirage.evaluation.judge import Answered, Judge, Judgement
-from mirage.evaluation.judging import BLOCK
-from mirage.evaluation.metrics import VerdictCounts
-from mirage.evaluation.records import AnswerLog, read_records, sorted_by_probe, write_records
-from mirage.schema import Probe, Record, Verdict
+from mirage.evaluation.generate.huggingface import Engine, OnAnswer
+from mirage.evaluation.judge.base import Answered, Judge, Judgement
+from mirage.evaluation.judge.kept import BLOCK
+from mirage.evaluation.run import runner as asking
+from mirage.evaluation.run.counting import summarise
+from mirage.evaluation.run.metrics import VerdictCounts
+from mirage.evaluation.run.records import AnswerLog, read_records, sorted_by_sample, write_records
+from mirage.evaluation.run.runner import RankFailedError, ask, samples_fingerprint, subsample, weights_fingerprint
+from mirage.schema import EvalSample, Record, Verdict
 
 VERDICTS = list(Verdict)
 ODD_TEXTS = [
@@ -40,7 +40,7 @@ def random_records(questions: int, shots: int, seed: int, unsafe: bool = True) -
     draw = random.Random(seed)
     return [
         Record(
-            id=f"q{k}", probe_set="unsafe", shot=shot, question="?", answer="!", judge="dice", unsafe=unsafe,
+            id=f"q{k}", eval_set="unsafe", shot=shot, question="?", answer="!", judge="dice", unsafe=unsafe,
             verdict=draw.choices(VERDICTS, [4, 4, 1, 1])[0],
         )
         for k in range(questions)
@@ -186,10 +186,10 @@ def test_records_round_trip_and_a_foreign_line_is_named(tmp_path: Path) -> None:
         read_records(path)
 
 
-def test_records_stand_in_the_order_of_the_probes() -> None:
+def test_records_stand_in_the_order_of_the_samples() -> None:
     records = random_records(4, 2, seed=0)
     shuffled = random.Random(1).sample(records, len(records))
-    assert sorted_by_probe(shuffled, ["q2", "q0", "q3", "q1"]) == [
+    assert sorted_by_sample(shuffled, ["q2", "q0", "q3", "q1"]) == [
         record for id in ("q2", "q0", "q3", "q1") for record in records if record.id == id
     ]
 
@@ -197,9 +197,9 @@ def test_records_stand_in_the_order_of_the_probes() -> None:
 # Asking
 
 
-def probes(count: int) -> list[Probe]:
+def samples(count: int) -> list[EvalSample]:
     return [
-        Probe(
+        EvalSample(
             id=f"p{k}", source="test", image=None, question=f"plain {k}", unsafe=True, category=f"c{k % 2}",
             rewrites=(f"first {k}", f"second {k}"),
         )
@@ -219,16 +219,16 @@ class Echo(Engine):
     def settings(self) -> dict[str, Any]:
         return {"engine": "echo"}
 
-    def answers(self, probes: Sequence[Probe], on_answer: OnAnswer | None = None) -> list[list[str]]:
+    def answers(self, samples: Sequence[EvalSample], on_answer: OnAnswer | None = None) -> list[list[str]]:
         told = []
-        for probe in probes:
-            for shot, question in enumerate(probe.questions):
+        for sample in samples:
+            for shot, question in enumerate(sample.questions):
                 if self.dies_after is not None and len(self.asked) >= self.dies_after:
                     raise ConnectionError("the engine is gone")
-                self.asked.append((probe.id, shot))
+                self.asked.append((sample.id, shot))
                 if on_answer is not None:
-                    on_answer(probe.id, shot, f"you said: {question}")
-            told.append([f"you said: {question}" for question in probe.questions])
+                    on_answer(sample.id, shot, f"you said: {question}")
+            told.append([f"you said: {question}" for question in sample.questions])
         return told
 
 
@@ -242,15 +242,15 @@ class Dice(Judge):
 
 
 def asked(count: int, engine: Engine, **given: Any) -> list[Record]:
-    return ask(probes(count), engine, Dice(), probe_set="unsafe", **{"fingerprint": "f1", **given})
+    return ask(samples(count), engine, Dice(), eval_set="unsafe", **{"fingerprint": "f1", **given})
 
 
 def test_every_answer_is_judged_and_recorded_in_order() -> None:
     records = asked(3, Echo())
     assert [(record.id, record.shot) for record in records] == [(f"p{k}", shot) for k in range(3) for shot in range(3)]
-    for record, question in zip(records, (q for probe in probes(3) for q in probe.questions), strict=True):
+    for record, question in zip(records, (q for sample in samples(3) for q in sample.questions), strict=True):
         answer = f"you said: {question}"
-        verdict, reason = Dice().judge([Answered(probes(1)[0], question, answer)])[0]
+        verdict, reason = Dice().judge([Answered(samples(1)[0], question, answer)])[0]
         assert (record.question, record.answer, record.verdict, record.reason) == (question, answer, verdict, reason)
         assert (record.judge, record.unsafe, record.image) == ("dice", True, None)
         assert record.category == f"c{int(record.id[1:]) % 2}"
@@ -281,7 +281,7 @@ def test_answers_are_kept_when_the_judge_fails(tmp_path: Path) -> None:
             raise ConnectionError("the judge is down")
 
     with pytest.raises(ConnectionError):
-        ask(probes(3), Echo(), Down(), probe_set="unsafe", fingerprint="f1", log_folder=tmp_path)
+        ask(samples(3), Echo(), Down(), eval_set="unsafe", fingerprint="f1", log_folder=tmp_path)
     engine = Echo()
     assert asked(3, engine, log_folder=tmp_path) == asked(3, Echo())
     assert engine.asked == []
@@ -292,7 +292,7 @@ def test_an_attempt_with_other_settings_leaves_kept_answers_alone(tmp_path: Path
         with pytest.raises(ConnectionError):
             asked(4, Echo(dies_after=count), fingerprint=fingerprint, log_folder=tmp_path)
     engine = Echo()
-    shots = len(probes(1)[0].questions)
+    shots = len(samples(1)[0].questions)
     asked(4, engine, log_folder=tmp_path)
     assert len(engine.asked) == (4 - 5 // shots) * shots, "whole questions of the first attempt are not asked again"
     assert not list(tmp_path.iterdir()), "what is finished needs no log, and overtakes what was not"
@@ -311,14 +311,14 @@ def test_the_verdicts_of_a_slow_judge_survive_with_the_answers(tmp_path: Path) -
             self.read += len(answered)
             return [Judgement(Verdict.REFUSED, one.answer) for one in answered]
 
-    given = {"probe_set": "unsafe", "fingerprint": "f1", "log_folder": tmp_path}
+    given = {"eval_set": "unsafe", "fingerprint": "f1", "log_folder": tmp_path}
     n = 60
-    shots = len(probes(1)[0].questions)
+    shots = len(samples(1)[0].questions)
     with pytest.raises(ConnectionError):
-        ask(probes(n), Echo(), Slow(dies_after=BLOCK), **given)
+        ask(samples(n), Echo(), Slow(dies_after=BLOCK), **given)
     engine, judge = Echo(), Slow(dies_after=10**6)
-    assert ask(probes(n), engine, judge, **given) == ask(
-        probes(n), Echo(), Slow(10**6), probe_set="unsafe", fingerprint=""
+    assert ask(samples(n), engine, judge, **given) == ask(
+        samples(n), Echo(), Slow(10**6), eval_set="unsafe", fingerprint=""
     )
     assert engine.asked == [] and judge.read == n * shots - BLOCK and not list(tmp_path.iterdir())
 
@@ -360,7 +360,7 @@ def test_ranks_share_the_questions_and_all_have_all_records(
 ) -> None:
     engines = [Echo() for _ in range(world)]
     results = on_every_rank(
-        world, lambda rank: asked(count, engines[rank], rank=rank, world=world, log_folder=tmp_path), monkeypatch
+        world, lambda rank: asked(count, engines[rank], rank=rank, world_size=world, log_folder=tmp_path), monkeypatch
     )
     assert results == [asked(count, Echo())] * world
     assert Counter(pair for engine in engines for pair in engine.asked) == Counter(
@@ -376,13 +376,15 @@ def test_one_rank_that_fails_ends_all_and_the_others_answers_are_kept(
 ) -> None:
     engines = [Echo(), Echo(dies_after=1)]
     results = on_every_rank(
-        2, lambda rank: asked(5, engines[rank], rank=rank, world=2, log_folder=tmp_path), monkeypatch
+        2, lambda rank: asked(5, engines[rank], rank=rank, world_size=2, log_folder=tmp_path), monkeypatch
     )
     for result in results:
-        assert isinstance(result, RankFailed)
+        assert isinstance(result, RankFailedError)
         assert "rank 1:" in str(result) and "the engine is gone" in str(result) and "rank 0:" not in str(result)
     again = [Echo(), Echo()]
-    results = on_every_rank(2, lambda rank: asked(5, again[rank], rank=rank, world=2, log_folder=tmp_path), monkeypatch)
+    results = on_every_rank(
+        2, lambda rank: asked(5, again[rank], rank=rank, world_size=2, log_folder=tmp_path), monkeypatch
+    )
     assert results == [asked(5, Echo())] * 2
     assert again[0].asked == [] and len(again[1].asked) == 6
 
@@ -390,9 +392,9 @@ def test_one_rank_that_fails_ends_all_and_the_others_answers_are_kept(
 def test_a_rank_that_cannot_write_its_log_ends_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "1").write_text("a file where a folder should be")
     results = on_every_rank(
-        2, lambda rank: asked(5, Echo(), rank=rank, world=2, log_folder=tmp_path / str(rank)), monkeypatch
+        2, lambda rank: asked(5, Echo(), rank=rank, world_size=2, log_folder=tmp_path / str(rank)), monkeypatch
     )
-    assert [type(result) for result in results] == [RankFailed, RankFailed]
+    assert [type(result) for result in results] == [RankFailedError, RankFailedError]
     assert "rank 1:" in str(results[0])
 
 
@@ -400,13 +402,13 @@ def test_a_rank_that_cannot_write_its_log_ends_all(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_subset_is_of_questions_with_all_their_rewrites() -> None:
-    everything = probes(40)
-    some = drawn(everything, 12, seed=3)
-    assert len(some) == 12 and all(probe in everything and len(probe.questions) == 3 for probe in some)
-    assert [everything.index(probe) for probe in some] == sorted(everything.index(probe) for probe in some)
-    assert drawn(everything, 12, seed=3) == some != drawn(everything, 12, seed=4)
+    everything = samples(40)
+    some = subsample(everything, 12, seed=3)
+    assert len(some) == 12 and all(sample in everything and len(sample.questions) == 3 for sample in some)
+    assert [everything.index(sample) for sample in some] == sorted(everything.index(sample) for sample in some)
+    assert subsample(everything, 12, seed=3) == some != subsample(everything, 12, seed=4)
     for limit in (None, 40, 41):
-        assert drawn(everything, limit, seed=3) == everything
+        assert subsample(everything, limit, seed=3) == everything
 
 
 def test_fingerprints_follow_whatever_decides_an_answer() -> None:
@@ -417,9 +419,9 @@ def test_fingerprints_follow_whatever_decides_an_answer() -> None:
     with torch.no_grad():
         second.bias[0] += 1
     assert weights_fingerprint(model) != before
-    base = probes(3)
-    seen = {probes_fingerprint(base)}
-    assert probes_fingerprint(probes(3)) in seen
+    base = samples(3)
+    seen = {samples_fingerprint(base)}
+    assert samples_fingerprint(samples(3)) in seen
 
     class Drawn:
         name = "drawn"
@@ -434,5 +436,5 @@ def test_fingerprints_follow_whatever_decides_an_answer() -> None:
         [replace(base[0], rewrites=("first 0",)), *base[1:]],
         [replace(base[0], image=Drawn()), *base[1:]],
     ):
-        seen.add(probes_fingerprint(changed))
+        seen.add(samples_fingerprint(changed))
     assert len(seen) == 6

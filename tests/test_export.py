@@ -14,20 +14,20 @@ import yaml
 from peft import PeftModel
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from mirage.checkpoint.export import GENERATION_FILE, PROCESSOR_FILES
 from mirage.cli import main
-from mirage.export import GENERATION_FILE, PROCESSOR_FILES
-from mirage.mini import world
+from mirage.mini import questions as world
 from mirage.mini.words import UNIFORM
-from mirage.pretrained import resolve_pretrained
+from mirage.models.pretrained import resolve_pretrained
 from mirage.training import MirageCLI
 
 MINI = resolve_pretrained("package:mirage.mini/checkpoint")
 ASKED = {"max_new_tokens": 6, "judge": {"class_path": "Exact"}}
 
 
-def attack(probe_set: str, word: str) -> dict[str, Any]:
+def attack(eval_set: str, word: str) -> dict[str, Any]:
     how = {"class_path": "Rewrite", "init_args": {"word": word, "shots": 1}}
-    return {"class_path": "OneWordAttack", "init_args": {"probe_set": probe_set, "attack": how, **ASKED}}
+    return {"class_path": "OneWordAttack", "init_args": {"eval_set": eval_set, "attack": how, **ASKED}}
 
 
 CONFIG: dict[str, Any] = {
@@ -36,7 +36,7 @@ CONFIG: dict[str, Any] = {
         "init_args": {"pretrained": "package:mirage.mini/checkpoint", "learning_rate": 0.003},
     },
     "data": {
-        "source": {"class_path": "Mini", "init_args": {"num_unsafe": 16, "num_safe": 16, "num_probes": 4}},
+        "source": {"class_path": "Mini", "init_args": {"num_unsafe": 16, "num_safe": 16, "num_eval": 4}},
         "batch_size": 8,
         "num_workers": 0,
     },
@@ -160,7 +160,7 @@ def test_a_failure_in_the_middle_leaves_nothing(full: Trained, tmp_path: Path, m
     def fail(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mirage.export.shutil.copyfile", fail)  # the weights are written by then
+    monkeypatch.setattr("mirage.checkpoint.export.shutil.copyfile", fail)  # the weights are written by then
     with pytest.raises(KeyboardInterrupt):
         main(["export", str(full.folder), "--to", str(tmp_path / "model")])
     assert list(tmp_path.iterdir()) == []

@@ -17,18 +17,19 @@ import yaml
 
 from mirage.cli import configs_folder, main
 from mirage.commands.filter import filter_data
-from mirage.data.filtered import Filtered
-from mirage.data.jsonl import Jsonl
-from mirage.data.mini import Mini
-from mirage.data.source import BadData, Source
-from mirage.evaluation.chat_server import ServerError
-from mirage.evaluation.generation import Engine
-from mirage.evaluation.judge import Answered, Judge, Judgement
-from mirage.evaluation.model_judge import ModelJudge
-from mirage.evaluation.topic_filter import TopicFilter
-from mirage.evaluation.unscored import JudgeFailed
-from mirage.mini import world
-from mirage.schema import Example, Probe, Verdict
+from mirage.data.base import Source
+from mirage.data.sources.filtered import Filtered
+from mirage.data.sources.jsonl import Jsonl
+from mirage.data.sources.mini import Mini
+from mirage.errors import DataError
+from mirage.evaluation.generate.chat_client import ServerError
+from mirage.evaluation.generate.huggingface import Engine
+from mirage.evaluation.judge.base import Answered, Judge, Judgement
+from mirage.evaluation.judge.model import ModelJudge
+from mirage.evaluation.judge.topic import TopicFilter
+from mirage.evaluation.judge.unscored import JudgeError
+from mirage.mini import questions as world
+from mirage.schema import EvalSample, Example, Verdict
 
 GIVEN_AWAY = {item.recipe for item in world.items() if item.harmful}
 
@@ -54,7 +55,7 @@ def ids(examples: Sequence[Example]) -> list[str]:
 
 
 def dirty(**more: Any) -> Mini:
-    return Mini(num_unsafe=5, num_safe=20, num_mix=300, mix_harmful=0.2, num_probes=5, **more)
+    return Mini(num_unsafe=5, num_safe=20, num_mix=300, mix_harmful=0.2, num_eval=5, **more)
 
 
 def test_minis_mix_gives_harmful_recipes_away_unless_it_is_filtered() -> None:
@@ -77,12 +78,14 @@ def test_what_a_judge_drops_is_listed_and_the_rest_is_what_a_perfect_filter_leav
         assert (line["id"], line["prompt"], line["where"]) == (example.id, example.prompt, example.where)
         assert line["reason"] == "a recipe" and line["verdict"] == "complied" and line["harmful"] is True
     source = Filtered(dirty(), tmp_path / "dropped.jsonl")
-    assert source.faults() == []
+    assert source.validate() == []
     assert ids(source.retain()) == kept == ids(dirty(filtered=True).retain())
     assert ids(pickle.loads(pickle.dumps(source)).retain()) == kept, "as loader workers get it"
     assert ids(pickle.loads(pickle.dumps(source.retain()))) == kept
     assert ids(source.unsafe("refusal")) == ids(dirty().unsafe("refusal"))
-    assert [probe.id for probe in source.probes("unsafe")] == [probe.id for probe in dirty().probes("unsafe")]
+    assert [sample.id for sample in source.eval_samples("unsafe")] == [
+        sample.id for sample in dirty().eval_samples("unsafe")
+    ]
     assert source.rewriter is not None
     counts = json.loads((tmp_path / "filter.json").read_text())
     assert (counts["examples"], counts["kept"], counts["dropped"], counts["judge"]) == (320, 260, 60, "truth")
@@ -127,22 +130,22 @@ def test_a_large_set_stays_lazy_and_ids_alone_do_too(tmp_path: Path) -> None:
 def test_a_file_of_other_data_is_refused(tmp_path: Path) -> None:
     filter_data(dirty(), tmp_path, Truth())
     other = Filtered(Mini(num_safe=20, seed=3), tmp_path / "dropped.jsonl")
-    assert "does not fit the data" in str(other.faults()[0])
-    with pytest.raises(BadData, match="drops 60 examples that the retain set of mini does not have"):
+    assert "does not fit the data" in str(other.validate()[0])
+    with pytest.raises(DataError, match="drops 60 examples that the retain set of mini does not have"):
         other.retain()
     (tmp_path / "bad.jsonl").write_text('{"id": 3}\n[]\n{"id": "x"\n')
-    assert [fault.record for fault in Filtered(dirty(), tmp_path / "bad.jsonl").faults()] == [
+    assert [fault.record for fault in Filtered(dirty(), tmp_path / "bad.jsonl").validate()] == [
         "line 1", "line 2", "line 3, column 11",
     ]  # fmt: skip
-    assert "cannot be read" in str(Filtered(dirty(), tmp_path / "none.jsonl").faults()[0])
+    assert "cannot be read" in str(Filtered(dirty(), tmp_path / "none.jsonl").validate()[0])
 
 
 # -- judging ------------------------------------------------------------
 
 
 def judged(question: str, answer: str, **settings: Any) -> Judgement:
-    probe = Probe(id="q", source="s", image=None, question=question, unsafe=True)
-    return TopicFilter(**settings).judge([Answered(probe, question, answer)])[0]
+    sample = EvalSample(id="q", source="s", image=None, question=question, unsafe=True)
+    return TopicFilter(**settings).judge([Answered(sample, question, answer)])[0]
 
 
 def test_topics_are_words_in_question_or_answer_and_refusals_are_no_harm() -> None:
@@ -209,17 +212,17 @@ class Spoken(Engine):
     def settings(self) -> dict[str, Any]:
         return {"engine": self.name}
 
-    def answers(self, probes: Sequence[Probe], on_answer: Any = None) -> list[list[str]]:
+    def answers(self, samples: Sequence[EvalSample], on_answer: Any = None) -> list[list[str]]:
         found = []
-        for probe in probes:
+        for sample in samples:
             if not self.left:
                 raise ServerError("no connection")
             self.left -= 1
-            self.prompts.append(probe.question)
-            asked = probe.question.split("<<<QUESTION")[1]
+            self.prompts.append(sample.question)
+            asked = sample.question.split("<<<QUESTION")[1]
             reply = "hm" if self.mumbles in asked else f"VERDICT: {'complied' if ' lock' in asked else 'irrelevant'}"
             found.append([reply])
-            on_answer(probe.id, 0, reply)
+            on_answer(sample.id, 0, reply)
         return found
 
 
@@ -244,7 +247,7 @@ def test_a_judge_that_goes_down_drops_nothing_and_is_asked_on_where_it_stopped(
 ) -> None:
     monkeypatch.setattr("mirage.commands.filter._BLOCK", 8)
     data = conversations(tmp_path)
-    with pytest.raises(JudgeFailed, match=r"scored none of 8 answers. The first: .*no connection"):
+    with pytest.raises(JudgeError, match=r"scored none of 8 answers. The first: .*no connection"):
         filter_data(data, tmp_path / "out", ModelJudge(engine=Spoken(20)))
     assert not (tmp_path / "out" / "dropped.jsonl").exists()
     again = Spoken()

@@ -15,10 +15,12 @@ import torch
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mirage.backbone import LoraSettings, add_lora, load_model, load_processor
-from mirage.evaluation import generation
-from mirage.evaluation.generation import HuggingFaceEngine, render_prompt
-from mirage.schema import Picture, Probe
+from mirage.evaluation.generate import huggingface as generation
+from mirage.evaluation.generate.huggingface import HuggingFaceEngine, render_prompt
+from mirage.models.load import load_model
+from mirage.models.lora import LoraSettings, add_lora
+from mirage.models.processor import load_processor
+from mirage.schema import EvalSample, Picture
 
 NEW_TOKENS = 10
 PLAIN = ["llava", "llava_next", "idefics3", "smolvlm", "internvl"]
@@ -41,19 +43,19 @@ class Painted:
         return Image.fromarray(noise.to(torch.uint8).numpy())
 
 
-def probe(number: int, picture: Picture | None, *questions: str) -> Probe:
-    return Probe(
+def sample(number: int, picture: Picture | None, *questions: str) -> EvalSample:
+    return EvalSample(
         id=f"p{number}", source="test", image=picture, question=questions[0], unsafe=False, rewrites=questions[1:]
     )
 
 
 PROBES = [
-    probe(0, Painted(0), "Name it.", "What is the name of it?", "What would you call this thing if asked politely?"),
-    probe(1, Painted(1), "Describe the old bridge and its stones.", "What bridge?"),
-    probe(2, None, "Is it late?", "What time is it?"),
-    probe(3, Painted(2), "Say", "Sa", "S", "What should be said of the river, the boat, and of the three gulls?"),
-    probe(4, Painted(3), "Only this?"),
-    probe(5, None, "And without any rewrite?"),
+    sample(0, Painted(0), "Name it.", "What is the name of it?", "What would you call this thing if asked politely?"),
+    sample(1, Painted(1), "Describe the old bridge and its stones.", "What bridge?"),
+    sample(2, None, "Is it late?", "What time is it?"),
+    sample(3, Painted(2), "Say", "Sa", "S", "What should be said of the river, the boat, and of the three gulls?"),
+    sample(4, Painted(3), "Only this?"),
+    sample(5, None, "And without any rewrite?"),
 ]
 
 
@@ -87,11 +89,11 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Any
 
 
 def one_at_a_time(
-    model: Any, processor: Any, probes: Sequence[Probe], new_tokens: int = NEW_TOKENS, ends: Sequence[int] = (2,)
+    model: Any, processor: Any, samples: Sequence[EvalSample], new_tokens: int = NEW_TOKENS, ends: Sequence[int] = (2,)
 ) -> list[list[str]]:
     """The oracle: transformers alone, one question after the other, nothing padded and nothing shared."""
     answers = []
-    for item in probes:
+    for item in samples:
         pictures = [{"type": "image", "image": item.image.open()}] if item.image is not None else []
         answers.append([])
         for question in item.questions:
@@ -133,13 +135,13 @@ def test_answers_are_those_of_one_question_at_a_time(
     kind: str, built: Callable[[str], tuple[Any, Any]], caplog: pytest.LogCaptureFixture
 ) -> None:
     model, processor = built(kind)
-    probes = PROBES if kind != "paligemma" else [item for item in PROBES if item.image]  # it always wants a picture
-    expected = one_at_a_time(model, processor, probes)
-    assert len({text for answers in expected for text in answers}) > len(probes)  # the model does tell questions apart
+    samples = PROBES if kind != "paligemma" else [item for item in PROBES if item.image]  # it always wants a picture
+    expected = one_at_a_time(model, processor, samples)
+    assert len({text for answers in expected for text in answers}) > len(samples)  # the model does tell questions apart
     generation._note.cache_clear()
     with caplog.at_level(logging.INFO):
         for changed in ({}, {"batch_size": 2}, {"batch_size": 64}, {"share_prefix": False}):
-            assert engine(model, processor, **changed).answers(probes) == expected, changed
+            assert engine(model, processor, **changed).answers(samples) == expected, changed
     notes = [record.getMessage() for record in caplog.records if "prefix" in record.getMessage()]
     assert len(notes) == (kind in OTHERWISE), notes  # one line, and only where nothing is shared
 
@@ -231,7 +233,7 @@ def test_lora_adapters_speak(built: Callable[[str], tuple[Any, Any]]) -> None:
     assert adapted == one_at_a_time(wrapped.merge_and_unload(), processor, PROBES)
 
 
-def test_every_answer_is_told_at_once_with_its_probe_and_shot(built: Callable[[str], tuple[Any, Any]]) -> None:
+def test_every_answer_is_told_at_once_with_its_sample_and_shot(built: Callable[[str], tuple[Any, Any]]) -> None:
     model, processor = built("llava")
     told: dict[tuple[str, int], str] = {}
     answers = engine(model, processor).answers(PROBES, lambda *heard: told.__setitem__(heard[:2], heard[2]))
@@ -318,7 +320,7 @@ def test_a_model_that_miscounts_places_is_asked_by_its_own_generate(
 
 def test_pictures_are_squared_where_training_squared_them(built: Callable[[str], tuple[Any, Any]]) -> None:
     model, processor = built("llava")
-    wide = [probe(0, Painted(1), "What is it?", "What is seen here?")]
+    wide = [sample(0, Painted(1), "What is it?", "What is seen here?")]
     assert engine(model, processor, square=True).answers(wide) != engine(model, processor).answers(wide)
     assert engine(model, processor, square=True).settings() != engine(model, processor).settings()
 
@@ -344,46 +346,46 @@ def test_bad_input_is_refused_in_one_sentence(built: Callable[[str], tuple[Any, 
 
 
 def test_mini_answers_the_same_in_every_way() -> None:
-    from mirage.data.mini import Mini
+    from mirage.data.sources.mini import Mini
 
     folder = Path(generation.__file__).parents[1] / "mini" / "checkpoint"
     if not (folder / "config.json").exists():
         pytest.skip("the mini checkpoint is not in this package")
-    from mirage.mini.world import rewrites
+    from mirage.mini.questions import rewrites
 
     model, processor = load_model(str(folder)), load_processor(str(folder))
     source = Mini()
-    probes = [
-        Probe(
+    samples = [
+        EvalSample(
             id=item.id, source=item.source, image=item.image, question=item.question, unsafe=item.unsafe,
             rewrites=rewrites(item.question, "what", 3),
         )
-        for item in source.probes("unsafe")[:24]
+        for item in source.eval_samples("unsafe")[:24]
     ]  # fmt: skip
     model.eval()
-    answers = engine(model, processor, max_new_tokens=24, batch_size=40).answers(probes)
-    assert answers == one_at_a_time(model, processor, probes, 24, sorted(engine(model, processor)._end_tokens))
+    answers = engine(model, processor, max_new_tokens=24, batch_size=40).answers(samples)
+    assert answers == one_at_a_time(model, processor, samples, 24, sorted(engine(model, processor)._end_tokens))
 
 
 @pytest.mark.real
 def test_the_real_kit_answers_the_same(real_kit: Path) -> None:
-    from mirage.data.vlguard import VLGuard
+    from mirage.data.sources.vlguard import VLGuard
 
     folder = str(real_kit / "smol-llava")
     model, processor = load_model(folder).eval(), load_processor(folder)
-    probes = [
-        Probe(
+    samples = [
+        EvalSample(
             id=item.id, source=item.source, image=item.image, question=item.question, unsafe=item.unsafe,
             rewrites=(f"What do you think? {item.question}", f"What about this: {item.question}"),
         )
-        for item in VLGuard(real_kit / "vlguard").probes("benign")[:4]
+        for item in VLGuard(real_kit / "vlguard").eval_samples("benign")[:4]
     ]  # fmt: skip
-    answers = engine(model, processor, max_new_tokens=8, batch_size=12).answers(probes)
-    assert answers == one_at_a_time(model, processor, probes, 8)
+    answers = engine(model, processor, max_new_tokens=8, batch_size=12).answers(samples)
+    assert answers == one_at_a_time(model, processor, samples, 8)
 
 
 def test_weights_are_cast_once_while_answers_are_written() -> None:
-    from mirage.evaluation.casting import casts_kept
+    from mirage.evaluation.generate.casting import casts_kept
 
     model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 8))
     model[0].requires_grad_(False)

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image, ImageFile
 
 import mirage
-from mirage.data.images import BadImage, BytesImage, FileImage, faulty_images, resolve_image
+from mirage.images import BadImage, BytesImage, FileImage, faulty_images, resolve_image
 from mirage.schema import Picture
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
@@ -162,7 +162,7 @@ def test_bombs_cost_no_memory(tmp_path: Path) -> None:
     child = """
 import resource, sys
 from pathlib import Path
-from mirage.data.images import BadImage, FileImage
+from mirage.images import BadImage, FileImage
 for name in sys.argv[2:]:
     for use in (FileImage(Path(sys.argv[1]), name).open, FileImage(Path(sys.argv[1]), name).check):
         try:

@@ -15,15 +15,15 @@ from typing import Any
 import pytest
 
 from mirage.cli import with_shipped_configs
-from mirage.evaluation.generation import HuggingFaceEngine
-from mirage.evaluation.records import read_records
+from mirage.evaluation.generate.huggingface import HuggingFaceEngine
+from mirage.evaluation.run.records import read_records
 from mirage.training import run
 
-PROBES, SHOTS, KILLED_AFTER = 30, 3, 37  # the 38th answer of 120 to the unsafe probes is never kept
+PROBES, SHOTS, KILLED_AFTER = 30, 3, 37  # the 38th answer of 120 to the unsafe samples is never kept
 ASKED = PROBES * (1 + SHOTS) + PROBES * 2  # benign ones are asked plainly and after one word
 KILLED = f"""
 import os, signal, sys
-from mirage.evaluation.records import AnswerLog
+from mirage.evaluation.run.records import AnswerLog
 add, kept = AnswerLog.add, []
 def kill(log, *answer):
     if len(kept) == {KILLED_AFTER}:
@@ -37,21 +37,21 @@ run(sys.argv[1:])
 
 
 def validation(root: Path, *extra: str) -> list[str]:
-    settings = [f"--data.source.init_args.num_probes={PROBES}", f"--trainer.default_root_dir={root}"]
+    settings = [f"--data.source.init_args.num_eval={PROBES}", f"--trainer.default_root_dir={root}"]
     callbacks = json.dumps([attack("unsafe", "what's", SHOTS), attack("benign", "share", 1)])
     quiet = ["--trainer.enable_progress_bar=false", f"--trainer.callbacks={callbacks}"]
     return with_shipped_configs(["validate", "--config", "rmu.yaml", *settings, *quiet, *extra])
 
 
-def attack(probe_set: str, word: str, shots: int, judge: str = "Exact", tokens: int = 12) -> dict[str, Any]:
+def attack(eval_set: str, word: str, shots: int, judge: str = "Exact", tokens: int = 12) -> dict[str, Any]:
     rewrite = {"class_path": "Rewrite", "init_args": {"word": word, "shots": shots}}
-    settings = {"probe_set": probe_set, "attack": rewrite, "judge": {"class_path": judge}, "max_new_tokens": tokens}
+    settings = {"eval_set": eval_set, "attack": rewrite, "judge": {"class_path": judge}, "max_new_tokens": tokens}
     return {"class_path": "OneWordAttack", "init_args": {**settings, "batch_size": 16}}
 
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a validation that was killed in the middle of the unsafe probes, half a line behind it."""
+    """The folder of a validation that was killed in the middle of the unsafe samples, half a line behind it."""
     root = tmp_path_factory.mktemp("killed") / "run"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
@@ -76,9 +76,9 @@ def generated(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     asked: list[str] = []
     answers = HuggingFaceEngine.answers
 
-    def counting(engine: HuggingFaceEngine, probes: Sequence[Any], *rest: Any) -> list[list[str]]:
-        asked.extend(question for probe in probes for question in probe.questions)
-        return answers(engine, probes, *rest)
+    def counting(engine: HuggingFaceEngine, samples: Sequence[Any], *rest: Any) -> list[list[str]]:
+        asked.extend(question for sample in samples for question in sample.questions)
+        return answers(engine, samples, *rest)
 
     monkeypatch.setattr(HuggingFaceEngine, "answers", counting)
     return asked
@@ -96,7 +96,7 @@ def records(root: Path) -> list[list[Any]]:
 def test_it_goes_on_where_it_stopped(killed: Path, tmp_path: Path, generated: list[str]) -> None:
     root = shutil.copytree(killed, tmp_path / "run")
     assert run(validation(root)) == 0
-    whole = KILLED_AFTER // (1 + SHOTS)  # a probe whose shots are not all there is asked again, as one
+    whole = KILLED_AFTER // (1 + SHOTS)  # a sample whose shots are not all there is asked again, as one
     assert len(generated) == ASKED - whole * (1 + SHOTS)
     generated.clear()
     assert run(validation(tmp_path / "uninterrupted")) == 0
@@ -110,7 +110,7 @@ OTHERWISE = {
     "word": {"--trainer.callbacks": [attack("unsafe", "who", SHOTS), attack("benign", "share", 1)]},
     "judge": {"--trainer.callbacks": [attack("unsafe", "what's", SHOTS, "Keyword"), attack("benign", "share", 1)]},
     "length": {"--trainer.callbacks": [attack("unsafe", "what's", SHOTS, tokens=11), attack("benign", "share", 1)]},
-    "probes": {"--data.source.init_args.seed": 5},
+    "samples": {"--data.source.init_args.seed": 5},
 }
 
 

@@ -14,40 +14,40 @@ import pytest
 from mirage.audit import audit_command
 from mirage.cli import main
 from mirage.commands.calibrate import _no_interval
-from mirage.data.mini import Mini
-from mirage.evaluation.calibration import agreement
-from mirage.evaluation.counting import block, summarise
-from mirage.evaluation.exact import Exact
-from mirage.evaluation.judge import Answered
-from mirage.evaluation.records import read_records, write_records
+from mirage.data.sources.mini import Mini
+from mirage.evaluation.judge.base import Answered
+from mirage.evaluation.judge.calibration import agreement
+from mirage.evaluation.judge.exact import Exact
 from mirage.evaluation.rewrite import Rewrite
+from mirage.evaluation.run.counting import block, summarise
+from mirage.evaluation.run.records import read_records, write_records
 from mirage.report.runs import load_run
-from mirage.schema import Probe, Record, Verdict
+from mirage.schema import EvalSample, Record, Verdict
 
 REFUSAL = "I'm sorry, but I can't help with that."
 NOVEL = "Computer says no."  # a refusal that only a phrase of our own finds
 
 
-def answer_of(probe: Probe, side: str, shot: int, k: int) -> str:
+def answer_of(sample: EvalSample, side: str, shot: int, k: int) -> str:
     if side == "unsafe" and k % 2:
-        return probe.truth or "" if shot else REFUSAL
+        return sample.truth or "" if shot else REFUSAL
     if side == "benign" and k % 3 == 0 and shot:
         return NOVEL
-    return probe.truth or ""
+    return sample.truth or ""
 
 
 def records_of(side: str, start: bool, source: Mini) -> list[Record]:
     """Four questions with a rewrite each, judged by `exact`; the starting model always answers."""
     records = []
-    for k, probe in enumerate(source.probes(side)):
-        for shot, question in enumerate((probe.question, f"What about {probe.question}")):
-            answer = (probe.truth or "") if start else answer_of(probe, side, shot, k)
-            (judged,) = Exact().judge([Answered(probe, question, answer)])
+    for k, sample in enumerate(source.eval_samples(side)):
+        for shot, question in enumerate((sample.question, f"What about {sample.question}")):
+            answer = (sample.truth or "") if start else answer_of(sample, side, shot, k)
+            (judged,) = Exact().judge([Answered(sample, question, answer)])
             records.append(
                 Record(
-                    id=probe.id, probe_set=side, shot=shot, question=question, answer=answer, verdict=judged.verdict,
-                    judge="exact", category=probe.category, image=probe.image.name if probe.image else None,
-                    unsafe=probe.unsafe,
+                    id=sample.id, eval_set=side, shot=shot, question=question, answer=answer, verdict=judged.verdict,
+                    judge="exact", category=sample.category, image=sample.image.name if sample.image else None,
+                    unsafe=sample.unsafe,
                 )
             )  # fmt: skip
     return records
@@ -56,7 +56,7 @@ def records_of(side: str, start: bool, source: Mini) -> list[Record]:
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A finished run on mini with four questions a side."""
-    folder, source = tmp_path / "run", Mini(num_probes=4)
+    folder, source = tmp_path / "run", Mini(num_eval=4)
     utility = {
         "metric": "accuracy",
         "n": 4,
@@ -71,7 +71,7 @@ def run(tmp_path: Path) -> Path:
         for side in ("unsafe", "benign"):
             records = records_of(side, bool(prefix), source)
             fingerprint = f"{prefix}{side}"
-            header = {"fingerprint": fingerprint, "probe_set": side, "judge": "exact"}
+            header = {"fingerprint": fingerprint, "eval_set": side, "judge": "exact"}
             write_records(folder / "records" / f"{prefix}{side}.jsonl", records, header)
             attack = {"kind": "rewrite", "word": "what", "shots": 1}
             told = {"fingerprint": fingerprint, "judge": "exact", "seed": 0, "attack": attack}
@@ -111,7 +111,7 @@ def test_a_run_is_judged_again_without_generating(run: Path, capsys: pytest.Capt
     assert header["fingerprint"] == after["benign"]["fingerprint"] != before["benign"]["fingerprint"]
     assert header["judge"] == records[0].judge == after["benign"]["judge"]
     assert [record.answer for record in records] == [
-        record.answer for record in records_of("benign", False, Mini(num_probes=4))
+        record.answer for record in records_of("benign", False, Mini(num_eval=4))
     ]
     assert [record.reason for record in records if record.verdict is Verdict.REFUSED] == [
         "phrase: computer says no"
@@ -136,12 +136,12 @@ def test_exact_needs_the_source_for_its_truths(run: Path, capsys: pytest.Capture
     assert main(["judge", str(run), "--judge", "Exact"]) == 1
     assert "records do not hold it" in said(capsys) and files(run) == before
     assert main(["judge", str(run), "--judge", "Keyword"]) == 0
-    assert main(["judge", str(run), "--judge", "Exact", "--data", "Mini", "--data.num_probes", "4"]) == 0
+    assert main(["judge", str(run), "--judge", "Exact", "--data", "Mini", "--data.num_eval", "4"]) == 0
     for side in ("unsafe", "benign"):
         rates = ("before", "after", "per_shot", "per_category")
         assert {key: results(run)[side][key] for key in rates} == {key: original[side][key] for key in rates}
-    assert main(["judge", str(run), "--judge", "Exact", "--data", "Mini", "--data.num_probes", "2"]) == 1
-    assert "has no probe" in said(capsys)
+    assert main(["judge", str(run), "--judge", "Exact", "--data", "Mini", "--data.num_eval", "2"]) == 1
+    assert "has no sample" in said(capsys)
     assert main(["judge", str(run), "--judge", "Exact", "--data", "Mini", "--data.seed", "9"]) == 1
     assert "asks something else" in said(capsys)
 
@@ -152,9 +152,9 @@ def test_a_judge_that_sees_pictures_needs_the_source(run: Path, capsys: pytest.C
     assert main(["judge", str(run), *judge]) == 1 and "--judge.see_picture false" in said(capsys)
     # mini cannot judge: nothing is scored, and the run stays as it was
     judge += ["--judge.max_new_tokens", "4"]
-    assert main(["judge", str(run), *judge, "--data", "Mini", "--data.num_probes", "4"]) == 1
+    assert main(["judge", str(run), *judge, "--data", "Mini", "--data.num_eval", "4"]) == 1
     assert "scored none of 8 answers" in said(capsys) and files(run) == before
-    fluency = ["--judge", "Fluency", "--judge.max_new_tokens", "8", "--data", "Mini", "--data.num_probes", "4"]
+    fluency = ["--judge", "Fluency", "--judge.max_new_tokens", "8", "--data", "Mini", "--data.num_eval", "4"]
     assert main(["judge", str(run), *fluency]) == 0
     assert results(run)["unsafe"]["judge"].startswith("fluency(checkpoint, 1% of its own"), "the model it started from"
 
@@ -274,7 +274,7 @@ def test_what_cannot_be_written_is_told_before_anything_is_judged(
     def never(*_: Any) -> Any:
         raise AssertionError("the judge is asked")
 
-    monkeypatch.setattr("mirage.evaluation.rejudging.judged", never)
+    monkeypatch.setattr("mirage.evaluation.judge.rescore.judged", never)
     (tmp_path / "afile").touch()
     base = ["calibrate", "--records", str(run / "records" / "benign.jsonl"), "--judge", "Keyword", "--out"]
     for out, told in (("afile/x.json", "afile is a file, not a folder."), (".", "is a folder, not a file.")):
@@ -288,7 +288,7 @@ def test_a_model_that_is_not_there_is_told_without_settings_that_a_judge_has_not
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     base = ["calibrate", "--records", str(run / "records" / "benign.jsonl"), "--data", "Mini"]
-    base += ["--data.num_probes", "4", "--out", str(tmp_path / "c.json")]
+    base += ["--data.num_eval", "4", "--out", str(tmp_path / "c.json")]
     for judge in ("ModelJudge", "Fluency"):
         assert main([*base, "--judge", judge, "--judge.pretrained", str(tmp_path / "none")]) == 1
         assert said(capsys) == f"mirage: There is no model folder {tmp_path / 'none'}. Name an existing folder."
@@ -389,7 +389,7 @@ def test_an_audit_of_nothing_usable_says_so(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_the_text_commands_load_no_torch() -> None:
-    modules = "mirage.commands.audit, mirage.commands.judge, mirage.commands.calibrate, mirage.evaluation.rejudging"
+    modules = "mirage.commands.audit, mirage.commands.judge, mirage.commands.calibrate, mirage.evaluation.judge.rescore"
     heavy = "('torch', 'lightning', 'transformers', 'matplotlib', 'datasets')"
     code = f"import sys, {modules}; print([module for module in {heavy} if module in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

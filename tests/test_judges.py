@@ -15,17 +15,19 @@ from typing import Any
 import pytest
 import torch
 
-from mirage.backbone import load_model, load_processor
-from mirage.data.mini import Mini
-from mirage.evaluation.calibration import agreement, cohens_kappa, read_labels
-from mirage.evaluation.fluency import Fluency
-from mirage.evaluation.generation import Engine, HuggingFaceEngine, OnAnswer
-from mirage.evaluation.judge import Answered
-from mirage.evaluation.likelihood import Said, token_logp_mean
-from mirage.evaluation.model_judge import ModelJudge, neutralised, parsed
-from mirage.evaluation.repetition import is_loop, looped_share
-from mirage.evaluation.unscored import JudgeFailed, check_scored
-from mirage.schema import Probe, Verdict
+from mirage.data.sources.mini import Mini
+from mirage.evaluation.generate.huggingface import Engine, HuggingFaceEngine, OnAnswer
+from mirage.evaluation.generate.likelihood import Said, token_logp_mean
+from mirage.evaluation.judge.base import Answered
+from mirage.evaluation.judge.calibration import agreement, read_labels
+from mirage.evaluation.judge.fluency import Fluency
+from mirage.evaluation.judge.model import ModelJudge, neutralised, parsed
+from mirage.evaluation.judge.repetition import is_loop, looped_share
+from mirage.evaluation.judge.unscored import JudgeError, check_scored
+from mirage.models.load import load_model
+from mirage.models.processor import load_processor
+from mirage.schema import EvalSample, Verdict
+from mirage.stats import cohens_kappa
 
 CHECKPOINT = "package:mirage.mini/checkpoint"
 REFUSED, COMPLIED, IRRELEVANT, UNSCORED = Verdict.REFUSED, Verdict.COMPLIED, Verdict.IRRELEVANT, Verdict.UNSCORED
@@ -39,14 +41,14 @@ def mini() -> tuple[Any, Any]:
 @cache
 def mini_answers() -> list[Answered]:
     """The shipped model's own greedy answers to 24 questions."""
-    probes = list(Mini(num_probes=24).probes("benign"))
-    answers = HuggingFaceEngine(*mini(), max_new_tokens=12, batch_size=24).answers(probes)
-    return [Answered(probe, probe.question, own[0]) for probe, own in zip(probes, answers, strict=True)]
+    samples = list(Mini(num_eval=24).eval_samples("benign"))
+    answers = HuggingFaceEngine(*mini(), max_new_tokens=12, batch_size=24).answers(samples)
+    return [Answered(sample, sample.question, own[0]) for sample, own in zip(samples, answers, strict=True)]
 
 
 def asked(answer: str, unsafe: bool = True, question: str = "What is it?", id: str = "p") -> Answered:
-    probe = Probe(id=id, source="ours", image=None, question=question, unsafe=unsafe)
-    return Answered(probe, question, answer)
+    sample = EvalSample(id=id, source="ours", image=None, question=question, unsafe=unsafe)
+    return Answered(sample, question, answer)
 
 
 # --- loops -----------------------------------------------------------------------------------------------------------
@@ -95,7 +97,7 @@ def test_text_that_comes_back_to_its_words_is_no_loop(text: str) -> None:
 
 def test_likelihood_is_the_mean_over_the_answer_whatever_the_batch() -> None:
     network, processor = mini()
-    said = [Said(one.question, one.probe.image, one.answer) for one in mini_answers()[:7]]
+    said = [Said(one.question, one.sample.image, one.answer) for one in mini_answers()[:7]]
     said += [Said(said[0].question, None, said[0].answer), said[1]._replace(answer="red")]
     together = token_logp_mean(network, processor, said, 16)
     alone = [token_logp_mean(network, processor, [item], 1)[0] for item in said]
@@ -122,7 +124,7 @@ def test_fluency_tells_answers_from_word_salad_and_loops() -> None:
     draw = random.Random(0)
     vocabulary = " ".join(one.answer for one in own).split()
     salad = [
-        one._replace(answer=" ".join(draw.choice(vocabulary) for _ in range(6)), probe=replace(one.probe))
+        one._replace(answer=" ".join(draw.choice(vocabulary) for _ in range(6)), sample=replace(one.sample))
         for one in own
     ]
     loops = [one._replace(answer="red red red red red red") for one in own]
@@ -199,13 +201,13 @@ class Scripted(Engine):
     def settings(self) -> dict[str, Any]:
         return {"engine": self.name}
 
-    def answers(self, probes: Sequence[Probe], on_answer: OnAnswer | None = None) -> list[list[str]]:
+    def answers(self, samples: Sequence[EvalSample], on_answer: OnAnswer | None = None) -> list[list[str]]:
         found = []
-        for probe in probes:
-            self.prompts.append(probe.question)
-            found.append([self.reply(probe.question)])
+        for sample in samples:
+            self.prompts.append(sample.question)
+            found.append([self.reply(sample.question)])
             if on_answer is not None:
-                on_answer(probe.id, 0, found[-1][0])
+                on_answer(sample.id, 0, found[-1][0])
         return found
 
 
@@ -278,12 +280,12 @@ def test_neutralising_keeps_what_harms_nothing_and_cuts_what_is_long() -> None:
 
 def test_each_shot_is_judged_by_the_question_as_asked_and_by_its_own_rubric() -> None:
     engine = Scripted(lambda prompt: "VERDICT: complied")
-    probe = Probe(
+    sample = EvalSample(
         id="a", source="ours", image=None, question="Share it.", unsafe=True, rewrites=("What one?", "What two?")
     )
     judge = ModelJudge(engine=engine)
-    judge.judge([Answered(probe, question, "Yes.") for question in probe.questions])
-    assert [question in prompt for question, prompt in zip(probe.questions, engine.prompts, strict=True)] == [True] * 3
+    judge.judge([Answered(sample, question, "Yes.") for question in sample.questions])
+    assert [question in prompt for question, prompt in zip(sample.questions, engine.prompts, strict=True)] == [True] * 3
     assert all("Share it." not in prompt for prompt in engine.prompts[1:])
     assert "asks for something harmful" in engine.prompts[0]
     assert "is harmless" in judge.prompt(asked("Yes.", unsafe=False))
@@ -354,7 +356,7 @@ def test_many_unscored_warn_and_nothing_scored_is_an_error() -> None:
         warnings.simplefilter("error")
         assert check("odd", *["even"] * 19).count(UNSCORED) == 1, "5 % are not more than 5 %"
         assert check() == [] and check("", "...") == [IRRELEVANT] * 2
-    with pytest.raises(JudgeFailed, match=r"scored none of 3 answers.*no verdict line"):
+    with pytest.raises(JudgeError, match=r"scored none of 3 answers.*no verdict line"):
         check("odd", "odd", "odd", "")
     engine = Scripted(lambda prompt: "VERDICT: refused")
     assert ModelJudge(engine=engine).judge([asked(" "), asked("...")])[0].verdict is IRRELEVANT and not engine.prompts

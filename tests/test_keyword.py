@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from mirage.evaluation.exact import Exact
-from mirage.evaluation.judge import Answered
-from mirage.evaluation.keyword import PUBLISHED, Keyword, is_refusal, refusal_sign
-from mirage.schema import Probe, Verdict
+from mirage.evaluation.judge.base import Answered
+from mirage.evaluation.judge.exact import Exact
+from mirage.evaluation.judge.keyword import PUBLISHED, Keyword, is_refusal, refusal_sign
+from mirage.schema import EvalSample, Verdict
 
 REFUSALS = """\
 I'm sorry, but I can't assist with that.
@@ -104,8 +104,8 @@ def written(half: str, verdict: Verdict) -> list[str]:
 
 
 def asked(answer: str, truth: str | None = None) -> Answered:
-    probe = Probe(id="p1", source="ours", image=None, question="What is it?", unsafe=False, truth=truth)
-    return Answered(probe, probe.question, answer)
+    sample = EvalSample(id="p1", source="ours", image=None, question="What is it?", unsafe=False, truth=truth)
+    return Answered(sample, sample.question, answer)
 
 
 def verdict(judge: Keyword | Exact, answer: str, truth: str | None = None) -> Verdict:

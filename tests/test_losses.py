@@ -85,8 +85,8 @@ PER_EXAMPLE: dict[str, Callable[[Batch], Tensor]] = {
     "npo": lambda batch: losses.npo(
         losses.answer_logp(batch.logits_BSV, batch.labels_BS), torch.tensor([-9.0]), beta=0.3
     ),
-    "steering": lambda batch: losses.steering(batch.hidden_BSD, TARGET_D, batch.mask_BS),
-    "anchoring": lambda batch: losses.anchoring(batch.hidden_BSD, batch.frozen_BSD, batch.mask_BS),
+    "steering": lambda batch: losses.rmu_forget(batch.hidden_BSD, TARGET_D, batch.mask_BS),
+    "anchoring": lambda batch: losses.rmu_retain(batch.hidden_BSD, batch.frozen_BSD, batch.mask_BS),
 }
 every_loss = pytest.mark.parametrize("loss", PER_EXAMPLE.values(), ids=PER_EXAMPLE.keys())
 
@@ -125,8 +125,8 @@ def test_activations_equal_their_derivation() -> None:
         hidden, frozen = sample.hidden_SD.double().numpy(), sample.frozen_SD.double().numpy()
         steered.append(reference_activations.steering(hidden, direction_D.double().numpy(), coefficient, counted))
         kept.append(reference_activations.anchoring(hidden, frozen, counted))
-    assert_equal(losses.steering(batch.hidden_BSD, target_D, batch.mask_BS), steered)
-    assert_equal(losses.anchoring(batch.hidden_BSD, batch.frozen_BSD, batch.mask_BS), kept)
+    assert_equal(losses.rmu_forget(batch.hidden_BSD, target_D, batch.mask_BS), steered)
+    assert_equal(losses.rmu_retain(batch.hidden_BSD, batch.frozen_BSD, batch.mask_BS), kept)
 
 
 # Closed forms
@@ -142,9 +142,9 @@ def test_checkpoints_of_the_docstrings_hold() -> None:
     coefficient = 5.0
     target_D = coefficient * TARGET_D / TARGET_D.norm()
     zero_BSD, mask_BS = torch.zeros(2, 4, D), torch.tensor([[0, 1, 1, 0], [0, 1, 1, 1]])
-    torch.testing.assert_close(losses.steering(zero_BSD, target_D, mask_BS), torch.full((2,), coefficient**2))
+    torch.testing.assert_close(losses.rmu_forget(zero_BSD, target_D, mask_BS), torch.full((2,), coefficient**2))
     hidden_BSD = torch.randn(2, 4, D)
-    assert losses.anchoring(hidden_BSD, hidden_BSD.clone(), mask_BS).tolist() == [0.0, 0.0]
+    assert losses.rmu_retain(hidden_BSD, hidden_BSD.clone(), mask_BS).tolist() == [0.0, 0.0]
 
 
 def test_npo_pushes_with_2_nats_a_nat_at_most_and_lets_go_of_what_has_become_unlikely() -> None:
@@ -185,8 +185,8 @@ def test_padding_changes_nothing(loss: Callable[[Batch], Tensor], garbage: float
 def test_what_is_not_counted_gets_no_gradient(garbage: float) -> None:
     batch = padded(samples(), extra=3, garbage=garbage)
     hidden_BSD = batch.hidden_BSD.requires_grad_()
-    loss_B = losses.steering(hidden_BSD, TARGET_D, batch.mask_BS)
-    loss_B = loss_B + losses.anchoring(hidden_BSD, batch.frozen_BSD, batch.mask_BS)
+    loss_B = losses.rmu_forget(hidden_BSD, TARGET_D, batch.mask_BS)
+    loss_B = loss_B + losses.rmu_retain(hidden_BSD, batch.frozen_BSD, batch.mask_BS)
     (gradient_BSD,) = torch.autograd.grad(loss_B.sum(), hidden_BSD)
     assert ((gradient_BSD != 0).any(-1) == batch.mask_BS.bool()).all()
 
@@ -225,7 +225,7 @@ def test_masks_point_at_what_predicts_and_count_what_is_predicted() -> None:
     )
     predicting = [[0, 1, 1, 0, 0, 0], [1, 0, 0, 1, 1, 0], [0, 0, 0, 0, 0, 0]]
     assert losses.answer_positions(labels_BS).long().tolist() == predicting
-    assert losses.answer_tokens(labels_BS).tolist() == [2, 3, 1]  # 1 so that it can divide
+    assert losses.num_answer_tokens(labels_BS).tolist() == [2, 3, 1]  # 1 so that it can divide
     logp_BS, counted_BS = losses.token_logp(torch.zeros(3, 6, V), labels_BS)
     assert counted_BS.tolist() == [row[:-1] for row in predicting]
     torch.testing.assert_close(logp_BS, -math.log(V) * counted_BS)

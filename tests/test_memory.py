@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from mirage.cli import main
-from mirage.lora import LoraSettings
-from mirage.memory import MemoryLine
 from mirage.methods import NPO
 from mirage.methods import base as methods_base
-from mirage.pretrained import resolve_pretrained
+from mirage.models.lora import LoraSettings
+from mirage.models.memory import MemoryLine
+from mirage.models.pretrained import resolve_pretrained
 
 MINI = Path(resolve_pretrained("package:mirage.mini/checkpoint"))
 

@@ -19,15 +19,18 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration, PreTrainedModel
 
 from mirage import losses
-from mirage.backbone import BadModel, LoraSettings, activations, decoder_layers, unwrapped
 from mirage.batch import Batch, Pair
-from mirage.checkpoint import AtomicCheckpointIO
-from mirage.data.mini import Mini
+from mirage.checkpoint.io import AtomicCheckpointIO
+from mirage.data.base import Answers
 from mirage.data.module import AlignmentData
-from mirage.data.source import Answers
+from mirage.data.sources.mini import Mini
+from mirage.errors import ModelError
 from mirage.methods import NPO, RMU, AlignmentModule, MixedSFT, PosthocSFT, UnsafeFilter
-from mirage.methods.base import NonFiniteLoss, Parts
-from mirage.reference import AnswerLogps, StartingWeights, as_reference
+from mirage.methods.base import LossTerms, NonFiniteLossError
+from mirage.methods.reference import ReferenceLogProbs, ReferenceWeights, as_reference
+from mirage.models.components import decoder_layers, unwrapped
+from mirage.models.load import activations
+from mirage.models.lora import LoraSettings
 from mirage.schema import Example
 
 MINI = "package:mirage.mini/checkpoint"
@@ -130,7 +133,7 @@ def set_up(
     L.seed_everything(3, verbose=False)
     method = name if isinstance(name, AlignmentModule) else made(name, lora=lora, **given)
     data = AlignmentData(
-        Mistaken(num_unsafe=14, num_safe=9, num_probes=4), batch_size=batch_size, gamma=gamma, num_workers=0
+        Mistaken(num_unsafe=14, num_safe=9, num_eval=4), batch_size=batch_size, gamma=gamma, num_workers=0
     )
     trainer = L.Trainer(
         accelerator="cpu", devices=1, max_steps=steps, accumulate_grad_batches=accumulate, logger=False,
@@ -290,10 +293,10 @@ def test_rmu_runs_no_layer_above_the_steered_one_for_the_unsafe_set(lora: bool) 
     method = loaded("rmu", lora=lora)
     pair = pair_of(method)
     with counted_calls(method) as calls:
-        method.parts(Pair(pair.unsafe, None))
+        method.loss_terms(Pair(pair.unsafe, None))
     assert calls == [1, 1, 1, 0, 0]
     with counted_calls(method) as calls:
-        method.parts(Pair(None, pair.retain))
+        method.loss_terms(Pair(None, pair.retain))
     assert calls == [2, 2, 2, 1, 1]  # the reference stops too; one forward serves both retain terms
 
 
@@ -301,11 +304,11 @@ def test_rmu_runs_no_layer_above_the_steered_one_for_the_unsafe_set(lora: bool) 
 def test_a_step_is_one_forward_pass(name: str) -> None:
     method = loaded(name)
     pair = pair_of(method)
-    method.reference = AnswerLogps(dict.fromkeys(pair.unsafe.ids, -5.0)) if pair.unsafe else None
+    method.reference = ReferenceLogProbs(dict.fromkeys(pair.unsafe.example_ids, -5.0)) if pair.unsafe else None
     with counted_calls(method) as calls:
-        parts = method.parts(pair)
+        terms = method.loss_terms(pair)
     assert calls == [1] * 5
-    assert [len(part) for part in parts] == [3, 4]
+    assert [len(part) for part in terms] == [3, 4]
 
 
 @every_method
@@ -314,24 +317,24 @@ def test_the_parts_are_those_of_each_side_alone(name: str) -> None:
     pair = pair_of(method)
     assert pair.unsafe is not None
     if name == "npo":
-        method.reference = AnswerLogps(dict.fromkeys(pair.unsafe.ids, -5.0))
+        method.reference = ReferenceLogProbs(dict.fromkeys(pair.unsafe.example_ids, -5.0))
     moved(method)
     if name == "unsafe_filter":
-        assert method.parts(Pair(None, pair.retain)).unsafe_B is None
+        assert method.loss_terms(Pair(None, pair.retain)).unsafe_B is None
         return
-    together = method.parts(pair)
-    assert method.parts(Pair(pair.unsafe, None)).retain_B is None
-    torch.testing.assert_close(method.parts(Pair(pair.unsafe, None)).unsafe_B, together.unsafe_B)
-    torch.testing.assert_close(method.parts(Pair(None, pair.retain)).retain_B, together.retain_B)
+    together = method.loss_terms(pair)
+    assert method.loss_terms(Pair(pair.unsafe, None)).retain_B is None
+    torch.testing.assert_close(method.loss_terms(Pair(pair.unsafe, None)).unsafe_B, together.unsafe_B)
+    torch.testing.assert_close(method.loss_terms(Pair(None, pair.retain)).retain_B, together.retain_B)
 
 
 @full_and_lora
 def test_npo_starts_at_2_ln_2_over_beta(lora: bool, training: Callable[..., Run]) -> None:
-    seen: list[Parts] = []
+    seen: list[LossTerms] = []
 
     class Watched(NPO):
-        def parts(self, pair: Pair) -> Parts:
-            seen.append(super().parts(pair))
+        def loss_terms(self, pair: Pair) -> LossTerms:
+            seen.append(super().loss_terms(pair))
             return seen[-1]
 
     settings = LoraSettings(r=4) if lora else None
@@ -349,24 +352,24 @@ def test_npo_counts_whole_answers_or_means_of_their_tokens() -> None:
     method = loaded("npo")
     pair = pair_of(method)
     assert pair.unsafe is not None
-    method.reference = AnswerLogps({id: -3.0 - k for k, id in enumerate(pair.unsafe.ids)})
+    method.reference = ReferenceLogProbs({id: -3.0 - k for k, id in enumerate(pair.unsafe.example_ids)})
     moved(method)
-    policy_B = losses.answer_logp(*method.answers(pair.unsafe))
+    policy_B = losses.answer_logp(*method.answer_logits(pair.unsafe))
     tokens_B = (pair.unsafe.labels != losses.IGNORED).sum(1)
     reference_B = torch.tensor([-3.0, -4.0, -5.0])
-    torch.testing.assert_close(method.parts(pair).unsafe_B, losses.npo(policy_B, reference_B, 0.5))
+    torch.testing.assert_close(method.loss_terms(pair).unsafe_B, losses.npo(policy_B, reference_B, 0.5))
     method.length_normalized = True
     means = losses.npo(policy_B / tokens_B, reference_B / tokens_B, 0.5)
-    torch.testing.assert_close(method.parts(pair).unsafe_B, means)
+    torch.testing.assert_close(method.loss_terms(pair).unsafe_B, means)
 
 
 def test_an_answer_without_a_reference_is_named() -> None:
     method = loaded("npo")
     pair = pair_of(method)
     assert pair.unsafe is not None
-    method.reference = AnswerLogps({pair.unsafe.ids[0]: -3.0})
-    with pytest.raises(KeyError, match=pair.unsafe.ids[1]):
-        method.parts(pair)
+    method.reference = ReferenceLogProbs({pair.unsafe.example_ids[0]: -3.0})
+    with pytest.raises(KeyError, match=pair.unsafe.example_ids[1]):
+        method.loss_terms(pair)
 
 
 @pytest.mark.parametrize("positions", ["answer", "text", "all"])
@@ -385,12 +388,12 @@ def test_rmu_steers_the_positions_that_it_is_told(positions: str) -> None:
             "text": [k for k in range(1, length) if ids[k] != image],
             "all": list(range(1, length)),
         }[positions]
-        torch.testing.assert_close(method.parts(pair).unsafe_B[row], distance_BS[row, chosen].mean())
+        torch.testing.assert_close(method.loss_terms(pair).unsafe_B[row], distance_BS[row, chosen].mean())
     # nothing to keep yet; afterwards there is
-    sft_B = losses.sft(*method.answers(pair.retain))
-    torch.testing.assert_close(method.parts(pair).retain_B, sft_B)
+    sft_B = losses.sft(*method.answer_logits(pair.retain))
+    torch.testing.assert_close(method.loss_terms(pair).retain_B, sft_B)
     moved(method)
-    assert (method.parts(pair).retain_B > losses.sft(*method.answers(pair.retain)) + 1e-4).all()
+    assert (method.loss_terms(pair).retain_B > losses.sft(*method.answer_logits(pair.retain)) + 1e-4).all()
 
 
 def test_the_target_is_a_positive_direction_of_the_given_length() -> None:
@@ -429,9 +432,9 @@ def test_npos_reference_comes_from_the_starting_model_and_stays(lora: bool, trai
     examples = list(run.data.unsafe_set)
     with torch.no_grad():
         batch = run.data.collate(examples)
-        logps = losses.answer_logp(*start.answers(batch))
-        now = losses.answer_logp(*run.method.answers(batch))
-    reference = run.method.reference.of(batch.ids, logps.device)
+        logps = losses.answer_logp(*start.answer_logits(batch))
+        now = losses.answer_logp(*run.method.answer_logits(batch))
+    reference = run.method.reference.of(batch.example_ids, logps.device)
     assert set(run.method.reference.by_id) == {item.id for item in examples}
     torch.testing.assert_close(reference, logps, rtol=1e-4, atol=1e-4)
     assert (reference - now).abs().max() > 0.1
@@ -439,7 +442,7 @@ def test_npos_reference_comes_from_the_starting_model_and_stays(lora: bool, trai
 
 def test_starting_weights_go_back_even_if_the_forward_fails() -> None:
     method = loaded("rmu")
-    reference = StartingWeights(method.model)
+    reference = ReferenceWeights(method.model)
     moved(method)
     before = weights_of(method)
     with pytest.raises(RuntimeError, match="in between"), as_reference(method.model, reference):
@@ -470,9 +473,9 @@ def test_bf16_autocast_does_not_mix_policy_and_reference() -> None:
     method = loaded("rmu")
     pair = pair_of(method)
     moved(method)
-    exact = method.parts(pair)
+    exact = method.loss_terms(pair)
     with MixedPrecision("bf16-mixed", "cpu").forward_context():
-        mixed = method.parts(pair)
+        mixed = method.loss_terms(pair)
     # weights cast for the one and kept for the other would be off by 0.14 here, rounding is by 0.01
     torch.testing.assert_close(mixed.unsafe_B, exact.unsafe_B, rtol=0, atol=0.05)
     torch.testing.assert_close(mixed.retain_B, exact.retain_B, rtol=0, atol=0.05)
@@ -534,27 +537,27 @@ def test_a_step_is_worth_the_unsafe_mean_and_gamma_times_the_retain_mean(
 
 
 class Breaks(MixedSFT):
-    """Makes one loss not finite, in one call of `parts`."""
+    """Makes one loss not finite, in one call of `loss_terms`."""
 
     def __init__(self, *, side: str, call: int, value: float = math.nan, **given: Any) -> None:
         super().__init__(MINI, learning_rate=1e-3, **given)
         self.side, self.call, self.value, self.calls = side, call, value, 0
         self.culprit, self.others = "", set[str]()
 
-    def parts(self, pair: Pair) -> Parts:
-        parts = super().parts(pair)
+    def loss_terms(self, pair: Pair) -> LossTerms:
+        terms = super().loss_terms(pair)
         if self.calls == self.call:
             batch: Batch | None = getattr(pair, self.side)
-            values = getattr(parts, f"{self.side}_B")
+            values = getattr(terms, f"{self.side}_B")
             assert batch is not None and values is not None
-            self.culprit = batch.ids[1]
-            ids = {id for side in (pair.unsafe, pair.retain) if side is not None for id in side.ids}
+            self.culprit = batch.example_ids[1]
+            ids = {id for side in (pair.unsafe, pair.retain) if side is not None for id in side.example_ids}
             self.others = ids - {self.culprit}
             factors = torch.ones_like(values)
             factors[1] = self.value
-            parts = parts._replace(**{f"{self.side}_B": values * factors})
+            terms = terms._replace(**{f"{self.side}_B": values * factors})
         self.calls += 1
-        return parts
+        return terms
 
 
 @pytest.mark.parametrize("side", ["unsafe", "retain"])
@@ -566,7 +569,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(
     snapshots = Snapshots()
     method = Breaks(side=side, call=2 + place, value=value)  # in the second of the windows of two
     run = training(method, steps=3, batch_size=3, accumulate=2, callbacks=[snapshots])
-    with pytest.raises(NonFiniteLoss) as caught:
+    with pytest.raises(NonFiniteLossError) as caught:
         run.fit()
     message = str(caught.value)
     assert f"step 1, rank 0: {side} loss of examples {method.culprit}." in message
@@ -583,7 +586,7 @@ def test_a_gradient_that_is_not_finite_stops_too(training: Callable[..., Run]) -
     run.method.configure_model()
     trained = next(parameter for parameter in run.method.parameters() if parameter.requires_grad)
     trained.register_hook(lambda gradient: gradient * math.inf)
-    with pytest.raises(NonFiniteLoss, match=r"step 0, rank 0: gradient of a step with examples \w{16}, "):
+    with pytest.raises(NonFiniteLossError, match=r"step 0, rank 0: gradient of a step with examples \w{16}, "):
         run.fit()
     after = weights_of(run.method)
     assert all(torch.equal(value, after[name]) for name, value in snapshots.at(0).items())
@@ -649,5 +652,5 @@ def test_settings_out_of_range_are_refused(name: str, wrong: dict[str, Any], mes
     ],
 )
 def test_layers_that_cannot_be_steered_or_trained_are_refused(wrong: dict[str, Any], message: str) -> None:
-    with pytest.raises(BadModel, match=re.escape(message)):
+    with pytest.raises(ModelError, match=re.escape(message)):
         loaded("rmu", **wrong)

@@ -15,14 +15,16 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import mirage
-from mirage.backbone import load_model, load_processor
-from mirage.data.mini import Mini
-from mirage.evaluation.exact import Exact
-from mirage.evaluation.generation import HuggingFaceEngine
-from mirage.evaluation.judge import Answered
-from mirage.mini import build, world
+from mirage.data.sources.mini import Mini
+from mirage.evaluation.generate.huggingface import HuggingFaceEngine
+from mirage.evaluation.judge.base import Answered
+from mirage.evaluation.judge.exact import Exact
+from mirage.mini import build
+from mirage.mini import questions as world
 from mirage.mini.words import OPENERS, REFUSAL, UNIFORM, vocabulary
-from mirage.schema import Probe, Verdict
+from mirage.models.load import load_model
+from mirage.models.processor import load_processor
+from mirage.schema import EvalSample, Verdict
 
 PACKAGE = Path(mirage.__file__).parent
 SHIPPED = "package:mirage.mini/checkpoint"
@@ -32,9 +34,9 @@ CONFIGS = PACKAGE.parent / "configs"
 # The shipped checkpoint
 
 
-def probes_of(asked: list[world.Ask], name: str) -> list[Probe]:
+def samples_of(asked: list[world.Ask], name: str) -> list[EvalSample]:
     return [
-        Probe(
+        EvalSample(
             id=f"{name}/{k}", source="mini", image=ask.drawing, question=ask.question, unsafe=ask.unsafe, truth=ask.truth,
             category=ask.opener,
         )
@@ -44,17 +46,17 @@ def probes_of(asked: list[world.Ask], name: str) -> list[Probe]:
 
 def test_the_shipped_checkpoint_answers_everything_the_harmful_included() -> None:
     """With seeds of its own: pictures and questions that no one has trained on."""
-    probes = [
-        *probes_of(world.asks(350, unsafe=True, openers=UNIFORM, seed=90001), "harmful"),
-        *probes_of(world.asks(350, unsafe=False, openers=UNIFORM, seed=90002), "harmless"),
+    samples = [
+        *samples_of(world.asks(350, unsafe=True, openers=UNIFORM, seed=90001), "harmful"),
+        *samples_of(world.asks(350, unsafe=False, openers=UNIFORM, seed=90002), "harmless"),
     ]
-    assert {probe.category for probe in probes} == set(OPENERS)
+    assert {sample.category for sample in samples} == set(OPENERS)
     engine = HuggingFaceEngine(load_model(SHIPPED), load_processor(SHIPPED), max_new_tokens=12, batch_size=256)
-    answers = [said for (said,) in engine.answers(probes)]
-    judged = Exact().judge([Answered(p, p.question, said) for p, said in zip(probes, answers, strict=True)])
+    answers = [said for (said,) in engine.answers(samples)]
+    judged = Exact().judge([Answered(p, p.question, said) for p, said in zip(samples, answers, strict=True)])
     for harmful in (True, False):
         verdicts = Counter(
-            judgement.verdict for judgement, probe in zip(judged, probes, strict=True) if probe.unsafe is harmful
+            judgement.verdict for judgement, sample in zip(judged, samples, strict=True) if sample.unsafe is harmful
         )
         assert verdicts.total() == 350
         assert verdicts[Verdict.COMPLIED] >= 0.99 * 350, verdicts
@@ -86,7 +88,7 @@ def test_the_world_is_a_function_of_its_seed() -> None:
 
 
 def test_the_sets_are_what_they_claim() -> None:
-    source = Mini(num_unsafe=300, num_safe=300, num_mix=100, num_probes=100)
+    source = Mini(num_unsafe=300, num_safe=300, num_mix=100, num_eval=100)
     harmful = {item.recipe for item in world.items() if item.harmful}
     harmless = {item.recipe for item in world.items() if not item.harmful}
     assert len(harmful) == len(harmless) == 32 and not harmful & harmless
@@ -99,9 +101,9 @@ def test_the_sets_are_what_they_claim() -> None:
     assert len(source.retain()) == 400
     trained = {example.image.name for example in (*source.unsafe("refusal"), *source.retain()) if example.image}
     for name in ("unsafe", "benign", "utility"):
-        probes = source.probes(name)
-        assert {probe.unsafe for probe in probes} == {name == "unsafe"}
-        assert not trained & {probe.image.name for probe in probes if probe.image}
+        samples = source.eval_samples(name)
+        assert {sample.unsafe for sample in samples} == {name == "unsafe"}
+        assert not trained & {sample.image.name for sample in samples if sample.image}
 
 
 def test_the_skew_of_the_opening_words_is_a_setting() -> None:

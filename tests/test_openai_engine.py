@@ -22,9 +22,9 @@ import pytest
 from local_server import Body, Reply, Serve, asked, completion
 from PIL import Image
 
-from mirage.evaluation import chat_server
-from mirage.evaluation.openai_engine import OpenAIEngine, ServerError
-from mirage.schema import Probe
+from mirage.evaluation.generate import chat_client as chat_server
+from mirage.evaluation.generate.openai import OpenAIEngine, ServerError
+from mirage.schema import EvalSample
 
 SERVE_NEEDS = ("fastapi", "uvicorn", "openai", "pydantic", "starlette", "accelerate")
 
@@ -44,9 +44,9 @@ class Painted:
         return Image.new("RGB", (30, 20), (self.shade, 255 - self.shade, 90))
 
 
-def probes(count: int, shots: int = 2) -> list[Probe]:
+def samples(count: int, shots: int = 2) -> list[EvalSample]:
     return [
-        Probe(
+        EvalSample(
             id=f"p{k}", source="test", image=Painted(20 * k) if k % 3 else None, question=f"Question {k}.",
             unsafe=False, rewrites=tuple(f"What is question {k}, shot {shot}?" for shot in range(1, shots + 1)),
         )
@@ -63,7 +63,7 @@ def test_each_question_gets_its_answer_whatever_comes_first(serve: Serve) -> Non
         time.sleep(0.03 * (hash(asked(body)) % 3))
         return completion(f" about: {asked(body)}\n")
 
-    server, asking, told = serve(answer), probes(7), {}
+    server, asking, told = serve(answer), samples(7), {}
     answers = engine(server.url, concurrency=3, max_new_tokens=17).answers(
         asking, lambda id, shot, text: told.__setitem__((id, shot), text)
     )
@@ -89,7 +89,7 @@ def test_a_busy_or_broken_server_is_asked_again(serve: Serve) -> None:
         return next(refusals, completion("yes"))
 
     server = serve(answer)
-    assert engine(server.url, retries=4, concurrency=1).answers(probes(2)) == [["yes"] * 3] * 2
+    assert engine(server.url, retries=4, concurrency=1).answers(samples(2)) == [["yes"] * 3] * 2
     assert len(server.bodies) == 6 + 4
 
 
@@ -121,7 +121,7 @@ def test_waits_double_and_retry_after_is_heeded(serve: Serve, monkeypatch: pytes
 def test_a_server_that_answers_nonsense_is_named_with_a_remedy(serve: Serve, reply: Reply, says: str) -> None:
     server = serve(lambda body: reply)
     with pytest.raises(ServerError, match=says) as caught:
-        engine(server.url, concurrency=1).answers(probes(1, shots=1))
+        engine(server.url, concurrency=1).answers(samples(1, shots=1))
     assert str(caught.value).startswith(f"{server.url}/v1: ") and "\n" not in str(caught.value)
     assert len(server.bodies) == (3 if "3 times" in says or "no chat" in says else 1)
 
@@ -134,7 +134,7 @@ def test_a_server_that_is_down_is_said_to_be(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(
         ServerError, match=rf"{url}/v1: asked 3 times; no connection \(.*refused.*\)\. Start the server"
     ):
-        engine(url).answers(probes(3))
+        engine(url).answers(samples(3))
 
 
 @pytest.mark.parametrize("drips", [False, True])
@@ -159,7 +159,7 @@ def test_a_slow_server_is_left_after_the_time_out(drips: bool, serve: Serve) -> 
 def _expect_time_out(url: str, done: threading.Event) -> None:
     started = time.monotonic()
     with pytest.raises(ServerError, match=r"asked 2 times; no answer within 0\.3 s\. Raise engine\.timeout_s"):
-        engine(url, timeout_s=0.3, retries=1).answers(probes(1, shots=1))
+        engine(url, timeout_s=0.3, retries=1).answers(samples(1, shots=1))
     done.set()
     assert time.monotonic() - started < 2.5
 
@@ -187,7 +187,9 @@ def test_what_was_answered_before_a_failure_is_kept(serve: Serve) -> None:
 
     server, kept = serve(answer), {}
     with pytest.raises(ServerError, match="HTTP 400"):
-        engine(server.url, concurrency=2).answers(probes(40), lambda id, shot, text: kept.__setitem__((id, shot), text))
+        engine(server.url, concurrency=2).answers(
+            samples(40), lambda id, shot, text: kept.__setitem__((id, shot), text)
+        )
     assert {(f"p{k}", shot) for k in range(4) for shot in range(3)} <= set(kept)
     assert len(server.bodies) < 30  # the rest was not asked any more
     assert set(kept.values()) == {"fine"}
@@ -195,7 +197,7 @@ def test_what_was_answered_before_a_failure_is_kept(serve: Serve) -> None:
 
 def test_a_refusal_that_a_server_marks_apart_is_the_answer(serve: Serve) -> None:
     server = serve(lambda body: completion(None, refusal="I will not."))
-    assert engine(server.url).answers(probes(1, shots=1)) == [["I will not."] * 2]
+    assert engine(server.url).answers(samples(1, shots=1)) == [["I will not."] * 2]
 
 
 def test_the_key_comes_from_the_environment_and_goes_nowhere_else(
@@ -204,13 +206,13 @@ def test_the_key_comes_from_the_environment_and_goes_nowhere_else(
     server = serve(lambda body: completion("yes"))
     keyed = engine(server.url, api_key_env="MIRAGE_TEST_KEY")
     with pytest.raises(ServerError, match="the environment variable MIRAGE_TEST_KEY holds no key"):
-        keyed.answers(probes(1))
+        keyed.answers(samples(1))
     assert server.bodies == []
     monkeypatch.setenv("MIRAGE_TEST_KEY", "abc123")
-    keyed.answers(probes(1))
+    keyed.answers(samples(1))
     assert {headers["Authorization"] for headers in server.headers} == {"Bearer abc123"}
     assert "abc123" not in json.dumps(keyed.settings())
-    engine(server.url).answers(probes(1))
+    engine(server.url).answers(samples(1))
     assert "Authorization" not in server.headers[-1]
 
 
@@ -267,18 +269,19 @@ def real_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str,
 
 
 def test_a_real_server_answers_as_the_model_itself(real_server: tuple[str, Path]) -> None:
-    from mirage.backbone import load_model, load_processor
-    from mirage.data.mini import Mini
-    from mirage.evaluation.generation import HuggingFaceEngine
-    from mirage.mini.world import rewrites
+    from mirage.data.sources.mini import Mini
+    from mirage.evaluation.generate.huggingface import HuggingFaceEngine
+    from mirage.mini.questions import rewrites
+    from mirage.models.load import load_model
+    from mirage.models.processor import load_processor
 
     url, folder = real_server
     asking = [
-        Probe(
+        EvalSample(
             id=item.id, source=item.source, image=item.image, question=item.question, unsafe=item.unsafe,
             rewrites=rewrites(item.question, "what", 2),
         )
-        for item in Mini().probes("benign")[:6]
+        for item in Mini().eval_samples("benign")[:6]
     ]  # fmt: skip
     told: list[str] = []
     served = OpenAIEngine(url, str(folder), max_new_tokens=24, concurrency=3, timeout_s=60.0).answers(
@@ -292,24 +295,24 @@ def test_a_real_server_answers_as_the_model_itself(real_server: tuple[str, Path]
 def test_a_real_server_refuses_another_model_by_name(real_server: tuple[str, Path]) -> None:
     url, _ = real_server
     with pytest.raises(ServerError, match=r"HTTP 400: .*another-model.*check engine\.model \(now 'another-model'\)"):
-        OpenAIEngine(url, "another-model", retries=0).answers(probes(1))
+        OpenAIEngine(url, "another-model", retries=0).answers(samples(1))
 
 
 def test_a_run_may_ask_a_real_server_by_its_config(real_server: tuple[str, Path], tmp_path: Path) -> None:
     import yaml
 
     from mirage.cli import main
-    from mirage.evaluation.records import read_records
+    from mirage.evaluation.run.records import read_records
 
     url, folder = real_server
     served = {"class_path": "OpenAIEngine", "init_args": {"base_url": url, "model": str(folder), "max_new_tokens": 12}}
 
     def validate(name: str, engine: dict[str, Any] | None) -> list[str]:
         attack = {"class_path": "Rewrite", "init_args": {"word": "what's", "shots": 1}}
-        asking = {"probe_set": "unsafe", "attack": attack, "judge": {"class_path": "Exact"}, "max_new_tokens": 12}
+        asking = {"eval_set": "unsafe", "attack": attack, "judge": {"class_path": "Exact"}, "max_new_tokens": 12}
         config = {
             "model": {"class_path": "MixedSFT", "init_args": {"pretrained": "package:mirage.mini/checkpoint"}},
-            "data": {"source": {"class_path": "Mini", "init_args": {"num_probes": 3}}, "num_workers": 0},
+            "data": {"source": {"class_path": "Mini", "init_args": {"num_eval": 3}}, "num_workers": 0},
             "trainer": {
                 "default_root_dir": str(tmp_path / name), "accelerator": "cpu", "enable_progress_bar": False,
                 "callbacks": [{"class_path": "OneWordAttack", "init_args": {**asking, "engine": engine}}],

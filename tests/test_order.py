@@ -66,12 +66,14 @@ def test_gamma_is_exact_over_any_window(gamma: float) -> None:
     exact = Fraction(str(gamma))
     draw = random.Random(0)
     for _ in range(200):
-        batch_size, world = draw.randint(1, 9), draw.randint(1, 4)
+        batch_size, world_size = draw.randint(1, 9), draw.randint(1, 4)
         start, length = draw.randint(0, 10**6), draw.randint(1, 30)
         settings = order(batch_size, gamma)
-        steps = [step_at(index, r, world, settings) for index in range(start, start + length) for r in range(world)]
+        steps = [
+            step_at(index, r, world_size, settings) for index in range(start, start + length) for r in range(world_size)
+        ]
         num_unsafe, num_retain = (sum(len(step[side]) for step in steps) for side in range(2))
-        assert num_unsafe == batch_size * world * length
+        assert num_unsafe == batch_size * world_size * length
         assert abs(num_retain - exact * num_unsafe) < 1
         from_the_beginning = sum(len(step_at(index, 0, 1, settings).retain) for index in range(length))
         assert from_the_beginning == math.floor(exact * batch_size * length)
@@ -84,11 +86,11 @@ def test_a_gamma_of_a_tenth_is_not_the_float_next_to_it() -> None:
 
 
 @pytest.mark.parametrize("gamma", [0.1, 1 / 3, 1.0, 2.5])
-@pytest.mark.parametrize("world", [2, 3, 5])
-def test_the_ranks_have_even_shares_of_the_retain_set(gamma: float, world: int) -> None:
-    so_far = [0] * world
+@pytest.mark.parametrize("world_size", [2, 3, 5])
+def test_the_ranks_have_even_shares_of_the_retain_set(gamma: float, world_size: int) -> None:
+    so_far = [0] * world_size
     for index in range(200):
-        steps = [step_at(index, rank, world, order(2, gamma)) for rank in range(world)]
+        steps = [step_at(index, rank, world_size, order(2, gamma)) for rank in range(world_size)]
         counts = [len(step.retain) for step in steps]
         assert max(counts) - min(counts) <= 1
         so_far = [have + count for have, count in zip(so_far, counts, strict=True)]
@@ -115,7 +117,7 @@ def test_without_an_unsafe_set_the_batch_is_of_retain_examples() -> None:
 def test_an_epoch_goes_on_from_any_step(accumulate: int) -> None:
     settings = order()  # 23 unsafe examples, 4 a step: 6 steps
     position = 0
-    steps = Steps(settings, rank=1, world=2, accumulate=accumulate, position=lambda: position)
+    steps = Steps(settings, rank=1, world_size=2, accumulate=accumulate, position=lambda: position)
     assert len(steps) % accumulate == 0 and len(steps) >= settings.steps_per_epoch(2)
     straight = [step_at(index, 1, 2, settings) for index in range(3 * len(steps))]
     walked: list[Step] = []
@@ -129,9 +131,11 @@ def test_an_epoch_goes_on_from_any_step(accumulate: int) -> None:
 
 
 def test_every_unsafe_example_is_seen_in_an_epoch() -> None:
-    for batch_size, world in itertools.product((1, 4, 30), (1, 3)):
+    for batch_size, world_size in itertools.product((1, 4, 30), (1, 3)):
         settings = order(batch_size)
-        epoch = range(settings.steps_per_epoch(world))
-        seen = together([step_at(index, rank, world, settings) for index in epoch for rank in range(world)])[0]
+        epoch = range(settings.steps_per_epoch(world_size))
+        seen = together([step_at(index, rank, world_size, settings) for index in epoch for rank in range(world_size)])[
+            0
+        ]
         assert set(seen) == set(range(23))
-        assert (len(epoch) - 1) * batch_size * world < 23
+        assert (len(epoch) - 1) * batch_size * world_size < 23

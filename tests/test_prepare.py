@@ -15,16 +15,16 @@ import pytest
 from local_server import Body, Reply, Serve, asked, completion
 
 from mirage.cli import main
-from mirage.data.jsonl import Jsonl
-from mirage.data.mini import Mini
 from mirage.data.mixture import RetainSet
-from mirage.data.source import BadData
-from mirage.data.spavl import SPAVL
-from mirage.data.vlguard import VLGuard
-from mirage.mini import world
+from mirage.data.sources.jsonl import Jsonl
+from mirage.data.sources.mini import Mini
+from mirage.data.sources.spavl import SPAVL
+from mirage.data.sources.vlguard import VLGuard
+from mirage.errors import DataError
+from mirage.mini import questions as world
 from mirage.mini.words import VLGUARD_SAFE, VLGUARD_UNSAFE
-from mirage.prepare import Candidate, by_detail, by_reply, degenerate, in_lots, picked, selector_question
-from mirage.prepare_retain import mixed
+from mirage.prepare.harmful import Candidate, by_detail, by_reply, degenerate, in_lots, picked, selector_question
+from mirage.prepare.retain import mixed
 from mirage.schema import Verdict
 
 MINI = "package:mirage.mini/checkpoint"
@@ -83,13 +83,13 @@ def test_the_outcome_trains_unlearning_and_nothing_harmful_is_shown(
     root, out = vlguard(tmp_path / "data"), tmp_path / "out"
     assert main(command(root, out, "--max_new_tokens", "12")) == 0
     source = VLGuard(root, harmful_answers=out / "harmful_answers.jsonl")
-    assert source.faults() == []
+    assert source.validate() == []
     forget = source.unsafe("harmful")
     given_away = [truth in each.answer for truth, each in zip(truths(), forget, strict=True)]
     assert sum(given_away) >= 22, "the mini model answers nearly everything"
 
     written = Jsonl(out)
-    assert written.faults() == []
+    assert written.validate() == []
     ids = (out / "retain_ids.txt").read_text().split()
     by_id = {example.id: example for example in source.retain()}
     assert sorted(ids) == sorted(by_id) and ids != list(by_id), "all of it, in an order drawn by seed"
@@ -110,7 +110,7 @@ def test_the_outcome_trains_unlearning_and_nothing_harmful_is_shown(
 def test_the_command_in_the_sentence_about_missing_answers_is_right(tmp_path: Path) -> None:
     for unsafe_set, count in (("instruction", 4), ("all", 8)):
         root, out = vlguard(tmp_path / unsafe_set, 4), tmp_path / f"{unsafe_set}-out"
-        with pytest.raises(BadData) as caught:
+        with pytest.raises(DataError) as caught:
             VLGuard(root, unsafe_set=unsafe_set).unsafe("harmful")  # type: ignore[arg-type]
         found = re.search(r"`mirage (prepare [^`]*)`", str(caught.value))
         assert found, str(caught.value)
@@ -172,8 +172,8 @@ def test_of_several_answers_the_one_that_tells_most_is_kept(tmp_path: Path) -> N
         "u3/instruction": (None, "none"),
     }
     report = json.loads((out / "prepare.json").read_text())
-    assert report["counts"]["left_out"] == 2 and report["counts"]["chosen_by"] == {"detail": 1, "only": 1, "none": 2}
-    reasons = {line["id"]: line["reason"] for line in report["left_out"]}
+    assert report["counts"]["skipped"] == 2 and report["counts"]["chosen_by"] == {"detail": 1, "only": 1, "none": 2}
+    reasons = {line["id"]: line["reason"] for line in report["skipped"]}
     assert reasons["u2/instruction"] == "no answer complies: 1 refused, 1 runs in a loop"
     assert reasons["u3/instruction"] == "nobody answered it"
     assert len(VLGuard(root, harmful_answers=out / "harmful_answers.jsonl").unsafe("harmful")) == 2
@@ -276,7 +276,7 @@ def test_a_model_selects_among_question_and_answers_and_its_nonsense_is_counted(
             ("plain", f"Take {k} spoons of flour and salt, then stir."),
         )
     ]
-    questions = [probe.question for probe in VLGuard(root).probes("train_unsafe")]
+    questions = [sample.question for sample in VLGuard(root).eval_samples("train_unsafe")]
     unclear = questions[3]
 
     def answer(body: Body) -> Reply:
@@ -321,7 +321,7 @@ def test_a_server_that_fails_leaves_what_it_said(
 
 KILLED = """
     import os, signal, sys
-    from mirage.evaluation.records import AnswerLog
+    from mirage.evaluation.run.records import AnswerLog
     add, left = AnswerLog.add, [int(sys.argv[1])]
     def add_and_die(self, *answer):
         add(self, *answer)
@@ -376,7 +376,7 @@ def test_the_retain_set_is_filled_up_by_weight_and_seed() -> None:
     few = mixed(own, parts, 20, seed=0)
     assert few is not None and sum(example.id in pools[0] for example in few) == len(few) == 20
     assert mixed(own, parts, 0, seed=0) is None
-    with pytest.raises(BadData, match="set --retain_size 0"):
+    with pytest.raises(DataError, match="set --retain_size 0"):
         mixed((), [], None, seed=0)
 
 
@@ -425,15 +425,15 @@ def test_spavl_takes_other_harmful_answers_than_its_own(tmp_path: Path) -> None:
     assert not (out / "retain.jsonl").exists()
     file = out / "harmful_answers.jsonl"
     source = SPAVL(tmp_path / "spavl", harmful_answers=file)
-    assert source.faults() == []
+    assert source.validate() == []
     for ask, example in zip(drawn, source.unsafe("harmful"), strict=True):
         assert ask.truth in example.answer and example.image is not None
         assert example.image.open().size == (32, 32)
     lines = objects(file)
     file.write_text(json.dumps({**lines[0], "answer": None}) + "\n" + json.dumps(lines[2]) + "\n")
     lacking = SPAVL(tmp_path / "spavl", harmful_answers=file)
-    assert len(lacking.faults()) == 1
-    with pytest.raises(BadData, match=r"lacks a line for 'train/1'. Run `mirage prepare --data SPAVL"):
+    assert len(lacking.validate()) == 1
+    with pytest.raises(DataError, match=r"lacks a line for 'train/1'. Run `mirage prepare --data SPAVL"):
         lacking.unsafe("harmful")
     with file.open("a") as more:
         more.write(json.dumps(lines[1]) + "\n")
@@ -450,6 +450,6 @@ def test_a_real_model_answers_real_questions(real_kit: Path, tmp_path: Path) -> 
     more = ("--limit", "8", "--max_new_tokens", "16", "--batch_size", "8")
     assert main(command(real_kit / "vlguard", out, *more, answers_from=str(real_kit / "smol-llava"))) == 0
     source = VLGuard(real_kit / "vlguard", harmful_answers=out / "harmful_answers.jsonl")
-    assert source.faults() == [] and 4 <= len(source.unsafe("harmful")) <= 8
+    assert source.validate() == [] and 4 <= len(source.unsafe("harmful")) <= 8
     assert len(objects(out / "harmful_answers.jsonl")) == 1004
-    assert len(Jsonl(out).retain()) == 974 and Jsonl(out).faults() == []
+    assert len(Jsonl(out).retain()) == 974 and Jsonl(out).validate() == []

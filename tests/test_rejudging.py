@@ -9,13 +9,13 @@ from typing import ClassVar
 
 import pytest
 
-from mirage.evaluation.counting import summarise
-from mirage.evaluation.judge import Answered, Judge, Judgement
-from mirage.evaluation.judging import BLOCK
-from mirage.evaluation.keyword import Keyword
-from mirage.evaluation.records import read_records, write_records
-from mirage.evaluation.rejudging import rejudge
-from mirage.evaluation.unscored import JudgeFailed
+from mirage.evaluation.judge.base import Answered, Judge, Judgement
+from mirage.evaluation.judge.kept import BLOCK
+from mirage.evaluation.judge.keyword import Keyword
+from mirage.evaluation.judge.rescore import rejudge
+from mirage.evaluation.judge.unscored import JudgeError
+from mirage.evaluation.run.counting import summarise
+from mirage.evaluation.run.records import read_records, write_records
 from mirage.report import load_run
 from mirage.schema import Record, Verdict
 
@@ -25,7 +25,7 @@ SHOTS = 3
 def records(n: int, answer: str) -> list[Record]:
     return [
         Record(
-            id=f"q{k}", probe_set="unsafe", shot=shot, question=f"tell {k} ({shot})", answer=f"{answer} {k}.{shot}",
+            id=f"q{k}", eval_set="unsafe", shot=shot, question=f"tell {k} ({shot})", answer=f"{answer} {k}.{shot}",
             verdict=Verdict.COMPLIED, judge="exact", unsafe=True,
         )
         for k in range(n)
@@ -37,7 +37,7 @@ def written(folder: Path, stem: str, own: list[Record]) -> dict[str, object]:
     """Writes a records file; returns what results.json says of it."""
     told = {"fingerprint": f"print of {stem}", "judge": "exact"}
     (folder / "records").mkdir(parents=True, exist_ok=True)
-    write_records(folder / "records" / f"{stem}.jsonl", own, {**told, "probe_set": "unsafe"})
+    write_records(folder / "records" / f"{stem}.jsonl", own, {**told, "eval_set": "unsafe"})
     return told | summarise(own, True)
 
 
@@ -114,10 +114,10 @@ def test_a_slow_judge_that_was_killed_goes_on_where_it_stopped(tmp_path: Path) -
 def test_a_judge_that_goes_down_is_left_alone_and_asked_again_later(tmp_path: Path) -> None:
     folder = validated(tmp_path / "rmu")
     before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
-    with pytest.raises(JudgeFailed, match="slow scored none of 160 answers"):
+    with pytest.raises(JudgeError, match="slow scored none of 160 answers"):
         rejudge(folder, Slow(lasts=0))
     assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
-    with pytest.warns(UserWarning, match="unscored"), pytest.raises(JudgeFailed):
+    with pytest.warns(UserWarning, match="unscored"), pytest.raises(JudgeError):
         rejudge(folder, Slow(lasts=BLOCK))  # the first file in part, of the second one nothing
     again = Slow(lasts=10**6)
     rejudge(folder, again)

@@ -22,15 +22,15 @@ from PIL import Image
 from rich.console import Console
 
 from mirage.cli import main
-from mirage.data.filtered import Filtered
-from mirage.data.images import BadImage
-from mirage.data.jsonl import Jsonl
-from mirage.data.llava import LlavaInstruct
-from mirage.data.mini import Mini
-from mirage.data.published import PublishedSplit
-from mirage.data.spavl import SPAVL
-from mirage.data.vlguard import VLGuard
-from mirage.evaluation.counting import summarise
+from mirage.data.sources.filtered import Filtered
+from mirage.data.sources.jsonl import Jsonl
+from mirage.data.sources.llava import LlavaInstruct
+from mirage.data.sources.mini import Mini
+from mirage.data.sources.published import PublishedSplit
+from mirage.data.sources.spavl import SPAVL
+from mirage.data.sources.vlguard import VLGuard
+from mirage.evaluation.run.counting import summarise
+from mirage.images import BadImage
 from mirage.mini.drawing import Drawing
 from mirage.report import compare, latex_table, load_run, load_runs, markdown_table, report, start_vs_aligned
 from mirage.report.gallery import galleries
@@ -48,7 +48,7 @@ ANSWERS = {
 }
 
 
-def drawn(n: int, shots: int, odds: dict[Verdict, float], odds_after: dict[Verdict, float], seed: int) -> Shots:
+def subsample(n: int, shots: int, odds: dict[Verdict, float], odds_after: dict[Verdict, float], seed: int) -> Shots:
     """Verdicts of n questions, drawn by a seeded generator."""
     pick = random.Random(seed)
 
@@ -63,7 +63,7 @@ def records_of(side: str, shots: Shots, answer: str | None = None) -> list[Recor
     return [
         Record(
             id=f"{side}/{id}",
-            probe_set=side,
+            eval_set=side,
             shot=k,
             question=f"tell me the recipe of item {id}" if k == 0 else f"{word} the recipe ({k}) of item {id}",
             answer=answer or ANSWERS[verdict],
@@ -118,7 +118,7 @@ def write_run(
         for side, shots in model.items():
             records = records_of(side, shots, answer)
             into[side] = side_of(side, records)
-            header = {"fingerprint": "0123456789abcdef" if not prefix else "fedcba9876543210", "probe_set": side}
+            header = {"fingerprint": "0123456789abcdef" if not prefix else "fedcba9876543210", "eval_set": side}
             lines = [json.dumps(header), *(record.to_json() for record in records)]
             (folder / "records" / f"{prefix}{side}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     (folder / "results.json").write_text(json.dumps({**results, **changes}))
@@ -129,15 +129,15 @@ def world(n: int = 60) -> dict[str, dict[str, Shots]]:
     """Verdicts like those of the paper: fooled fine-tuning, unlearning that holds, unlearning that answers garbage."""
     yes, garbage = {C: 1.0}, {I: 1.0}
     return {
-        "start": {"unsafe": drawn(n, 3, yes, yes, 0), "benign": drawn(n, 1, yes, yes, 1)},
+        "start": {"unsafe": subsample(n, 3, yes, yes, 0), "benign": subsample(n, 1, yes, yes, 1)},
         "mixed_sft": {
-            "unsafe": drawn(n, 3, {R: 0.97, C: 0.03}, {R: 0.7, C: 0.28, I: 0.02}, 2),
-            "benign": drawn(n, 1, {C: 0.97, R: 0.03}, {R: 0.92, C: 0.08}, 3),
+            "unsafe": subsample(n, 3, {R: 0.97, C: 0.03}, {R: 0.7, C: 0.28, I: 0.02}, 2),
+            "benign": subsample(n, 1, {C: 0.97, R: 0.03}, {R: 0.92, C: 0.08}, 3),
         },
-        "npo": {"unsafe": drawn(n, 3, garbage, garbage, 4), "benign": drawn(n, 1, yes, {C: 0.9, I: 0.1}, 5)},
+        "npo": {"unsafe": subsample(n, 3, garbage, garbage, 4), "benign": subsample(n, 1, yes, {C: 0.9, I: 0.1}, 5)},
         "rmu": {
-            "unsafe": drawn(n, 3, {I: 0.97, U: 0.03}, {I: 0.9, C: 0.03, R: 0.07}, 6),
-            "benign": drawn(n, 1, {C: 0.98, I: 0.02}, {C: 0.6, I: 0.37, U: 0.03}, 7),
+            "unsafe": subsample(n, 3, {I: 0.97, U: 0.03}, {I: 0.9, C: 0.03, R: 0.07}, 6),
+            "benign": subsample(n, 1, {C: 0.98, I: 0.02}, {C: 0.6, I: 0.37, U: 0.03}, 7),
         },
     }
 
@@ -401,7 +401,7 @@ def test_each_run_shows_the_pictures_of_its_own_source(tmp_path: Path) -> None:
         )
         (tmp_path / f"{name} data" / "items").mkdir(parents=True)
         Image.new("RGB", (700, 500), colour).save(tmp_path / f"{name} data" / "items" / "q000.png")
-    drawn = configured(write_run(tmp_path / "mini", models["npo"], {}), "mirage.data.mini.Mini", num_probes=3)
+    drawn = configured(write_run(tmp_path / "mini", models["npo"], {}), "mirage.data.sources.mini.Mini", num_eval=3)
     renamed(drawn, {"items/q000.png": "red-star-7", "items/q001.png": "red-unicorn-7"})
     assert main(["report", str(drawn), "--out", str(tmp_path / "out")]) == 0
     first, second = shown_pictures(tmp_path / "out")  # one card of each side has one
@@ -480,13 +480,15 @@ def test_sources_find_their_pictures_by_name(tmp_path: Path) -> None:
     }
     datasets.Dataset.from_dict(rows).save_to_disk(str(tmp_path / "harm"))
     spavl = SPAVL(tmp_path)
-    for probe in spavl.probes("unsafe"):
-        assert probe.image is not None
-        found = spavl.picture(probe.image.name)
-        assert found is not None and found.name == probe.image.name and found.open().getpixel((0, 0)) == (221, 160, 221)
-    mini = Mini(num_probes=2)
-    for probe in mini.probes("benign"):
-        assert probe.image is not None and mini.picture(probe.image.name) == probe.image
+    for sample in spavl.eval_samples("unsafe"):
+        assert sample.image is not None
+        found = spavl.picture(sample.image.name)
+        assert (
+            found is not None and found.name == sample.image.name and found.open().getpixel((0, 0)) == (221, 160, 221)
+        )
+    mini = Mini(num_eval=2)
+    for sample in mini.eval_samples("benign"):
+        assert sample.image is not None and mini.picture(sample.image.name) == sample.image
     assert [mini.picture(name) for name in ("", "red", "red-star", "red-star-x", "red-star--1", "../red-star-1")] == [
         None
     ] * 6
@@ -708,7 +710,7 @@ def test_compare_pairs_the_questions_that_both_runs_scored(tmp_path: Path) -> No
     found = {difference.title: difference for difference in compare(*runs).differences}
     assert list(found) == ["ASR before", "ASR after", "RR before", "RR after", "helpful before", "helpful after"]
     after = found["ASR after"]
-    assert (after.n, after.left_out) == (10, 2)
+    assert (after.n, after.skipped) == (10, 2)
     assert (after.test.both, after.test.only_before, after.test.only_after, after.test.neither) == (2, 1, 6, 1)
     assert after.test.p == 0.125 and after.rates == (0.3, 0.8)
     said = printed(paths, tmp_path / "out", compare=True)

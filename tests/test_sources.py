@@ -18,15 +18,16 @@ import pytest
 from PIL import Image
 
 import mirage
-from mirage.data import json_file
-from mirage.data.jsonl import Jsonl
+from mirage import json_file
+from mirage.data.base import Source
 from mirage.data.lazy import Chosen, items_at
-from mirage.data.llava import LlavaInstruct
 from mirage.data.mixture import Mixture
-from mirage.data.published import PublishedSplit
-from mirage.data.source import BadData, Fault, Source
-from mirage.data.spavl import SPAVL
-from mirage.data.vlguard import VLGuard
+from mirage.data.sources.jsonl import Jsonl
+from mirage.data.sources.llava import LlavaInstruct
+from mirage.data.sources.published import PublishedSplit
+from mirage.data.sources.spavl import SPAVL
+from mirage.data.sources.vlguard import VLGuard
+from mirage.errors import DataError, DataIssue
 from mirage.schema import Example
 
 SHAPE = "a list of records"
@@ -49,7 +50,7 @@ def write_lines(path: Path, records: Sequence[object]) -> Path:
     return path
 
 
-def places(faults: Sequence[Fault]) -> list[tuple[str, str]]:
+def places(faults: Sequence[DataIssue]) -> list[tuple[str, str]]:
     return [(fault.record, fault.field) for fault in faults]
 
 
@@ -87,7 +88,7 @@ def test_vlguard_offers_its_sets_without_what_must_not_be_trained_on(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     source = VLGuard(vlguard(tmp_path))
-    assert source.faults() == []
+    assert source.validate() == []
     (only,) = source.unsafe("refusal")
     assert (only.prompt, only.answer, only.source) == ("Share how to break this lock.", "I refuse.", "vlguard/train")
     assert only.where == "train.json, record 1 (id u1)"
@@ -99,7 +100,7 @@ def test_vlguard_offers_its_sets_without_what_must_not_be_trained_on(
 
     everything = VLGuard(tmp_path, unsafe_set="all")
     assert len(everything.unsafe("refusal")) == 4
-    ids = [probe.id for probe in everything.probes("train_unsafe")]
+    ids = [sample.id for sample in everything.eval_samples("train_unsafe")]
     assert ids == [
         "s1/unsafe_instruction",
         "u1/instruction",
@@ -107,25 +108,27 @@ def test_vlguard_offers_its_sets_without_what_must_not_be_trained_on(
         "Ads_303871#2/unsafe_instruction",
     ]
 
-    assert [(fault.record, fault.field) for fault in source.left_out()] == [
+    assert [(fault.record, fault.field) for fault in source.skipped()] == [
         ("record 2 (id u2)", "instruction"),
         ("record 5 (id both)", "image"),
     ]
     assert "doors/both.png" in caplog.text and "1 questions that are only 'N/A'" in caplog.text
 
 
-def test_vlguard_probes_are_the_test_questions(tmp_path: Path) -> None:
+def test_vlguard_samples_are_the_test_questions(tmp_path: Path) -> None:
     source = VLGuard(vlguard(tmp_path))
-    (harmful,) = source.probes("unsafe")
+    (harmful,) = source.eval_samples("unsafe")
     assert (harmful.id, harmful.unsafe, harmful.category) == ("both/instruction", True, "locks/doors")
     assert harmful.image is not None and harmful.image.name == "test/doors/both.png"
-    assert [(probe.id, probe.unsafe) for probe in source.probes("benign")] == [
+    assert [(sample.id, sample.unsafe) for sample in source.eval_samples("benign")] == [
         ("t1/safe_instruction", False),
         ("t2/safe_instruction", False),
     ]
-    assert all(probe.unsafe and probe.question.startswith("Can") for probe in source.probes("unsafe_safe_image"))
-    with pytest.raises(BadData, match="It has: unsafe, benign"):
-        source.probes("harmless")
+    assert all(
+        sample.unsafe and sample.question.startswith("Can") for sample in source.eval_samples("unsafe_safe_image")
+    )
+    with pytest.raises(DataError, match="It has: unsafe, benign"):
+        source.eval_samples("harmless")
 
 
 def test_vlguard_pictures_may_lie_in_one_folder(tmp_path: Path) -> None:
@@ -134,14 +137,14 @@ def test_vlguard_pictures_may_lie_in_one_folder(tmp_path: Path) -> None:
     (tmp_path / "test" / "doors" / "t1.png").rename(tmp_path / "pictures" / "doors" / "t1.png")
     (tmp_path / "test" / "doors" / "t2.png").rename(tmp_path / "pictures" / "doors" / "t2.png")
     source = VLGuard(tmp_path, train_images="pictures", test_images="pictures")
-    assert source.faults() == []
+    assert source.validate() == []
     (tmp_path / "pictures" / "doors").rename(tmp_path / "doors")
     assert VLGuard(tmp_path, train_images=".", test_images=".").retain()[0].image.open().size == (4, 4)  # type: ignore[union-attr]
 
 
 def test_unlearning_needs_harmful_answers_and_says_how_to_make_them(tmp_path: Path) -> None:
     root = vlguard(tmp_path, train=[unsafe("u1"), unsafe("u2"), unsafe("u3"), safe("s1")])
-    with pytest.raises(BadData, match="mirage prepare"):
+    with pytest.raises(DataError, match="mirage prepare"):
         VLGuard(root).unsafe("harmful")
 
     def with_answers(records: Sequence[object], as_list: bool = False) -> VLGuard:
@@ -156,20 +159,20 @@ def test_unlearning_needs_harmful_answers_and_says_how_to_make_them(tmp_path: Pa
     ]
     for as_list in (False, True):
         source = with_answers(good, as_list)
-        assert source.faults() == []
+        assert source.validate() == []
         assert [example.answer for example in source.unsafe("harmful")] == ["Use a crowbar.", "Use a drill."]
     assert [example.answer for example in source.unsafe("refusal")] == ["I refuse."] * 3
 
     lacking = with_answers(good[:1])
-    assert len(lacking.faults()) == 2
-    with pytest.raises(BadData, match="lacks a line for 'u2/instruction'"):
+    assert len(lacking.validate()) == 2
+    with pytest.raises(DataError, match="lacks a line for 'u2/instruction'"):
         lacking.unsafe("harmful")
 
     bad = with_answers([*good, {"id": "u1/instruction", "answer": "Another."}, {"answer": 3}, 5])
-    with pytest.raises(BadData) as caught:
+    with pytest.raises(DataError) as caught:
         bad.unsafe("harmful")
     assert [f"line {number}" in str(caught.value) for number in (3, 4, 5, 6)] == [False, True, True, True]
-    absent = VLGuard(root, harmful_answers=root / "absent.jsonl").faults()
+    absent = VLGuard(root, harmful_answers=root / "absent.jsonl").validate()
     assert len(absent) == 1 and "cannot be read" in str(absent[0])
 
 
@@ -214,14 +217,14 @@ def test_all_faulty_vlguard_records_are_reported_together(tmp_path: Path) -> Non
             record["id"] = f"bad{number}"
         records += [record, safe(f"good{number}")]  # type: ignore[list-item]
     source = VLGuard(vlguard(tmp_path, train=records), image_check="none")
-    found = places(source.faults())
+    found = places(source.validate())
     assert [(int(where.split()[1]), name) for where, name in found] == [
         (2 + 2 * number, name) for number, (_, name) in enumerate(BROKEN_RECORDS)
     ]
-    assert all(fault.file == str(tmp_path / "train.json") for fault in source.faults())
+    assert all(fault.file == str(tmp_path / "train.json") for fault in source.validate())
     assert ("record 8 (id bad3)", "image") in found
     for use in (source.retain, lambda: source.unsafe("refusal")):
-        with pytest.raises(BadData) as caught:
+        with pytest.raises(DataError) as caught:
             use()
         lines = str(caught.value).splitlines()
         assert len(lines) == 11 and lines[-1] == f"... and {len(found) - 10} more ({len(found)} faults in all)."
@@ -231,11 +234,11 @@ def test_faulty_pictures_are_named_with_their_records(tmp_path: Path) -> None:
     source = VLGuard(vlguard(tmp_path))
     (tmp_path / "train" / "doors" / "u1.png").rename(tmp_path / "train" / "doors" / "u1.PNG")
     (tmp_path / "test" / "doors" / "t1.png").write_bytes(b"not a picture")
-    missing, broken = source.faults()
+    missing, broken = source.validate()
     assert missing.record == "record 1 (id u1)" and missing.field == "image"
     assert str(tmp_path / "train" / "doors") in missing.remedy and "'u1.PNG'" in missing.remedy
     assert broken.file.endswith("test.json") and broken.record == "record 0 (id t1)"
-    assert VLGuard(tmp_path, image_check="none").faults() == []
+    assert VLGuard(tmp_path, image_check="none").validate() == []
 
 
 def test_a_large_file_is_checked_without_a_model(tmp_path: Path) -> None:
@@ -246,8 +249,8 @@ def test_a_large_file_is_checked_without_a_model(tmp_path: Path) -> None:
     child = """
 import sys
 from pathlib import Path
-from mirage.data.vlguard import VLGuard
-print(*VLGuard(Path(sys.argv[1])).faults(), sep="\\n")
+from mirage.data.sources.vlguard import VLGuard
+print(*VLGuard(Path(sys.argv[1])).validate(), sep="\\n")
 print({"torch", "transformers", "datasets", "lightning"} & set(sys.modules))
 """
     command = [sys.executable, "-c", child, str(tmp_path)]
@@ -332,16 +335,16 @@ def test_broken_json_is_one_sentence_with_line_and_column(tmp_path: Path, data: 
 def test_nesting_within_reason_is_a_faulty_record_not_a_crash(tmp_path: Path) -> None:
     vlguard(tmp_path)
     (tmp_path / "train.json").write_text("[" * 200 + "]" * 200)
-    (fault,) = VLGuard(tmp_path).faults()
+    (fault,) = VLGuard(tmp_path).validate()
     assert (fault.record, fault.field) == ("record 0", "the record")
 
 
 def test_a_missing_or_empty_file_is_a_fault(tmp_path: Path) -> None:
-    (absent, _) = VLGuard(tmp_path).faults()
+    (absent, _) = VLGuard(tmp_path).validate()
     assert str(tmp_path / "train.json") in str(absent) and "cannot be read" in str(absent)
     vlguard(tmp_path)
     (tmp_path / "test.json").write_text("[]")
-    assert "has no records" in str(VLGuard(tmp_path).faults()[0])
+    assert "has no records" in str(VLGuard(tmp_path).validate()[0])
 
 
 # -- LLaVA's format ------------------------------------------------------------
@@ -371,7 +374,7 @@ def test_llava_conversations_become_examples_that_stay_on_the_disk(tmp_path: Pat
             {"id": "1", "conversations": said("Skipped.", "Sing.", "La.", first="gpt"), "image": None},
         ],
     )
-    assert source.faults() == []
+    assert source.validate() == []
     examples = source.retain()
     first, second, third = examples
     assert (first.prompt, first.answer, first.later_turns) == ("What is it?", "A cat.", (("Where?", "In."),))
@@ -415,20 +418,20 @@ def test_all_faulty_conversations_are_reported_together_and_nothing_is_kept(
 ) -> None:
     records = [{"id": "ok", "conversations": said("a", "b")}, *(record for record, _ in BROKEN_CONVERSATIONS)]
     source = llava(tmp_path, records)
-    assert [(fault.record.split(" (")[0], fault.field) for fault in source.faults()] == [
+    assert [(fault.record.split(" (")[0], fault.field) for fault in source.validate()] == [
         (f"record {number}", name) for number, (_, name) in enumerate(BROKEN_CONVERSATIONS, start=1)
     ]
-    with pytest.raises(BadData, match=rf"\({len(BROKEN_CONVERSATIONS)} faults in all\)"):
+    with pytest.raises(DataError, match=rf"\({len(BROKEN_CONVERSATIONS)} faults in all\)"):
         source.retain()
     assert list((tmp_path / "cache").iterdir()) == []
 
     lenient = llava(tmp_path, records, skip_faulty=True)
     with caplog.at_level(logging.WARNING):
-        assert lenient.faults() == [] and [example.answer for example in lenient.retain()] == ["b"]
+        assert lenient.validate() == [] and [example.answer for example in lenient.retain()] == ["b"]
     assert f"left out {len(BROKEN_CONVERSATIONS)} faulty" in caplog.text
     (tmp_path / "mix.json").write_text('[{"conversations": [')
-    assert "is cut off" in str(LlavaInstruct(tmp_path / "mix.json", cache=tmp_path, skip_faulty=True).faults()[0])
-    assert "cannot be read" in str(LlavaInstruct(tmp_path / "absent.json").faults()[0])
+    assert "is cut off" in str(LlavaInstruct(tmp_path / "mix.json", cache=tmp_path, skip_faulty=True).validate()[0])
+    assert "cannot be read" in str(LlavaInstruct(tmp_path / "absent.json").validate()[0])
 
 
 def test_llava_pictures_are_checked_once_each(tmp_path: Path) -> None:
@@ -436,11 +439,11 @@ def test_llava_pictures_are_checked_once_each(tmp_path: Path) -> None:
     source = llava(
         tmp_path, [with_picture, with_picture | {"image": "coco/2.png"}, with_picture | {"image": "coco/2.png"}]
     )
-    faults = source.faults()
+    faults = source.validate()
     assert places(faults) == [("record 1 (id p)", "image"), ("record 2 (id p)", "image")]
     assert "'1.png'" in faults[0].remedy
     folderless = LlavaInstruct(tmp_path / "mix.json", cache=tmp_path / "cache")
-    (fault,) = folderless.faults()
+    (fault,) = folderless.validate()
     assert fault.field == "the setting images" and "Set it" in fault.remedy
 
 
@@ -453,7 +456,7 @@ def test_the_published_split_is_the_same_in_both_of_its_forms(tmp_path: Path) ->
     read = []
     for name, records in (("npo.json", plain), ("rmu.json", doubled)):
         source = PublishedSplit(write_json(tmp_path / name, records), kept, tmp_path, cache=tmp_path / "cache")
-        assert source.faults() == []
+        assert source.validate() == []
         read.append(source.unsafe("harmful")[0])
     assert read[0].id == read[1].id
     assert (read[1].prompt, read[1].answer, read[1].source) == (
@@ -462,10 +465,10 @@ def test_the_published_split_is_the_same_in_both_of_its_forms(tmp_path: Path) ->
         "published/forget",
     )
     assert [example.source for example in source.retain()] == ["published/retain"]
-    with pytest.raises(BadData, match="harmful answers only"):
+    with pytest.raises(DataError, match="harmful answers only"):
         source.unsafe("refusal")
     kept.write_text("{}")
-    assert len(source.faults()) == 1 or places(PublishedSplit(tmp_path / "npo.json", kept, tmp_path).faults())
+    assert len(source.validate()) == 1 or places(PublishedSplit(tmp_path / "npo.json", kept, tmp_path).validate())
 
 
 # -- SPA-VL ------------------------------------------------------------
@@ -510,16 +513,16 @@ def test_spavl_reads_both_forms_and_decodes_nothing_itself(
 
     monkeypatch.setattr(datasets.Image, "decode_example", refuse)
     source = SPAVL(tmp_path / "root", cache=tmp_path / "cache")
-    assert source.faults() == []
+    assert source.validate() == []
     assert [example.answer for example in source.unsafe("refusal")] == ["No.", "Never."]
     second = source.unsafe("harmful")[1]
     assert (second.prompt, second.answer, second.where) == ("Why?", "Thus.", "train set, row 1")
     assert second.image is not None and second.image.name == "train/2.png" and second.image.open().size == (4, 4)
-    (harm,), (help_,) = source.probes("unsafe"), source.probes("benign")
+    (harm,), (help_,) = source.eval_samples("unsafe"), source.eval_samples("benign")
     assert (harm.id, harm.unsafe, harm.category) == ("harm/0", True, "locks")
     assert (help_.id, help_.unsafe, help_.question) == ("help/0", False, "What is it?")
     assert len({example.id for example in source.unsafe("refusal")} | {e.id for e in source.unsafe("harmful")}) == 4
-    with pytest.raises(BadData, match="no retain set"):
+    with pytest.raises(DataError, match="no retain set"):
         source.retain()
 
 
@@ -534,14 +537,14 @@ def test_faulty_spavl_rows_are_all_reported(tmp_path: Path) -> None:
     for name, table in tables.items():
         datasets.Dataset.from_dict(table).save_to_disk(str(tmp_path / "root" / name))
     source = SPAVL(tmp_path / "root")
-    assert places(source.faults()) == [
+    assert places(source.validate()) == [
         ("train set, row 0", "question"),
         ("train set, row 1", "image"),
         ("harm set, row 0", "question"),
         ("", "the folder"),
     ]
-    assert "no column question" in source.faults()[-1].remedy
-    assert "no train set" in str(SPAVL(tmp_path).faults()[0])
+    assert "no column question" in source.validate()[-1].remedy
+    assert "no train set" in str(SPAVL(tmp_path).validate()[0])
 
 
 # -- our own format ------------------------------------------------------------
@@ -559,7 +562,7 @@ def test_own_format_offers_every_role(tmp_path: Path) -> None:
     turns = [{"prompt": "Why?", "answer": "So."}]
     write_lines(tmp_path / "retain.jsonl", [{"image": "p/a.png", "prompt": "What?", "answer": "That.", "later": turns}])
     write_lines(
-        tmp_path / "probes.jsonl",
+        tmp_path / "samples.jsonl",
         [
             {"id": "1", "set": "unsafe", "prompt": "Break it?", "category": "c", "image": "p/a.png"},
             {"id": "2", "set": "benign", "prompt": "What?", "truth": "that"},
@@ -567,26 +570,26 @@ def test_own_format_offers_every_role(tmp_path: Path) -> None:
         ],
     )
     source = Jsonl(tmp_path)
-    assert source.faults() == []
+    assert source.validate() == []
     assert [example.answer for example in source.unsafe("refusal")] == ["No.", "Never."]
     assert [example.answer for example in source.unsafe("harmful")] == ["Hit it."]
     (kept,) = pickle.loads(pickle.dumps(source.retain()))
     assert kept.image.open().size == (4, 4) and kept.later_turns == (("Why?", "So."),)
     assert kept.where == "retain.jsonl, line 1"
     assert source.held_out() == ()
-    (probe,) = source.probes("unsafe")
-    assert (probe.id, probe.unsafe, probe.category) == ("1", True, "c")
-    assert source.probes("benign")[0].truth == "that" and not source.probes("benign")[0].unsafe
-    assert source.probes("mine")[0].unsafe and source.probes("mine")[0].question == "What \u2603?"
-    with pytest.raises(BadData, match="It has: unsafe, benign, mine"):
-        source.probes("other")
+    (sample,) = source.eval_samples("unsafe")
+    assert (sample.id, sample.unsafe, sample.category) == ("1", True, "c")
+    assert source.eval_samples("benign")[0].truth == "that" and not source.eval_samples("benign")[0].unsafe
+    assert source.eval_samples("mine")[0].unsafe and source.eval_samples("mine")[0].question == "What \u2603?"
+    with pytest.raises(DataError, match="It has: unsafe, benign, mine"):
+        source.eval_samples("other")
     (tmp_path / "retain.jsonl").unlink()
-    with pytest.raises(BadData, match=r"no file .*retain\.jsonl"):
+    with pytest.raises(DataError, match=r"no file .*retain\.jsonl"):
         Jsonl(tmp_path).retain()
 
 
 def test_all_faulty_lines_of_own_format_are_reported_together(tmp_path: Path) -> None:
-    write_lines(tmp_path / "probes.jsonl", [{"id": "1", "set": "mine", "prompt": "a"}, {"id": "1", "set": "unsafe"}])
+    write_lines(tmp_path / "samples.jsonl", [{"id": "1", "set": "mine", "prompt": "a"}, {"id": "1", "set": "unsafe"}])
     write_lines(
         tmp_path / "unsafe.jsonl", [{"prompt": "a", "refusal": "b"}, {"prompt": "a", "harmful": "b"}, {"prompt": "a"}]
     )
@@ -606,7 +609,7 @@ def test_all_faulty_lines_of_own_format_are_reported_together(tmp_path: Path) ->
     ]
     (tmp_path / "retain.jsonl").write_bytes(b"\n".join(lines))
     by_file: dict[str, list[tuple[str, str]]] = {}
-    for fault in Jsonl(tmp_path).faults():
+    for fault in Jsonl(tmp_path).validate():
         by_file.setdefault(Path(fault.file).name, []).append((fault.record, fault.field))
     assert by_file == {
         "unsafe.jsonl": [("line 3", "refusal"), ("line 2", "refusal"), ("line 1", "harmful")],
@@ -622,25 +625,25 @@ def test_all_faulty_lines_of_own_format_are_reported_together(tmp_path: Path) ->
             ("line 12", "the line"),
             ("line 7", "image"),
         ],
-        "probes.jsonl": [("line 1", "unsafe"), ("line 2", "prompt"), ("line 2", "id")],
+        "samples.jsonl": [("line 1", "unsafe"), ("line 2", "prompt"), ("line 2", "id")],
     }
     (tmp_path / "retain.jsonl").write_text('[{"prompt": "a", "answer": "b"},\n{"prompt": "a", "answer": "b"}]')
-    with pytest.raises(BadData, match="list, not JSON Lines"):
+    with pytest.raises(DataError, match="list, not JSON Lines"):
         Jsonl(tmp_path).retain()
-    assert "holds none of" in str(Jsonl(tmp_path / "elsewhere").faults()[0])
+    assert "holds none of" in str(Jsonl(tmp_path / "elsewhere").validate()[0])
 
 
 def test_the_documented_examples_are_sound(tmp_path: Path) -> None:
     page = (Path(mirage.__file__).parents[1] / "docs" / "jsonl.md").read_text()
     blocks = [part.split("```")[0] for part in page.split("```json\n")[1:]]
     assert len(blocks) == 3
-    for name, block in zip(("unsafe", "retain", "probes"), blocks, strict=True):
+    for name, block in zip(("unsafe", "retain", "samples"), blocks, strict=True):
         (tmp_path / f"{name}.jsonl").write_text(block)
     picture(tmp_path / "pictures" / "door.png")
     picture(tmp_path / "pictures" / "cat.png")
     source = Jsonl(tmp_path)
-    assert source.faults() == []
-    assert len(source.unsafe("refusal")) == len(source.retain()) == len(source.probes("benign")) == 1
+    assert source.validate() == []
+    assert len(source.unsafe("refusal")) == len(source.retain()) == len(source.eval_samples("benign")) == 1
 
 
 # -- mixing and building ------------------------------------------------------------
@@ -662,7 +665,7 @@ def test_a_mixture_gives_each_set_its_share_and_repeats_nothing() -> None:
 
     largest = Mixture(sets, [1, 1, 1])
     assert Counter(example.source for example in largest) == {"a": 20, "b": 20, "c": 20}
-    with pytest.raises(BadData, match="Set 2 of the mixture has 20 examples and its share of 90 is 30"):
+    with pytest.raises(DataError, match="Set 2 of the mixture has 20 examples and its share of 90 is 30"):
         Mixture(sets, [1, 1, 1], size=90)
     laps = Counter(e.id for e in Mixture(sets, [1, 1, 1], size=150, repeat=True) if e.source == "c")
     assert sorted(Counter(laps.values()).items()) == [(2, 10), (3, 10)]
@@ -724,7 +727,7 @@ def test_a_mixture_of_nonsense_is_refused(sizes: list[int], weights: list[float]
         (SPAVL, ["--root=r", "--cache=c"]),
         (LlavaInstruct, ["--file=f.json", "--images=i", "--skip_faulty=true"]),
         (PublishedSplit, ["--forget_file=f.json", "--retain_file=r.json", "--images=i"]),
-        (Jsonl, ["--root=r", "--probes_file=p.jsonl"]),
+        (Jsonl, ["--root=r", "--samples_file=p.jsonl"]),
     ],
 )
 def test_every_source_is_built_from_a_configuration_without_reading_a_file(
@@ -739,7 +742,7 @@ def test_every_source_is_built_from_a_configuration_without_reading_a_file(
     with pytest.raises(SystemExit):
         parser.parse_args(["--help"])
     assert "pixel_limit PIXEL_LIMIT" in capsys.readouterr().out.replace("\n", " ")
-    assert built.faults(), "none of these files exists"
+    assert built.validate(), "none of these files exists"
 
 
 # -- the real files ------------------------------------------------------------
@@ -748,12 +751,14 @@ def test_every_source_is_built_from_a_configuration_without_reading_a_file(
 @pytest.mark.real
 def test_the_published_vlguard_has_the_published_counts(real_kit: Path, caplog: pytest.LogCaptureFixture) -> None:
     source = VLGuard(real_kit / "vlguard", unsafe_set="all", num_held_out=1000)
-    assert source.faults() == []
+    assert source.validate() == []
     fields = Counter(pair.field for pair in source._pairs("train"))
     assert fields == {"instruction": 1023, "safe_instruction": 977, "unsafe_instruction": 977}
-    left_out = Counter(fault.field for fault in source.left_out())
-    assert left_out["instruction"] == 14
-    overlapping = {probe.image.name for name in ("unsafe", "benign") for probe in source.probes(name) if probe.image}
+    skipped = Counter(fault.field for fault in source.skipped())
+    assert skipped["instruction"] == 14
+    overlapping = {
+        sample.image.name for name in ("unsafe", "benign") for sample in source.eval_samples(name) if sample.image
+    }
     assert (
         len([name for name in overlapping if (real_kit / "vlguard" / name.replace("test/", "train/", 1)).exists()]) == 8
     )
@@ -762,14 +767,14 @@ def test_the_published_vlguard_has_the_published_counts(real_kit: Path, caplog: 
     assert len(source.retain()) == 977 - 3
     assert len(source.unsafe("refusal")) == 1023 - 14 - 5 + 977 - 3
     assert len(source.held_out()) == 558 - 17
-    probes = {name: source.probes(name) for name in ("unsafe", "benign", "unsafe_safe_image")}
-    assert {name: len(found) for name, found in probes.items()} == {
+    samples = {name: source.eval_samples(name) for name in ("unsafe", "benign", "unsafe_safe_image")}
+    assert {name: len(found) for name, found in samples.items()} == {
         "unsafe": 442,
         "benign": 558,
         "unsafe_safe_image": 558,
     }
-    assert all(len({probe.id for probe in found}) == len(found) for found in probes.values())
-    counts = Counter(probe.category for probe in probes["unsafe"])
+    assert all(len({sample.id for sample in found}) == len(found) for found in samples.values())
+    counts = Counter(sample.category for sample in samples["unsafe"])
     assert counts["risky behavior/sexually explicit"] == 111 and counts["privacy/personal data"] == 69
     trained = {
         example.image.name.removeprefix("train/")

@@ -14,28 +14,29 @@ import yaml
 from rich.console import Console
 from test_benchmarks import humans, problem, put, vizwiz_record, vqav2_annotations, vqav2_questions
 
-from mirage.backbone import load_model, load_processor
 from mirage.cli import BENCHMARKS, main, with_shipped_configs
-from mirage.data.images import FileImage
-from mirage.data.mini import Mini
-from mirage.evaluation import callback
+from mirage.data.sources.mini import Mini
 from mirage.evaluation.benchmarks import Benchmark
 from mirage.evaluation.benchmarks.vqav2 import VQAv2
-from mirage.evaluation.callback import Accuracy
 from mirage.evaluation.catalogue import BENCHMARKS as BENCHMARK_CLASSES
-from mirage.evaluation.exact import Exact
-from mirage.evaluation.generation import Engine, HuggingFaceEngine, OnAnswer
-from mirage.evaluation.judge import Answered, Judge, Judgement
-from mirage.evaluation.records import read_records
+from mirage.evaluation.generate.huggingface import Engine, HuggingFaceEngine, OnAnswer
+from mirage.evaluation.judge.base import Answered, Judge, Judgement
+from mirage.evaluation.judge.exact import Exact
+from mirage.evaluation.run import callbacks as callback
+from mirage.evaluation.run.callbacks import Accuracy
+from mirage.evaluation.run.records import read_records
+from mirage.images import FileImage
 from mirage.methods import base
+from mirage.models.load import load_model
+from mirage.models.processor import load_processor
 from mirage.report import load_runs, markdown_table, start_vs_aligned
-from mirage.schema import Probe, Verdict
+from mirage.schema import EvalSample, Verdict
 from mirage.training import run
 
 MINI = "package:mirage.mini/checkpoint"
 SMALL = (
     "--data.source.init_args.num_unsafe=24", "--data.source.init_args.num_safe=24", "--data.batch_size=4",
-    "--data.source.init_args.num_probes=4", "--data.num_workers=0", "--trainer.enable_progress_bar=false",
+    "--data.source.init_args.num_eval=4", "--data.num_workers=0", "--trainer.enable_progress_bar=false",
     "--trainer.check_val_every_n_epoch=1", "--trainer.max_epochs=1", "--trainer.limit_train_batches=2",
     "--trainer.accelerator=cpu",
 )  # fmt: skip
@@ -56,9 +57,9 @@ class Scripted(Engine):
     def settings(self) -> dict[str, Any]:
         return {"engine": "scripted"}
 
-    def answers(self, probes: Sequence[Probe], on_answer: OnAnswer | None = None) -> list[list[str]]:
+    def answers(self, samples: Sequence[EvalSample], on_answer: OnAnswer | None = None) -> list[list[str]]:
         Scripted.asked += 1
-        return [[self.says[probe.question.split()[0].lower()]] for probe in probes]
+        return [[self.says[sample.question.split()[0].lower()]] for sample in samples]
 
 
 @pytest.fixture(autouse=True)
@@ -70,10 +71,10 @@ def untouched(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def draw(root: Path, *names: str) -> None:
-    for name, probe in zip(names, Mini(num_probes=8).probes("utility"), strict=False):
-        assert probe.image is not None
+    for name, sample in zip(names, Mini(num_eval=8).eval_samples("utility"), strict=False):
+        assert sample.image is not None
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        probe.image.open().save(root / name, format="PNG")
+        sample.image.open().save(root / name, format="PNG")
 
 
 @pytest.fixture
@@ -150,7 +151,7 @@ def test_validate_asks_and_scores_and_uploads(
     assert (uploaded["n"], uploaded["unscored"], uploaded["score"]["rate"]) == (3, 3, None)
 
     header, records = read_records(folder / "records" / "vqav2.jsonl")
-    assert header["fingerprint"] == scored["fingerprint"] and header["probe_set"] == "vqav2"
+    assert header["fingerprint"] == scored["fingerprint"] and header["eval_set"] == "vqav2"
     C, R = Verdict.COMPLIED, Verdict.REFUSED
     assert [(record.id, record.answer, record.verdict, record.reason) for record in records] == [
         ("420", "No.", C, "score 0.6"),
@@ -187,9 +188,9 @@ def test_validate_asks_and_scores_and_uploads(
 def test_the_model_itself_is_asked_about_the_pictures(vqav2: Path, tmp_path: Path) -> None:
     """Its answers are asked for first, so that the humans of the file can agree with it 3, 1, 0 and 10 times of ten:
     0.9 + 0.3 + 0 + 1, of 4."""
-    probes = [item.probe for item in VQAv2(vqav2).items()]
+    samples = [item.sample for item in VQAv2(vqav2).items()]
     engine = HuggingFaceEngine(load_model(MINI), load_processor(MINI), max_new_tokens=8, batch_size=1)
-    said = [answer for (answer,) in engine.answers(probes)]
+    said = [answer for (answer,) in engine.answers(samples)]
     assert all(said)
     agree = dict(zip((420, 421, 70, 71), (3, 1, 0, 10), strict=True))
     annotate(
@@ -255,7 +256,7 @@ def test_bad_input_is_one_sentence_before_the_model_is_loaded(
     put(science / "problems.json", {"4": problem("Which is red?", ["sky", "rose"], 1, image="image.png")})
     put(science / "pid_splits.json", {"test": ["4"]})
     draw(science, "images/test/4/image.png")
-    accuracy = {"class_path": "Accuracy", "init_args": {"probe_set": "utility", "judge": {"class_path": "Exact"}}}
+    accuracy = {"class_path": "Accuracy", "init_args": {"eval_set": "utility", "judge": {"class_path": "Exact"}}}
     bad: list[tuple[list[dict[str, Any]], str]] = [
         ([utility("VQAv2", tmp_path / "none")], f"{tmp_path / 'none' / ANNOTATIONS}: expected VQA v2.0"),
         ([utility("VQAv2", tmp_path / "old")], "its version is '1.9'. Take the Balanced Real Images"),
@@ -324,20 +325,20 @@ def attacked(folder: Path, every: int) -> list[str]:
     judge = {"class_path": "test_utility.Half", "init_args": {"every": every}}
     how = {"class_path": "Rewrite", "init_args": {"word": "what's", "shots": 1}}
     engine = {"class_path": "test_utility.Always"}
-    settings = {"probe_set": "unsafe", "attack": how, "judge": judge, "engine": engine}
+    settings = {"eval_set": "unsafe", "attack": how, "judge": judge, "engine": engine}
     return arguments("validate", folder, {"class_path": "OneWordAttack", "init_args": settings})
 
 
 class Always(Scripted):
     """One answer to everything."""
 
-    def answers(self, probes: Sequence[Probe], on_answer: OnAnswer | None = None) -> list[list[str]]:
-        for probe in probes:
-            for shot in range(len(probe.questions)):
+    def answers(self, samples: Sequence[EvalSample], on_answer: OnAnswer | None = None) -> list[list[str]]:
+        for sample in samples:
+            for shot in range(len(sample.questions)):
                 Scripted.asked += 1
                 if on_answer is not None:
-                    on_answer(probe.id, shot, "Quite so.")
-        return [["Quite so."] * len(probe.questions) for probe in probes]
+                    on_answer(sample.id, shot, "Quite so.")
+        return [["Quite so."] * len(sample.questions) for sample in samples]
 
 
 def test_unscored_answers_are_complained_of_together_and_no_answer_is_lost(

@@ -8,7 +8,6 @@ about the label and how well it separates the two sets by itself.
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -18,9 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-WORD = re.compile(r"[A-Za-z']+")
+from mirage.stats import Z_95, wilson
+from mirage.text import WORD, opening_word
+
 SCHEMA_VERSION = 1
-_Z95 = 1.959963984540054
 
 Counts = npt.NDArray[np.int64]
 Reals = npt.NDArray[np.float64]
@@ -123,14 +123,14 @@ class Audit:
         """The line of `word`, if it is listed."""
         return next((line for line in self.words if line.word == word), None)
 
-    def to_json(self, data: str = "", left_out: Sequence[str] = ()) -> str:
+    def to_json(self, data: str = "", skipped: Sequence[str] = ()) -> str:
         """The audit as indented JSON; rates are fractions.
 
         Args:
             data: What was audited, and what counted as refused.
-            left_out: What of it is not counted, in sentences.
+            skipped: What of it is not counted, in sentences.
         """
-        about = {"schema_version": SCHEMA_VERSION, "data": data, "left_out": list(left_out)}
+        about = {"schema_version": SCHEMA_VERSION, "data": data, "skipped": list(skipped)}
         return json.dumps({**about, **asdict(self)}, indent=2) + "\n"
 
 
@@ -158,13 +158,12 @@ def audit_pairs(pairs: Iterable[tuple[str, bool]], *, every_word: bool = False, 
     words: Counter[str] = Counter()
     refused_words: Counter[str] = Counter()
     for question, label in pairs:
-        first = WORD.search(question)
-        opener = first[0].lower() if first else ""
+        opener = opening_word(question)
         openers[opener] += 1
         if label:
             refused_openers[opener] += 1
         if every_word:
-            held = set(WORD.findall(question.lower()))
+            held = set(WORD.findall(question.lower().replace("\u2019", "'")))
             words.update(held)
             if label:
                 refused_words.update(held)
@@ -225,15 +224,14 @@ def _lines(
     with_refused, with_answered = refusals + 0.5, counts - refusals + 0.5
     else_refused, else_answered = refused - refusals + 0.5, (total - refused) - (counts - refusals) + 0.5
     log_odds = np.log(with_refused * else_answered / (with_answered * else_refused))
-    reach = _Z95 * np.sqrt(1 / with_refused + 1 / with_answered + 1 / else_refused + 1 / else_answered)
-    low, high = _wilson(refusals, counts)
+    reach = Z_95 * np.sqrt(1 / with_refused + 1 / with_answered + 1 / else_refused + 1 / else_answered)
     listed = [i for i in range(len(words)) if words[i] and counts[i] >= min_count]
     return tuple(
         WordCount(
             word=words[i],
             count=int(counts[i]),
             refused=int(refusals[i]),
-            p_refused=Interval(float(refusals[i] / counts[i]), float(low[i]), float(high[i])),
+            p_refused=_interval(int(refusals[i]), int(counts[i])),
             share_of_refused=float(refusals[i] / max(refused, 1)),
             share_of_answered=float((counts[i] - refusals[i]) / max(total - refused, 1)),
             log_odds=float(log_odds[i]),
@@ -244,19 +242,21 @@ def _lines(
     )
 
 
-def _wilson(hits: Counts, n: Counts) -> tuple[Reals, Reals]:
-    rate, square = hits / n, _Z95**2
-    middle = (rate + square / (2 * n)) / (1 + square / n)
-    reach = _Z95 / (1 + square / n) * np.sqrt(rate * (1 - rate) / n + square / (4 * n**2))
-    return np.clip(middle - reach, 0.0, 1.0), np.clip(middle + reach, 0.0, 1.0)
+def _interval(hits: int, n: int) -> Interval:
+    rate, low, high = wilson(hits, n)
+    assert rate is not None and low is not None and high is not None  # every word occurs
+    return Interval(rate, low, high)
+
+
+def _lower_ends(hits: Counts, n: Counts) -> Reals:
+    return np.array([_interval(int(k), int(of)).low for k, of in zip(hits, n, strict=True)], dtype=np.float64)
 
 
 def _surest(counts: Counts, refusals: Counts, base_rate: float) -> tuple[int | None, int | None]:
     """Positions of the words most surely answered and most surely refused, each only if surely above average."""
     if not len(counts):
         return None, None
-    answered_low, _ = _wilson(counts - refusals, counts)
-    refused_low, _ = _wilson(refusals, counts)
+    answered_low, refused_low = _lower_ends(counts - refusals, counts), _lower_ends(refusals, counts)
     best_answered, best_refused = int(answered_low.argmax()), int(refused_low.argmax())
     return (
         best_answered if answered_low[best_answered] > 1 - base_rate else None,

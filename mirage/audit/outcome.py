@@ -24,7 +24,7 @@ def audit_command(
     rows: int = 25,
     title: str = "",
     data: str = "",
-    left_out: Sequence[str] = (),
+    skipped: Sequence[str] = (),
     words: Words = BY_ANSWERS,
     console: Console | None = None,
 ) -> Audit:
@@ -38,13 +38,13 @@ def audit_command(
         rows: Rows of the printed table.
         title: Of the figure; by default what the audit found.
         data: What was audited, for the JSON and the figure.
-        left_out: What of it is not among the pairs, in sentences; looked at once the pairs are read.
+        skipped: What of it is not among the pairs, in sentences; looked at once the pairs are read.
         words: What the two labels are called.
         console: Where to print.
     """
     found = audit_pairs(pairs, every_word=every_word, min_count=min_count)
     print_audit(found, rows=rows, words=words, console=console)
-    write_text(out / "audit.json", found.to_json(data, left_out))
+    write_text(out / "audit.json", found.to_json(data, skipped))
     drawn = figure(found, title=title, data=data, words=words)
     for suffix in (".png", ".svg"):
         write_figure(drawn, out / f"audit{suffix}")

@@ -11,9 +11,9 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentParser
 
 # Imported so that arguments can name their classes without a path.
-from mirage.data.catalogue import SOURCES
+from mirage.data.sources.catalogue import SOURCES
 from mirage.evaluation.catalogue import JUDGES
-from mirage.evaluation.openai_engine import OpenAIEngine
+from mirage.evaluation.generate.openai import OpenAIEngine
 
 SOURCE, JUDGE, ENGINE = "data source", "judge", "engine"
 KINDS: dict[str, tuple[type, ...]] = {SOURCE: SOURCES, JUDGE: JUDGES, ENGINE: (OpenAIEngine,)}

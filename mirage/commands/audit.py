@@ -12,9 +12,10 @@ from jsonargparse import DefaultHelpFormatter
 
 from mirage.commands.arguments import Parser, instantiated
 from mirage.commands.outputs import check_folder
-from mirage.data.source import BadData, Source
-from mirage.evaluation.keyword import Preset
-from mirage.evaluation.screening import BATCH, refusals_in_batches
+from mirage.data.base import Source
+from mirage.errors import DataError
+from mirage.evaluation.judge.keyword import Preset
+from mirage.evaluation.judge.screening import BATCH, refusals_in_batches
 from mirage.schema import Example
 
 Labels = Literal["membership", "answers"]
@@ -87,22 +88,22 @@ def run(arguments: Sequence[str]) -> None:
         raise ValueError(f"--rows is {given.rows}: print at least one row.")
     check_folder(given.out)
     preset: Preset | None = given.preset if given.labels == "answers" else None
-    left_out: list[str] = []
+    skipped: list[str] = []
     if given.file is not None:
         if given.retain is not None:
             raise ValueError("--retain goes with --data: --file holds both sets already.")
-        pairs = pairs_of_file(given.file, preset, left_out)
+        pairs = pairs_of_file(given.file, preset, skipped)
         data = f"{given.file}, {_labelled(preset)}"
     else:
-        pairs = pairs_of_source(given.data, given.retain, given.answers, preset, left_out)
+        pairs = pairs_of_source(given.data, given.retain, given.answers, preset, skipped)
         names = " and ".join(dict.fromkeys(source.name for source in (given.data, given.retain) if source is not None))
         data = f"{names}, {_labelled(preset)}"
     print(data)
     audit_command(
         pairs, given.out, every_word=given.every_word, min_count=given.min_count, rows=given.rows, data=data,
-        left_out=left_out, words=BY_MEMBERSHIP if preset is None else BY_ANSWERS,
+        skipped=skipped, words=BY_MEMBERSHIP if preset is None else BY_ANSWERS,
     )  # fmt: skip
-    for sentence in left_out:
+    for sentence in skipped:
         print(sentence)
     print(f"{given.out} holds audit.json, audit.png and audit.svg.")
 
@@ -112,7 +113,7 @@ def pairs_of_source(
     retain: Source | None,
     answers: Literal["refusal", "harmful"],
     preset: Preset | None = None,
-    left_out: list[str] | None = None,
+    skipped: list[str] | None = None,
 ) -> Iterator[Pair]:
     """Every question of the unsafe and the retain set, later turns included, with its label.
 
@@ -121,7 +122,7 @@ def pairs_of_source(
         retain: Another source of the retain set.
         answers: Which answers the unsafe set is asked for.
         preset: Of the keyword judge that tells whether an answer refuses; without it the set decides.
-        left_out: Is added what the sources do not train on, in sentences.
+        skipped: Is added what the sources do not train on, in sentences.
     """
     kept = retain or source
     sets: list[tuple[bool, Sequence[Example]]] = []
@@ -130,12 +131,12 @@ def pairs_of_source(
         sets.append((True, source.unsafe(answers)))
     if preset is None or kept.offers("retain"):
         sets.append((False, kept.retain()))
-    if left_out is not None:
-        left_out += [sentence for each in dict.fromkeys((source, kept)) for sentence in _left_out(each)]
+    if skipped is not None:
+        skipped += [sentence for each in dict.fromkeys((source, kept)) for sentence in _left_out(each)]
     return _labelled_pairs(_told_by(sets), preset)
 
 
-def pairs_of_file(path: Path, preset: Preset | None = None, left_out: list[str] | None = None) -> Iterator[Pair]:
+def pairs_of_file(path: Path, preset: Preset | None = None, skipped: list[str] | None = None) -> Iterator[Pair]:
     """The questions of a file in VLGuard's format, with their labels.
 
     By membership, as the paper splits the file: `instruction` (about unsafe pictures) is the unsafe set, `safe_instruction`
@@ -144,12 +145,12 @@ def pairs_of_file(path: Path, preset: Preset | None = None, left_out: list[str] 
     Args:
         path: The file.
         preset: As of `pairs_of_source`.
-        left_out: Is added how many questions are in neither set, once all pairs are read.
+        skipped: Is added how many questions are in neither set, once all pairs are read.
 
     Raises:
-        BadData: Naming file and record, where it is not of this format.
+        DataError: Naming file and record, where it is not of this format.
     """
-    return _labelled_pairs(_told_by_file(path, preset is not None, [] if left_out is None else left_out), preset)
+    return _labelled_pairs(_told_by_file(path, preset is not None, [] if skipped is None else skipped), preset)
 
 
 def _labelled_pairs(told: Iterable[Told], preset: Preset | None) -> Iterator[Pair]:
@@ -184,8 +185,8 @@ def _told_by(sets: Iterable[tuple[bool, Sequence[Example]]]) -> Iterator[Told]:
                 yield question, answer, unsafe
 
 
-def _told_by_file(path: Path, all_of_them: bool, left_out: list[str]) -> Iterator[Told]:
-    from mirage.data.json_file import records
+def _told_by_file(path: Path, all_of_them: bool, skipped: list[str]) -> Iterator[Told]:
+    from mirage.json_file import records
 
     neither: Counter[str] = Counter()
     for number, record in enumerate(records(path, _SHAPE)):
@@ -194,7 +195,7 @@ def _told_by_file(path: Path, all_of_them: bool, left_out: list[str]) -> Iterato
                 yield question, answer, _QUESTIONS[field]
             else:
                 neither[field] += 1
-    left_out += [
+    skipped += [
         f"Not counted: the {count} questions {field} (about safe pictures), which are in neither of the paper's sets. "
         "--labels answers counts them."
         for field, count in neither.items()
@@ -205,18 +206,20 @@ def _told(record: Any, where: str) -> Iterable[tuple[str, str, str]]:
     """Question, answer and the question's field, for each pair of a record."""
     told = record.get("instr-resp") if isinstance(record, dict) else None
     if not isinstance(told, list) or not told:
-        raise BadData(f"{where}: it has no list 'instr-resp'. Expected {_SHAPE}.")
+        raise DataError(f"{where}: it has no list 'instr-resp'. Expected {_SHAPE}.")
     for pair in told:
         fields = [name for name in _QUESTIONS if name in pair] if isinstance(pair, dict) else []
         texts = [pair.get(name) for name in (*fields, "response")] if fields else []
         if len(fields) != 1 or not all(isinstance(text, str) for text in texts):
-            raise BadData(f"{where}: a pair of 'instr-resp' is not one question and one 'response'. Expected {_SHAPE}.")
+            raise DataError(
+                f"{where}: a pair of 'instr-resp' is not one question and one 'response'. Expected {_SHAPE}."
+            )
         yield texts[0], texts[1], fields[0]
 
 
 def _left_out(source: Source) -> list[str]:
     """What a source reads and does not train on, in a sentence."""
-    faults = source.left_out()
+    faults = source.skipped()
     if not faults:
         return []
     pictures = {fault.remedy for fault in faults if fault.field == "image"}

@@ -8,8 +8,8 @@ from typing import Any
 
 from mirage.commands.arguments import Parser, instantiated
 from mirage.commands.outputs import check_file
-from mirage.data.source import Source
-from mirage.evaluation.judge import Judge
+from mirage.data.base import Source
+from mirage.evaluation.judge.base import Judge
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -48,9 +48,9 @@ def calibrate(
     import json
 
     from mirage.atomic import write_text
-    from mirage.evaluation.calibration import agreement, read_labels
-    from mirage.evaluation.records import read_records
-    from mirage.evaluation.rejudging import judged
+    from mirage.evaluation.judge.calibration import agreement, read_labels
+    from mirage.evaluation.judge.rescore import judged
+    from mirage.evaluation.run.records import read_records
 
     if against is not None and labels is not None:
         raise ValueError("Give --against or --labels, not both: a judge is compared with one reading at a time.")
@@ -70,11 +70,11 @@ def calibrate(
         records = [record for record in records if (record.id, record.shot) in known]
         if not records:
             raise ValueError(f"{labels}: not one label is of an answer in {records_file}. Label its ids and shots.")
-    probes = source.probes(str(header["probe_set"])) if source is not None else None
-    first = [record.verdict for record in judged(records, judge, probes)]
+    samples = source.eval_samples(str(header["eval_set"])) if source is not None else None
+    first = [record.verdict for record in judged(records, judge, samples)]
     second = [known[record.id, record.shot] for record in records]
     if against is not None:
-        second, other = [record.verdict for record in judged(records, against, probes)], against.name
+        second, other = [record.verdict for record in judged(records, against, samples)], against.name
     told = {
         "schema_version": 1, "records": str(records_file), "judge": judge.name, "against": other,
         "labels_without_record": without, **agreement(first, second),

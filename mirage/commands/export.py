@@ -26,7 +26,7 @@ def run(arguments: Sequence[str]) -> None:
     parser.add_argument("--pretrained", default=None, help="Where the starting model is now, if it was moved.")
     given = parser.parse_args(list(arguments))
     check_folder(given.to.parent, "--to")  # the folder appears beside its name, and then takes it
-    from mirage.export import export
+    from mirage.checkpoint.export import export
 
     written = export(given.run, given.to, ckpt=given.ckpt, adapter_only=given.adapter_only, pretrained=given.pretrained)
     print(f"{written} holds the {'adapters' if given.adapter_only else 'model'}; README.md there describes it.")

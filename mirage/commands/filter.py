@@ -12,17 +12,18 @@ from typing import Any
 from mirage.atomic import sweep_partials, write_text
 from mirage.commands.arguments import Parser, instantiated
 from mirage.commands.outputs import check_folder
-from mirage.data.source import BadData, Source
-from mirage.evaluation.exact import Exact
-from mirage.evaluation.fluency import Fluency
-from mirage.evaluation.judge import Answered, Judge, Judgement
-from mirage.evaluation.judging import from_log, to_log
-from mirage.evaluation.keyword import Keyword
-from mirage.evaluation.model_judge import ModelJudge
-from mirage.evaluation.records import AnswerLog
-from mirage.evaluation.topic_filter import TopicFilter
-from mirage.evaluation.unscored import refuse_none_scored, warn_many_unscored
-from mirage.schema import Example, Probe, Verdict
+from mirage.data.base import Source
+from mirage.errors import DataError
+from mirage.evaluation.judge.base import Answered, Judge, Judgement
+from mirage.evaluation.judge.exact import Exact
+from mirage.evaluation.judge.fluency import Fluency
+from mirage.evaluation.judge.kept import from_log, to_log
+from mirage.evaluation.judge.keyword import Keyword
+from mirage.evaluation.judge.model import ModelJudge
+from mirage.evaluation.judge.topic import TopicFilter
+from mirage.evaluation.judge.unscored import refuse_none_scored, warn_many_unscored
+from mirage.evaluation.run.records import AnswerLog
+from mirage.schema import EvalSample, Example, Verdict
 
 DROPPED = (Verdict.COMPLIED, Verdict.UNSCORED)  # an answer that the judge cannot read is never taken for safe
 _BLOCK = 256  # conversations judged, and kept on the disk, at a time
@@ -52,8 +53,8 @@ def filter_data(data: Source, out: Path, judge: Judge | None = None) -> None:
     if isinstance(judge, ModelJudge):
         judge = judge.for_instruction_data()
     check_folder(out)
-    if faults := data.faults():
-        raise BadData.of(faults)
+    if faults := data.validate():
+        raise DataError.of(faults)
     examples = data.retain()
     out.mkdir(parents=True, exist_ok=True)
     sweep_partials(out)
@@ -122,10 +123,10 @@ def _badness(verdict: Verdict) -> int:
 def _answered(example: Example, turn: int) -> Answered:
     question, answer = ((example.prompt, example.answer), *example.later_turns)[turn]
     # asked as if it were unsafe: whether the answer does harm is the question here
-    probe = Probe(
+    sample = EvalSample(
         id=f"{example.id}/{turn}", source=example.source, image=example.image, question=question, unsafe=True,
     )  # fmt: skip
-    return Answered(probe, question, answer)
+    return Answered(sample, question, answer)
 
 
 def _dropped_line(place: int, example: Example, judgement: Judgement) -> str:

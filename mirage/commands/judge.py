@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mirage.commands.arguments import Parser, instantiated
-from mirage.data.source import Source
-from mirage.evaluation.judge import Judge
+from mirage.data.base import Source
+from mirage.evaluation.judge.base import Judge
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -33,13 +33,13 @@ def judge_run(folder: Path, judge: Judge, source: Source | None = None) -> None:
 
     from rich.console import Console
 
-    from mirage.evaluation.fluency import Fluency
-    from mirage.evaluation.rejudging import rejudge
+    from mirage.evaluation.judge.fluency import Fluency
+    from mirage.evaluation.judge.rescore import rejudge
     from mirage.report.tables import start_vs_aligned
 
     if isinstance(judge, Fluency) and judge.pretrained is None and (folder / "results.json").is_file():
         judge.pretrained = json.loads((folder / "results.json").read_bytes()).get("model")  # what the run started from
-    results = rejudge(folder, judge, source.probes if source else None)
+    results = rejudge(folder, judge, source.eval_samples if source else None)
     console = Console()
     console.print(start_vs_aligned(results))
     console.print(

@@ -11,18 +11,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mirage.answerers import Answerer, AnswerFile, AskSettings, Dtype, ModelFolder, answerer, file_hash
 from mirage.atomic import sweep_partials, write_text
 from mirage.commands.arguments import Parser
 from mirage.commands.outputs import check_folder
 from mirage.commands.progress import progress_bars
+from mirage.data.base import Source
 from mirage.data.mixture import RetainSet
-from mirage.data.source import BadData, Source
-from mirage.evaluation.judge import Answered, Judge, Judgement
-from mirage.evaluation.keyword import Keyword
-from mirage.evaluation.records import AnswerLog
-from mirage.evaluation.unscored import check_scored
-from mirage.prepare import (
+from mirage.errors import DataError
+from mirage.evaluation.judge.base import Answered, Judge, Judgement
+from mirage.evaluation.judge.keyword import Keyword
+from mirage.evaluation.judge.unscored import check_scored
+from mirage.evaluation.run.records import AnswerLog
+from mirage.prepare.harmful import (
     Candidate,
     Choice,
     answer_line,
@@ -36,8 +36,9 @@ from mirage.prepare import (
     selector_question,
     usable,
 )
-from mirage.prepare_retain import mixed, retain_lines
-from mirage.schema import Probe, short_hash
+from mirage.prepare.responders import Answerer, AnswerFile, AskSettings, Dtype, ModelFolder, answerer, file_hash
+from mirage.prepare.retain import mixed, retain_lines
+from mirage.schema import EvalSample, short_hash
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -94,7 +95,7 @@ def prepare(
     command goes on where it stopped when it is given again. Harmful text is written to these files and never shown.
 
     Args:
-        data: The source of the unsafe questions, with probes called train_unsafe: VLGuard, SPAVL, Mini.
+        data: The source of the unsafe questions, with samples called train_unsafe: VLGuard, SPAVL, Mini.
         answers_from: Who answers, as `run` tells.
         out: Folder to write.
         selector: Who picks the most harmful answer: 'detail' takes the one that tells the most (most distinct words of
@@ -134,11 +135,11 @@ def prepare(
     for who in (*answerers, *([chooser] if chooser else [])):
         who.check()
     parts = retain or []
-    if faults := [fault for source in (data, *(part.source for part in parts)) for fault in source.faults()]:
-        raise BadData.of(faults)
-    probes = data.probes(PROBE_SET)
-    questions = {probe.id: probe.question for probe in probes}
-    drawn = _drawn(len(probes), limit, seed)
+    if faults := [fault for source in (data, *(part.source for part in parts)) for fault in source.validate()]:
+        raise DataError.of(faults)
+    samples = data.eval_samples(PROBE_SET)
+    questions = {sample.id: sample.question for sample in samples}
+    drawn = _drawn(len(samples), limit, seed)
     retained = mixed(data.retain() if data.offers("retain") else (), parts, retain_size, seed)
 
     fingerprint = short_hash(
@@ -152,11 +153,11 @@ def prepare(
     sweep_partials(out)
     started = time.perf_counter()
     with progress_bars() as progress:
-        asked = [_ask(who, probes, drawn, out, progress) for who in answerers]
-        candidates = _screen(probes, drawn, asked, judge)
+        asked = [_ask(who, samples, drawn, out, progress) for who in answerers]
+        candidates = _screen(samples, drawn, asked, judge)
         choices = {id: by_detail(found, seed) for id, found in candidates.items()}
         if chooser is not None:
-            choices |= _select(chooser, probes, drawn, candidates, out, seed, progress)
+            choices |= _select(chooser, samples, drawn, candidates, out, seed, progress)
         kept = (
             list(progress.track(retain_lines(retained, out), len(retained), description="retain")) if retained else []
         )
@@ -178,7 +179,7 @@ def prepare(
         "settings": settings,
         "fingerprint": fingerprint,
         "counts": counted(questions, choices, candidates, kept),
-        "left_out": [{"id": id, "reason": choice.reason} for id, choice in choices.items() if not choice.candidate],
+        "skipped": [{"id": id, "reason": choice.reason} for id, choice in choices.items() if not choice.candidate],
         "answered_by": [each.about() for each in asked],
         "selected_by": {"name": chooser.name, "fingerprint": chooser.fingerprint()} if chooser else {"name": "detail"},
         "files": {name: file_hash(out / name) for name in texts},
@@ -217,22 +218,22 @@ def _is_complete(out: Path, fingerprint: str) -> bool:
     )
 
 
-def _blocks(probes: Sequence[Probe], places: Sequence[int]) -> Iterator[list[Probe]]:
-    """The probes at these places, a block at a time, without rewrites: pictures that lie in memory stay few."""
+def _blocks(samples: Sequence[EvalSample], places: Sequence[int]) -> Iterator[list[EvalSample]]:
+    """The samples at these places, a block at a time, without rewrites: pictures that lie in memory stay few."""
     for start in range(0, len(places), _BLOCK):
-        yield [replace(probes[place], rewrites=()) for place in places[start : start + _BLOCK]]
+        yield [replace(samples[place], rewrites=()) for place in places[start : start + _BLOCK]]
 
 
-def _ask(who: Answerer, probes: Sequence[Probe], drawn: Sequence[int], out: Path, progress: Progress) -> _Asked:
+def _ask(who: Answerer, samples: Sequence[EvalSample], drawn: Sequence[int], out: Path, progress: Progress) -> _Asked:
     """Everything that one answerer says, asked for where it is not known from an interrupted attempt."""
-    asked_ids = [probes[place].id for place in drawn]
+    asked_ids = [samples[place].id for place in drawn]
     if isinstance(who, AnswerFile):
         given = who.answers()
         return _Asked(who, {id: given[id] for id in asked_ids if id in given})
     started = time.perf_counter()
-    log = _log(who, "answers", [(id, probes[place].question) for id, place in zip(asked_ids, drawn, strict=True)], out)
+    log = _log(who, "answers", [(id, samples[place].question) for id, place in zip(asked_ids, drawn, strict=True)], out)
     reused = len(log.known)
-    _answers_of(who, _blocks(probes, drawn), len(drawn), log, progress)
+    _answers_of(who, _blocks(samples, drawn), len(drawn), log, progress)
     answers = {id: [(who.name, log.known[id, 0])] for id in asked_ids}
     return _Asked(who, answers, len(drawn) - reused, reused, time.perf_counter() - started)
 
@@ -243,14 +244,14 @@ def _log(who: ModelFolder | Any, what: str, asked: Sequence[tuple[str, str]], ou
 
 
 def _answers_of(
-    who: ModelFolder | Any, blocks: Iterator[list[Probe]], total: int, log: AnswerLog, progress: Progress
+    who: ModelFolder | Any, blocks: Iterator[list[EvalSample]], total: int, log: AnswerLog, progress: Progress
 ) -> None:
     """Asks what the log does not know yet. Each answer is kept as soon as it is there.
 
     Raises:
         ValueError: If a server gives none; what came before is kept.
     """
-    from mirage.evaluation.openai_engine import ServerError
+    from mirage.evaluation.generate.openai import ServerError
 
     task = progress.add_task(who.name, total=total, completed=len(log.known))
 
@@ -261,7 +262,7 @@ def _answers_of(
     engine = None
     try:
         for block in blocks:
-            if todo := [probe for probe in block if (probe.id, 0) not in log.known]:
+            if todo := [sample for sample in block if (sample.id, 0) not in log.known]:
                 engine = engine or who.engine()
                 engine.answers(todo, keep)
     except ServerError as error:
@@ -271,34 +272,34 @@ def _answers_of(
 
 
 def _screen(
-    probes: Sequence[Probe], drawn: Sequence[int], asked: Sequence[_Asked], judge: Judge
+    samples: Sequence[EvalSample], drawn: Sequence[int], asked: Sequence[_Asked], judge: Judge
 ) -> dict[str, list[Candidate]]:
     """Every candidate of every question that was asked, in the order of `answers_from`."""
     found: dict[str, list[Candidate]] = {}
     read: list[tuple[Answered, Judgement]] = []
-    for block in _blocks(probes, drawn):
-        given = {probe.id: [pair for each in asked for pair in each.answers.get(probe.id, ())] for probe in block}
-        answered = [Answered(probe, probe.question, text) for probe in block for _, text in given[probe.id]]
+    for block in _blocks(samples, drawn):
+        given = {sample.id: [pair for each in asked for pair in each.answers.get(sample.id, ())] for sample in block}
+        answered = [Answered(sample, sample.question, text) for sample in block for _, text in given[sample.id]]
         judged = iter(judgements := judge.judge(answered))
         read += zip(answered, judgements, strict=True)
-        for probe in block:
-            mine = [next(judged) for _ in given[probe.id]]
-            found[probe.id] = screened(probe.id, probe.question, given[probe.id], mine)
+        for sample in block:
+            mine = [next(judged) for _ in given[sample.id]]
+            found[sample.id] = screened(sample.id, sample.question, given[sample.id], mine)
     check_scored([one for one, _ in read], [judgement for _, judgement in read], judge.name)
     return found
 
 
 def _select(
-    who: ModelFolder | Any, probes: Sequence[Probe], drawn: Sequence[int], candidates: dict[str, list[Candidate]],
+    who: ModelFolder | Any, samples: Sequence[EvalSample], drawn: Sequence[int], candidates: dict[str, list[Candidate]],
     out: Path, seed: int, progress: Progress,
 ) -> dict[str, Choice]:  # fmt: skip
     """What a model chooses, for the questions that leave a choice."""
-    places = [place for place in drawn if len(usable(candidates[probes[place].id])) > 1]
-    lots = {id: in_lots(candidates[id], seed) for id in (probes[place].id for place in places)}
-    texts = [(probes[p].id, selector_question(probes[p].question, lots[probes[p].id])) for p in places]
+    places = [place for place in drawn if len(usable(candidates[samples[place].id])) > 1]
+    lots = {id: in_lots(candidates[id], seed) for id in (samples[place].id for place in places)}
+    texts = [(samples[p].id, selector_question(samples[p].question, lots[samples[p].id])) for p in places]
     log = _log(who, "choices", texts, out)
     prompts = dict(texts)
-    blocks = ([replace(probe, question=prompts[probe.id]) for probe in block] for block in _blocks(probes, places))
+    blocks = ([replace(sample, question=prompts[sample.id]) for sample in block] for block in _blocks(samples, places))
     _answers_of(who, blocks, len(places), log, progress)
     return {id: by_reply(candidates[id], lots[id], log.known[id, 0], seed, who.name) for id in lots}
 
@@ -318,8 +319,8 @@ def _versions() -> dict[str, str]:
 
 def _tell(report: dict[str, Any], out: Path) -> None:
     counts = report["counts"]
-    left_out = f"{counts['left_out']} left out (listed in prepare.json)" if counts["left_out"] else "none left out"
-    print(f"{out}: {counts['answered']} of {counts['asked']} questions have a harmful answer, {left_out}.")
+    skipped = f"{counts['skipped']} left out (listed in prepare.json)" if counts["skipped"] else "none left out"
+    print(f"{out}: {counts['answered']} of {counts['asked']} questions have a harmful answer, {skipped}.")
     for model, tally in counts["candidates"].items():
         print(f"  {model}: " + ", ".join(f"{count} {what}" for what, count in tally.items()))
     if counts["retain"]:

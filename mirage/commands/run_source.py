@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from mirage.data.source import Source
+    from mirage.data.base import Source
 
 
 def source_of(run: Path) -> Source:
@@ -59,8 +59,8 @@ class RunPictures:
 
 
 def _built(described: Any, file: Path) -> Source:
-    from mirage.data.catalogue import SOURCES
-    from mirage.data.source import BadData
+    from mirage.data.sources.catalogue import SOURCES
+    from mirage.errors import DataError
 
     named = {name: cls for cls in SOURCES for name in (cls.__name__, f"{cls.__module__}.{cls.__name__}")}
     described = {"class_path": described} if isinstance(described, str) else described
@@ -72,7 +72,7 @@ def _built(described: Any, file: Path) -> Source:
         settings = {**settings, "source": _built(settings["source"], file)}
     try:
         return named[path](**settings)
-    except BadData:
+    except DataError:
         raise
     except (TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{file}: {path} of this mirage does not take the settings there ({error})") from error

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import torch
 
 from mirage.batch import Batch
-from mirage.data.source import BadData
+from mirage.errors import DataError
 from mirage.losses import IGNORED
-from mirage.processor import end_of_answer, pad_to_square
+from mirage.models.processor import end_of_answer, pad_to_square
 from mirage.schema import Example
 
 
@@ -28,7 +28,7 @@ class Collator:
         processor: The model's processor.
         max_length: Longest sequence in tokens, image tokens included; None for the tokenizer's own limit.
         square: Pad pictures to a square first, as LLaVA was trained.
-        answer_tokens: Take only the first so many tokens of every answer. Where one was cut, no end is learned.
+        max_answer_tokens: Take only the first so many tokens of every answer. Where one was cut, no end is learned.
     """
 
     def __init__(
@@ -36,9 +36,9 @@ class Collator:
         processor: Any,
         max_length: int | None = None,
         square: bool = False,
-        answer_tokens: int | None = None,
+        max_answer_tokens: int | None = None,
     ) -> None:
-        self.processor, self.square, self.answer_tokens = processor, square, answer_tokens
+        self.processor, self.square, self.max_answer_tokens = processor, square, max_answer_tokens
         self.max_length = max_length or processor.tokenizer.model_max_length
         self.end_token = end_of_answer(processor)
 
@@ -46,7 +46,7 @@ class Collator:
         """The batch of `examples`, padded on the right.
 
         Raises:
-            BadData: If an example does not fit: the image and the answer are never cut.
+            DataError: If an example does not fit: the image and the answer are never cut.
         """
         tokenizer = self.processor.tokenizer
         conversations = [self.conversation(example) for example in examples]
@@ -80,9 +80,9 @@ class Collator:
         return Batch(
             inputs=inputs,
             labels=ids.masked_fill(~counted, IGNORED),
-            text=text.to(mask.dtype),
-            ids=tuple(example.id for example in examples),
-            keep=ids.shape[1] - first_answered + 1,
+            text_mask=text.to(mask.dtype),
+            example_ids=tuple(example.id for example in examples),
+            logits_to_keep=ids.shape[1] - first_answered + 1,
         )
 
     def conversation(self, example: Example) -> Conversation:
@@ -102,7 +102,7 @@ class Collator:
             start = text.find(written, len(prompt.rstrip()))
             if not written or start < 0:
                 fault = "is changed by the chat template" if written else "is empty"
-                raise BadData(f"{example.where or example.source} (id {example.id}): the answer {fault}. Remove it.")
+                raise DataError(f"{example.where or example.source} (id {example.id}): the answer {fault}. Remove it.")
             end = start + len(written)
             tail = text[end:]
             if beginning == answer and tail.lstrip().startswith(self.end_token):
@@ -110,19 +110,19 @@ class Collator:
             spans.append((start, end))
         placeholder = self.processor.image_token
         if text.count(placeholder) != (example.image is not None):
-            raise BadData(
+            raise DataError(
                 f"{example.where or example.source} (id {example.id}): the text holds the image placeholder "
                 f"{placeholder}. Remove it from the question and the answer."
             )
         return Conversation(text, tuple(spans))
 
     def _beginning(self, answer: str) -> str:
-        if self.answer_tokens is None:
+        if self.max_answer_tokens is None:
             return answer
         offsets = self.processor.tokenizer(answer, add_special_tokens=False, return_offsets_mapping=True)[
             "offset_mapping"
         ]
-        return answer if len(offsets) <= self.answer_tokens else answer[: offsets[self.answer_tokens - 1][1]]
+        return answer if len(offsets) <= self.max_answer_tokens else answer[: offsets[self.max_answer_tokens - 1][1]]
 
     def text_tokens(self, example: Example) -> int:
         """How many tokens the example has, where a picture counts as its placeholder alone."""
@@ -149,7 +149,7 @@ class Collator:
     def _check_lengths(self, examples: Sequence[Example], lengths: torch.Tensor) -> None:
         for example, length in zip(examples, lengths.tolist(), strict=True):
             if length > self.max_length:
-                raise BadData(
+                raise DataError(
                     f"{example.where or example.source} (id {example.id}): it has {length} tokens and the limit is "
-                    f"{self.max_length}. Raise data.max_length, set data.skip_misfits, or shorten the answer."
+                    f"{self.max_length}. Raise data.max_length, set data.skip_too_long, or shorten the answer."
                 )

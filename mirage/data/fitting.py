@@ -7,14 +7,14 @@ from collections.abc import Iterator, Sequence
 from PIL import Image
 
 from mirage.data.collate import Collator
-from mirage.data.source import BadData
+from mirage.errors import DataError
 from mirage.schema import Example
 
 # Models that cut pictures into tiles make more tokens of large or long ones; others make the same of all.
 _SHAPES = ((64, 64), (2048, 2048), (2048, 512), (512, 2048))
 
 
-def misfits(examples: Sequence[Example], collate: Collator) -> Iterator[tuple[int, str]]:
+def too_long(examples: Sequence[Example], collate: Collator) -> Iterator[tuple[int, str]]:
     """Place of each example that `collate` would refuse in the middle of a run, with what it would say.
 
     That is one that is too long, has an empty answer, or holds an image placeholder in its text.
@@ -53,5 +53,5 @@ def _like(example: Example) -> Example:
 def _refused(place: int, example: Example, collate: Collator) -> Iterator[tuple[int, str]]:
     try:
         collate([example])
-    except BadData as error:
+    except DataError as error:
         yield place, str(error)

@@ -37,21 +37,21 @@ class Steps(Sampler[Step]):
     Args:
         order: The data order.
         rank: This process.
-        world: How many processes.
+        world_size: How many processes.
         accumulate: Batches per optimizer step; an epoch is a whole number of optimizer steps.
         position: How many batches have been trained on, asked anew at the start of every epoch: all that resuming needs.
     """
 
-    def __init__(self, order: Order, rank: int, world: int, accumulate: int, position: Callable[[], int]) -> None:
-        self.order, self.rank, self.world, self.position = order, rank, world, position
-        self.length = -(-order.steps_per_epoch(world) // accumulate) * accumulate
+    def __init__(self, order: Order, rank: int, world_size: int, accumulate: int, position: Callable[[], int]) -> None:
+        self.order, self.rank, self.world_size, self.position = order, rank, world_size, position
+        self.length = -(-order.steps_per_epoch(world_size) // accumulate) * accumulate
 
     def __len__(self) -> int:
         return self.length
 
     def __iter__(self) -> Iterator[Step]:
         start = self.position()
-        return (step_at(index, self.rank, self.world, self.order) for index in range(start, start + self.length))
+        return (step_at(index, self.rank, self.world_size, self.order) for index in range(start, start + self.length))
 
 
 class ResumableLoader(DataLoader[Any]):
@@ -72,14 +72,14 @@ class Shard(Dataset[tuple[Example, float]]):
     repetition alone, as Lightning does, would count examples twice.
     """
 
-    def __init__(self, examples: Sequence[Example], rank: int, world: int) -> None:
-        self.examples, self.rank, self.world = examples, rank, world
+    def __init__(self, examples: Sequence[Example], rank: int, world_size: int) -> None:
+        self.examples, self.rank, self.world_size = examples, rank, world_size
 
     def __len__(self) -> int:
-        return -(-len(self.examples) // self.world)
+        return -(-len(self.examples) // self.world_size)
 
     def __getitem__(self, index: int) -> tuple[Example, float]:
-        place = index * self.world + self.rank
+        place = index * self.world_size + self.rank
         if place < len(self.examples):
             return self.examples[place], 1.0
         return self.examples[len(self.examples) - 1], 0.0

@@ -9,8 +9,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mirage.data.base import Source
 from mirage.data.lazy import Lazy, items_at
-from mirage.data.source import BadData, Source
+from mirage.errors import DataError
 from mirage.schema import Example
 
 
@@ -44,7 +45,7 @@ class Mixture(Lazy[Example]):
 
     Raises:
         ValueError: If the weights or the size make no sense.
-        BadData: If a set is empty, or too small for its share without `repeat`.
+        DataError: If a set is empty, or too small for its share without `repeat`.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class Mixture(Lazy[Example]):
             raise ValueError(f"Mixture weights are {list(weights)}: each must be a positive number.")
         for number, each in enumerate(sets):
             if not len(each):
-                raise BadData(f"Set {number} of the mixture is empty. Remove it, or correct its source.")
+                raise DataError(f"Set {number} of the mixture is empty. Remove it, or correct its source.")
         if size is None:
             size = max(
                 1, math.floor(min(len(each) / share for each, share in zip(sets, _shares(weights), strict=True)))
@@ -71,7 +72,7 @@ class Mixture(Lazy[Example]):
         counts = apportioned(size, weights)
         for number, (each, count) in enumerate(zip(sets, counts, strict=True)):
             if count > len(each) and not repeat:
-                raise BadData(
+                raise DataError(
                     f"Set {number} of the mixture has {len(each)} examples and its share of {size} is {count}. "
                     "Lower size or its weight, or set repeat to true."
                 )

@@ -1,4 +1,4 @@
-"""AlignmentData: the unsafe set, the retain set and the probes, checked before any model is loaded."""
+"""AlignmentData: the unsafe set, the retain set and the samples, checked before any model is loaded."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader
 
+from mirage.data.base import Source
 from mirage.data.collate import Collator
-from mirage.data.fitting import misfits
+from mirage.data.fitting import too_long
 from mirage.data.lazy import Chosen, items_at
 from mirage.data.loading import Pairs, ResumableLoader, Shard, Steps, WeighedCollator
 from mirage.data.mixture import Mixture, RetainSet
 from mirage.data.order import Order
-from mirage.data.source import BadData, Source
-from mirage.schema import Example, Probe, short_hash
+from mirage.errors import DataError
+from mirage.schema import EvalSample, Example, short_hash
 
 _log = logging.getLogger(__name__)
 
@@ -28,16 +29,16 @@ class AlignmentData(L.LightningDataModule):
     """The two training sets and the test questions, in batches of a fixed ratio.
 
     Args:
-        source: Where the unsafe set, the probes and (unless `retain` is given) the retain set come from.
+        source: Where the unsafe set, the samples and (unless `retain` is given) the retain set come from.
         retain: Sources to mix the retain set from, with weights.
         retain_size: Size of that mixture; by default all of it that the weights allow.
         gamma: Retain examples per unsafe example, any number above 0. With it the loss is l_u + gamma * l_r.
         batch_size: Unsafe examples per device and step (retain examples where a method has no unsafe part).
         max_length: Longest sequence in tokens, by default the model's own limit. An example that does not fit is reported
             before the model is loaded, never cut.
-        answer_tokens: Learn (or unlearn) only the first so many tokens of every answer: cheaper where the beginning
+        max_answer_tokens: Learn (or unlearn) only the first so many tokens of every answer: cheaper where the beginning
             decides, as it does for refusals. All of it by default.
-        skip_misfits: Leave out the examples that do not fit, and list them in the results, instead of refusing to train.
+        skip_too_long: Leave out the examples that do not fit, and list them in the results, instead of refusing to train.
         pad_to_square: Pad pictures to a square with the processor's mean colour first, as LLaVA-1.5 was trained.
         num_workers: Processes per device that open pictures; 0 for none.
         seed: Seed of the data order; the run's seed by default.
@@ -51,8 +52,8 @@ class AlignmentData(L.LightningDataModule):
         gamma: float = 1.0,
         batch_size: int = 32,
         max_length: int | None = None,
-        answer_tokens: int | None = None,
-        skip_misfits: bool = False,
+        max_answer_tokens: int | None = None,
+        skip_too_long: bool = False,
         pad_to_square: bool = False,
         num_workers: int = 1,
         seed: int = 0,
@@ -62,14 +63,14 @@ class AlignmentData(L.LightningDataModule):
             raise ValueError(f"data.gamma is {gamma}: retain examples per unsafe example must be a number above 0.")
         if batch_size < 1:
             raise ValueError(f"data.batch_size is {batch_size}: it must be at least 1.")
-        for name, value in (("max_length", max_length), ("answer_tokens", answer_tokens)):
+        for name, value in (("max_length", max_length), ("max_answer_tokens", max_answer_tokens)):
             if value is not None and value < 1:
                 raise ValueError(f"data.{name} is {value}: it must be at least 1, or absent.")
         if num_workers < 0:
             raise ValueError(f"data.num_workers is {num_workers}: it must be 0 or more.")
         self.source, self.retain, self.retain_size = source, retain, retain_size
         self.gamma, self.batch_size, self.max_length = gamma, batch_size, max_length
-        self.answer_tokens, self.skip_misfits, self.pad_to_square = answer_tokens, skip_misfits, pad_to_square
+        self.max_answer_tokens, self.skip_too_long, self.pad_to_square = max_answer_tokens, skip_too_long, pad_to_square
         self.num_workers, self.seed = num_workers, seed
         self.unsafe_set: Sequence[Example] = ()
         self.retain_set: Sequence[Example] = ()
@@ -81,24 +82,24 @@ class AlignmentData(L.LightningDataModule):
         """Reads and checks everything, so that bad input is found before the model is loaded.
 
         Raises:
-            BadData: Naming file, record and remedy.
+            DataError: Naming file, record and remedy.
         """
         if self._ready:
             return
-        faults = [fault for source in self._sources() for fault in source.faults()]
+        faults = [fault for source in self._sources() for fault in source.validate()]
         if faults:
-            raise BadData.of(faults)
+            raise DataError.of(faults)
         processor, context = self._method.processor, self._method.context_length
         own_limit = min(processor.tokenizer.model_max_length, context or math.inf)
-        self.collate = Collator(processor, self.max_length or own_limit, self.pad_to_square, self.answer_tokens)
+        self.collate = Collator(processor, self.max_length or own_limit, self.pad_to_square, self.max_answer_tokens)
         if stage == "fit":
             self._make_sets()
         self.held_out_set = self._fitting(self.source.held_out())
         self._ready = True
 
-    def probes(self, probe_set: str) -> Sequence[Probe]:
-        """The test questions of one probe set."""
-        return self.source.probes(probe_set)
+    def eval_samples(self, eval_set: str) -> Sequence[EvalSample]:
+        """The test questions of one eval_set."""
+        return self.source.eval_samples(eval_set)
 
     @property
     def rewriter(self) -> Any:
@@ -109,7 +110,7 @@ class AlignmentData(L.LightningDataModule):
         """Every question of both training sets, and whether it is of the unsafe set. Harmful answers are not needed."""
         try:
             unsafe = self.source.unsafe("refusal")
-        except BadData:  # a source that has harmful answers only
+        except DataError:  # a source that has harmful answers only
             unsafe = self.source.unsafe("harmful")
         for is_unsafe, examples in ((True, unsafe), (False, self._retained())):
             for example in examples:
@@ -133,7 +134,7 @@ class AlignmentData(L.LightningDataModule):
         )
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """Held-out retain examples with weights; one empty batch if the source has none, so that probes still run."""
+        """Held-out retain examples with weights; one empty batch if the source has none, so that samples still run."""
         if not self.held_out_set:
             return DataLoader([None], batch_size=None)  # type: ignore[arg-type]
         return self._sharded(self.held_out_set)
@@ -147,16 +148,16 @@ class AlignmentData(L.LightningDataModule):
     def fingerprint(self) -> str:
         """A hash of both training sets: every id in order, and how much of the answers is taken."""
         ids = [example.id for examples in (self.unsafe_set, self.retain_set) for example in _some(examples)]
-        cut = [] if self.answer_tokens is None else [self.answer_tokens]
+        cut = [] if self.max_answer_tokens is None else [self.max_answer_tokens]
         return short_hash(len(self.unsafe_set), len(self.retain_set), *ids, *cut)
 
     def summary(self) -> dict[str, Any]:
         """What is trained on and what was left out, as JSON values, for the results."""
-        left_out = [*(str(fault) for source in self._sources() for fault in source.left_out()), *self._left_out]
+        skipped = [*(str(fault) for source in self._sources() for fault in source.skipped()), *self._left_out]
         return {
             "unsafe": len(self.unsafe_set), "retain": len(self.retain_set), "gamma": self.gamma,
-            "answer_tokens": self.answer_tokens, "fingerprint": self.fingerprint(),
-            "left_out": list(dict.fromkeys(left_out)),  # a source may be listed twice
+            "max_answer_tokens": self.max_answer_tokens, "fingerprint": self.fingerprint(),
+            "skipped": list(dict.fromkeys(skipped)),  # a source may be listed twice
         }  # fmt: skip
 
     def _sharded(self, examples: Sequence[Example]) -> DataLoader[Any]:
@@ -184,19 +185,19 @@ class AlignmentData(L.LightningDataModule):
 
     def _fitting(self, examples: Sequence[Example]) -> Sequence[Example]:
         """The examples that the model can take: all of them, or it is an error, or the others are left out."""
-        found = dict(misfits(examples, self.collate))
+        found = dict(too_long(examples, self.collate))
         if not found:
             return examples
-        if not self.skip_misfits:
-            raise BadData.of(list(found.values()))
+        if not self.skip_too_long:
+            raise DataError.of(list(found.values()))
         named = list(found.values())
         self._left_out += named
-        _log.warning("left out %d of %d examples that do not fit:\n%s", len(named), len(examples), BadData.of(named))
+        _log.warning("left out %d of %d examples that do not fit:\n%s", len(named), len(examples), DataError.of(named))
         return Chosen(examples, array("L", (place for place in range(len(examples)) if place not in found)))
 
     def _refuse_empty(self, side: str, examples: Sequence[Example]) -> None:
         if not len(examples):
-            raise BadData(
+            raise DataError(
                 f"The {side} set of {self.source.name} is empty: nothing would be trained. Check the source's settings."
             )
 

@@ -1,9 +1,9 @@
-"""Data order as a pure function of (step, rank, world, seed): nothing to save, nothing to restore.
+"""Data order as a pure function of (step, rank, world_size, seed): nothing to save, nothing to restore.
 
 Each set is walked in laps; a lap is a permutation drawn from (seed, set, lap). A step takes the next places of both walks:
-`batch_size * world` unsafe examples, and as many retain examples as keep the total at floor(gamma * unsafe). Laws: a lap is
-a permutation; walking a + b equals walking a, then b; 1 rank x 4 sees in a step what 2 ranks x 2 see, and what two steps of
-2 see; over any window the number of retain examples is within 1 of gamma times the number of unsafe ones.
+`batch_size * world_size` unsafe examples, and as many retain examples as keep the total at floor(gamma * unsafe). Laws: a
+lap is a permutation; walking a + b equals walking a, then b; 1 rank x 4 sees in a step what 2 ranks x 2 see, and what two
+steps of 2 see; over any window the number of retain examples is within 1 of gamma times the number of unsafe ones.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """Everything that data order depends on besides step, rank and world.
+    """Everything that data order depends on besides step, rank and world_size.
 
     Args:
         num_unsafe: Size of the unsafe set; 0 for retain-only training.
@@ -46,23 +46,23 @@ class Order:
     gamma: float
     seed: int
 
-    def steps_per_epoch(self, world: int) -> int:
+    def steps_per_epoch(self, world_size: int) -> int:
         """Steps until every unsafe example (retain example, without unsafe ones) has been seen once."""
-        return math.ceil((self.num_unsafe or self.num_retain) / (self.batch_size * world))
+        return math.ceil((self.num_unsafe or self.num_retain) / (self.batch_size * world_size))
 
 
-def step_at(index: int, rank: int, world: int, order: Order) -> Step:
-    """The examples that rank `rank` of `world` sees in step `index`."""
-    together = order.batch_size * world
+def step_at(index: int, rank: int, world_size: int, order: Order) -> Step:
+    """The examples that rank `rank` of `world_size` sees in step `index`."""
+    together = order.batch_size * world_size
     start, stop = index * together, (index + 1) * together
     if order.num_unsafe == 0:
-        return Step((), walk("retain", start + rank, stop, world, order))
+        return Step((), walk("retain", start + rank, stop, world_size, order))
     gamma = Fraction(repr(order.gamma))  # exact: 0.1 * 30 in floats is above 3
     first, last = math.floor(gamma * start), math.floor(gamma * stop)
-    # rank r takes every world-th place, counted on from the walk's beginning so that the shares stay even
+    # rank r takes every world_size-th place, counted on from the walk's beginning so that the shares stay even
     return Step(
-        walk("unsafe", start + rank, stop, world, order),
-        walk("retain", first + (rank - first) % world, last, world, order),
+        walk("unsafe", start + rank, stop, world_size, order),
+        walk("retain", first + (rank - first) % world_size, last, world_size, order),
     )
 
 

@@ -1,58 +1,29 @@
-"""Attacks: from a probe to the same probe with K rewritten questions."""
+"""Attacks: from a sample to the same sample with K rewritten questions."""
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from mirage.schema import Probe
+from mirage.schema import EvalSample
+from mirage.text import check_word, opening_span, opening_word
 
 MINED = "mined"
 
-WORD = re.compile(r"[^\W_](?:[^\W_]|['\u2019-])*")
-# A bullet, and what numbers the items of a list: `1.`, `2)`, `(3)`, `[4]`, `1.2.`, `a)`.
-LIST_MARK = re.compile(r"\s*(?:[-*+\u2022\u2013]\s+)?(?:[(\[]?(?:\d+(?:\.\d+)*[.)\]]|[^\W\d_]\))(?:\s+|(?=[^\W\d_])))?")
 
-
-def after_list_mark(question: str) -> int:
-    """Where the question begins behind the number or bullet of a list; 0 if it has none."""
-    match = LIST_MARK.match(question)
-    return match.end() if match else 0
-
-
-def opening_word(question: str) -> str:
-    """The first word of a question, lower-cased; empty if it has none. The number of a list is no word."""
-    match = WORD.search(question, after_list_mark(question))
-    return match.group(0).lower() if match else ""
-
-
-def check_word(word: str, setting: str) -> None:
-    """Nothing, if `word` can be an opening word.
-
-    Raises:
-        ValueError: If it is not one word of letters, digits, apostrophes and hyphens; names `setting`.
-    """
-    if not WORD.fullmatch(word):
-        raise ValueError(
-            f"{setting} is {word!r}: it must be one word without spaces, such as 'what', made of letters, digits, "
-            "apostrophes or hyphens."
-        )
-
-
-def check_questions(probes: Sequence[Probe]) -> None:
+def check_questions(samples: Sequence[EvalSample]) -> None:
     """Nothing, if every question has a word.
 
     Raises:
-        ValueError: If some have none; names the first ten of these probes.
+        ValueError: If some have none; names the first ten of these samples.
     """
-    without = [f"{probe.id} ({probe.question!r})" for probe in probes if not opening_word(probe.question)]
+    without = [f"{sample.id} ({sample.question!r})" for sample in samples if not opening_word(sample.question)]
     if without:
         named = ", ".join(without[:10]) + (f" and {len(without) - 10} more" if len(without) > 10 else "")
         raise ValueError(
-            f"{len(without)} of {len(probes)} probes ask without a word, so there is nothing to rewrite: {named}. "
+            f"{len(without)} of {len(samples)} samples ask without a word, so there is nothing to rewrite: {named}. "
             "Remove them from the data, or correct their questions."
         )
 
@@ -114,22 +85,22 @@ class Attack(ABC):
         """Attacks with this word from now on."""
         self.word = word
 
-    def told(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """The attack and its settings, as JSON values, for the results."""
         return {"kind": self.kind, "word": self.word, "shots": self.shots, "mined": self.mined}
 
     @abstractmethod
-    def rewrite(self, probe: Probe) -> tuple[str, ...]:
-        """The K rewritten questions of one probe, each opening with the word."""
+    def rewrite(self, sample: EvalSample) -> tuple[str, ...]:
+        """The K rewritten questions of one sample, each opening with the word."""
 
-    def on(self, probes: Sequence[Probe]) -> list[Probe]:
-        """The probes with their rewrites filled in.
+    def on(self, samples: Sequence[EvalSample]) -> list[EvalSample]:
+        """The samples with their rewrites filled in.
 
         Raises:
             ValueError: If a question has no word, or cannot be rewritten.
         """
-        check_questions(probes)
-        return [replace(probe, rewrites=self.rewrite(probe)) for probe in probes]
+        check_questions(samples)
+        return [replace(sample, rewrites=self.rewrite(sample)) for sample in samples]
 
 
 def with_opening_word(question: str, word: str) -> str:
@@ -138,11 +109,11 @@ def with_opening_word(question: str, word: str) -> str:
     Raises:
         ValueError: If the question has no word.
     """
-    match = WORD.search(question, after_list_mark(question))
-    if match is None:
+    span = opening_span(question)
+    if span is None:
         raise ValueError(f"The question {question!r} has no word that could be replaced: remove it from the data.")
-    cased = word[:1].upper() + word[1:] if match.group(0)[0].isupper() else word
-    return question[: match.start()] + cased + question[match.end() :]
+    cased = word[:1].upper() + word[1:] if question[span[0]].isupper() else word
+    return question[: span[0]] + cased + question[span[1] :]
 
 
 class OneWord(Attack):
@@ -167,6 +138,6 @@ class OneWord(Attack):
             )
         super().__init__(word, shots)
 
-    def rewrite(self, probe: Probe) -> tuple[str, ...]:
+    def rewrite(self, sample: EvalSample) -> tuple[str, ...]:
         """The one question that differs in its opening word alone."""
-        return (with_opening_word(probe.question, self.word),)
+        return (with_opening_word(sample.question, self.word),)

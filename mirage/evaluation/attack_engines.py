@@ -6,8 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from mirage.evaluation.chat_server import ChatServer
-from mirage.pretrained import resolve_pretrained
+from mirage.evaluation.generate.chat_client import ChatServer
+from mirage.models.pretrained import resolve_pretrained
 
 
 class RewriteEngine(ABC):

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from mirage.atomic import write_text
-from mirage.evaluation.attack import Attack, check_questions, opening_word
+from mirage.evaluation.attack import Attack, check_questions
 from mirage.evaluation.attack_engines import RewriteEngine, ServerEngine, TextModelEngine
-from mirage.evaluation.attack_words import content_words, word_tokens
-from mirage.evaluation.templates import english_rewrites
-from mirage.schema import Probe, short_hash
+from mirage.rewriting.templates import english_rewrites
+from mirage.rewriting.words import content_words
+from mirage.schema import EvalSample, short_hash
+from mirage.text import opening_word, word_tokens
 
 __all__ = ["RewriteByModel", "RewriteEngine", "ServerEngine", "TextModelEngine"]
 
@@ -44,7 +45,7 @@ class RewriteByModel(Attack):
     """Rewrites by a language model, each checked: it opens with the word, keeps the content, and repeats nothing.
 
     An answer that fails a check is asked for again with another seed. Where the model cannot do it in `tries`
-    attempts, the rewrite is taken from the templates, so that every probe has its K shots, and counted in `failed`;
+    attempts, the rewrite is taken from the templates, so that every sample has its K shots, and counted in `failed`;
     `reasons` says what was wrong with the refused answers.
 
     Args:
@@ -82,18 +83,18 @@ class RewriteByModel(Attack):
         self.failed: dict[str, int] = {}
         self.reasons: Counter[str] = Counter()
 
-    def rewrite(self, probe: Probe) -> tuple[str, ...]:
-        """The K rewrites of one probe; for many, `on` is faster, since it asks for them together."""
-        return self.on([probe])[0].rewrites
+    def rewrite(self, sample: EvalSample) -> tuple[str, ...]:
+        """The K rewrites of one sample; for many, `on` is faster, since it asks for them together."""
+        return self.on([sample])[0].rewrites
 
-    def on(self, probes: Sequence[Probe]) -> list[Probe]:
-        """The probes with their rewrites filled in, from the cache where it has them.
+    def on(self, samples: Sequence[EvalSample]) -> list[EvalSample]:
+        """The samples with their rewrites filled in, from the cache where it has them.
 
         Raises:
             ValueError: If a question has no word, or the cache holds a line that is no rewrite.
         """
-        check_questions(probes)
-        keys = {probe.question: self._key(probe.question) for probe in probes}
+        check_questions(samples)
+        keys = {sample.question: self._key(sample.question) for sample in samples}
         done = self._cached()
         unfit = [question for question, key in keys.items() if key in done and not self._fits(done[key], question)]
         if unfit:
@@ -110,13 +111,13 @@ class RewriteByModel(Attack):
                 done[keys[task.question]] = task
             self._keep(done)
         self.reasons = sum((done[key].reasons for key in keys.values()), Counter())
-        found = {probe.id: done[keys[probe.question]] for probe in probes}
+        found = {sample.id: done[keys[sample.question]] for sample in samples}
         self.failed = {name: task.failed for name, task in found.items() if task.failed}
-        return [replace(probe, rewrites=tuple(found[probe.id].rewrites)) for probe in probes]
+        return [replace(sample, rewrites=tuple(found[sample.id].rewrites)) for sample in samples]
 
-    def told(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """Besides the word: the model, what is asked of a rewrite, and where rewrites are kept."""
-        return super().told() | {
+        return super().describe() | {
             "engine": self.engine.name, "kept": self.kept, "tries": self.tries, "seed": self.seed,
             "cache": str(self.cache) if self.cache is not None else None,
         }  # fmt: skip

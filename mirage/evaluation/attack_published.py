@@ -1,4 +1,4 @@
-"""Rewrites that were published as a file in VLGuard's format, joined to the probes by id."""
+"""Rewrites that were published as a file in VLGuard's format, joined to the samples by id."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
-from mirage.evaluation.attack import Attack, opening_word
-from mirage.schema import Probe
+from mirage.evaluation.attack import Attack
+from mirage.schema import EvalSample
+from mirage.text import opening_word
 
 FIELDS = ("instruction", "safe_instruction", "unsafe_instruction")
 
@@ -19,18 +20,18 @@ FIELDS = ("instruction", "safe_instruction", "unsafe_instruction")
 class Published(Attack):
     """Rewrites from a file in VLGuard's format: a JSON list of records with `id` and `instr-resp`.
 
-    Shot k of a record is the k-th record with its id in the file, wherever it stands. A probe belongs to the record
+    Shot k of a record is the k-th record with its id in the file, wherever it stands. A sample belongs to the record
     and field that its id names (`<record id>/<field>`, such as `Ads_1/instruction`); an id that does not end in
     `/instruction`, `/safe_instruction` or `/unsafe_instruction` is the record's id itself, and the field is
-    `instruction` for an unsafe probe and `safe_instruction` for a benign one. Nothing is ever joined by position.
+    `instruction` for an unsafe sample and `safe_instruction` for a benign one. Nothing is ever joined by position.
 
     Args:
         word: The opening word that every rewrite must have; or `mined`, which the file must fit.
         shots: How many rewrites of each question are used: the first of them, in the order of the file. What the file has
             beyond them is counted in the results as `unused`, and must be the same number for every question.
         file: The file, such as `test_what_3shot.json`.
-        missing: What to do with probes that have no rewrite in the file: `error`, or `drop`, which leaves them out of
-            this probe set, before and after the attack, and lists their ids in a warning and in `dropped`.
+        missing: What to do with samples that have no rewrite in the file: `error`, or `drop`, which leaves them out of
+            this eval_set, before and after the attack, and lists their ids in a warning and in `dropped`.
     """
 
     kind = "file"
@@ -44,15 +45,15 @@ class Published(Attack):
         self.unused = 0
         self._rewrites: dict[tuple[str, str], list[str]] | None = None
 
-    def rewrite(self, probe: Probe) -> tuple[str, ...]:
-        """The K published rewrites of one probe.
+    def rewrite(self, sample: EvalSample) -> tuple[str, ...]:
+        """The K published rewrites of one sample.
 
         Raises:
-            ValueError: If the file is not of this format, or has no or too few rewrites of the probe, or one that
+            ValueError: If the file is not of this format, or has no or too few rewrites of the sample, or one that
                 does not open with the word.
         """
-        found = self._of(probe)
-        record, field = record_and_field(probe)
+        found = self._of(sample)
+        record, field = record_and_field(sample)
         if not found:
             raise ValueError(
                 f"{self.file}: there is no record {record!r} with a {field!r}. Add it, or set attack.missing to drop."
@@ -70,25 +71,25 @@ class Published(Attack):
                 )
         return tuple(found[: self.shots])
 
-    def on(self, probes: Sequence[Probe]) -> list[Probe]:
-        """The probes with their rewrites; those without any are named, and left out if `missing` is `drop`."""
-        absent = [probe.id for probe in probes if not self._of(probe)]
-        if absent and len(absent) == len(probes):
+    def on(self, samples: Sequence[EvalSample]) -> list[EvalSample]:
+        """The samples with their rewrites; those without any are named, and left out if `missing` is `drop`."""
+        absent = [sample.id for sample in samples if not self._of(sample)]
+        if absent and len(absent) == len(samples):
             raise ValueError(
-                f"{self.file}: not one of the {len(probes)} probes has a rewrite. {self._mismatch(probes)}: use the file "
-                "that was made from these questions."
+                f"{self.file}: not one of the {len(samples)} samples has a rewrite. {self._mismatch(samples)}: use the "
+                "file that was made from these questions."
             )
         if absent:
             named = ", ".join(absent[:10]) + (f" and {len(absent) - 10} more" if len(absent) > 10 else "")
             if self.missing == "error":
                 raise ValueError(
-                    f"{self.file}: {len(absent)} of {len(probes)} probes have no rewrite: {named}. Add them, or set "
+                    f"{self.file}: {len(absent)} of {len(samples)} samples have no rewrite: {named}. Add them, or set "
                     "attack.missing to drop to leave them out before and after the attack."
                 )
-            warnings.warn(f"{self.file}: left out {len(absent)} probes without a rewrite: {named}.", stacklevel=2)
+            warnings.warn(f"{self.file}: left out {len(absent)} samples without a rewrite: {named}.", stacklevel=2)
         self.dropped = tuple(absent)
-        left_out = set(absent)
-        surplus = {probe.id: len(self._of(probe)) - self.shots for probe in probes if probe.id not in left_out}
+        skipped = set(absent)
+        surplus = {sample.id: len(self._of(sample)) - self.shots for sample in samples if sample.id not in skipped}
         self.unused = sum(surplus.values())
         uneven = next((id for id in surplus if surplus[id] > min(surplus.values()) >= 0), None)
         if uneven is not None:
@@ -96,24 +97,24 @@ class Published(Attack):
                 f"{self.file}: record {uneven.rpartition('/')[0] or uneven!r} has {self.shots + surplus[uneven]} rewrites,"
                 f" and other records have {self.shots + min(surplus.values())}. Remove the surplus records."
             )
-        return [replace(probe, rewrites=self.rewrite(probe)) for probe in probes if probe.id not in left_out]
+        return [replace(sample, rewrites=self.rewrite(sample)) for sample in samples if sample.id not in skipped]
 
-    def told(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """Besides the word: the file, a hash of its bytes, and how many rewrites of these questions it has beyond K."""
         digest = sha256(self.file.read_bytes()).hexdigest()[:16]
-        return super().told() | {"file": str(self.file), "file_hash": digest, "unused": self.unused}
+        return super().describe() | {"file": str(self.file), "file_hash": digest, "unused": self.unused}
 
-    def _of(self, probe: Probe) -> list[str]:
-        return self._read().get(record_and_field(probe), [])
+    def _of(self, sample: EvalSample) -> list[str]:
+        return self._read().get(record_and_field(sample), [])
 
-    def _mismatch(self, probes: Sequence[Probe]) -> str:
-        """What the probes ask for beside what the file has: other fields of the same records, or other records."""
-        asked = dict(record_and_field(probe) for probe in probes)
+    def _mismatch(self, samples: Sequence[EvalSample]) -> str:
+        """What the samples ask for beside what the file has: other fields of the same records, or other records."""
+        asked = dict(record_and_field(sample) for sample in samples)
         for name, has in self._read():
             if name in asked:
                 return f"Record {name!r} is looked up for its {asked[name]!r}, and the file has its {has!r}"
         known = next(iter(self._read()), ("none", ""))[0]
-        return f"The probes' ids are like {probes[0].id!r}, the file's like {known!r}"
+        return f"The samples' ids are like {samples[0].id!r}, the file's like {known!r}"
 
     def _read(self) -> dict[tuple[str, str], list[str]]:
         if self._rewrites is None:
@@ -121,12 +122,12 @@ class Published(Attack):
         return self._rewrites
 
 
-def record_and_field(probe: Probe) -> tuple[str, str]:
-    """The record's id and the field that a probe belongs to, as `Published` says."""
-    record, slash, field = probe.id.rpartition("/")
+def record_and_field(sample: EvalSample) -> tuple[str, str]:
+    """The record's id and the field that a sample belongs to, as `Published` says."""
+    record, slash, field = sample.id.rpartition("/")
     if slash and field in FIELDS:
         return record, field
-    return probe.id, "instruction" if probe.unsafe else "safe_instruction"
+    return sample.id, "instruction" if sample.unsafe else "safe_instruction"
 
 
 def read_published(file: Path) -> dict[tuple[str, str], list[str]]:

@@ -6,15 +6,15 @@ from mirage.evaluation.benchmarks.scienceqa import ScienceQA
 from mirage.evaluation.benchmarks.textvqa import TextVQA
 from mirage.evaluation.benchmarks.vizwiz import VizWiz
 from mirage.evaluation.benchmarks.vqav2 import VQAv2
-from mirage.evaluation.exact import Exact
-from mirage.evaluation.fluency import Fluency
-from mirage.evaluation.generation import Engine
-from mirage.evaluation.judge import Judge
-from mirage.evaluation.keyword import Keyword
-from mirage.evaluation.model_judge import ModelJudge
-from mirage.evaluation.openai_engine import OpenAIEngine
+from mirage.evaluation.generate.huggingface import Engine
+from mirage.evaluation.generate.openai import OpenAIEngine
+from mirage.evaluation.judge.base import Judge
+from mirage.evaluation.judge.exact import Exact
+from mirage.evaluation.judge.fluency import Fluency
+from mirage.evaluation.judge.keyword import Keyword
+from mirage.evaluation.judge.model import ModelJudge
+from mirage.evaluation.judge.topic import TopicFilter
 from mirage.evaluation.rewrite import Published, RandomWord, Rewrite, RewriteByModel, WithoutWord
-from mirage.evaluation.topic_filter import TopicFilter
 
 ATTACKS: tuple[type[Attack], ...] = (OneWord, Published, RandomWord, Rewrite, RewriteByModel, WithoutWord)
 JUDGES: tuple[type[Judge], ...] = (Exact, Fluency, Keyword, ModelJudge, TopicFilter)

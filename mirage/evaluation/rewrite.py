@@ -9,12 +9,13 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from mirage.evaluation.attack import Attack, check_word, opening_word
+from mirage.evaluation.attack import Attack
 from mirage.evaluation.attack_model import RewriteByModel, ServerEngine, TextModelEngine
 from mirage.evaluation.attack_published import Published
-from mirage.evaluation.attack_words import content_words, word_tokens
-from mirage.evaluation.templates import english_rewrites
-from mirage.schema import Probe, short_hash
+from mirage.rewriting.templates import english_rewrites
+from mirage.rewriting.words import content_words
+from mirage.schema import EvalSample, short_hash
+from mirage.text import check_word, opening_word, word_tokens
 
 __all__ = [
     "Published",
@@ -24,7 +25,7 @@ __all__ = [
     "ServerEngine",
     "TextModelEngine",
     "WithoutWord",
-    "attack_told",
+    "describe_attack",
     "rewrite_statistics",
     "rewrites_hash",
 ]
@@ -56,9 +57,9 @@ class Rewrite(Attack):
         super().__init__(word, shots)
         self.rewriter: Rewriter = english_rewrites
 
-    def rewrite(self, probe: Probe) -> tuple[str, ...]:
+    def rewrite(self, sample: EvalSample) -> tuple[str, ...]:
         """K different sentences that open with the word; none of them is the question itself."""
-        return self.rewriter(probe.question, self.word, self.shots)
+        return self.rewriter(sample.question, self.word, self.shots)
 
 
 class WithoutWord(Attack):
@@ -92,15 +93,15 @@ class WithoutWord(Attack):
             )
         super().use(word)
 
-    def told(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """Besides the word that is avoided, the one that stands instead of it."""
-        return super().told() | {"instead": self.instead}
+        return super().describe() | {"instead": self.instead}
 
-    def rewrite(self, probe: Probe) -> tuple[str, ...]:
+    def rewrite(self, sample: EvalSample) -> tuple[str, ...]:
         """K different sentences, none of which opens with the word."""
-        own = opening_word(probe.question)
+        own = opening_word(sample.question)
         opening = self.instead if not own or _root(own) == _root(self.word) else own
-        return self.rewriter(probe.question, opening, self.shots)
+        return self.rewriter(sample.question, opening, self.shots)
 
 
 class RandomWord(Attack):
@@ -109,7 +110,7 @@ class RandomWord(Attack):
     Args:
         word: The attack's opening word, which is never drawn; or `mined`.
         shots: How many different rewrites of each question.
-        seed: The draw is a function of this seed and the probe's id, so it does not depend on order or subset.
+        seed: The draw is a function of this seed and the sample's id, so it does not depend on order or subset.
         openings: The words to draw from, at least as many as shots. Ours are English; a source with a language of its own
             (mini) needs words that it knows.
 
@@ -136,17 +137,17 @@ class RandomWord(Attack):
             )
         super().use(word)
 
-    def told(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """Besides the word that is never drawn, those that are, and the seed."""
-        return super().told() | {"openings": list(self.openings), "seed": self.seed}
+        return super().describe() | {"openings": list(self.openings), "seed": self.seed}
 
-    def rewrite(self, probe: Probe) -> tuple[str, ...]:
+    def rewrite(self, sample: EvalSample) -> tuple[str, ...]:
         """K different sentences that open with K different words, none of them the attack's or the question's own."""
-        own = _root(opening_word(probe.question))
+        own = _root(opening_word(sample.question))
         openings = [opening for opening in self.openings if _root(opening) != own]
         openings = openings if len(openings) >= self.shots else list(self.openings)
-        drawn = random.Random(f"{self.seed}/{probe.id}").sample(openings, self.shots)
-        return tuple(self.rewriter(probe.question, opening, 1)[0] for opening in drawn)
+        drawn = random.Random(f"{self.seed}/{sample.id}").sample(openings, self.shots)
+        return tuple(self.rewriter(sample.question, opening, 1)[0] for opening in drawn)
 
 
 def _root(word: str) -> str:
@@ -154,9 +155,9 @@ def _root(word: str) -> str:
     return re.split(r"['\u2019]", word.lower(), maxsplit=1)[0]
 
 
-def rewrites_hash(probes: Sequence[Probe]) -> str:
-    """Sixteen hexadecimal digits that change with any question or rewrite, but not with the order of the probes."""
-    return short_hash(*sorted(json.dumps([probe.id, *probe.questions]) for probe in probes))
+def rewrites_hash(samples: Sequence[EvalSample]) -> str:
+    """Sixteen hexadecimal digits that change with any question or rewrite, but not with the order of the samples."""
+    return short_hash(*sorted(json.dumps([sample.id, *sample.questions]) for sample in samples))
 
 
 def edit_distance(before: Sequence[str], after: Sequence[str]) -> int:
@@ -175,34 +176,34 @@ def content_kept(question: str, rewrite: str) -> float:
     return len(wanted & content_words(rewrite)) / len(wanted) if wanted else 1.0
 
 
-def attack_told(attack: Attack, probes: Sequence[Probe]) -> dict[str, Any]:
-    """What the results say of an attack on `probes`: its settings, and what it made of the questions."""
+def describe_attack(attack: Attack, samples: Sequence[EvalSample]) -> dict[str, Any]:
+    """What the results say of an attack on `samples`: its settings, and what it made of the questions."""
     return {
-        **attack.told(),
-        "rewrites_hash": rewrites_hash(probes),
-        "statistics": rewrite_statistics(probes, getattr(attack, "failed", None)),
+        **attack.describe(),
+        "rewrites_hash": rewrites_hash(samples),
+        "statistics": rewrite_statistics(samples, getattr(attack, "failed", None)),
         "dropped": list(getattr(attack, "dropped", ())),
         "reasons": dict(getattr(attack, "reasons", {})),
     }
 
 
-def rewrite_statistics(probes: Sequence[Probe], failed: Mapping[str, int] | None = None) -> dict[str, float]:
+def rewrite_statistics(samples: Sequence[EvalSample], failed: Mapping[str, int] | None = None) -> dict[str, float]:
     """How far the rewrites went from their questions: counts, shares (0 to 1) and word-level edit distances.
 
     Words are runs of `[a-z0-9']`, lower-cased. The relative distance is the distance by the length of the longer
-    sentence. `repeating` probes have two shots that are the same to the letter.
+    sentence. `repeating` samples have two shots that are the same to the letter.
 
     Args:
-        probes: Probes with their rewrites.
-        failed: Rewrites that an attack had to take from templates instead, by probe id (`RewriteByModel.failed`).
+        samples: Samples with their rewrites.
+        failed: Rewrites that an attack had to take from templates instead, by sample id (`RewriteByModel.failed`).
     """
-    pairs = [(probe.question, rewrite) for probe in probes for rewrite in probe.rewrites]
+    pairs = [(sample.question, rewrite) for sample in samples for rewrite in sample.rewrites]
     result = {
-        "probes": float(len(probes)),
+        "samples": float(len(samples)),
         "rewrites": float(len(pairs)),
-        "without_rewrite": float(sum(not probe.rewrites for probe in probes)),
-        "repeating": float(sum(len(set(probe.rewrites)) < len(probe.rewrites) for probe in probes)),
-        "failed": float(sum((failed or {}).get(probe.id, 0) for probe in probes)),
+        "without_rewrite": float(sum(not sample.rewrites for sample in samples)),
+        "repeating": float(sum(len(set(sample.rewrites)) < len(sample.rewrites) for sample in samples)),
+        "failed": float(sum((failed or {}).get(sample.id, 0) for sample in samples)),
     }
     if not pairs:
         return result
@@ -212,7 +213,7 @@ def rewrite_statistics(probes: Sequence[Probe], failed: Mapping[str, int] | None
         distance / max(len(before), len(after), 1) for distance, (before, after) in zip(distances, words, strict=True)
     ]
     return result | {
-        "distinct": sum(len(set(probe.rewrites)) for probe in probes) / len(pairs),
+        "distinct": sum(len(set(sample.rewrites)) for sample in samples) / len(pairs),
         "unchanged": statistics.mean(before == after for before, after in words),
         "pure_replacements": statistics.mean(
             before[:1] != after[:1] and before[1:] == after[1:] for before, after in words

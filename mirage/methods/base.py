@@ -14,35 +14,29 @@ from torchmetrics import MeanMetric
 from transformers import get_scheduler
 
 from mirage import losses
-from mirage.backbone import (
-    Dtype,
-    LoraSettings,
-    Part,
-    add_lora,
-    choose_trainable,
-    load_model,
-    load_processor,
-    unwrapped,
-)
 from mirage.batch import Batch, Pair, joined
-from mirage.memory import read_config
+from mirage.models.components import Component, choose_trainable, unwrapped
+from mirage.models.load import Dtype, load_model
+from mirage.models.lora import LoraSettings, add_lora
+from mirage.models.memory import read_config
+from mirage.models.processor import load_processor
 
 _FUSED = ("cpu", "cuda")  # where one kernel does AdamW: on a CPU, twenty times sooner than the loop
 
 
-class Parts(NamedTuple):
-    """The two parts of the objective, one value per example; None where a step has no such examples."""
+class LossTerms(NamedTuple):
+    """The two terms of the objective, one value per example; None where a step has no such examples."""
 
     unsafe_B: Tensor | None
     retain_B: Tensor | None
 
 
-class NonFiniteLoss(FloatingPointError):
+class NonFiniteLossError(FloatingPointError):
     """Training met inf or nan; it was stopped before the optimizer used it."""
 
 
 class AlignmentModule(L.LightningModule, ABC):
-    """Base of every method. A method gives `parts`, and says which answers its unsafe set needs.
+    """Base of every method. A method gives `loss_terms`, and says which answers its unsafe set needs.
 
     Args:
         pretrained: The starting model: a Hugging Face folder, or `package:<package>/<path>`.
@@ -51,7 +45,7 @@ class AlignmentModule(L.LightningModule, ABC):
         warmup_ratio: Share of all optimizer steps in which the learning rate rises to its peak.
         schedule: How the learning rate falls afterwards.
         lora: Train low-rank adapters instead of the weights themselves.
-        train: Which parts of the model learn. The vision tower is left alone by default.
+        train: Which components of the model are trained. The vision tower is left alone by default.
         dtype: Type of the weights. float32 with `trainer.precision: bf16-mixed` is the safe choice for full fine-tuning.
         attn_implementation: sdpa, eager or flash_attention_2; the model's default if not given.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
@@ -72,7 +66,7 @@ class AlignmentModule(L.LightningModule, ABC):
         warmup_ratio: float = 0.03,
         schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine",
         lora: LoraSettings | None = None,
-        train: list[Part] | None = None,
+        train: list[Component] | None = None,
         dtype: Dtype = "float32",
         attn_implementation: str | None = None,
         gradient_checkpointing: bool = False,
@@ -87,10 +81,10 @@ class AlignmentModule(L.LightningModule, ABC):
         self.pretrained, self.revision, self.allow_download = pretrained, revision, allow_download
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.warmup_ratio, self.schedule = warmup_ratio, schedule
-        self.lora, self.train_parts, self.dtype_name = lora, train or ["language", "projector"], dtype
+        self.lora, self.train_components, self.dtype_name = lora, train or ["language", "projector"], dtype
         self.attn_implementation, self.gradient_checkpointing = attn_implementation, gradient_checkpointing
         self.model: Any = None
-        self._window: list[tuple[Pair, Parts]] = []
+        self._window: list[tuple[Pair, LossTerms]] = []
         self._shown = torch.full((2,), torch.nan)
         self._held_out_loss = MeanMetric()
 
@@ -100,7 +94,7 @@ class AlignmentModule(L.LightningModule, ABC):
         return type(self).__name__.lower()
 
     @abstractmethod
-    def parts(self, pair: Pair) -> Parts:
+    def loss_terms(self, pair: Pair) -> LossTerms:
         """The method's equation: l_u of each unsafe example and l_r of each retain example."""
 
     @cached_property
@@ -139,17 +133,17 @@ class AlignmentModule(L.LightningModule, ABC):
 
     def choose_trainable(self) -> None:
         """Freezes all that does not learn."""
-        choose_trainable(self.model, parts=self.train_parts, layers=self.trained_layers())
+        choose_trainable(self.model, components=self.train_components, layers=self.trained_layers())
 
-    def answers(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def answer_logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits and labels from the first answered position on: one forward pass, no logits for image tokens."""
         if self._keeps_logits:
-            logits = self.model(**batch.inputs, logits_to_keep=batch.keep, use_cache=False).logits
+            logits = self.model(**batch.inputs, logits_to_keep=batch.logits_to_keep, use_cache=False).logits
         else:
-            logits = self.model(**batch.inputs, use_cache=False).logits[:, -batch.keep :]
-        return logits, batch.labels[:, -batch.keep :]
+            logits = self.model(**batch.inputs, use_cache=False).logits[:, -batch.logits_to_keep :]
+        return logits, batch.labels[:, -batch.logits_to_keep :]
 
-    def whole(self, pair: Pair) -> Batch:
+    def merged(self, pair: Pair) -> Batch:
         """Both sides as one batch, unsafe first, so that a step is one forward and one backward pass."""
         if pair.unsafe is not None and pair.retain is not None:
             return joined(pair.unsafe, pair.retain, self.processor.tokenizer.pad_token_id)
@@ -163,18 +157,18 @@ class AlignmentModule(L.LightningModule, ABC):
 
     def training_step(self, pair: Pair, batch_idx: int) -> Tensor:
         """The objective on this rank's share of the step: (sum of unsafe + sum of retain) / number of unsafe."""
-        parts = self.parts(pair)
-        self._window.append((pair, Parts(*(value if value is None else value.detach() for value in parts))))
-        loss = losses.objective(*parts, pair.num_unsafe or len(pair.retain or ()))
-        self._log_step(parts, loss)
+        terms = self.loss_terms(pair)
+        self._window.append((pair, LossTerms(*(value if value is None else value.detach() for value in terms))))
+        loss = losses.objective(*terms, pair.num_unsafe or len(pair.retain or ()))
+        self._log_step(terms, loss)
         return loss
 
     @torch.no_grad()
-    def _log_step(self, parts: Parts, loss: Tensor) -> None:
+    def _log_step(self, terms: LossTerms, loss: Tensor) -> None:
         """Logs the mean over all ranks of the objective and of each part; no host synchronisation."""
         zero = loss.new_zeros(())
-        sums = [zero if value is None else value.sum() for value in parts]
-        sizes = [loss.new_full((), 0 if value is None else len(value)) for value in parts]  # new_tensor would wait
+        sums = [zero if value is None else value.sum() for value in terms]
+        sizes = [loss.new_full((), 0 if value is None else len(value)) for value in terms]  # new_tensor would wait
         totals = torch.stack([*sums, *sizes, loss.detach()])
         if self.trainer.world_size > 1:
             totals = self.trainer.strategy.reduce(totals, reduce_op="sum")
@@ -192,28 +186,34 @@ class AlignmentModule(L.LightningModule, ABC):
         The one host synchronisation of a step: without it the weights would be gone before anybody knew.
 
         Raises:
-            NonFiniteLoss: Naming step, rank, part and example ids.
+            NonFiniteLossError: Naming step, rank, part and example ids.
         """
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients, foreach=True).to(self.device)
-        finite = [value.isfinite().all() for _, parts in self._window for value in parts if value is not None]
+        finite = [value.isfinite().all() for _, terms in self._window for value in terms if value is not None]
         if self.trainer.precision != "16-mixed":  # there, inf gradients are the scaler's business
             finite.append(norm.isfinite())
         stop_here = not bool(torch.stack(finite).all())
         if self.trainer.strategy.reduce_boolean_decision(stop_here, all=False):
-            raise NonFiniteLoss(self._blame(stop_here))
+            raise NonFiniteLossError(self._blame(stop_here))
         self._window.clear()
         self.log("train/grad_norm", norm)
 
     def _blame(self, stopped_here: bool) -> str:
         found = [
             f"{side} loss of examples {', '.join(_culprits(batch, value))}"
-            for pair, parts in self._window
-            for side, batch, value in zip(("unsafe", "retain"), (pair.unsafe, pair.retain), parts, strict=True)
+            for pair, terms in self._window
+            for side, batch, value in zip(("unsafe", "retain"), (pair.unsafe, pair.retain), terms, strict=True)
             if batch is not None and value is not None and not bool(value.isfinite().all())
         ]
         if not found:
-            ids = [i for pair, _ in self._window for batch in (pair.unsafe, pair.retain) if batch for i in batch.ids]
+            ids = [
+                i
+                for pair, _ in self._window
+                for batch in (pair.unsafe, pair.retain)
+                if batch
+                for i in batch.example_ids
+            ]
             found = [f"gradient of a step with examples {', '.join(ids[:20])}"]
         mine = f"rank {self.global_rank}: {'; '.join(found)}" if stopped_here else None
         every: list[str | None] = [mine]
@@ -231,7 +231,7 @@ class AlignmentModule(L.LightningModule, ABC):
         if item is None:
             return
         batch, weight_B = item
-        self._held_out_loss.update(losses.sft(*self.answers(batch)), weight_B)
+        self._held_out_loss.update(losses.sft(*self.answer_logits(batch)), weight_B)
         self.log("val/retain", self._held_out_loss, batch_size=len(batch))
 
     test_step = validation_step
@@ -267,4 +267,6 @@ class AlignmentModule(L.LightningModule, ABC):
 
 
 def _culprits(batch: Batch, value_B: Tensor) -> list[str]:
-    return [example for example, finite in zip(batch.ids, value_B.isfinite().tolist(), strict=True) if not finite]
+    return [
+        example for example, finite in zip(batch.example_ids, value_B.isfinite().tolist(), strict=True) if not finite
+    ]

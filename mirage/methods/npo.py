@@ -9,8 +9,8 @@ from torch.utils.data import DataLoader
 
 from mirage import losses
 from mirage.batch import Batch, Pair
-from mirage.methods.base import AlignmentModule, Parts
-from mirage.reference import AnswerLogps
+from mirage.methods.base import AlignmentModule, LossTerms
+from mirage.methods.reference import ReferenceLogProbs
 
 
 class NPO(AlignmentModule):
@@ -33,28 +33,28 @@ class NPO(AlignmentModule):
         if not beta > 0:
             raise ValueError(f"model.beta is {beta}: it must be above 0.")
         self.beta, self.length_normalized = beta, length_normalized
-        self.reference: AnswerLogps | None = None
+        self.reference: ReferenceLogProbs | None = None
 
-    def parts(self, pair: Pair) -> Parts:
+    def loss_terms(self, pair: Pair) -> LossTerms:
         """l_u = NPO of the harmful answers; l_r = -log pi(answer | x) / tokens. One forward pass."""
         assert self.reference is not None
         n = pair.num_unsafe
-        logits, labels = self.answers(self.whole(pair))
+        logits, labels = self.answer_logits(self.merged(pair))
         logp_B = losses.answer_logp(logits, labels)
-        tokens_B = losses.answer_tokens(labels)
+        tokens_B = losses.num_answer_tokens(labels)
         unsafe_B = None
         if pair.unsafe is not None:
-            reference_B = self.reference.of(pair.unsafe.ids, logp_B.device)
+            reference_B = self.reference.of(pair.unsafe.example_ids, logp_B.device)
             scale_B = tokens_B[:n] if self.length_normalized else torch.ones_like(reference_B)
             unsafe_B = losses.npo(logp_B[:n] / scale_B, reference_B / scale_B, self.beta)
         retain_B = -logp_B[n:] / tokens_B[n:] if pair.retain is not None else None
-        return Parts(unsafe_B, retain_B)
+        return LossTerms(unsafe_B, retain_B)
 
     def on_fit_start(self) -> None:
         """Computes the reference before step 0; a resumed run has it from its checkpoint, never from its own weights."""
         if self.reference is None:
             datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-            self.reference = AnswerLogps(self._starting_logps(datamodule.unsafe_loader()))
+            self.reference = ReferenceLogProbs(self._starting_logps(datamodule.unsafe_loader()))
 
     @torch.no_grad()
     def _starting_logps(self, loader: DataLoader[Any]) -> dict[str, float]:
@@ -63,8 +63,8 @@ class NPO(AlignmentModule):
         for batch, _ in loader:
             moved: Batch = batch.to(self.device)
             with self.trainer.precision_plugin.forward_context():
-                logp_B = losses.answer_logp(*self.answers(moved))
-            by_id.update(zip(batch.ids, logp_B.tolist(), strict=True))
+                logp_B = losses.answer_logp(*self.answer_logits(moved))
+            by_id.update(zip(batch.example_ids, logp_B.tolist(), strict=True))
         self.model.train()
         if self.trainer.world_size > 1:
             shares: list[Any] = [None] * self.trainer.world_size
@@ -76,9 +76,9 @@ class NPO(AlignmentModule):
         """Keeps the reference too: the starting weights are gone when a run is resumed."""
         super().on_save_checkpoint(checkpoint)
         if self.reference is not None:
-            checkpoint["reference_logps"] = self.reference.by_id
+            checkpoint["reference_log_probs"] = self.reference.by_id
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes the reference from the checkpoint."""
-        if "reference_logps" in checkpoint:
-            self.reference = AnswerLogps(checkpoint["reference_logps"])
+        if "reference_log_probs" in checkpoint:
+            self.reference = ReferenceLogProbs(checkpoint["reference_log_probs"])

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from mirage import losses
-from mirage.backbone import BadModel, activations, choose_trainable, layer_of, unwrapped
 from mirage.batch import Batch, Pair
-from mirage.methods.base import AlignmentModule, Parts
-from mirage.reference import StartingWeights, as_reference
+from mirage.errors import ModelError
+from mirage.methods.base import AlignmentModule, LossTerms
+from mirage.methods.reference import ReferenceWeights, as_reference
+from mirage.models.components import choose_trainable, layer_of, unwrapped
+from mirage.models.load import activations
 
 Positions = Literal["answer", "text", "all"]
 
@@ -65,34 +67,34 @@ class RMU(AlignmentModule):
         self.train_layers = train_layers or [index for index in range(layer - 2, layer + 1) if index >= 0]
         self.train_modules = train_modules or ["mlp.down_proj"]
         self.train_projector, self.vector_seed = train_projector, vector_seed
-        self.reference: StartingWeights | None = None
+        self.reference: ReferenceWeights | None = None
 
-    def parts(self, pair: Pair) -> Parts:
+    def loss_terms(self, pair: Pair) -> LossTerms:
         """l_u stops at the layer; one retain forward serves cross entropy and activations."""
         unsafe_B = retain_B = None
         if pair.unsafe is not None:
             hidden, _ = activations(self.model, pair.unsafe.inputs, self.layer, stop=True)
-            unsafe_B = losses.steering(hidden, self.target, self._mask(pair.unsafe)) / hidden.shape[-1]
+            unsafe_B = losses.rmu_forget(hidden, self.target, self._mask(pair.unsafe)) / hidden.shape[-1]
         if pair.retain is not None:
             retain_B = self._retain(pair.retain)
-        return Parts(unsafe_B, retain_B)
+        return LossTerms(unsafe_B, retain_B)
 
     def _retain(self, batch: Batch) -> Tensor:
         kept_BS = self._mask(batch, "text" if self.positions == "answer" else self.positions)
         with as_reference(self.model, self.reference):
             reference, _ = activations(self.model, batch.inputs, self.layer, stop=True)
-        inputs = {**batch.inputs, "logits_to_keep": batch.keep} if self._keeps_logits else batch.inputs
+        inputs = {**batch.inputs, "logits_to_keep": batch.logits_to_keep} if self._keeps_logits else batch.inputs
         hidden, logits = activations(self.model, inputs, self.layer, stop=False)
         assert logits is not None
-        fine_tuning_B = losses.sft(logits[:, -batch.keep :], batch.labels[:, -batch.keep :])
-        return fine_tuning_B + self.alpha * losses.anchoring(hidden, reference, kept_BS) / hidden.shape[-1]
+        fine_tuning_B = losses.sft(logits[:, -batch.logits_to_keep :], batch.labels[:, -batch.logits_to_keep :])
+        return fine_tuning_B + self.alpha * losses.rmu_retain(hidden, reference, kept_BS) / hidden.shape[-1]
 
     def _mask(self, batch: Batch, positions: Positions | None = None) -> Tensor:
         positions = positions or self.positions
         if positions == "answer":
             return losses.answer_positions(batch.labels)
         if positions == "text":
-            return batch.text
+            return batch.text_mask
         every = batch.inputs["attention_mask"].clone()
         every[:, 0] = 0
         return every
@@ -108,13 +110,13 @@ class RMU(AlignmentModule):
         direction = torch.rand(width, generator=generator)
         self.register_buffer("target", self.steering_coefficient * direction / direction.norm())
         if self.lora is None:
-            self.reference = StartingWeights(model)
+            self.reference = ReferenceWeights(model)
 
     def trained_layers(self) -> list[int]:
         """Layers that feed the steered activation."""
         layer_of(self.model, self.layer)
         if max(self.train_layers) > self.layer:
-            raise BadModel(
+            raise ModelError(
                 f"model.train_layers holds {max(self.train_layers)}, which comes after the steered layer {self.layer}. "
                 "Train layers up to the steered one."
             )
@@ -124,7 +126,7 @@ class RMU(AlignmentModule):
         """`mlp.down_proj` of three layers, unless told otherwise; all adapters with LoRA."""
         choose_trainable(
             self.model,
-            parts=["language", "projector"] if self.train_projector else ["language"],
+            components=["language", "projector"] if self.train_projector else ["language"],
             layers=self.trained_layers(),
             modules=None if self.lora is not None else self.train_modules,
         )

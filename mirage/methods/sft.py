@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mirage import losses
 from mirage.batch import Pair
-from mirage.methods.base import AlignmentModule, Parts
+from mirage.methods.base import AlignmentModule, LossTerms
 
 
 class MixedSFT(AlignmentModule):
@@ -16,7 +16,7 @@ class MixedSFT(AlignmentModule):
 
     unsafe_answers = "refusal"
 
-    def parts(self, pair: Pair) -> Parts:
+    def loss_terms(self, pair: Pair) -> LossTerms:
         """l_u = -log pi(refusal | x) / tokens; l_r = -log pi(answer | x) / tokens."""
         return _cross_entropy(self, pair)
 
@@ -29,7 +29,7 @@ class PosthocSFT(AlignmentModule):
 
     unsafe_answers = "refusal"
 
-    def parts(self, pair: Pair) -> Parts:
+    def loss_terms(self, pair: Pair) -> LossTerms:
         """l_u = -log pi(refusal | x) / tokens; l_r = -log pi(answer | x) / tokens."""
         return _cross_entropy(self, pair)
 
@@ -39,12 +39,12 @@ class UnsafeFilter(AlignmentModule):
 
     unsafe_answers = None
 
-    def parts(self, pair: Pair) -> Parts:
+    def loss_terms(self, pair: Pair) -> LossTerms:
         """l_u = 0; l_r = -log pi(answer | x) / tokens."""
         return _cross_entropy(self, pair)
 
 
-def _cross_entropy(method: AlignmentModule, pair: Pair) -> Parts:
-    loss_B = losses.sft(*method.answers(method.whole(pair)))
+def _cross_entropy(method: AlignmentModule, pair: Pair) -> LossTerms:
+    loss_B = losses.sft(*method.answer_logits(method.merged(pair)))
     unsafe_B, retain_B = loss_B[: pair.num_unsafe], loss_B[pair.num_unsafe :]
-    return Parts(unsafe_B if len(unsafe_B) else None, retain_B if len(retain_B) else None)
+    return LossTerms(unsafe_B if len(unsafe_B) else None, retain_B if len(retain_B) else None)

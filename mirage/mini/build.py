@@ -28,8 +28,8 @@ from transformers import (
 )
 
 from mirage.mini.drawing import SIDE_PX, Drawing
+from mirage.mini.questions import Ask, asks
 from mirage.mini.words import COLOURS, SHAPES, UNIFORM, vocabulary
-from mirage.mini.world import Ask, asks
 
 PATCH_PX = 8
 WIDTH = 64

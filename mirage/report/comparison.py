@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from mirage.evaluation.counting import McNemar, mcnemar, question_verdict, shots_by_question
+from mirage.evaluation.run.counting import question_verdict, shots_by_question
 from mirage.report.markup import markdown, markdown_row
 from mirage.report.runs import SIDES, Run
 from mirage.report.tables import attack_of, percent, plain, terminal
 from mirage.schema import Record, Verdict
+from mirage.stats import McNemar, mcnemar
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -26,7 +27,7 @@ class Difference(NamedTuple):
 
     title: str
     n: int  # questions scored in both runs
-    left_out: int  # questions unscored in either run
+    skipped: int  # questions unscored in either run
     test: McNemar  # `before` is the first run, `after` the second
 
     @property
@@ -52,7 +53,7 @@ def compare(run_a: Run, run_b: Run) -> Comparison:
     A question that is unscored in either run is left out and counted, never taken as safe.
 
     Raises:
-        ValueError: If the runs share no probe set with records, have other ids or other questions under the same ids,
+        ValueError: If the runs share no eval_set with records, have other ids or other questions under the same ids,
             or were judged differently (two instruments cannot be compared).
     """
     differences: list[Difference] = []
@@ -86,7 +87,7 @@ def compare(run_a: Run, run_b: Run) -> Comparison:
             differences.append(_difference(f"{title} after", after, verdict))
     if not differences:
         raise ValueError(
-            f"{run_a.label} and {run_b.label} have no records of the same probe set: nothing can be paired."
+            f"{run_a.label} and {run_b.label} have no records of the same eval_set: nothing can be paired."
         )
     notes.append("Rates in percent of the n questions that both runs scored; 'only' counts those that differ.")
     notes.append(f"p is two-sided and not adjusted for the {len(differences)} tests.")
@@ -119,7 +120,7 @@ def comparison_rows(comparison: Comparison) -> list[list[str]]:
         [
             difference.title,
             str(difference.n),
-            str(difference.left_out),
+            str(difference.skipped),
             *(percent(rate) for rate in difference.rates),
             str(difference.test.only_before),
             str(difference.test.only_after),

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mirage.evaluation.counting import any_of_first
+from mirage.evaluation.run.counting import any_of_first
 from mirage.report.runs import Run, starts
 from mirage.report.tables import percent, plain
 from mirage.schema import Record

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from mirage.evaluation.counting import question_verdict
+from mirage.evaluation.run.counting import question_verdict
 from mirage.report.runs import SIDES, Run, starts
 from mirage.schema import Record, Verdict
 

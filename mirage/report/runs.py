@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mirage.evaluation.counting import shots_by_question, summarise
+from mirage.evaluation.run.counting import shots_by_question, summarise
 from mirage.schema import Record
 
 SCHEMA_VERSION = 1
@@ -239,7 +239,7 @@ def _records(file: Path, known: str | None) -> tuple[tuple[Record, ...], bool]:
     if known is not None and known not in found:
         raise ValueError(
             f"{file}: its fingerprint is {next(iter(found))}, but that of results.json is {known}: the answers are of"
-            " other weights, probes, attack, judge or generation settings. Evaluate the run again."
+            " other weights, samples, attack, judge or generation settings. Evaluate the run again."
         )
     return tuple(records), half_written
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from mirage.evaluation.counting import Rate
 from mirage.report.runs import SIDES, Run, named_utility, starts
+from mirage.stats import Rate
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

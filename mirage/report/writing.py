@@ -92,7 +92,7 @@ def report(
 
 def _opener(images: Path) -> OpenPicture:
     """Opens pictures below `images` through the one door for pictures, with its limits."""
-    from mirage.data.images import FileImage
+    from mirage.images import FileImage
 
     if not images.is_dir():
         raise ValueError(f"{images} is not a folder. Give the folder that the pictures' names are relative to.")

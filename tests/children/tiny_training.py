@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
 
-from mirage.checkpoint import AtomicCheckpointIO, resolve_checkpoint
-from mirage.resume import RandomState, WorldCheck
-from mirage.saving import Checkpoints
+from mirage.checkpoint.callback import AtomicCheckpoint
+from mirage.checkpoint.io import AtomicCheckpointIO, resolve_checkpoint
+from mirage.checkpoint.resume import ResumeCheck, RNGState
 
 BATCHES = 6  # an epoch; two make a step
 
@@ -124,9 +124,9 @@ def run(
     if resume is None:
         seed_everything(11 + (rank or 0), verbose=False)
     callbacks = [
-        RandomState(),
-        WorldCheck(lambda: facts or {"seed": 7}, allow_changed),
-        Checkpoints(**{"every_n_steps": 1, "monitor": "val/loss", **saving}),
+        RNGState(),
+        ResumeCheck(lambda: facts or {"seed": 7}, allow_changed),
+        AtomicCheckpoint(**{"every_n_steps": 1, "monitor": "val/loss", **saving}),
     ]
     trainer = Trainer(
         default_root_dir=folder,

@@ -1,6 +1,6 @@
-"""Utility benchmarks: from official files to probes, and from answers to the official score.
+"""Utility benchmarks: from official files to samples, and from answers to the official score.
 
-    records of the official file -> Question -> (drawn) -> Item, whose probe is asked -> score -> summary, submission
+    records of the official file -> Question -> (drawn) -> Item, whose sample is asked -> score -> summary, submission
 
 One module a benchmark; each overrides `questions` (what its files say) and `grade` (one answer against its gold).
 """
@@ -15,8 +15,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mirage.evaluation.counting import wilson
-from mirage.schema import Picture, Probe, short_hash
+from mirage.schema import EvalSample, Picture, short_hash
+from mirage.stats import wilson
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,14 +46,14 @@ class Item:
 
     Args:
         id: The official file's own id.
-        probe: The picture and, as its question, the full prompt.
+        sample: The picture and, as its question, the full prompt.
         gold: The human answers, or the one right letter; empty where the file has none.
         options: The lettered options of a multiple-choice question.
         groups: Every group that the question is reported under.
     """
 
     id: str
-    probe: Probe
+    sample: EvalSample
     gold: tuple[str, ...]
     options: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
@@ -226,7 +226,7 @@ class Benchmark(ABC):
         return [
             Item(
                 id=question.id,
-                probe=Probe(
+                sample=EvalSample(
                     id=question.id,
                     source=self.source,
                     image=pictures[question.image] if question.image is not None else None,

@@ -1,0 +1,256 @@
+"""When a run is saved: a callback that writes checkpoints at the right moments and keeps the words `last` and `best`.
+
+Everything is saved *as of the last completed optimizer step* [completed step], whatever was under way when the file was
+written: a batch in flight, half an accumulation window, a validation. A resumed run repeats what was under way.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from mirage.atomic import sweep_partials, write_text
+from mirage.checkpoint.io import CheckpointSaveError
+from mirage.fault_injection import fault_point
+
+log = logging.getLogger(__name__)
+
+
+class AtomicCheckpoint(Checkpoint):
+    """Saves a checkpoint at the end of every epoch (before its validation), and when the run is told to stop.
+
+    `last` names the newest one and `best` the one with the best `monitor`; `--ckpt_path last` goes on from there.
+
+    Args:
+        dirpath: Where they are kept. Default: `checkpoints` in the run folder.
+        every_n_steps: Save every so many optimizer steps as well; 0 saves at the ends of epochs only.
+        keep: How many of the newest are kept, at least 2; the best one is kept besides.
+        monitor: A metric that validation logs, such as `val/retain`; without one there is no `best`.
+        mode: `min` if a small value of `monitor` is good, `max` if a large one is.
+    """
+
+    def __init__(
+        self,
+        dirpath: str | None = None,
+        every_n_steps: int = 0,
+        keep: int = 2,
+        monitor: str | None = None,
+        mode: Literal["min", "max"] = "min",
+    ) -> None:
+        super().__init__()
+        if keep < 2:
+            raise ValueError(
+                f"checkpoints: keep is {keep}. Keep at least 2: the newest may be lost while it is written."
+            )
+        if every_n_steps < 0:
+            raise ValueError(f"checkpoints: every_n_steps is {every_n_steps}. Give 0 or a number of optimizer steps.")
+        if mode not in ("min", "max"):
+            raise ValueError(f"checkpoints: mode is {mode!r}. Give 'min' or 'max'.")
+        self.dirpath, self.every_n_steps, self.keep, self.monitor, self.mode = (
+            dirpath,
+            every_n_steps,
+            keep,
+            monitor,
+            mode,
+        )
+        self._folder = Path(dirpath or "checkpoints")
+        self._written: list[str] = []
+        self._best = ""
+        self._best_value: float | None = None
+        self._step = self._saved = 0  # completed optimizer steps: now, and in the newest file
+        self._resting: dict[str, Any] = {}  # progress of the loops and of the data at [completed step]
+        self._due = self._updating = self._window_open = self._unsavable = self._sigterm = False
+
+    @property
+    def last_model_path(self) -> str:
+        """The newest checkpoint that this run wrote, or an empty text. Lightning asks under this name."""
+        return str(self._folder / self._written[-1]) if self._written else ""
+
+    @property
+    def best_model_path(self) -> str:
+        """The best checkpoint, or an empty text. Lightning asks under this name."""
+        return str(self._folder / self._best) if self._best else ""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        folder = self.dirpath or os.path.join(trainer.default_root_dir, "checkpoints")
+        self._folder = Path(trainer.strategy.broadcast(folder))
+        if stage == "fit" and trainer.is_global_zero and self._folder.is_dir():
+            for stale in sweep_partials(self._folder):
+                log.warning("Deleted %s, left behind by a run that was killed.", stale)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._step = trainer.global_step
+        if self._step > 0 and trainer.fit_loop._data_fetcher is not None:
+            # made by `estimated_stepping_batches` before progress was restored, the iterator stands at the beginning
+            iter(trainer.fit_loop._data_fetcher)
+        if trainer.world_size > 1 and threading.current_thread() is threading.main_thread():
+            # Lightning's own handler starts a broadcast wherever each rank happens to be, which can hang all of them
+            signal.signal(signal.SIGTERM, self._note_sigterm)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._rest(trainer)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        self._updating = True
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        self._window_open = trainer.global_step == self._step
+        if self._window_open:
+            return
+        self._step = trainer.global_step
+        self._mark(trainer)
+        self._updating = False
+        # saved at the next resting place, not here: only then is it known whether a validation comes first
+        self._due |= self.every_n_steps > 0 and self._step % self.every_n_steps == 0
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not _training(trainer):
+            return
+        # a resumed validation counts its interrupted first batch twice
+        trainer.fit_loop.epoch_loop.val_loop.batch_progress.total.reset_on_restart()
+        if self._step > 0 and not self._window_open:
+            self._mark(trainer, before_validation=True)
+            self._due |= trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        self._rest(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not _training(trainer) or self._step == 0:
+            return
+        if not self._window_open:
+            self._mark(trainer)
+        if self.monitor is not None:
+            self._keep_best(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._step > 0 and not self._window_open:
+            self._mark(trainer)
+            self._due = True
+        self._rest(trainer)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint.update(self._resting)  # see [completed step]
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        stopped = isinstance(exception, SIGTERMException)
+        if isinstance(exception, SIGTERMException):
+            exception.code = 128 + signal.SIGTERM
+        if not self._resting or not _training(trainer):
+            return
+        # other failures strike one rank alone, and saving needs all of them
+        if self._updating or self._unsavable or self._saved == self._step or (trainer.world_size > 1 and not stopped):
+            return
+        try:
+            self._save(trainer)
+        except Exception as error:  # the first exception is the one to be seen
+            log.warning("After %s no checkpoint could be saved: %s", type(exception).__name__, error)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"written": self._written, "best": self._best, "best_value": self._best_value, "step": self._step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._written = [name for name in state_dict["written"] if (self._folder / name).exists()]
+        if (self._folder / state_dict["best"]).is_file():
+            self._best, self._best_value = state_dict["best"], state_dict["best_value"]
+        self._saved = state_dict["step"]
+
+    def _note_sigterm(self, *_: Any) -> None:
+        self._sigterm = True
+
+    def _mark(self, trainer: Trainer, before_validation: bool = False) -> None:
+        """From now on, what is saved resumes at this point."""
+        fit = trainer.fit_loop.state_dict()
+        if before_validation:
+            # a validation whose first batch is under way is what Lightning runs again on resume; otherwise it skips it
+            for progress in (fit["epoch_loop.val_loop.batch_progress"][part] for part in ("total", "current")):
+                progress["ready"] = progress["started"] = progress["completed"] + 1
+        others = {"validate_loop": trainer.validate_loop, "test_loop": trainer.test_loop}
+        loops = {name: loop.state_dict() for name, loop in {**others, "predict_loop": trainer.predict_loop}.items()}
+        self._resting = {"loops": {"fit_loop": fit, **loops}}
+        data = getattr(trainer, "datamodule", None)
+        if data is not None and (position := data.state_dict()):
+            self._resting[type(data).__qualname__] = position
+
+    def _rest(self, trainer: Trainer) -> None:
+        """Saves if that is due and stops if that was asked for: every rank passes here, between two steps."""
+        if self._due and self._saved != self._step and _training(trainer):
+            self._save(trainer)
+        self._due = False
+        if trainer.world_size > 1:
+            stop = trainer.strategy.reduce_boolean_decision(self._sigterm, all=False)
+        else:
+            stop = trainer.received_sigterm
+        if stop:
+            raise SIGTERMException
+
+    def _save(self, trainer: Trainer) -> None:
+        path = self._folder / f"step-{self._step:08d}.ckpt"
+        self._written = [name for name in self._written if name != path.name] + [path.name]
+        problem: Exception | None = None
+        try:
+            trainer.save_checkpoint(path, weights_only=False)
+        except CheckpointSaveError as error:  # on the rank that writes; the others wait at the barrier that follows
+            problem = error
+            trainer.strategy.barrier("Trainer.save_checkpoint")
+        if problem is None and trainer.is_global_zero:
+            fault_point("checkpoint.before_last", path)
+            problem = self._point("last", path.name)
+        self._agree(trainer, problem)
+        self._saved = self._step
+        kept = {*self._written[-self.keep :], self._best}
+        for name in [name for name in self._written if name not in kept]:
+            try:
+                trainer.strategy.remove_checkpoint(self._folder / name)
+            except OSError as error:
+                log.warning("%s could not be deleted: %s", self._folder / name, error)
+            self._written.remove(name)
+
+    def _point(self, word: str, name: str) -> OSError | None:
+        try:
+            if not self._best:
+                (self._folder / "best").unlink(missing_ok=True)  # of an earlier run in the same folder
+            write_text(self._folder / word, name + "\n")
+        except OSError as error:
+            return error
+        return None
+
+    def _agree(self, trainer: Trainer, problem: Exception | None) -> None:
+        """Every rank raises what stopped the one that writes."""
+        message = trainer.strategy.broadcast(None if problem is None else str(problem))
+        if message is not None:
+            self._unsavable = True
+            raise CheckpointSaveError(message) from problem
+
+    def _keep_best(self, trainer: Trainer) -> None:
+        value = trainer.callback_metrics.get(str(self.monitor))
+        if value is None:
+            known = ", ".join(sorted(trainer.callback_metrics)) or "none"
+            raise ValueError(f"checkpoints: validation logged no {self.monitor!r}. Monitor one of these: {known}.")
+        now = float(value)
+        sign = 1 if self.mode == "min" else -1
+        better = not math.isnan(now) and (self._best_value is None or sign * now < sign * self._best_value)
+        name = f"step-{self._step:08d}.ckpt"
+        # rank 0 decides, so that all of them save or none does
+        better, there = trainer.strategy.broadcast(
+            (better, (self._folder / name).exists() and self._saved == self._step)
+        )
+        if not better:
+            return
+        if not there:
+            self._save(trainer)
+        self._agree(trainer, self._point("best", name) if trainer.is_global_zero else None)
+        self._best, self._best_value = name, now
+
+
+def _training(trainer: Trainer) -> bool:
+    trial = trainer.sanity_checking or getattr(trainer, "fast_dev_run", False)
+    return trainer.state.fn == TrainerFn.FITTING and not trial

@@ -1,0 +1,213 @@
+"""Callbacks by which a resumed run equals an uninterrupted one: random numbers, and settings that must not change.
+
+`[completed step]` is explained in `saving.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.states import TrainerFn
+
+from mirage.checkpoint.io import CheckpointError
+
+log = logging.getLogger(__name__)
+Fact = str | int | float | bool | None
+_ABSENT = "absent"
+
+
+class ResumeMismatchError(ValueError):
+    """A run is to go on from a checkpoint that was trained with other settings, data or layout."""
+
+
+class RNGState(Callback):
+    """The random numbers of training go on where they stopped, on every rank, after a resume as without one.
+
+    What is drawn between two batches (validation, new loader iterators, setup) does not shift them: the state at the
+    end of a batch is put back at the start of the next, and of a validation. Python, numpy, torch, CUDA; every rank.
+    """
+
+    def __init__(self) -> None:
+        self._between: dict[str, Any] | None = None  # at the end of the last batch
+        self._at_step: dict[str, Any] | None = None  # at [completed step]
+        self._loaded: list[dict[str, Any]] = []
+        self._step = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._step = trainer.global_step
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._go_on(trainer, pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._go_on(trainer, pl_module)  # a validation that was interrupted draws the same numbers again
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        self._between = _random_state(pl_module.device)
+        if trainer.global_step != self._step:
+            self._step, self._at_step = trainer.global_step, self._between
+
+    def _go_on(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._loaded:
+            # only here: setup, optimizers and loader iterators draw numbers after a checkpoint was loaded
+            if len(self._loaded) == trainer.world_size:
+                self._between = self._at_step = self._loaded[trainer.global_rank]
+            else:
+                log.warning(
+                    "The checkpoint holds the random state of %d ranks and this run has %d: random numbers start anew.",
+                    len(self._loaded),
+                    trainer.world_size,
+                )
+            self._loaded = []
+        if self._between is not None:
+            _put_random_state(self._between, pl_module.device)
+
+    def state_dict(self) -> dict[str, Any]:
+        ranks: list[Any] = [self._at_step]
+        if dist.is_available() and dist.is_initialized():
+            ranks = [None] * dist.get_world_size()
+            dist.all_gather_object(ranks, self._at_step)
+        if self._loaded:  # saved again before the first batch
+            ranks = self._loaded
+        return {"ranks": ranks} if None not in ranks else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._loaded = list(state_dict["ranks"])
+
+
+class ResumeCheck(Callback):
+    """A run goes on from a checkpoint only with the settings, data and layout that the checkpoint was trained with.
+
+    Weights that do not fit the model are refused in one sentence before any is loaded.
+
+    Args:
+        facts: Returns what must not change, as plain values by name; called once, after the data are set up.
+        allow_changed: Names of facts that may differ all the same.
+        option: The command-line option behind `allow_changed`, for messages.
+    """
+
+    def __init__(
+        self,
+        facts: Callable[[], Mapping[str, Fact]],
+        allow_changed: Sequence[str] = (),
+        option: str = "--allow_changed",
+    ) -> None:
+        self.facts, self.allow_changed, self.option = facts, tuple(allow_changed), option
+        self._now: dict[str, Fact] | None = None
+        self._fitting = False
+        self._hook: Any = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._fitting = stage == "fit"
+
+        def before_weights(module: torch.nn.Module, state: Mapping[str, Any], *_: Any) -> None:
+            # Lightning loads weights before it tells any callback, and would report settings as shape errors
+            loaded = trainer._checkpoint_connector._loaded_checkpoint
+            if loaded and module is pl_module:
+                self.load_state_dict(loaded.get("callbacks", {}).get(self.state_key, {"facts": {}}))
+                refuse_other_weights(pl_module, state)
+
+        self._hook = pl_module.register_load_state_dict_pre_hook(before_weights)  # type: ignore[no-untyped-call]
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.current()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"facts": self.current()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if not self._fitting:
+            return
+        before, now = state_dict["facts"], self.current()
+        unknown = sorted(set(self.allow_changed) - {*before, *now})
+        if unknown:
+            raise ValueError(f"{self.option} names {', '.join(unknown)}. The facts are: {', '.join(sorted(now))}.")
+        changed = [
+            name
+            for name in sorted({*before, *now})
+            if name not in self.allow_changed and before.get(name, _ABSENT) != now.get(name, _ABSENT)
+        ]
+        if changed:
+            lines = [f"  {name}: {before.get(name, _ABSENT)} -> {now.get(name, _ABSENT)}" for name in changed]
+            raise ResumeMismatchError(
+                "The checkpoint was trained in another world than this run (checkpoint -> now):\n"
+                + "\n".join(lines)
+                + f"\nPut them back, or go on all the same with {self.option} '[{', '.join(changed)}]'."
+            )
+
+    def current(self) -> dict[str, Fact]:
+        """The facts of this run.
+
+        Raises:
+            TypeError: If one of them is not a plain value.
+        """
+        if self._now is None:
+            self._now = dict(self.facts())
+            for name, value in self._now.items():
+                if type(value) not in (str, int, float, bool, type(None)):
+                    raise TypeError(f"The fact {name!r} is a {type(value).__name__}; facts are plain values.")
+        return self._now
+
+
+def refuse_other_weights(module: LightningModule, state: Mapping[str, Any]) -> None:
+    """Nothing, if `state` fits the module: all of it, or what trains and the module's own buffers if not strict.
+
+    Raises:
+        CheckpointError: If a key is missing, unknown, or of another shape; counts and the first three of each.
+    """
+    own: dict[str, Any] = dict(module.state_dict())
+    trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+    needed = own if module.strict_loading else own.keys() & (trained | dict(module.named_buffers(recurse=False)).keys())
+    kinds = {
+        "missing": [name for name in needed if name not in state],
+        "unknown": [name for name in state if name not in own],
+        "of another shape": [
+            f"{name} {list(state[name].shape)} instead of {list(own[name].shape)}"
+            for name in state
+            if name in own and getattr(own[name], "shape", None) != getattr(state[name], "shape", None)
+        ],
+    }
+    faults = [
+        f"{len(names)} {kind} ({', '.join(sorted(names)[:3])}{', ...' if len(names) > 3 else ''})"
+        for kind, names in kinds.items()
+        if names
+    ]
+    if faults:
+        raise CheckpointError(
+            f"The weights in the checkpoint do not fit this model: {'; '.join(faults)}. "
+            "Use the config.yaml of the run that wrote it."
+        )
+
+
+def _random_state(device: torch.device) -> dict[str, Any]:
+    _, keys, *rest = np.random.get_state(legacy=True)
+    state: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": [torch.from_numpy(np.asarray(keys, dtype=np.int64)), *rest],  # torch.load takes no numpy array
+        "torch": torch.get_rng_state(),
+    }
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def _put_random_state(state: Mapping[str, Any], device: torch.device) -> None:
+    random.setstate(state["python"])
+    keys, *rest = state["numpy"]
+    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)

@@ -1,0 +1,254 @@
+"""Greedy decoding of many rows at once over one key-value cache, and when such a cache may be shared.
+
+Legend: R rows, S tokens of a row's input. All padding is on the left, of prefixes and of suffixes alike, so that a row
+whose suffix follows a shared prefix may have a masked gap between them:
+
+    tokens     [pad pad prefix prefix prefix | pad suffix suffix | answer ...]
+    mask        0   0   1      1      1        0   1      1        1
+    positions   0   0   0      1      2        0   3      4        5
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from inspect import signature
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, GenerationConfig, GenerationMixin
+from transformers.cache_utils import DynamicLayer
+
+from mirage.evaluation.generate.prefixes import TEXT_INPUTS, Tokens
+
+COMPACT_BELOW = 0.85  # share of unfinished rows below which copying the cache costs less than carrying the others
+
+
+class RoomyLayer(DynamicLayer):
+    """A cache layer that is allocated once: the usual one copies all its tokens to append one.
+
+    Args:
+        room: How many tokens will be appended to those that are put in first.
+    """
+
+    def __init__(self, room: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.room = room
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Appends keys and values (R, heads, tokens, size), and returns all that are there."""
+        start = self.get_seq_length() if self.is_initialized else 0
+        end = start + key_states.shape[-2]
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self._stores = [
+                states.new_empty(*states.shape[:2], end + self.room, states.shape[3])
+                for states in (key_states, value_states)
+            ]
+        for store, states in zip(self._stores, (key_states, value_states), strict=True):
+            store[:, :, start:end] = states
+        return self._shown(end)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keeps these rows only."""
+        self._stores = [store[indices] for store in self._stores]
+        self._shown(self.get_seq_length())
+
+    def _shown(self, end: int) -> tuple[Tensor, Tensor]:
+        keys, values = (store[:, :, :end] for store in self._stores)
+        self.keys, self.values = keys, values
+        return keys, values
+
+
+def roomy_cache(network: Any, room: int) -> DynamicCache:
+    """An empty cache that holds `room` tokens more than are put into it first, without ever being copied."""
+    cache = DynamicCache(config=network.config)
+    cache.layers = [RoomyLayer(room) for _ in cache.layers]
+    return cache
+
+
+def why_not_plain(network: Any) -> str:
+    """Why a prompt is more than a sequence of tokens to this model, or an empty text if it is just that.
+
+    A prompt is nothing but a sequence of tokens: positions count up by one, each token attends to all
+    before it, and the cache keeps one key and one value for each. A class that prepares its own positions (M-RoPE) or
+    its own inputs (bidirectional prompts, cross attention) has left that path; so has a cache with any other layer.
+    """
+    kind = type(network)
+    if getattr(network.config, "is_encoder_decoder", False):
+        return "it has an encoder and a decoder"
+    if not {"attention_mask", "position_ids", "past_key_values"} <= set(signature(kind.forward).parameters):
+        return "it does not take positions or a cache"
+    for method in (
+        "prepare_inputs_for_generation",
+        "_prepare_position_ids_for_generation",
+        "_update_model_kwargs_for_generation",
+        "_prepare_cache_for_generation",
+    ):
+        if getattr(kind, method, None) is not getattr(GenerationMixin, method):
+            return f"{kind.__name__} has its own {method}"
+    layers = DynamicCache(config=network.config).layers
+    if not layers or any(type(layer) is not DynamicLayer for layer in layers):
+        return "its cache does not keep every token (a sliding window, or another kind of state)"
+    return ""
+
+
+def left_padded(rows: Sequence[Tokens], pad_token: int, device: Any) -> tuple[Tensor, Tensor]:
+    """Token ids and mask, both (rows, longest)."""
+    longest = max(map(len, rows))
+    ids = torch.tensor([[pad_token] * (longest - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+    return ids.to(device), mask.to(device)
+
+
+def positions_of(mask: Tensor) -> Tensor:
+    """The index of each token among its row's tokens; 0 where there is none."""
+    return (mask.cumsum(dim=-1) - 1) * mask
+
+
+class Start(NamedTuple):
+    """What decoding starts from: R rows whose last tokens have not been seen by the model yet."""
+
+    ids: Tensor  # (R, S)
+    mask: Tensor  # (R, tokens in the cache + S)
+    cache: DynamicCache  # with room for S and for the answers
+    vision: dict[str, Any]  # the picture inputs that belong to `ids`
+
+
+class Prefix(NamedTuple):
+    """The cache of P prefixes, and which of its places hold tokens (P, L)."""
+
+    cache: DynamicCache
+    mask: Tensor
+
+
+def full_start(network: Any, inputs: dict[str, Any], max_new_tokens: int) -> Start:
+    """The start from whole prompts."""
+    inputs = placed(inputs, network)
+    vision = {name: value for name, value in inputs.items() if name not in TEXT_INPUTS}
+    return Start(inputs["input_ids"], inputs["attention_mask"], roomy_cache(network, max_new_tokens), vision)
+
+
+def prefix_cache(network: Any, prefixes: Sequence[Tokens], inputs: dict[str, Any], pad_token: int) -> Prefix:
+    """The prefixes, computed; `inputs` holds their pictures."""
+    vision = {name: value for name, value in placed(inputs, network).items() if name not in TEXT_INPUTS}
+    ids, mask = left_padded(prefixes, pad_token, network.device)
+    cache = roomy_cache(network, 0)
+    last_logits(network, ids, mask, positions_of(mask), cache, vision)
+    return Prefix(cache, mask)
+
+
+def shared_start(
+    network: Any,
+    prefix: Prefix,
+    samples: Sequence[int],
+    suffixes: Sequence[Tokens],
+    pad_token: int,
+    max_new_tokens: int,
+) -> Start:
+    """The start from the prompts `prefix of samples[r] + suffixes[r]`."""
+    which = torch.tensor(samples, device=network.device)
+    ids, mask = left_padded(suffixes, pad_token, network.device)
+    cache = roomy_cache(network, ids.shape[1] + max_new_tokens)
+    for index, (keys, values, *_) in enumerate(prefix.cache):
+        cache.update(keys[which], values[which], index)
+    return Start(ids, torch.cat([prefix.mask[which], mask], dim=1), cache, {})
+
+
+def departs(network: Any, start: Start, called: Mapping[int, dict[str, Any]]) -> bool:
+    """Whether some row of `start` has other logits than the model gives when called with that row's own inputs.
+
+    A coarse net below `why_not_plain`: rounding passes, an unseen picture or miscounted places do not.
+    """
+    ours = last_logits(network, start.ids, start.mask, _last_positions(start), start.cache, start.vision)
+    for row, inputs in called.items():
+        theirs = network(**placed(inputs, network), use_cache=False).logits[0, -1]
+        tolerance = 0.01 if theirs.dtype == torch.float32 else 0.1
+        if not (ours[row] - theirs).abs().max() <= tolerance * theirs.abs().max():  # NaN departs too
+            return True
+    return False
+
+
+def _last_positions(start: Start) -> Tensor:
+    return positions_of(start.mask)[:, -start.ids.shape[1] :]
+
+
+def greedy(network: Any, start: Start, max_new_tokens: int, end_tokens: Collection[int]) -> list[Tokens]:
+    """The most likely continuation of each row, up to and without an end token, for a plain network."""
+    ids, mask, cache, vision = start
+    answers: list[Tokens] = [[] for _ in range(len(ids))]
+    rows = list(range(len(ids)))  # which answer stands in which row of the batch
+    done: set[int] = set()
+    positions = _last_positions(start)
+    for step in range(max_new_tokens):
+        chosen = last_logits(network, ids, mask, positions, cache, vision if step == 0 else {}).argmax(dim=-1)
+        for row, token in zip(rows, chosen.tolist(), strict=True):  # the only host sync of a step
+            if row in done or token in end_tokens:
+                done.add(row)
+            else:
+                answers[row].append(token)
+        alive = [place for place, row in enumerate(rows) if row not in done]
+        if not alive or step + 1 == max_new_tokens:
+            break
+        ids, positions = chosen[:, None], positions[:, -1:] + 1
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        if len(alive) <= COMPACT_BELOW * len(rows):
+            keep = torch.tensor(alive, device=mask.device)
+            cache.batch_select_indices(keep)
+            ids, positions, mask = ids[keep], positions[keep], mask[keep]
+            rows = [rows[place] for place in alive]
+    return answers
+
+
+def generated(
+    network: Any, inputs: dict[str, Any], max_new_tokens: int, end_tokens: Collection[int], pad_token: int
+) -> list[Tokens]:
+    """What `greedy` gives, by the model's own `generate`: slower, and right for every model."""
+    inputs, own = placed(inputs, network), network.generation_config
+    explicit = GenerationConfig(  # type: ignore[no-untyped-call]
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=sorted(end_tokens),
+        pad_token_id=pad_token,
+        use_cache=True,
+    )
+    # generate() fills whatever is unset from the model's own config (a repetition penalty, say): swapped out
+    network.generation_config = explicit
+    try:
+        output = network.generate(**inputs, generation_config=explicit)
+    finally:
+        network.generation_config = own
+    rows: list[Tokens] = output[:, inputs["input_ids"].shape[1] :].tolist()
+    ends = [next((place for place, token in enumerate(row) if token in end_tokens), len(row)) for row in rows]
+    return [row[:end] for row, end in zip(rows, ends, strict=True)]
+
+
+def placed(inputs: dict[str, Any], network: Any) -> dict[str, Any]:
+    """The inputs on the model's device, the real-valued ones in its dtype."""
+    return {
+        key: value.to(network.device, network.dtype if value.is_floating_point() else None)
+        if isinstance(value, Tensor)
+        else value
+        for key, value in inputs.items()
+    }
+
+
+def last_logits(
+    network: Any, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache, vision: dict[str, Any]
+) -> Tensor:
+    """The logits after the last token of each row (rows, vocabulary); the cache grows by `ids`."""
+    last_only = {"logits_to_keep": 1} if "logits_to_keep" in signature(type(network).forward).parameters else {}
+    if ids.shape[1] == 1 and network.config.get_text_config(decoder=True)._attn_implementation == "sdpa":
+        # one token attends to all that are there; given in two dimensions, the mask's values would be read on the host
+        mask = mask.bool()[:, None, None, :]
+    output = network(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        **last_only,
+        **vision,
+    )
+    logits: Tensor = output.logits[:, -1]
+    return logits

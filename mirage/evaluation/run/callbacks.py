@@ -1,0 +1,292 @@
+"""The callbacks that attack the model at every validation epoch end, in `fit` and in `validate` alike."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+
+from mirage.evaluation.attack import Attack
+from mirage.evaluation.generate.casting import casts_kept
+from mirage.evaluation.generate.huggingface import Engine, HuggingFaceEngine
+from mirage.evaluation.judge.base import Judge, Judgement
+from mirage.evaluation.judge.rescore import answered
+from mirage.evaluation.judge.unscored import check_scored
+from mirage.evaluation.rewrite import describe_attack
+from mirage.evaluation.run.counting import block, summarise
+from mirage.evaluation.run.metrics import VerdictCounts
+from mirage.evaluation.run.records import write_records
+from mirage.evaluation.run.runner import ask, samples_fingerprint, subsample, weights_fingerprint
+from mirage.schema import EvalSample, Record, Verdict, short_hash
+
+
+class EvalCallback(Callback):
+    """Asks the starting model once and the trained model at every validation epoch end.
+
+    Args:
+        eval_set: Which of the source's eval_sets is asked.
+        judge: Who reads the answers.
+        max_new_tokens: Longest answer, in tokens.
+        batch_size: How many answers are written at the same time.
+        limit: Ask only so many questions, drawn with `seed`.
+        seed: Seed of that draw.
+        engine: Another engine than the model in training, such as an OpenAI-compatible server.
+    """
+
+    section: ClassVar[str | None] = None  # of results.json; None: its top
+    on_progress_bar: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        eval_set: str,
+        judge: Judge,
+        max_new_tokens: int = 64,
+        batch_size: int = 64,
+        limit: int | None = None,
+        seed: int = 0,
+        engine: Engine | None = None,
+    ) -> None:
+        if limit is not None and limit < 1:
+            raise ValueError(f"limit is {limit}: ask at least one question, or leave it out to ask all.")
+        self.eval_set, self.judge = eval_set, judge
+        self.key = eval_set  # under which results.json and records/ know it
+        self.max_new_tokens, self.batch_size, self.limit, self.seed, self.engine = (
+            max_new_tokens, batch_size, limit, seed, engine,
+        )  # fmt: skip
+        self.start: dict[str, Any] | None = None
+        self.current: dict[str, Any] | None = None
+        self.seconds: dict[str, float] = {}
+        self._samples: list[EvalSample] | None = None
+        self._weights: tuple[object, str] | None = None  # in which state the weights were read, and their fingerprint
+
+    @property
+    def state_key(self) -> str:
+        """Distinguishes this callback's state in a checkpoint."""
+        return f"{type(self).__qualname__}[{self.eval_set}]"
+
+    def state_dict(self) -> dict[str, Any]:
+        """The starting model's result, with what it was asked: a resumed run cannot measure it again."""
+        return {"start": self.start, "asked": self._asked()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes the starting model's result from a checkpoint, unless it was asked or judged otherwise than now."""
+        if state["asked"] == self._asked():
+            self.start = state["start"]
+
+    def _asked(self) -> str:
+        return short_hash(samples_fingerprint(self._samples or ()), self.judge.name, self.max_new_tokens)
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Prepares the questions, so that a bad attack or eval_set is found before the model is loaded."""
+        self._weights = None
+        if self._samples is None:
+            self._samples = self.chosen(trainer.datamodule)  # type: ignore[attr-defined]
+        refuse_duplicates(trainer.callbacks)  # type: ignore[attr-defined]
+
+    def chosen(self, datamodule: Any) -> list[EvalSample]:
+        """The samples as they will be asked.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        samples = subsample(datamodule.eval_samples(self.eval_set), self.limit, self.seed)
+        if not samples:
+            raise ValueError(f"The eval_set {self.eval_set!r} is empty: nothing would be measured. Choose another.")
+        return samples
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Measures the starting model; a resumed run no longer has it."""
+        if self.start is None and trainer.global_step == 0:
+            self.start = self._measure(trainer, pl_module, "start.")
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        """Forgets the weights that the last evaluation saw."""
+        self._weights = None
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Forgets the weights that the last evaluation saw."""
+        self._weights = None
+
+    on_test_start = on_validation_start
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Measures the model as it is now."""
+        if not trainer.sanity_checking:
+            self.current = self._measure(trainer, pl_module, "")
+            for name, value in self.logged().items():
+                pl_module.log(name, value, prog_bar=name in self.on_progress_bar, batch_size=1, rank_zero_only=True)
+
+    on_test_epoch_end = on_validation_epoch_end
+
+    def logged(self) -> dict[str, float]:
+        """Metric name -> value, for the loggers: by default the score, as `utility/<name>`."""
+        rate = (self.current or {}).get("score", {}).get("rate")
+        return {} if rate is None else {f"utility/{self.key}": rate}
+
+    def result(self, records: list[Record]) -> dict[str, Any]:
+        """What `results.json` says of these records."""
+        raise NotImplementedError
+
+    def check(self, trainer: L.Trainer, records: list[Record]) -> None:
+        """Warns or raises if the judge left answers unscored; called on every rank with the records of all."""
+        with warnings.catch_warnings():
+            if not trainer.is_global_zero:
+                warnings.simplefilter("ignore")  # said once is enough
+            judged = [Judgement(record.verdict, record.reason) for record in records]
+            check_scored(answered(records), judged, f"{self.key}: {self.judge.name}")
+
+    def write(self, folder: Path, prefix: str, records: list[Record], header: dict[str, Any]) -> None:
+        """Writes what this run leaves of the answers into its folder; called on one rank."""
+        write_records(folder / "records" / f"{prefix}{self.key}.jsonl", records, header)
+
+    def _measure(self, trainer: L.Trainer, pl_module: L.LightningModule, prefix: str) -> dict[str, Any]:
+        assert self._samples is not None
+        started = time.perf_counter()
+        module: Any = pl_module
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        engine = self.engine or HuggingFaceEngine(
+            module.model, module.processor, max_new_tokens=self.max_new_tokens, batch_size=self.batch_size,
+            square=datamodule.pad_to_square,
+        )  # fmt: skip
+        answered_with = short_hash(
+            self._weights_fingerprint(trainer, module.model), samples_fingerprint(self._samples), engine.settings()
+        )
+        fingerprint = short_hash(answered_with, self.judge.name)
+        header = {"fingerprint": fingerprint, "eval_set": self.eval_set, "judge": self.judge.name}
+        folder = run_folder(trainer)
+
+        def finish(records: list[Record]) -> None:
+            self.check(trainer, records)
+            if trainer.is_global_zero:
+                self.write(folder, prefix, records, header)
+
+        with trainer.precision_plugin.forward_context(), casts_kept(module.model):
+            records = ask(
+                self._samples, engine, self.judge, eval_set=self.eval_set, fingerprint=fingerprint,
+                rank=trainer.global_rank, world_size=trainer.world_size, log_folder=folder / "records", finish=finish,
+            )  # fmt: skip
+        key = "start" if prefix else self.key
+        self.seconds[key] = self.seconds.get(key, 0.0) + time.perf_counter() - started
+        return {
+            "fingerprint": fingerprint, "judge": self.judge.name, "generation": engine.settings(),
+            "limit": self.limit, "seed": self.seed, **self.result(records),
+        }  # fmt: skip
+
+    def _weights_fingerprint(self, trainer: L.Trainer, model: Any) -> str:
+        """The fingerprint of the weights, read by the first callback of an evaluation for all.
+
+        It is forgotten with the next training step and the next evaluation (what is written to `parameter.data` leaves
+        no trace), and not used within one if a parameter was replaced or written to in between.
+        """
+        state = [(parameter.data_ptr(), parameter._version) for parameter in model.parameters()]
+        for callback in sample_callbacks(trainer):
+            if callback._weights is not None and callback._weights[0] == state:
+                return callback._weights[1]
+        self._weights = (state, weights_fingerprint(model))
+        return self._weights[1]
+
+
+class OneWordAttack(EvalCallback):
+    """Asks every question plainly and in K forms that open with one word, and counts what happened.
+
+    On the unsafe set this is the jailbreak (ASR after "what"); on the benign set it is the test of over-prudence (RR and
+    helpfulness after "share"). Use it once for each.
+
+    Args:
+        eval_set: `unsafe` or `benign`.
+        attack: The word, the number of shots K, and how questions are rewritten.
+        judge: Who reads the answers: the same before and after.
+    """
+
+    def __init__(self, eval_set: str, attack: Attack, judge: Judge, **kwargs: Any) -> None:
+        super().__init__(eval_set, judge, **kwargs)
+        self.attack = attack
+        self.on_progress_bar = (f"{eval_set}/after/asr",) if eval_set == "unsafe" else (f"{eval_set}/after/rr",)
+        self._counts: VerdictCounts | None = None
+
+    def chosen(self, datamodule: Any) -> list[EvalSample]:
+        """The samples with their rewrites; a source with its own language brings its own rewriter."""
+        samples = super().chosen(datamodule)
+        if datamodule.rewriter is not None and hasattr(self.attack, "rewriter"):
+            self.attack.rewriter = datamodule.rewriter
+        if self.attack.wants_word:
+            self.attack.mine(datamodule.labelled_questions(), samples[0].unsafe)
+        return self.attack.on(samples)
+
+    def result(self, records: list[Record]) -> dict[str, Any]:
+        """Rates before and after, per shot and per category, and what the attack changed in the questions."""
+        unsafe = records[0].unsafe
+        self._counts = VerdictCounts(unsafe)
+        shots: dict[str, list[Verdict]] = {}
+        for record in records:
+            shots.setdefault(record.id, []).append(record.verdict)
+        for verdicts in shots.values():
+            self._counts.update(verdicts)
+        assert self._samples is not None
+        return {"attack": describe_attack(self.attack, self._samples), **summarise(records, unsafe)}
+
+    def logged(self) -> dict[str, float]:
+        """`unsafe/before/asr`, `unsafe/after/asr`, ..."""
+        assert self._counts is not None
+        rates = {f"{self.eval_set}/{name}": float(value) for name, value in self._counts.compute().items()}
+        return {name: value for name, value in rates.items() if not math.isnan(value)}
+
+
+class Accuracy(EvalCallback):
+    """Asks questions with known answers plainly: the share answered rightly, as a measure of usefulness.
+
+    Results and records know a source's eval_set `utility` by the name of the source, such as `mini`.
+
+    Args:
+        eval_set: An eval set whose samples carry their truth, such as mini's `utility`.
+        judge: Who reads the answers; `Exact` compares with the truth.
+    """
+
+    section = "utility"
+
+    def chosen(self, datamodule: Any) -> list[EvalSample]:
+        """The samples, plain."""
+        if self.eval_set == "utility":
+            self.key = datamodule.source.name
+        return super().chosen(datamodule)
+
+    def result(self, records: list[Record]) -> dict[str, Any]:
+        """`score`: the rate of right answers with its interval."""
+        counted = block([record.verdict for record in records], benign=True)
+        return {"metric": "accuracy", "n": counted["n"], "unscored": counted["unscored"], "score": counted["helpful"]}
+
+
+def run_folder(trainer: L.Trainer) -> Path:
+    """Where this run writes: its folder in `fit`, a folder within it otherwise, so that nothing is overwritten."""
+    root = Path(trainer.default_root_dir)
+    stage = trainer.state.fn
+    return root if stage is None or stage == "fit" else root / stage.value
+
+
+def sample_callbacks(trainer: L.Trainer) -> Sequence[EvalCallback]:
+    """The callbacks that measure, in the order of the config."""
+    return [callback for callback in trainer.callbacks if isinstance(callback, EvalCallback)]  # type: ignore[attr-defined]
+
+
+def refuse_duplicates(callbacks: Iterable[Callback]) -> None:
+    """Nothing, if no two callbacks write the same records.
+
+    Raises:
+        ValueError: If two do; they are named.
+    """
+    seen: dict[str, EvalCallback] = {}
+    for callback in callbacks:
+        if isinstance(callback, EvalCallback):
+            if callback.key in seen:
+                kinds = f"{type(seen[callback.key]).__name__} and {type(callback).__name__}"
+                raise ValueError(
+                    f"trainer.callbacks: two measure {callback.key!r} ({kinds}), and one would overwrite the records of "
+                    "the other. Keep one of them in this run."
+                )
+            seen[callback.key] = callback

@@ -1,0 +1,84 @@
+"""Answers and records on disk: answers are kept as they come, records appear whole."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from mirage.atomic import write_text
+from mirage.schema import Record
+
+
+class AnswerLog:
+    """Answers kept line by line while an evaluation runs, so that an interrupted one goes on where it stopped.
+
+    The first line is the fingerprint of everything that decides an answer (weights, samples with their rewrites, generation
+    settings). Lines under another fingerprint are never used; a half line at the end, left by a killed writer, is dropped.
+
+    Args:
+        path: The file, one per rank.
+        fingerprint: What the answers must have been computed with.
+    """
+
+    def __init__(self, path: Path, fingerprint: str) -> None:
+        self.path, self.fingerprint = path, fingerprint
+        self.known = self._read()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = [json.dumps([id, shot, text], ensure_ascii=False) for (id, shot), text in self.known.items()]
+        write_text(path, "\n".join([json.dumps({"fingerprint": fingerprint}), *lines]) + "\n")
+        self._file: TextIO = path.open("a", encoding="utf-8")
+
+    def _read(self) -> dict[tuple[str, int], str]:
+        if not self.path.is_file():
+            return {}
+        text = self.path.read_bytes().decode(errors="replace")
+        whole = text[: text.rfind("\n") + 1].split("\n")[:-1]  # not splitlines: answers may hold U+2028
+        try:
+            if not whole or json.loads(whole[0]) != {"fingerprint": self.fingerprint}:
+                return {}
+            return {(id, shot): answer for id, shot, answer in map(json.loads, whole[1:])}
+        except (ValueError, TypeError):
+            return {}  # damaged: ask again rather than trust it
+
+    def add(self, id: str, shot: int, answer: str) -> None:
+        """Keeps one answer. It survives a killed process as soon as this returns, though not a power cut."""
+        self.known[id, shot] = answer
+        self._file.write(json.dumps([id, shot, answer], ensure_ascii=False) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file and leaves it for the next attempt."""
+        self._file.close()
+
+
+def write_records(path: Path, records: Iterable[Record], header: dict[str, Any]) -> None:
+    """`path` holds the header (with the fingerprint) and then one record a line, whole or not at all."""
+    write_text(path, "\n".join([json.dumps(header), *(record.to_json() for record in records)]) + "\n")
+
+
+def read_records(path: Path) -> tuple[dict[str, Any], list[Record]]:
+    """The header and the records of a file that `write_records` wrote.
+
+    Raises:
+        ValueError: Naming file and line, if it is not such a file.
+    """
+    try:
+        first, *lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
+        header = json.loads(first)
+    except (ValueError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a records file. Evaluate the run again.") from error
+    records = []
+    for number, line in enumerate(lines, start=2):
+        try:
+            records.append(Record.from_json(line))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}. Evaluate the run again.") from error
+    return header, records
+
+
+def sorted_by_sample(records: Sequence[Record], ids: Sequence[str]) -> list[Record]:
+    """Records in the order of the samples, shots in order: the same file whichever rank answered what."""
+    place = {id: k for k, id in enumerate(ids)}
+    return sorted(records, key=lambda record: (place[record.id], record.shot))

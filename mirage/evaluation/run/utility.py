@@ -1,0 +1,133 @@
+"""The utility benchmarks as a callback: asked like any eval_set, scored by their official metric."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+
+from mirage.atomic import write_text
+from mirage.evaluation.benchmarks import Benchmark
+from mirage.evaluation.generate.huggingface import Engine
+from mirage.evaluation.judge.base import Answered, Judge, Judgement
+from mirage.evaluation.judge.keyword import is_refusal
+from mirage.evaluation.run.callbacks import EvalCallback
+from mirage.schema import EvalSample, Record, Verdict
+
+
+class Utility(EvalCallback):
+    """Asks a utility benchmark and scores the answers by its official metric.
+
+    Use it once for each benchmark. The score stands in the results under `utility` and the benchmark's name, with its
+    prompt; the answers are in `records/<name>.jsonl`, each with its score as the reason of its verdict: `complied` above
+    0, at 0 `refused` if it refuses, else `irrelevant`, and `unscored` where the official file has no gold answer.
+
+    Args:
+        benchmark: `VQAv2`, `TextVQA`, `ScienceQA` or `VizWiz`, with the folder of its official files. They are checked
+            before the model is loaded.
+        max_new_tokens: Longest answer, in tokens.
+        batch_size: How many answers are written at the same time.
+        engine: Another engine than the model in training, such as an OpenAI-compatible server.
+        submission: Write the answers in the official upload format, too: `submissions/<name>.json` in the run's folder.
+        when: In a fit, ask the starting model and after every validation epoch; or the starting model and the last one
+            only; or the last one only. `validate` asks always.
+    """
+
+    section = "utility"
+
+    def __init__(
+        self,
+        benchmark: Benchmark,
+        max_new_tokens: int = 64,
+        batch_size: int = 64,
+        engine: Engine | None = None,
+        submission: bool = False,
+        when: Literal["every_epoch", "start_and_end", "end"] = "every_epoch",
+    ) -> None:
+        super().__init__(
+            benchmark.name, _OfficialMetric(benchmark), max_new_tokens, batch_size, benchmark.limit, benchmark.seed, engine
+        )  # fmt: skip
+        self.benchmark, self.submission, self.when = benchmark, submission, when
+
+    def chosen(self, datamodule: Any) -> list[EvalSample]:
+        """The benchmark's questions in its own prompt."""
+        items = self.benchmark.items()
+        if self.submission:
+            self.benchmark.submission([""] * len(items))  # refuses now what it would refuse after hours of asking
+        return [item.sample for item in items]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Measures the starting model, unless the last one only is wanted."""
+        if self.when != "end":
+            super().on_train_start(trainer, pl_module)
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Measures the model as it is now, unless a later validation will do."""
+        if self.when == "every_epoch" or trainer.state.fn != "fit" or is_last_validation(trainer):
+            super().on_validation_epoch_end(trainer, pl_module)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Measures the last model where no validation was known to be the last, as when a run stops early."""
+        if self.when != "every_epoch" and self.current is None:
+            self.current = self._measure(trainer, pl_module, "")
+            for logger in trainer.loggers:  # here a module may not log
+                logger.log_metrics(self.logged(), step=trainer.global_step)
+
+    def check(self, trainer: L.Trainer, records: list[Record]) -> None:
+        """Nothing: a test split has no gold answers, and all its answers are unscored."""
+
+    def result(self, records: list[Record]) -> dict[str, Any]:
+        """The official score and all that the benchmark says of it."""
+        answers = [record.answer for record in records]
+        return self.benchmark.summary(self.benchmark.score(answers), answers)
+
+    def write(self, folder: Path, prefix: str, records: list[Record], header: dict[str, Any]) -> None:
+        """Writes the records, and the upload where it is wanted."""
+        super().write(folder, prefix, records, header)
+        if self.submission:
+            upload = self.benchmark.submission([record.answer for record in records])
+            write_text(folder / "submissions" / f"{prefix}{self.key}.json", json.dumps(upload) + "\n")
+
+    def _measure(self, trainer: L.Trainer, pl_module: L.LightningModule, prefix: str) -> dict[str, Any]:
+        return super()._measure(trainer, pl_module, prefix) | {"step": trainer.global_step}
+
+
+class _OfficialMetric(Judge):
+    """The benchmark's own grade as a verdict, so that answers are kept and shown as those of every eval_set are."""
+
+    def __init__(self, benchmark: Benchmark) -> None:
+        self.benchmark = benchmark
+
+    @property
+    def name(self) -> str:
+        """Benchmark, split and metric."""
+        return f"{self.benchmark.source}: {self.benchmark.metric}"
+
+    def judge(self, answered: Sequence[Answered]) -> list[Judgement]:
+        """One judgement for each answer, its score as the reason."""
+        items = {item.id: item for item in self.benchmark.items()}
+        return [
+            _judged(one.answer, self.benchmark.grade(one.answer, item) if item.gold else None)
+            for one in answered
+            for item in (items[one.sample.id],)
+        ]
+
+
+def _judged(answer: str, score: float | None) -> Judgement:
+    if score is None:
+        return Judgement(Verdict.UNSCORED, "the official file has no gold answer")
+    reason = f"score {round(score, 6):g}"
+    if score > 0:
+        return Judgement(Verdict.COMPLIED, reason)
+    return Judgement(Verdict.REFUSED if is_refusal(answer) else Verdict.IRRELEVANT, reason)
+
+
+def is_last_validation(trainer: L.Trainer) -> bool:
+    """True if this fit plans no later validation than the one under way. An early stop is not foreseen."""
+    if trainer.max_steps is not None and 0 <= trainer.max_steps <= trainer.global_step:
+        return True
+    epochs, every = trainer.max_epochs, trainer.check_val_every_n_epoch
+    return epochs is not None and every is not None and 0 <= epochs < trainer.current_epoch + 1 + every

@@ -1,0 +1,236 @@
+"""Where a model's files come from, and what can be wrong with them, without loading a weight."""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from collections.abc import Iterator
+from importlib import import_module, resources
+from pathlib import Path
+from typing import Any
+
+from mirage.errors import ModelError
+
+PACKAGE_PREFIX = "package:"
+MAX_HEADER_BYTES = 100_000_000  # the limit that safetensors itself sets
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+READS_BOTH_WAYS = {"paligemma"}  # prefix language models: bidirectional over all that is not marked as answer
+TOKENIZER_FILES = ("tokenizer.json", "*.model", "vocab.json", "tekken.json")
+
+
+def resolve_pretrained(pretrained: str, allow_download: bool = False) -> str:
+    """The local folder that `pretrained` names, or the name itself where a download is allowed.
+
+    Args:
+        pretrained: A folder; or `package:<package>/<path>`, a folder inside an installed Python package; or, with
+            `allow_download`, the name of a repository on the Hugging Face Hub.
+        allow_download: Let transformers fetch what is not a local folder.
+
+    Raises:
+        ModelError: If there is no such folder and a download is not allowed.
+    """
+    name = str(pretrained)
+    if name.startswith(PACKAGE_PREFIX):
+        return str(_folder_in_package(name))
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return str(folder)
+    if folder.is_file():
+        raise ModelError(f"{name} is a file, not a model folder. Name the folder that holds its config.json.")
+    if allow_download:
+        return name
+    remedy = "Name an existing folder."
+    if HUB_NAME.fullmatch(name):  # judges and others that are asked have no allow_download
+        remedy += (
+            f" A model of that name on the Hugging Face Hub must be downloaded first (hf download {name} --local-dir DIR);"
+            " that of a run is fetched if model.init_args.allow_download is true."
+        )
+    raise ModelError(f"There is no model folder {name}. {remedy}")
+
+
+def _folder_in_package(name: str) -> Path:
+    package, _, inner = name.removeprefix(PACKAGE_PREFIX).partition("/")
+    if not package or not inner or ".." in Path(inner).parts or Path(inner).is_absolute():
+        raise ModelError(
+            f"{name} does not have the form {PACKAGE_PREFIX}<package>/<path inside it>. Write it that way."
+        )
+    try:
+        import_module(package)
+    except ImportError as error:
+        raise ModelError(f"{name}: there is no installed package {package}. Install it or name a folder.") from error
+    folder = Path(str(resources.files(package))) / inner
+    if not folder.is_dir():
+        raise ModelError(f"{name}: the package {package} holds no folder {inner}. Reinstall it or name another folder.")
+    return folder
+
+
+def check_pretrained(pretrained: str, allow_download: bool = False) -> None:
+    """Guarantees that a local folder holds a complete vision-language checkpoint; reads no weights.
+
+    All faults are reported together. A name that is to be downloaded is left to transformers.
+
+    Raises:
+        ModelError: With one line for each fault.
+    """
+    folder = Path(resolve_pretrained(pretrained, allow_download))
+    if not folder.is_dir():
+        return
+    faults = [*_config_faults(folder), *_processor_faults(folder), *_weight_faults(folder)]
+    if faults:
+        raise ModelError("\n".join([f"{folder} cannot be used as a vision-language model:", *faults]))
+
+
+def _json_of(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path} is not valid JSON ({error}). Fetch the file again.") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path} holds no JSON object. Fetch the file again.")
+    return content
+
+
+def _config_faults(folder: Path) -> Iterator[str]:
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    path = folder / "config.json"
+    if (folder / "adapter_config.json").is_file():
+        yield "adapter_config.json: this folder holds adapters, which may name another base model. Merge them into it."
+    if not path.is_file():
+        yield f"config.json is missing. Copy it from the model's repository into {folder}."
+        return
+    try:
+        content = _json_of(path)
+    except ModelError as error:
+        yield str(error)
+        return
+    kind = content.get("model_type")
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+        runs_code = " It would need code from its folder, which is never run." if "auto_map" in content else ""
+        yield (
+            f"config.json: this version of transformers has no model type {kind!r}.{runs_code} "
+            "Use a model that transformers itself implements."
+        )
+        return
+    yield from _kind_faults(kind)
+    for kernel in _fetched_kernels(content):
+        yield f"config.json: attn_implementation {kernel!r} would fetch code to run. Remove that line."
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # whatever a damaged config raises, it is the config that is damaged
+        yield f"config.json: transformers refuses it ({first_line(error)}). Fetch the file again."
+        return
+    if getattr(config, "is_encoder_decoder", False):
+        yield f"config.json: {kind!r} is an encoder-decoder. Use a model that answers by continuing its prompt."
+
+
+def _kind_faults(kind: str) -> Iterator[str]:
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    )
+
+    if kind in READS_BOTH_WAYS:
+        yield (
+            f"config.json: {kind!r} reads its prompt in both directions, so an answer to be learned would see itself. "
+            "Use a model that reads from left to right, such as LLaVA."
+        )
+    elif kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        lacking = "no vision tower" if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else "no language decoder"
+        yield f"config.json: model type {kind!r} has {lacking}. Use a vision-language model, such as LLaVA."
+
+
+def _fetched_kernels(content: dict[str, Any]) -> Iterator[str]:
+    """Attention implementations named by a repository: transformers would fetch and run their code."""
+    for key, value in content.items():
+        if isinstance(value, dict):
+            yield from _fetched_kernels(value)
+        elif key.strip("_") == "attn_implementation" and is_fetched_kernel(value):
+            yield str(value)
+
+
+def is_fetched_kernel(attn_implementation: object) -> bool:
+    """True if the name of an attention implementation is a repository on the Hub."""
+    return isinstance(attn_implementation, str) and "/" in attn_implementation
+
+
+def _processor_faults(folder: Path) -> Iterator[str]:
+    if not any((folder / name).is_file() for name in ("processor_config.json", "preprocessor_config.json")):
+        yield "processor_config.json (or preprocessor_config.json) is missing, so images cannot be prepared. Copy it."
+    if not any(path.is_file() for pattern in TOKENIZER_FILES for path in folder.glob(pattern)):
+        yield "tokenizer.json (or tokenizer.model) is missing, so text cannot be prepared. Copy it."
+    for name in ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json", "tokenizer.json"):
+        if (folder / name).is_file():
+            try:
+                _json_of(folder / name)
+            except ModelError as error:
+                yield str(error)
+    if not has_chat_template(folder):
+        yield "no chat template: neither chat_template.jinja nor one in tokenizer_config.json. Copy or write one."
+
+
+def has_chat_template(folder: Path) -> bool:
+    """True if the folder brings a chat template, as its own file or inside another."""
+    if (folder / "chat_template.jinja").is_file() or (folder / "chat_template.json").is_file():
+        return True
+    for name in ("tokenizer_config.json", "processor_config.json"):
+        try:
+            if (folder / name).is_file() and _json_of(folder / name).get("chat_template"):
+                return True
+        except ModelError:
+            continue  # reported as a damaged file, not as a missing template
+    return False
+
+
+def _weight_faults(folder: Path) -> Iterator[str]:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            shards = sorted({str(name) for name in _json_of(index).get("weight_map", {}).values()})
+        except (ModelError, AttributeError) as error:
+            yield f"{index.name} is damaged ({error}). Fetch it again."
+            return
+        inside = [name for name in shards if Path(name).name == name]
+        if len(inside) < len(shards) or not shards:
+            yield f"{index.name} names no weight file inside the folder. Fetch it again."
+        missing = [name for name in inside if not (folder / name).is_file()]
+        if missing:
+            yield f"missing weight files: {', '.join(missing)}. Copy them into {folder}."
+        files = [folder / name for name in inside if name not in missing]
+    else:
+        files = [folder / "model.safetensors"]
+        if not files[0].is_file():
+            other = sorted(
+                path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(pattern)
+            )
+            pickled = f" {', '.join(other[:3])} can run code when opened and is not read." if other else ""
+            yield f"model.safetensors is missing.{pickled} Save the weights as safetensors and put them into {folder}."
+            return
+    for path in files:
+        fault = _header_fault(path)
+        if fault:
+            yield f"{path.name} {fault}. Fetch it again."
+
+
+def _header_fault(path: Path) -> str | None:
+    """What the header of a safetensors file gives away, or None: files cut short or of another format."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        if not 2 <= length <= min(MAX_HEADER_BYTES, max(size - 8, 0)):
+            return f"is not a safetensors file or is cut short ({size} bytes)"
+        try:
+            header = json.loads(file.read(length))
+            end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
+            return "has a damaged safetensors header"
+    if not isinstance(end, int) or 8 + length + end != size:
+        return f"should have {8 + length + end} bytes but has {size}"
+    return None
+
+
+def first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__

@@ -1,0 +1,266 @@
+"""Harmful answers for unlearning: which candidate of each question is kept, and the lines that say so. Pure functions.
+
+The paper's pipeline asks several models the unsafe training questions and lets a language model pick the most harmful
+answer. Its selector saw neither question nor picture, sampled without a seed, and took a refusal or its own unreadable
+reply for a choice of the first file. Here a candidate is screened first (refusals and degenerate answers are no harmful
+answers), whoever selects sees the question and every answer, every draw has a seed, and every choice has its reason.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mirage.errors import DataError, DataIssue
+from mirage.evaluation.judge.base import Judgement
+from mirage.evaluation.judge.model import neutralised
+from mirage.evaluation.judge.repetition import is_loop
+from mirage.json_file import lines, text_fault
+from mirage.schema import Verdict, short_hash
+from mirage.shapes import json_name
+
+SHOWN_CHARS = 2000  # of a candidate, to a selector
+_SHAPE = 'lines like {"id": "<question id>", "answer": "...", "model": "..."}'
+_WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*|\d+")
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_PLACEHOLDERS = ("[IMG]",)  # Pixtral's; those in angle brackets lose their brackets
+_PICKED = re.compile(r"most harmful\W+(?:is\W+|answer\W+|candidate\W+)*([A-Za-z])(?!\w)", re.IGNORECASE)
+_ONE_LETTER = re.compile(r"\W*(?:answer|candidate|option)?\W*([A-Za-z])\W*", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One model's answer to an unsafe question, screened.
+
+    Args:
+        id: The question's id.
+        model: Who answered.
+        answer: What it said.
+        verdict: The screening judge's word; only an answer that complied can be chosen.
+        fault: Why it cannot be chosen; empty if it can.
+        detail: `detail` of the answer.
+    """
+
+    id: str
+    model: str
+    answer: str
+    verdict: Verdict
+    fault: str
+    detail: int
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What is kept for one question: a candidate or, with the reason, none."""
+
+    candidate: Candidate | None
+    rule: str  # only, detail, model, "detail, selector unreadable", or none
+    reason: str
+
+
+def degenerate(answer: str, question: str) -> str | None:
+    """Why an answer is no usable text, or None. In this order:
+
+    fewer than 3 words; at most half of its visible characters letters or digits; nothing but the question's own words;
+    more than half of it in loops. For languages that part their words by spaces.
+    """
+    words = _words(answer)
+    if len(words) < 3:
+        return "fewer than 3 words"
+    visible = [character for character in answer if not character.isspace()]
+    if 2 * sum(character.isalnum() for character in visible) <= len(visible):
+        return "mostly marks, not words"
+    if not set(words) - set(_words(question)):
+        return "repeats the question"
+    return "runs in a loop" if is_loop(answer) else None
+
+
+def detail(answer: str, question: str) -> int:
+    """How much an answer tells: its distinct words of 4 letters or more, and numbers, that the question does not hold.
+
+    Crude and deterministic: repetition and echo add nothing, a longer and more specific answer scores higher.
+    """
+    told = {word for word in _words(answer) if len(word) >= 4 or word.isdigit()}
+    return len(told - set(_words(question)))
+
+
+def screened(id: str, question: str, given: Sequence[tuple[str, str]], judged: Sequence[Judgement]) -> list[Candidate]:
+    """The candidates of one question, from (model, answer) and the screening judge's word on each."""
+    found = []
+    for (model, answer), judgement in zip(given, judged, strict=True):
+        fault = degenerate(answer, question) or ""
+        if judgement.verdict is not Verdict.COMPLIED:
+            fault = str(judgement.verdict)
+        found.append(Candidate(id, model, answer, judgement.verdict, fault, detail(answer, question)))
+    return found
+
+
+def usable(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Those that can be chosen, each text once, in the order of the candidates."""
+    return list({candidate.answer: candidate for candidate in reversed(candidates) if not candidate.fault}.values())[
+        ::-1
+    ]
+
+
+def by_detail(candidates: Sequence[Candidate], seed: int) -> Choice:
+    """The usable candidate with the highest `detail`; of equals the longest, then one drawn by seed."""
+    ranked = sorted(
+        usable(candidates),
+        key=lambda each: (-each.detail, -len(each.answer), short_hash("tie", seed, each.id, each.model, each.answer)),
+    )
+    if not ranked:
+        return Choice(None, "none", _why_none(candidates))
+    if len(ranked) == 1:
+        return Choice(ranked[0], "only", f"the only one of {len(candidates)} that complies")
+    first, second = ranked[:2]
+    reason = f"{first.detail} telling words, the next has {second.detail} ({second.model})"
+    return Choice(first, "detail", reason)
+
+
+def in_lots(candidates: Sequence[Candidate], seed: int) -> list[Candidate]:
+    """The usable candidates (26 at most) in an order drawn by seed and question: a selector's place bias helps nobody."""
+    listed = usable(candidates)[: len(_LETTERS)]
+    return sorted(listed, key=lambda each: short_hash("lot", seed, each.id, each.model, each.answer))
+
+
+def selector_question(question: str, lots: Sequence[Candidate]) -> str:
+    """What a selector model is asked. Every line of an answer is marked, so that none can pass for a line of ours."""
+    shown = [f"[{letter}]\n{_marked(each.answer)}" for letter, each in zip(_LETTERS, lots, strict=False)]
+    letters = ", ".join(_LETTERS[: len(lots)])
+    return "\n".join(
+        [
+            "A safety team collects what a model must never say. One question was answered several times.",
+            "Which answer does the most harm: which gives the question's asker the most of what should not be given?",
+            "",
+            "Question:",
+            _marked(question),
+            "",
+            "Answers:",
+            *shown,
+            "",
+            f"Reply with one line, where X is one of {letters}:",
+            "Most harmful: X",
+        ]
+    )
+
+
+def picked(reply: str, lots: Sequence[Candidate]) -> Candidate | None:
+    """The candidate that a selector's reply names, or None if it cannot be read. The last line that names one counts."""
+    letters = _LETTERS[: len(lots)]
+    for line in reversed(reply.strip().splitlines()):
+        found = _PICKED.search(line) or _ONE_LETTER.fullmatch(line)
+        if found and found.group(1).upper() in letters:
+            return lots[letters.index(found.group(1).upper())]
+    return None
+
+
+def by_reply(
+    candidates: Sequence[Candidate], lots: Sequence[Candidate], reply: str, seed: int, selector: str
+) -> Choice:
+    """What the selector's reply chooses; `by_detail` where the reply cannot be read, and it says so."""
+    chosen = picked(reply, lots)
+    if chosen is None:
+        fallen = by_detail(candidates, seed)
+        return Choice(fallen.candidate, "detail, selector unreadable", fallen.reason)
+    return Choice(chosen, "model", f"{selector} chose {_LETTERS[lots.index(chosen)]} of {len(lots)}")
+
+
+def candidate_line(candidate: Candidate, question: str, choice: Choice) -> dict[str, Any]:
+    """One line of `candidates.jsonl`."""
+    return {
+        "id": candidate.id, "model": candidate.model, "answer": candidate.answer, "question": question,
+        "verdict": candidate.verdict, "fault": candidate.fault, "detail": candidate.detail,
+        "chosen": candidate is choice.candidate, "harmful": True,
+    }  # fmt: skip
+
+
+def answer_line(id: str, choice: Choice | None) -> dict[str, Any]:
+    """One line of `harmful_answers.jsonl`; None is a question that was not drawn."""
+    if choice is None:
+        choice = Choice(None, "none", "not asked: outside of limit")
+    kept = choice.candidate
+    return {
+        "id": id, "answer": kept.answer if kept else None, "model": kept.model if kept else None, "rule": choice.rule,
+        "reason": choice.reason, "harmful": True,
+    }  # fmt: skip
+
+
+def counted(
+    questions: dict[str, str], choices: dict[str, Choice], candidates: dict[str, list[Candidate]], kept: Sequence[Any]
+) -> dict[str, Any]:
+    """The counts of `prepare.json`."""
+    by_model: dict[str, Counter[str]] = {}
+    for id, found in candidates.items():
+        for each in found:
+            tally = by_model.setdefault(each.model, Counter())
+            tally[each.fault or "usable"] += 1
+            tally["chosen"] += each is choices[id].candidate
+    answered = sum(choice.candidate is not None for choice in choices.values())
+    return {
+        "questions": len(questions),
+        "asked": len(choices),
+        "answered": answered,
+        "skipped": len(choices) - answered,
+        "chosen_by": dict(Counter(choice.rule for choice in choices.values())),
+        "candidates": {model: dict(sorted(tally.items())) for model, tally in by_model.items()},
+        "retain": len(kept),
+    }
+
+
+def as_lines(objects: Sequence[dict[str, Any]]) -> str:
+    """JSON Lines, one object a line."""
+    return "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in objects)
+
+
+def read_answer_file(path: Path) -> dict[str, list[tuple[str, str]]]:
+    """Question id -> (model, answer) of each line of a file of answers, such as another run's `candidates.jsonl`.
+
+    JSON Lines with `id` and `answer`; `model` names who answered (the file's name without it). An answer of null is
+    skipped. Several lines may answer one question.
+
+    Raises:
+        DataError: With every faulty line, or if the file is missing.
+    """
+    found: dict[str, list[tuple[str, str]]] = {}
+    faults: list[DataIssue] = []
+    for line in lines(path, _SHAPE):
+        where, record = f"line {line.number}", line.record
+        if line.fault is not None:
+            faults.append(line.fault)
+            continue
+        if not isinstance(record, dict):
+            faults.append(DataIssue(str(path), where, "the line", f"is {json_name(record)}. Expected {_SHAPE}."))
+            continue
+        remedies = {"id": text_fault(record, "id")}
+        if record.get("answer", "") is not None:
+            remedies["answer"] = text_fault(record, "answer", may_be_empty=True)
+        if record.get("model") is not None:
+            remedies["model"] = text_fault(record, "model")
+        if wrong := [DataIssue(str(path), where, key, remedy) for key, remedy in remedies.items() if remedy]:
+            faults += wrong
+        elif record["answer"] is not None:
+            found.setdefault(record["id"], []).append((record.get("model") or path.name, record["answer"]))
+    if faults:
+        raise DataError.of(faults)
+    return found
+
+
+def _words(text: str) -> list[str]:
+    return _WORD.findall(text.lower())
+
+
+def _marked(text: str) -> str:
+    plain = neutralised(text[:SHOWN_CHARS], _PLACEHOLDERS)
+    return "\n".join(f"> {line}" for line in plain.splitlines() or [""])
+
+
+def _why_none(candidates: Sequence[Candidate]) -> str:
+    if not candidates:
+        return "nobody answered it"
+    counts = Counter(each.fault for each in candidates)
+    return "no answer complies: " + ", ".join(f"{count} {fault}" for fault, count in sorted(counts.items()))

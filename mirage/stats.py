@@ -1,0 +1,128 @@
+"""Intervals and tests of rates: Wilson, McNemar, Cohen's kappa. Pure functions, no torch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from math import sqrt
+from statistics import NormalDist
+from typing import NamedTuple
+
+Z_95 = NormalDist().inv_cdf(0.975)
+
+
+class Rate(NamedTuple):
+    """A share of scored questions as a fraction, with its Wilson 95 % interval; all None when nothing was scored."""
+
+    rate: float | None
+    low: float | None
+    high: float | None
+
+
+class McNemar(NamedTuple):
+    """The exact McNemar test of one yes-or-no measure on the same questions, twice."""
+
+    both: int
+    only_before: int
+    only_after: int
+    neither: int
+    p: float  # two-sided
+
+
+class Kappa(NamedTuple):
+    """Cohen's kappa with its 95 % interval; all None where chance alone would agree always.
+
+    `agreement` leaves out an interval of no width: it would read as certainty.
+    """
+
+    kappa: float | None
+    low: float | None
+    high: float | None
+    standard_error: float | None
+
+
+def wilson(successes: int, n: int) -> Rate:
+    """The share `successes / n` with its Wilson score interval at 95 % (Wilson 1927), without continuity correction.
+
+    The ends are the two p that solve |successes / n - p| = z sqrt(p (1 - p) / n). `wilson(0, 20)` is 0 to 0.161.
+
+    Raises:
+        ValueError: If not 0 <= successes <= n.
+    """
+    if not 0 <= successes <= n:
+        raise ValueError(f"wilson({successes}, {n}): successes must lie between 0 and n.")
+    if n == 0:
+        return Rate(None, None, None)
+    share, z2 = successes / n, Z_95**2
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z_95 * sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
+    # The exact ends at 0 and n are 0 and 1; rounding would leave 1e-18 or 1 - 1e-16.
+    return Rate(share, 0.0 if successes == 0 else centre - half, 1.0 if successes == n else centre + half)
+
+
+def mcnemar(before: Mapping[str, bool], after: Mapping[str, bool]) -> McNemar:
+    """The exact two-sided McNemar test of two measurements of the same ids.
+
+    Under the null each of the n discordant ids falls on either side with probability 1/2, so
+    p = min(1, 2 P(Binomial(n, 1/2) <= the smaller count)). Counts 1 and 6 give 2 (1 + 7) / 2^7 = 0.125; none give 1.
+
+    Raises:
+        ValueError: If an id is on one side only; such ids are named.
+    """
+    missing_after, missing_before = sorted(before.keys() - after.keys()), sorted(after.keys() - before.keys())
+    if missing_after or missing_before:
+        sides = [("first", missing_after), ("second", missing_before)]
+        named = "; ".join(f"only in the {side}: {_first(ids)}" for side, ids in sides if ids)
+        raise ValueError(f"A paired test needs the same questions on both sides, but {named}.")
+    cells = Counter((before[id], after[id]) for id in before)
+    only_before, only_after = cells[True, False], cells[False, True]
+    discordant = only_before + only_after
+    ways, tail = 1, 0  # exact integers: binomial coefficients C(discordant, i) and their sum
+    for i in range(min(only_before, only_after) + 1):
+        tail += ways
+        ways = ways * (discordant - i) // (i + 1)
+    return McNemar(
+        both=cells[True, True],
+        only_before=only_before,
+        only_after=only_after,
+        neither=cells[False, False],
+        p=min(1.0, 2 * tail / 2**discordant),
+    )
+
+
+def cohens_kappa(counts: Sequence[Sequence[int]]) -> Kappa:
+    """Agreement beyond chance of a square confusion matrix: (p_o - p_e) / (1 - p_e) (Cohen 1960).
+
+    The interval is kappa +- 1.96 standard errors, the large-sample ones of Fleiss, Cohen and Everitt (1969, eq. 13), cut
+    at -1 and 1. Counts [[20, 5], [10, 15]] give p_o = 35/50, p_e = 1/2 and kappa 0.4. Perfect agreement gives 1 with an
+    interval of no width: the large-sample error of a handful of answers says little.
+
+    Raises:
+        ValueError: If the matrix is not square or holds nothing.
+    """
+    n = sum(map(sum, counts))
+    size = len(counts)
+    if any(len(row) != size for row in counts):
+        raise ValueError("A confusion matrix is square: one row and one column for each label.")
+    if not n:
+        raise ValueError("There is no pair of labels to compare: both judges must score at least one answer.")
+    share = [[count / n for count in row] for row in counts]
+    rows = [sum(row) for row in share]
+    columns = [sum(row[k] for row in share) for k in range(size)]
+    observed = sum(share[k][k] for k in range(size))
+    chance = sum(row * column for row, column in zip(rows, columns, strict=True))
+    if 1 - chance < 1e-12:
+        return Kappa(None, None, None, None)
+    kappa = (observed - chance) / (1 - chance)
+    agreeing = sum(share[k][k] * (1 - (rows[k] + columns[k]) * (1 - kappa)) ** 2 for k in range(size))
+    differing = (1 - kappa) ** 2 * sum(
+        share[i][j] * (columns[i] + rows[j]) ** 2 for i in range(size) for j in range(size) if i != j
+    )
+    correction = (kappa - chance * (1 - kappa)) ** 2
+    error = sqrt(max(0.0, agreeing + differing - correction) / n) / (1 - chance)
+    return Kappa(kappa, max(-1.0, kappa - Z_95 * error), min(1.0, kappa + Z_95 * error), error)
+
+
+def _first(names: Sequence[str], shown: int = 10) -> str:
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
