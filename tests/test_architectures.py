@@ -16,8 +16,11 @@ from tiny_models import KINDS, build
 from mirage import losses
 from mirage.batch import Pair
 from mirage.data.collate import Collator
-from mirage.methods import NPO, RMU, AlignmentModule, MixedSFT
+from mirage.methods.base import AlignmentModule
+from mirage.methods.npo import NPO
 from mirage.methods.reference import ReferenceLogProbs
+from mirage.methods.rmu import RMU
+from mirage.methods.sft import MixedSFT
 from mirage.models.lora import LoraSettings
 from mirage.schema import Example
 

@@ -24,7 +24,6 @@ from mirage.checkpoint.io import (
     CheckpointError,
     CheckpointNotFoundError,
     CheckpointSaveError,
-    fingerprint_weights,
     read_checkpoint,
     resolve_checkpoint,
 )
@@ -364,24 +363,8 @@ def test_weights_of_another_shape_are_refused_before_any_is_loaded(train: Train,
     assert "1 missing (net.0.bias); 1 unknown (lora.A)" in said(tmp_path)
 
 
-def test_the_fingerprint_follows_names_and_bytes_only(tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    for name in ("model-2.safetensors", "model-1.safetensors", "README.md"):
-        (tmp_path / "a" / name).write_bytes(name.encode() * 1000)
-    shutil.copytree(tmp_path / "a", tmp_path / "b")
-    (tmp_path / "b" / "README.md").write_text("changed")
-    assert fingerprint_weights(tmp_path / "a") == fingerprint_weights(tmp_path / "b")
-    data = bytearray((tmp_path / "b" / "model-2.safetensors").read_bytes())
-    data[-1] ^= 1
-    (tmp_path / "b" / "model-2.safetensors").write_bytes(data)
-    assert fingerprint_weights(tmp_path / "a") != fingerprint_weights(tmp_path / "b")
-    (tmp_path / "none").mkdir()
-    with pytest.raises(ValueError, match=r"holds no \.safetensors file"):
-        fingerprint_weights(tmp_path / "none")
-
-
 def test_settings_that_cannot_be_kept_are_refused() -> None:
-    for wrong in ({"keep": 1}, {"every_n_steps": -1}, {"mode": "best"}):
+    for wrong in ({"keep_last": 1}, {"every_n_steps": -1}, {"mode": "best"}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             AtomicCheckpoint(**wrong)  # type: ignore[arg-type]
 

@@ -25,11 +25,13 @@ from mirage.data.base import Answers
 from mirage.data.module import AlignmentData
 from mirage.data.sources.mini import Mini
 from mirage.errors import ModelError
-from mirage.methods import NPO, RMU, AlignmentModule, MixedSFT, PosthocSFT, UnsafeFilter
-from mirage.methods.base import LossTerms, NonFiniteLossError
+from mirage.methods.base import AlignmentModule, LossTerms, NonFiniteLossError
+from mirage.methods.npo import NPO
 from mirage.methods.reference import ReferenceLogProbs, ReferenceWeights, as_reference
+from mirage.methods.rmu import RMU
+from mirage.methods.sft import MixedSFT, PosthocSFT, UnsafeFilter
+from mirage.models.activations import activations
 from mirage.models.components import decoder_layers, unwrapped
-from mirage.models.load import activations
 from mirage.models.lora import LoraSettings
 from mirage.schema import Example
 

@@ -23,21 +23,20 @@ from transformers import AutoModelForImageTextToText, CLIPVisionConfig, LlamaCon
 
 import mirage
 from mirage.errors import ModelError
+from mirage.models.activations import activations
 from mirage.models.components import (
     choose_trainable,
+    component_parameters,
     decoder_layers,
     language_model,
-    language_parameters,
     layer_of,
-    projector_parameters,
-    vision_parameters,
     vision_tower,
 )
-from mirage.models.load import activations, load_model
+from mirage.models.load import load_model
 from mirage.models.lora import LoraSettings, adapters_off, add_lora
 from mirage.models.memory import count_parameters, estimate, meta_model, read_config
 from mirage.models.pretrained import check_pretrained, resolve_pretrained
-from mirage.models.processor import end_of_answer, load_processor, pad_to_square, square, time_limit
+from mirage.models.processor import end_of_answer, load_processor, pad_to_square, time_limit
 
 KINDS = tiny_models.KINDS
 
@@ -105,10 +104,12 @@ def test_every_architecture_loads_finds_its_parts_and_answers(kind: str, checkpo
     folder = str(checkpoints(kind))
     processor, model = load_processor(folder), load_model(folder)
     assert len(decoder_layers(model)) == tiny_models.LAYERS
-    language, projector, vision = language_parameters(model), projector_parameters(model), vision_parameters(model)
+    components = component_parameters(model)
     everything = [name for name, _ in model.named_parameters()]
-    assert sorted([*language, *projector, *vision]) == sorted(everything), "each parameter belongs to one part"
-    assert projector and vision and any("down_proj" in name for name in language)
+    assert sorted(name for names in components.values() for name in names) == sorted(everything), (
+        "each in one component"
+    )
+    assert all(components.values()) and any("down_proj" in name for name in components["language"])
 
     inputs = batch(processor)
     assert model(**inputs).loss.isfinite()
@@ -144,12 +145,9 @@ def test_a_forward_stops_after_its_layer(kind: str, checkpoints: Callable[[str],
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "paligemma"])
-def test_answers_do_not_see_themselves(
-    kind: str, checkpoints: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("mirage.models.pretrained.READS_BOTH_WAYS", set())
+def test_answers_do_not_see_themselves(kind: str, checkpoints: Callable[[str], Path]) -> None:
     folder = str(checkpoints(kind))
-    processor, model = load_processor(folder), load_model(folder)
+    processor, model = load_processor(folder), AutoModelForImageTextToText.from_pretrained(folder)
     inputs = batch(processor, ("red red red", "red red red"))
     other = {key: value.clone() for key, value in inputs.items()}
     place = (inputs["input_ids"][0] == processor.tokenizer("red")["input_ids"][-1]).nonzero()[-1].item()
@@ -228,7 +226,7 @@ def test_a_layer_that_does_not_exist_is_named_with_the_range(checkpoints: Callab
 def test_a_model_without_a_list_of_layers_says_which_part_was_not_found(checkpoints: Callable[[str], Path]) -> None:
     model = load_model(str(checkpoints("llava")))
     del language_model(model).layers[0]
-    with pytest.raises(ModelError, match=r"list of 3 decoder layers was not found in LlamaModel .*layers \(2\)"):
+    with pytest.raises(ModelError, match=r"LlamaModel has no list of 3 decoder layers .*layers \(2\)"):
         decoder_layers(model)
 
 
@@ -245,7 +243,7 @@ def test_only_what_is_chosen_trains(kind: str, checkpoints: Callable[[str], Path
     assert trains == 2 * 48 * 32 and total == sum(parameter.numel() for parameter in model.parameters())
 
     names = choose_trainable(model, components=["projector"])
-    assert names and not set(names) & {*language_parameters(model), *vision_parameters(model)}
+    assert names == list(component_parameters(model)["projector"])
     names = choose_trainable(model, components=["language", "projector", "vision"])
     assert len(names) == len(list(model.parameters()))
 
@@ -269,7 +267,7 @@ def test_choices_that_match_nothing_list_what_there_is(checkpoints: Callable[[st
         choose_trainable(model, components=["language"], modules=["down_proj_"])
     with pytest.raises(ModelError, match="no decoder layer 9"):
         choose_trainable(model, components=["language"], layers=[9])
-    with pytest.raises(ModelError, match="at least one part"):
+    with pytest.raises(ModelError, match="at least one component"):
         choose_trainable(model, components=[])
     with pytest.raises(ModelError, match="Add language"):
         choose_trainable(model, components=["projector"], layers=[1])
@@ -348,7 +346,7 @@ def test_a_real_checkpoint_with_a_tied_head_stops_and_trains(real_kit: Path) -> 
     processor, model = load_processor(folder), load_model(folder, dtype="bfloat16")
     inputs = batch(processor)
     assert len(decoder_layers(model)) == 30 and end_of_answer(processor) == "<|im_end|>"
-    assert "lm_head.weight" not in language_parameters(model), "tied: counted once, under the embeddings"
+    assert "lm_head.weight" not in component_parameters(model)["language"], "tied: counted once, under the embeddings"
     choose_trainable(model, components=["language"], layers=[5, 6, 7], modules=["mlp.down_proj"])
     with counted_calls(model) as calls:
         hidden, _ = activations(model, inputs, 7, stop=True)
@@ -430,7 +428,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "tokenizer cut": (cut("tokenizer.json", 100), "tokenizer.json is not valid JSON"),
     "no template": (remove("chat_template.jinja"), "no chat template"),
     "no weights": (remove("model.safetensors"), "model.safetensors is missing"),
-    "weights cut": (cut("model.safetensors", 5000), "model.safetensors .*(cut short|should have)"),
+    "weights cut": (cut("model.safetensors", 5000), "model.safetensors is cut short"),
     "weights empty": (cut("model.safetensors", 0), "cut short"),
     "weights text": (write("model.safetensors", "hello, this is not a header"), "cut short"),
     "oversized header": (write("model.safetensors", "\xff" * 64), "cut short"),
@@ -454,7 +452,9 @@ def test_a_damaged_folder_is_found_before_its_weights_are_read(
     spoil(copied)
     if damage == "no images":
         remove("processor_config.json")(copied)
-    monkeypatch.setattr("safetensors.safe_open", lambda *_, **__: pytest.fail("weights were opened"))
+    monkeypatch.setattr(
+        AutoModelForImageTextToText, "from_pretrained", lambda *_, **__: pytest.fail("weights are read")
+    )
     with pytest.raises(ModelError, match=said) as caught:
         load_model(str(copied))
     assert str(copied) in str(caught.value)
@@ -490,7 +490,7 @@ def test_overlapping_tensors_are_refused(copied: Path) -> None:
     header = {name: {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]} for name in ("a", "b")}
     raw = json.dumps(header).encode()
     (copied / "model.safetensors").write_bytes(struct.pack("<Q", len(raw)) + raw + bytes(8))
-    with pytest.raises(ModelError, match="cannot be loaded"):
+    with pytest.raises(ModelError, match="cut short or is not a safetensors file"):
         load_model(str(copied))
 
 
@@ -557,13 +557,10 @@ HOSTILE_TEMPLATES = {
 
 
 @pytest.mark.parametrize("template", HOSTILE_TEMPLATES)
-def test_a_hostile_template_is_refused_in_bounded_time(
-    template: str, copied: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("mirage.models.processor.TEMPLATE_SECONDS", 0.5)
+def test_a_hostile_template_is_refused_in_bounded_time(template: str, copied: Path) -> None:
     write("chat_template.jinja", HOSTILE_TEMPLATES[template])(copied)
     with pytest.raises(ModelError, match=r"chat template of LlavaProcessor (fails|writes)"):
-        load_processor(str(copied))
+        load_processor(str(copied), template_seconds=0.5)
 
 
 def test_a_time_limit_ends_a_loop_and_leaves_nothing_behind() -> None:
@@ -662,14 +659,9 @@ def test_padding_to_a_square_keeps_the_picture_and_fills_with_the_mean(checkpoin
     padded = pad_to_square(picture, processor)
     mean = tuple(int(255 * channel) for channel in processor.image_processor.image_mean)
     assert [padded.getpixel((1, y)) for y in range(4)] == [mean, (255, 0, 0), (255, 0, 0), mean]
-    tall = square(Image.new("RGB", (1, 4)), (9, 9, 9))
-    assert tall.size == (4, 4) and [tall.getpixel((x, 0)) for x in range(4)] == [
-        (9, 9, 9),
-        (0, 0, 0),
-        (9, 9, 9),
-        (9, 9, 9),
-    ]
-    assert square(padded, (0, 0, 0)) is padded
+    tall = pad_to_square(Image.new("RGB", (1, 4)), processor)
+    assert tall.size == (4, 4) and [tall.getpixel((x, 0)) for x in range(4)] == [mean, (0, 0, 0), mean, mean]
+    assert pad_to_square(padded, processor) is padded
 
 
 # Memory
@@ -704,7 +696,7 @@ def test_the_7b_shapes_are_known_without_their_weights() -> None:
     full = estimate(llava_7b(), dtype="bfloat16", batch_tokens=4 * 700, gradient_checkpointing=True)
     assert full.parameters == full.trainable == 7_063_427_072
     assert full.weights_gib == pytest.approx(13.16, abs=0.01)
-    assert full.optimizer_gib == pytest.approx(4 * full.weights_gib)
+    assert full.optimizer_gib == pytest.approx(2 * full.weights_gib), "two moments of the type of the weights"
     kept = estimate(llava_7b(), dtype="bfloat16", batch_tokens=4 * 700)
     assert kept.activations_gib > 4 * full.activations_gib
 
