@@ -36,7 +36,7 @@ SAVES = sorted(name for name in FAULT_POINTS if name.startswith(("write.", "chec
 
 @pytest.fixture(scope="module")
 def train() -> Iterator[Train]:
-    """Runs a tiny training in a process of its own and returns how it ended: -9 if killed."""
+    """Runs a tiny training in a child process and returns how it ended: -9 if killed."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["children.tiny_training"])
     before = os.environ.get("PYTHONPATH")
@@ -137,7 +137,7 @@ def test_killed_inside_a_save_the_run_resumes_to_the_same_bits(
 
 
 # batches 0 to 5 are the first epoch and two make a step, so 5 strikes in the middle of the window of step 3; validation
-# asks for 1000 and 1001, and adds 10000 in the second epoch. Told to stop, a run saves although no save is due.
+# asks for 1000 and 1001, and adds 10000 in the second epoch. Asked to stop, a run saves although no save is due.
 STOPS = {
     "killed after a step": ({2: "SIGKILL"}, -9, 1, 1),
     "killed inside an accumulation window": ({3: "SIGKILL"}, -9, 1, 1),
@@ -212,7 +212,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_says_what_is_missing(
     assert_same_end(tmp_path, straight)
 
 
-def test_a_full_disk_is_told_as_such_when_torch_reports_something_else(
+def test_a_full_disk_is_named_when_torch_reports_something_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "a.ckpt"
@@ -330,7 +330,7 @@ def test_words_that_name_nothing_have_sentences_of_their_own(straight: Path, tmp
         resolve_checkpoint("nowhere/x.ckpt", tmp_path)
 
 
-def test_a_changed_world_is_refused_with_all_differences(train: Train, straight: Path, tmp_path: Path) -> None:
+def test_changed_settings_are_refused_with_all_differences(train: Train, straight: Path, tmp_path: Path) -> None:
     before = {"method": "NPO", "gamma": 1.0, "data": "abc", "world_size": 1}
     now = {"method": "NPO", "gamma": 0.5, "data": "abd", "seed": 3, "world_size": 1}
     assert train(tmp_path, at={4: "SIGKILL"}, facts=before) == -9

@@ -1,4 +1,4 @@
-"""The model: parts found in every architecture, forwards that stop, adapters, and folders that must be refused."""
+"""Models: the components of every architecture, forwards that stop, adapters, and folders that must be refused."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import shutil
 import struct
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny_models
 import torch
+from builders import counted_calls, llava_1_5_7b
 from PIL import Image
 from torch import nn
-from transformers import AutoModelForImageTextToText, CLIPVisionConfig, LlamaConfig, LlavaConfig
+from transformers import AutoModelForImageTextToText
 
 import mirage
 from mirage.errors import ModelError
@@ -32,24 +32,13 @@ from mirage.models.components import (
     layer_of,
     vision_tower,
 )
-from mirage.models.load import load_model
+from mirage.models.load import load_for_inference, load_model
 from mirage.models.lora import LoraSettings, adapters_off, add_lora
 from mirage.models.memory import count_parameters, estimate, meta_model, read_config
 from mirage.models.pretrained import check_pretrained, resolve_pretrained
 from mirage.models.processor import end_of_answer, load_processor, pad_to_square, time_limit
 
 KINDS = tiny_models.KINDS
-
-
-@pytest.fixture(scope="session")
-def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder of a tiny checkpoint, built once a session."""
-    root = tmp_path_factory.mktemp("checkpoints")
-
-    def folder(kind: str) -> Path:
-        return root / kind if (root / kind).exists() else tiny_models.build(kind, root / kind)
-
-    return folder
 
 
 @pytest.fixture
@@ -71,25 +60,10 @@ def batch(processor: Any, answers: tuple[str, str] = ("It is red.", "Blue, I thi
     return {**inputs, "labels": labels}
 
 
-@contextmanager
-def counted_calls(model: nn.Module) -> Iterator[dict[str, int]]:
-    """How often each module that matters ran within the block."""
-    calls: dict[str, int] = {}
-
-    def count(name: str) -> Callable[..., None]:
-        calls[name] = 0
-
-        def hook(*_: Any) -> None:
-            calls[name] += 1
-
-        return hook
-
-    parts = {str(index): layer for index, layer in enumerate(decoder_layers(model))}
-    parts |= {"vision": vision_tower(model), "head": model.get_output_embeddings()}
-    handles = [part.register_forward_pre_hook(count(name)) for name, part in parts.items()]
-    yield calls
-    for handle in handles:
-        handle.remove()
+def modules_of(model: nn.Module) -> dict[str, nn.Module]:
+    """Every decoder layer, the vision tower and the output head."""
+    layers = {str(index): layer for index, layer in enumerate(decoder_layers(model))}
+    return {**layers, "vision": vision_tower(model), "head": model.get_output_embeddings()}
 
 
 def hooks_of(model: nn.Module) -> int:
@@ -131,7 +105,7 @@ def test_a_forward_stops_after_its_layer(kind: str, checkpoints: Callable[[str],
     with torch.no_grad():
         for layer in [*range(tiny_models.LAYERS), 0]:
             whole, logits = activations(model, inputs, layer, stop=False)
-            with counted_calls(model) as calls:
+            with counted_calls(modules_of(model)) as calls:
                 stopped, nothing = activations(model, inputs, layer, stop=True)
             assert nothing is None
             assert torch.equal(stopped, whole)
@@ -348,7 +322,7 @@ def test_a_real_checkpoint_with_a_tied_head_stops_and_trains(real_kit: Path) -> 
     assert len(decoder_layers(model)) == 30 and end_of_answer(processor) == "<|im_end|>"
     assert "lm_head.weight" not in component_parameters(model)["language"], "tied: counted once, under the embeddings"
     choose_trainable(model, components=["language"], layers=[5, 6, 7], modules=["mlp.down_proj"])
-    with counted_calls(model) as calls:
+    with counted_calls(modules_of(model)) as calls:
         hidden, _ = activations(model, inputs, 7, stop=True)
     assert hidden.shape == (*inputs["input_ids"].shape, 576)
     assert sum(calls.values()) == 9, "vision and layers 0 to 7"
@@ -375,6 +349,12 @@ def test_a_name_is_a_folder_a_package_or_a_permitted_download(tmp_path: Path) ->
     }.items():
         with pytest.raises(ModelError, match=said):
             resolve_pretrained(name)
+
+
+def test_a_model_that_is_only_asked_has_no_gradients_and_no_dropout(checkpoints: Callable[[str], Path]) -> None:
+    model, processor = load_for_inference(str(checkpoints("llava")), dtype="bfloat16", device="cpu")
+    assert not model.training and model.dtype == torch.bfloat16 and processor.tokenizer.pad_token == "<pad>"
+    assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
 def test_loading_says_nothing(checkpoints: Callable[[str], Path], capfd: pytest.CaptureFixture[str]) -> None:
@@ -667,51 +647,26 @@ def test_padding_to_a_square_keeps_the_picture_and_fills_with_the_mean(checkpoin
 # Memory
 
 
-def llava_7b() -> LlavaConfig:
-    """The published shapes of LLaVA-1.5-7B."""
-    return LlavaConfig(
-        text_config=LlamaConfig(
-            vocab_size=32064,
-            hidden_size=4096,
-            intermediate_size=11008,
-            num_hidden_layers=32,
-            num_attention_heads=32,
-            num_key_value_heads=32,
-            max_position_embeddings=4096,
-        ),
-        vision_config=CLIPVisionConfig(
-            hidden_size=1024,
-            intermediate_size=4096,
-            num_hidden_layers=24,
-            num_attention_heads=16,
-            image_size=336,
-            patch_size=14,
-            projection_dim=768,
-        ),
-        image_token_id=32000,
-    )
-
-
 def test_the_7b_shapes_are_known_without_their_weights() -> None:
-    full = estimate(llava_7b(), dtype="bfloat16", batch_tokens=4 * 700, gradient_checkpointing=True)
+    full = estimate(llava_1_5_7b(), dtype="bfloat16", batch_tokens=4 * 700, gradient_checkpointing=True)
     assert full.parameters == full.trainable == 7_063_427_072
     assert full.weights_gib == pytest.approx(13.16, abs=0.01)
     assert full.optimizer_gib == pytest.approx(2 * full.weights_gib), "two moments of the type of the weights"
-    kept = estimate(llava_7b(), dtype="bfloat16", batch_tokens=4 * 700)
+    kept = estimate(llava_1_5_7b(), dtype="bfloat16", batch_tokens=4 * 700)
     assert kept.activations_gib > 4 * full.activations_gib
 
     def rmu(model: nn.Module) -> None:
         choose_trainable(model, components=["language"], layers=[5, 6, 7], modules=["mlp.down_proj"])
 
-    three = estimate(llava_7b(), trainable=rmu, dtype="bfloat16", batch_tokens=4 * 700)
+    three = estimate(llava_1_5_7b(), trainable=rmu, dtype="bfloat16", batch_tokens=4 * 700)
     assert three.trainable == 3 * 4096 * 11008
     adapted = estimate(
-        llava_7b(), trainable=lambda model: add_lora(model, LoraSettings(r=8)), dtype="bfloat16", batch_tokens=2800
+        llava_1_5_7b(), trainable=lambda model: add_lora(model, LoraSettings(r=8)), dtype="bfloat16", batch_tokens=2800
     )
     assert adapted.trainable == 32 * 8 * (4 * 2 * 4096 + 3 * (4096 + 11008))
     assert f"{adapted.trainable:,} of {full.parameters + adapted.trainable:,}" in str(adapted)
     assert "\n" not in str(adapted)
-    halved = estimate(llava_7b(), dtype="bfloat16", batch_tokens=2800, shards=2)
+    halved = estimate(llava_1_5_7b(), dtype="bfloat16", batch_tokens=2800, shards=2)
     assert halved.weights_gib == full.weights_gib / 2 and halved.activations_gib == kept.activations_gib
 
 

@@ -127,7 +127,8 @@ def trained_model(given: Mapping[str, Any], state: Mapping[str, torch.Tensor], p
     names = ("dtype", "attn_implementation", "revision", "allow_download")
     model: Any = load_model(given["pretrained"], **{name: given[name] for name in names if name in given})
     if given.get("lora"):
-        stack = next(name for name, part in model.named_modules() if part is decoder_layers(model))
+        layers = decoder_layers(model)
+        stack = next(re.escape(name) for name, part in model.named_modules() if part is layers)
         adapted = {int(layer) for name in state for layer in re.findall(rf"\.{stack}\.(\d+)\..*lora_A", name)}
         model = add_lora(model, LoraSettings(**given["lora"]), layers=sorted(adapted) or None)
     weights = {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
@@ -171,7 +172,7 @@ def whole_folder(to: Path, size: int) -> Iterator[Path]:
     to.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(to.parent).free
     if size > free:
-        raise ValueError(f"{to} needs {size / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB free. Make room first.")
+        raise ValueError(f"{to} needs {size / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB free. Free some space.")
     partial = to.with_name(f".{to.name}.{os.getpid()}.partial")
     partial.mkdir()
     try:

@@ -90,7 +90,7 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
-        # not chained: torch's own text recommends loading the file unsafely
+        # not chained: torch's text recommends loading the file unsafely
         asks_for = re.search(r"GLOBAL (\S+)", str(error))
         what = f" (it asks for {asks_for[1]})" if asks_for else ""
         raise CheckpointError(
@@ -175,7 +175,9 @@ def _why_not_saved(error: OSError, path: Path, needed: int) -> str:
         why = f"the disk is full: {_size(needed)} needed, {_size(free)} free"
     else:
         why = error.strerror or str(error)
-    return f"{path}: checkpoint not saved, {why}. {_beside(path.parent)} Make room or access and go on from there."
+    return (
+        f"{path}: checkpoint not saved, {why}. {_beside(path.parent)} Free some space or fix access, then resume there."
+    )
 
 
 def _damage(path: Path) -> str:

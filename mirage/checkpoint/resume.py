@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,6 @@ from mirage.checkpoint.io import CheckpointError
 
 log = logging.getLogger(__name__)
 Fact = str | int | float | bool | None
-_ABSENT = "absent"
 
 
 class ResumeMismatchError(ValueError):
@@ -110,17 +110,10 @@ class ResumeCheck(Callback):
     Args:
         facts: Returns what must not change, as plain values by name; called once, after the data are set up.
         allow_changed: Names of facts that may differ all the same.
-        option: The command-line option behind `allow_changed`, for messages.
     """
 
-    def __init__(
-        self,
-        facts: Callable[[], Mapping[str, Fact]],
-        allow_changed: Sequence[str] = (),
-        option: str = "--allow_changed",
-    ) -> None:
-        self.facts, self.allow_changed, self.option = facts, tuple(allow_changed), option
-        self._now: dict[str, Fact] | None = None
+    def __init__(self, facts: Callable[[], Mapping[str, Fact]], allow_changed: Sequence[str] = ()) -> None:
+        self.facts, self.allow_changed = facts, tuple(allow_changed)
         self._fitting = False
         self._hook: Any = None
 
@@ -139,48 +132,39 @@ class ResumeCheck(Callback):
 
         self._hook = pl_module.register_load_state_dict_pre_hook(before_weights)  # type: ignore[no-untyped-call]
 
+    @cached_property
+    def _now(self) -> dict[str, Fact]:
+        return dict(self.facts())
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.current()
+        self.state_dict()  # the facts are those of the start, whatever happens to the data later
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self._hook is not None:
             self._hook.remove()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"facts": self.current()}
+        return {"facts": self._now}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if not self._fitting:
             return
-        before, now = state_dict["facts"], self.current()
-        names = sorted({*before, *now})
-        unknown = sorted(set(self.allow_changed) - set(names))
+        before, now = state_dict["facts"], self._now
+        both = {name: (before.get(name, "absent"), now.get(name, "absent")) for name in sorted({*before, *now})}
+        unknown = sorted(set(self.allow_changed) - both.keys())
         if unknown:
-            raise ValueError(f"{self.option} names {', '.join(unknown)}. The facts are: {', '.join(sorted(now))}.")
+            raise ValueError(f"--allow_changed names {', '.join(unknown)}. The facts are: {', '.join(sorted(now))}.")
         changed = {
-            name: f"  {name}: {before.get(name, _ABSENT)} -> {now.get(name, _ABSENT)}"
-            for name in names
-            if name not in self.allow_changed and before.get(name, _ABSENT) != now.get(name, _ABSENT)
+            name: f"  {name}: {then} -> {value}"
+            for name, (then, value) in both.items()
+            if name not in self.allow_changed and then != value
         }
         if changed:
             raise ResumeMismatchError(
                 "The checkpoint was trained with other settings than those of this run (checkpoint -> now):\n"
                 + "\n".join(changed.values())
-                + f"\nPut them back, or go on all the same with {self.option} '[{', '.join(changed)}]'."
+                + f"\nPut them back, or go on all the same with --allow_changed '[{', '.join(changed)}]'."
             )
-
-    def current(self) -> dict[str, Fact]:
-        """The facts of this run.
-
-        Raises:
-            TypeError: If one of them is not a plain value.
-        """
-        if self._now is None:
-            self._now = dict(self.facts())
-            for name, value in self._now.items():
-                if type(value) not in (str, int, float, bool, type(None)):
-                    raise TypeError(f"The fact {name!r} is a {type(value).__name__}; facts are plain values.")
-        return self._now
 
 
 def refuse_other_weights(state: Mapping[str, Any], present: Mapping[str, Any], needed: Collection[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
@@ -74,12 +74,6 @@ def add_lora(model: nn.Module, settings: LoraSettings, *, layers: Sequence[int] 
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
         wrapped = get_peft_model(unwrapped(model), config, autocast_adapter_dtype=False)
     return cast("PeftModel", wrapped)
-
-
-def adapted_layers(names: Iterable[str]) -> list[int]:
-    """The decoder layers that have adapters, from the names of a checkpoint's parameters."""
-    places = (re.search(r"\.layers\.(\d+)\..*\.lora_A\.", name) for name in names)
-    return sorted({int(place[1]) for place in places if place})
 
 
 def target_pattern(model: nn.Module, targets: list[str] | str, layers: Sequence[int] | None = None) -> str:

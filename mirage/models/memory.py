@@ -30,6 +30,7 @@ KEPT_PER_HIDDEN = 8
 KEPT_PER_INTERMEDIATE = 4
 NORM_BYTES_PER_HIDDEN = 8
 LOSS_BYTES_PER_LOGIT = 8  # a float32 copy and its gradient, beside the logits themselves
+SAMPLED = 8  # examples of each training set that are collated for the length of a batch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,14 +134,7 @@ def estimate(
 
 
 class MemoryLine(Callback):
-    """Prints at the start of a fit, before any weight is loaded, what a step will take; and afterwards what trains.
-
-    Args:
-        sampled: How many examples of each training set are looked at for the length of a batch.
-    """
-
-    def __init__(self, sampled: int = 8) -> None:
-        self.sampled = sampled
+    """Prints at the start of a fit, before any weight is loaded, what a step will take; and afterwards what trains."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Prints the estimate on rank 0. Lightning calls this after the data are set up and before the model is."""
@@ -181,8 +175,8 @@ class MemoryLine(Callback):
         tokens = 0
         for examples, count in ((data.unsafe_set, data.batch_size), (data.retain_set, num_retain)):
             if len(examples):
-                stride = max(1, len(examples) // self.sampled)
-                some = [examples[k] for k in range(0, len(examples), stride)][: self.sampled]
+                stride = max(1, len(examples) // SAMPLED)
+                some = [examples[k] for k in range(0, len(examples), stride)][:SAMPLED]
                 tokens += count * int(data.collate(some).labels.shape[1])
         return tokens
 
