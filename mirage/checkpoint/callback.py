@@ -164,8 +164,9 @@ class AtomicCheckpoint(Checkpoint):
             # a validation whose first batch is under way is what Lightning runs again on resume; otherwise it skips it
             for progress in (fit["epoch_loop.val_loop.batch_progress"][part] for part in ("total", "current")):
                 progress["ready"] = progress["started"] = progress["completed"] + 1
-        others = {name: getattr(trainer, name).state_dict() for name in ("validate_loop", "test_loop", "predict_loop")}
-        self._resting = {"loops": {"fit_loop": fit, **others}}
+        others = {"validate_loop": trainer.validate_loop, "test_loop": trainer.test_loop}
+        loops = {name: loop.state_dict() for name, loop in {**others, "predict_loop": trainer.predict_loop}.items()}
+        self._resting = {"loops": {"fit_loop": fit, **loops}}
         data = getattr(trainer, "datamodule", None)
         if data is not None and (position := data.state_dict()):
             self._resting[type(data).__qualname__] = position
@@ -202,6 +203,7 @@ class AtomicCheckpoint(Checkpoint):
             self._written.remove(name)
 
     def _point(self, word: str, name: str) -> OSError | None:
+        """Writes `name` to the file `last` or `best`; the error if that fails."""
         try:
             if not self._best:
                 (self._folder / "best").unlink(missing_ok=True)  # of an earlier run in the same folder
