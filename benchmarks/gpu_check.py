@@ -31,8 +31,11 @@ from mirage import losses
 from mirage.atomic import write_text
 from mirage.batch import Batch, Pair
 from mirage.losses import IGNORED
-from mirage.methods import NPO, RMU, AlignmentModule, MixedSFT, PosthocSFT, UnsafeFilter
+from mirage.methods.base import AlignmentModule
+from mirage.methods.npo import NPO
 from mirage.methods.reference import ReferenceLogProbs
+from mirage.methods.rmu import RMU
+from mirage.methods.sft import MixedSFT, PosthocSFT, UnsafeFilter
 from mirage.models.lora import LoraSettings
 from mirage.models.memory import GIB, count_parameters, estimate, trains_as
 

@@ -40,8 +40,8 @@ from mirage.evaluation.run.results import Results
 from mirage.evaluation.run.runner import RankFailedError
 from mirage.evaluation.run.utility import Utility
 from mirage.images import FileImage
-from mirage.methods import AlignmentModule
-from mirage.methods.base import NonFiniteLossError
+from mirage.methods.base import AlignmentModule, NonFiniteLossError
+from mirage.methods.catalogue import METHODS
 from mirage.models.memory import MemoryLine
 
 __all__ = ["ATTACKS", "BENCHMARKS", "ENGINES", "JUDGES", "SOURCES", "Accuracy", "OneWordAttack", "Utility", "run"]
@@ -72,7 +72,7 @@ class Parser(LightningArgumentParser):
     def known_names(self) -> set[str]:
         """Every key of the configuration and every class that it can name."""
         named = (*SOURCES, *ATTACKS, *JUDGES, *ENGINES, *BENCHMARKS, OneWordAttack, Accuracy, Utility)
-        classes = {*named, *AlignmentModule.__subclasses__()}
+        classes = {*named, *METHODS, *AlignmentModule.__subclasses__()}
         names = {cls.__name__ for cls in classes}
         for parser in (self, *getattr(getattr(self, "_subcommands_action", None), "_name_parser_map", {}).values()):
             names |= {action.dest for action in parser._actions}

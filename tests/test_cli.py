@@ -15,7 +15,7 @@ import pytest
 
 from mirage.cli import METHODS, SOURCES, main, with_shipped_configs
 from mirage.data.sources.catalogue import SOURCES as SOURCE_CLASSES
-from mirage.methods import AlignmentModule
+from mirage.methods.base import AlignmentModule
 from mirage.schema import Record
 from mirage.training import run
 

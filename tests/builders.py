@@ -1,0 +1,52 @@
+"""What several test files build: small pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from jsonargparse import ArgumentParser
+from torch import nn
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+
+from mirage.methods.base import AlignmentModule
+
+
+def method_of(settings: Mapping[str, Any]) -> AlignmentModule:
+    """The method that a config describes, its model not loaded."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(AlignmentModule, "model")
+    model = {key: settings["model"][key] for key in ("class_path", "init_args")}
+    method = parser.instantiate_classes(parser.parse_object({"model": model})).model
+    assert isinstance(method, AlignmentModule)
+    return method
+
+
+def llava_1_5_7b() -> LlavaConfig:
+    """The published shapes of LLaVA-1.5-7B."""
+    text = LlamaConfig(
+        vocab_size=32064, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32
+    )
+    vision = CLIPVisionConfig(
+        hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=336,
+        patch_size=14, projection_dim=768,
+    )  # fmt: skip
+    return LlavaConfig(text_config=text, vision_config=vision)
+
+
+@contextmanager
+def counted_calls(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, int]]:
+    """How often each module ran within the block, by the name given here."""
+    calls = dict.fromkeys(modules, 0)
+
+    def count(name: str) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            calls[name] += 1
+
+        return hook
+
+    handles = [module.register_forward_pre_hook(count(name)) for name, module in modules.items()]
+    yield calls
+    for handle in handles:
+        handle.remove()
