@@ -85,10 +85,7 @@ class Mixture(Lazy[Example]):
         random.Random(f"order/{seed}").shuffle(picks)
         self._set_of = array("H", [number for number, _ in picks])
         self._index_of = array("L", [index for _, index in picks])
-        super().__init__(size, self._example, self._examples)
-
-    def _example(self, position: int) -> Example:
-        return self.sets[self._set_of[position]][self._index_of[position]]
+        super().__init__(size, self._examples)
 
     def _examples(self, positions: Sequence[int]) -> list[Example]:
         wanted: defaultdict[int, list[int]] = defaultdict(list)
