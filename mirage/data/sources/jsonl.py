@@ -244,12 +244,13 @@ def _indexed(path: Path, role: str) -> _Index:
             index.images.append((entry.where, line.image))
         sets = [line.set] if isinstance(line, _Eval) else [role]
         if isinstance(line, _Unsafe):
-            sets = [answer for answer in _ANSWERS if getattr(line, answer) is not None]
-            for answer in set(_ANSWERS) - line.model_fields_set:
-                silent[answer].append(entry.where)
             if not line.model_fields_set & set(_ANSWERS):
                 remedy = "and harmful are both missing. Add one of them."
                 index.issues.append(DataIssue(str(path), entry.where, "refusal", remedy))
+                continue
+            sets = [answer for answer in _ANSWERS if getattr(line, answer) is not None]
+            for answer in set(_ANSWERS) - line.model_fields_set:
+                silent[answer].append(entry.where)
         for name in sets:
             index.offsets.setdefault(name, array("Q")).append(entry.offset)
             index.numbers.setdefault(name, array("Q")).append(entry.number)

@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 class _Text(Shape):
     """What one side says."""
 
-    role: AnyText = Field(alias="from")
+    role: str = Field(alias="from")
     value: AnyText
 
 
