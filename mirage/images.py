@@ -22,7 +22,8 @@ import re
 import stat
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, BinaryIO, Literal
@@ -179,10 +180,8 @@ def check_image(file: BinaryIO, name: str, depth: Depth = "header", pixel_limit:
     """
     picture = _identified(file, name, pixel_limit)
     if depth == "decode":
-        try:
+        with _refusing(name, picture):
             picture.verify()
-        except Exception as error:
-            raise _damaged(name, picture, error) from error
     if depth == "decode" or not _ends_whole(picture.format or "", file):
         file.seek(0)
         _decoded(file, name, pixel_limit)
@@ -260,24 +259,26 @@ def _identified(file: BinaryIO, name: str, pixel_limit: int) -> Image.Image:
 
 def _decoded(file: BinaryIO, name: str, pixel_limit: int) -> Image.Image:
     picture = _identified(file, name, pixel_limit)
-    try:
+    with _refusing(name, picture):
         picture.load()
-    except MemoryError:
-        raise
-    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, EOFError, ...
-        raise _damaged(name, picture, error) from error
     try:
-        picture = ImageOps.exif_transpose(picture)
+        return to_rgb(ImageOps.exif_transpose(picture))
     except MemoryError:
         raise
     except Exception:  # a broken EXIF block in a sound picture: viewers show it as it lies
-        pass
-    return to_rgb(picture)
+        return to_rgb(picture)
 
 
-def _damaged(name: str, picture: Image.Image, error: Exception) -> ImageError:
-    what = f"{_shown(name)} is a {picture.format} picture that is damaged or cut off"
-    return ImageError(f"{what} ({error}). Replace the file or remove its record.")
+@contextmanager
+def _refusing(name: str, picture: Image.Image) -> Iterator[None]:
+    """Turns whatever Pillow raises while it decodes a picture into an `ImageError`; want of memory stays what it is."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:  # OSError, SyntaxError, ValueError, struct.error, EOFError, ...
+        what = f"{_shown(name)} is a {picture.format} picture that is damaged or cut off"
+        raise ImageError(f"{what} ({error}). Replace the file or remove its record.") from error
 
 
 def _ends_whole(kind: str, file: BinaryIO) -> bool:

@@ -750,7 +750,7 @@ def test_every_source_is_built_from_a_configuration_without_reading_a_file(
 def test_the_published_vlguard_has_the_published_counts(real_kit: Path, caplog: pytest.LogCaptureFixture) -> None:
     source = VLGuard(real_kit / "vlguard", unsafe_set="all", num_held_out=1000)
     assert source.validate() == []
-    fields = Counter(pair.field for pair in source._pairs("train"))
+    fields = Counter(question.field for question in source._questions("train"))
     assert fields == {"instruction": 1023, "safe_instruction": 977, "unsafe_instruction": 977}
     skipped = Counter(fault.field for fault in source.skipped())
     assert skipped["instruction"] == 14

@@ -32,11 +32,7 @@ class Collator:
     """
 
     def __init__(
-        self,
-        processor: Any,
-        max_length: int | None = None,
-        square: bool = False,
-        max_answer_tokens: int | None = None,
+        self, processor: Any, max_length: int | None = None, square: bool = False, max_answer_tokens: int | None = None
     ) -> None:
         self.processor, self.square, self.max_answer_tokens = processor, square, max_answer_tokens
         self.max_length = max_length or processor.tokenizer.model_max_length

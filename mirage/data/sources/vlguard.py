@@ -186,7 +186,7 @@ class VLGuard(Source):
     @cached_property
     def _read(self) -> dict[str, tuple[list[_Question], list[DataIssue]]]:
         shapes = {"train": _TrainRecord, "test": _TestRecord}
-        return {split: _read(self.root / file, shapes[split]) for split, file in self.files.items()}
+        return {split: _read_file(self.root / file, shapes[split]) for split, file in self.files.items()}
 
     def _questions(self, split: str) -> list[_Question]:
         questions, issues = self._read[split]
@@ -250,7 +250,7 @@ class VLGuard(Source):
         )
 
 
-def _read(path: Path, shape: type[_TestRecord]) -> tuple[list[_Question], list[DataIssue]]:
+def _read_file(path: Path, shape: type[_TestRecord]) -> tuple[list[_Question], list[DataIssue]]:
     """The questions of a file's sound records, and the issues of the others."""
     questions: list[_Question] = []
     issues: list[DataIssue] = []
