@@ -119,6 +119,9 @@ class MirageCLI(LightningCLI):
             help="Facts of the checkpoint that a resumed run may change, such as [world_size].",
         )  # fmt: skip
         parser.link_arguments("seed_everything", "data.seed", compute_fn=_as_seed)
+        parser.link_arguments(
+            "model", "data.method", apply_on="instantiate"
+        )  # its processor, and which answers it needs
 
     def _parse_ckpt_path(self) -> None:
         # Lightning would read settings out of the checkpoint; here settings are the config's alone

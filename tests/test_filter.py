@@ -18,6 +18,7 @@ import yaml
 from mirage.cli import configs_folder, main
 from mirage.commands.filter import filter_data
 from mirage.data.base import Source
+from mirage.data.lazy import Lazy
 from mirage.data.sources.filtered import Filtered
 from mirage.data.sources.jsonl import Jsonl
 from mirage.data.sources.mini import Mini
@@ -97,13 +98,11 @@ class Counted(Source):
     built = 0
 
     def retain(self) -> Sequence[Example]:
-        from mirage.data.lazy import Lazy
+        return Lazy(100_000, self._examples)
 
-        return Lazy(100_000, self._example)
-
-    def _example(self, index: int) -> Example:
-        Counted.built += 1
-        return Example(source="counted", image=None, prompt=f"Question {index}?", answer="Answer.")
+    def _examples(self, places: Sequence[int]) -> list[Example]:
+        Counted.built += len(places)
+        return [Example(source="counted", image=None, prompt=f"Question {k}?", answer="Answer.") for k in places]
 
 
 def test_a_large_set_stays_lazy_and_ids_alone_do_too(tmp_path: Path) -> None:
@@ -134,7 +133,7 @@ def test_a_file_of_other_data_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="drops 60 examples that the retain set of mini does not have"):
         other.retain()
     (tmp_path / "bad.jsonl").write_text('{"id": 3}\n[]\n{"id": "x"\n')
-    assert [fault.record for fault in Filtered(dirty(), tmp_path / "bad.jsonl").validate()] == [
+    assert [issue.record for issue in Filtered(dirty(), tmp_path / "bad.jsonl").validate()] == [
         "line 1", "line 2", "line 3, column 11",
     ]  # fmt: skip
     assert "cannot be read" in str(Filtered(dirty(), tmp_path / "none.jsonl").validate()[0])

@@ -135,7 +135,11 @@ def set_up(
     L.seed_everything(3, verbose=False)
     method = name if isinstance(name, AlignmentModule) else made(name, lora=lora, **given)
     data = AlignmentData(
-        Mistaken(num_unsafe=14, num_safe=9, num_eval=4), batch_size=batch_size, gamma=gamma, num_workers=0
+        Mistaken(num_unsafe=14, num_safe=9, num_eval=4),
+        batch_size=batch_size,
+        gamma=gamma,
+        num_workers=0,
+        method=method,
     )
     trainer = L.Trainer(
         accelerator="cpu", devices=1, max_steps=steps, accumulate_grad_batches=accumulate, logger=False,

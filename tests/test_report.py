@@ -30,7 +30,7 @@ from mirage.data.sources.published import PublishedSplit
 from mirage.data.sources.spavl import SPAVL
 from mirage.data.sources.vlguard import VLGuard
 from mirage.evaluation.run.counting import summarise
-from mirage.images import BadImage
+from mirage.images import ImageError
 from mirage.mini.drawing import Drawing
 from mirage.report import compare, latex_table, load_run, load_runs, markdown_table, report, start_vs_aligned
 from mirage.report.gallery import galleries
@@ -500,7 +500,7 @@ def test_sources_find_their_pictures_by_name(tmp_path: Path) -> None:
         for name in ("../harm.png", "/etc/passwd", "test", "test/none.png", "harm/row 9", "https://x/y.png", ""):
             outside = source.picture(name)
             assert outside is not None
-            with pytest.raises(BadImage):
+            with pytest.raises(ImageError):
                 outside.open()
     assert LlavaInstruct(tmp_path / "x.json").picture("a.png") is None
 

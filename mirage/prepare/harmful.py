@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mirage.data.sources.records import read_lines
 from mirage.errors import DataError, DataIssue
 from mirage.evaluation.judge.base import Judgement
 from mirage.evaluation.judge.model import neutralised
 from mirage.evaluation.judge.repetition import is_loop
-from mirage.json_file import lines, text_fault
 from mirage.schema import Verdict, short_hash
-from mirage.shapes import json_name
+from mirage.shapes import AnyText, Shape, Text
 
 SHOWN_CHARS = 2000  # of a candidate, to a selector
 _SHAPE = 'lines like {"id": "<question id>", "answer": "...", "model": "..."}'
@@ -217,6 +217,12 @@ def as_lines(objects: Sequence[dict[str, Any]]) -> str:
     return "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in objects)
 
 
+class _Answer(Shape):
+    id: Text
+    answer: AnyText | None
+    model: Text | None = None
+
+
 def read_answer_file(path: Path) -> dict[str, list[tuple[str, str]]]:
     """Question id -> (model, answer) of each line of a file of answers, such as another run's `candidates.jsonl`.
 
@@ -226,28 +232,15 @@ def read_answer_file(path: Path) -> dict[str, list[tuple[str, str]]]:
     Raises:
         DataError: With every faulty line, or if the file is missing.
     """
-    found: dict[str, list[tuple[str, str]]] = {}
-    faults: list[DataIssue] = []
-    for line in lines(path, _SHAPE):
-        where, record = f"line {line.number}", line.record
-        if line.fault is not None:
-            faults.append(line.fault)
-            continue
-        if not isinstance(record, dict):
-            faults.append(DataIssue(str(path), where, "the line", f"is {json_name(record)}. Expected {_SHAPE}."))
-            continue
-        remedies = {"id": text_fault(record, "id")}
-        if record.get("answer", "") is not None:
-            remedies["answer"] = text_fault(record, "answer", may_be_empty=True)
-        if record.get("model") is not None:
-            remedies["model"] = text_fault(record, "model")
-        if wrong := [DataIssue(str(path), where, key, remedy) for key, remedy in remedies.items() if remedy]:
-            faults += wrong
-        elif record["answer"] is not None:
-            found.setdefault(record["id"], []).append((record.get("model") or path.name, record["answer"]))
-    if faults:
-        raise DataError.of(faults)
-    return found
+    answers: dict[str, list[tuple[str, str]]] = {}
+    issues: list[DataIssue] = []
+    for entry in read_lines(path, _Answer, _SHAPE, may_be_empty=True):
+        issues += entry.issues
+        if (line := entry.value) is not None and line.answer is not None:
+            answers.setdefault(line.id, []).append((line.model or path.name, line.answer))
+    if issues:
+        raise DataError.of(issues)
+    return answers
 
 
 def _words(text: str) -> list[str]:
