@@ -7,19 +7,15 @@ import re
 from collections.abc import Sequence
 
 from mirage.report.runs import Run
-from mirage.report.tables import Cell, counts_of, grid, heads_of, percent, percent_of, plain, with_interval
+from mirage.report.tables import Cell, grid, heads_of, percent, percent_of, plain, with_interval
 
 
 def markdown_table(runs: Sequence[Run]) -> str:
     """Table 1 in Markdown: a row a run, with n and 95 % intervals."""
     columns, rows, caption = grid(runs)
     heads = ["model", "n unsafe / benign", *(column.title for column in columns)]
-    lines = [markdown_row(heads), markdown_row(["---"] + ["---:"] * (len(heads) - 1), escape=False)]
-    for row in rows:
-        lines.append(
-            markdown_row([row.label, counts_of(row), *(with_interval(c) + _unscored(c, ", ") for c in row.cells)])
-        )
-    return "\n".join(lines) + f"\n\n{markdown(f'Percent (Wilson 95 % interval). {caption}')}\n"
+    body = [[row.label, row.n, *map(_with_unscored, row.cells.values())] for row in rows]
+    return f"{markdown_rows(heads, body)}\n\n{markdown(f'Percent (Wilson 95 % interval). {caption}')}\n"
 
 
 def latex_table(runs: Sequence[Run]) -> str:
@@ -46,20 +42,21 @@ def latex_table(runs: Sequence[Run]) -> str:
         r"\midrule",
     ]
     for row in rows:
-        lines.append(
-            " & ".join([_latex(row.label), counts_of(row), *(percent_of(cell) for cell in row.cells)]) + r" \\[-2pt]"
-        )
-        lines.append(" & & " + " & ".join(_latex_interval(cell) for cell in row.cells) + r" \\[2pt]")
+        cells = row.cells.values()
+        lines.append(" & ".join([_latex(row.label), row.n, *map(percent_of, cells)]) + r" \\[-2pt]")
+        lines.append(" & & " + " & ".join(map(_latex_interval, cells)) + r" \\[2pt]")
     return "\n".join([*(line for line in lines if line), r"\bottomrule", r"\end{tabular}", r"\end{table*}", ""])
 
 
-def markdown_row(cells: Sequence[str], escape: bool = True) -> str:
-    """One row of a Markdown table, its cells escaped."""
-    return "| " + " | ".join(markdown(cell) if escape else cell for cell in cells) + " |"
+def markdown_rows(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, its cells escaped: the first column to the left, the others to the right."""
+    rule = f"| --- |{' ---: |' * (len(heads) - 1)}"
+    head, *body = (f"| {' | '.join(map(markdown, cells))} |" for cells in (heads, *rows))
+    return "\n".join([head, rule, *body])
 
 
-def _unscored(cell: Cell | None, before: str) -> str:
-    return f"{before}{cell.unscored} of {cell.n} unscored" if cell and cell.unscored else ""
+def _with_unscored(cell: Cell | None) -> str:
+    return with_interval(cell) + (f", {cell.unscored} of {cell.n} unscored" if cell and cell.unscored else "")
 
 
 def markdown(text: str) -> str:
