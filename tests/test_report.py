@@ -32,9 +32,13 @@ from mirage.data.sources.vlguard import VLGuard
 from mirage.evaluation.run.counting import summarise
 from mirage.images import BadImage
 from mirage.mini.drawing import Drawing
-from mirage.report import compare, latex_table, load_run, load_runs, markdown_table, report, start_vs_aligned
+from mirage.report.comparison import compare
 from mirage.report.gallery import galleries
-from mirage.schema import Record, Verdict
+from mirage.report.markup import latex_table, markdown_table
+from mirage.report.runs import load_run, load_runs
+from mirage.report.tables import start_vs_aligned
+from mirage.report.writing import report
+from mirage.schema import RESULTS_SCHEMA_VERSION, Record, Verdict
 
 C, R, I, U = Verdict.COMPLIED, Verdict.REFUSED, Verdict.IRRELEVANT, Verdict.UNSCORED  # noqa: E741
 Shots = dict[str, list[Verdict]]
@@ -90,7 +94,7 @@ def write_run(
     """A run folder as the evaluation leaves it."""
     (folder / "records").mkdir(parents=True)
     results: dict[str, Any] = {
-        "schema_version": 1,
+        "schema_version": RESULTS_SCHEMA_VERSION,
         "method": folder.name,
         "name": folder.name,
         "model": "package:mirage.mini/checkpoint",
@@ -779,7 +783,7 @@ def test_answers_to_other_questions_of_the_same_id_are_on_other_cards(tmp_path: 
 
 def test_report_loads_neither_torch_nor_lightning(runs: list[Path], tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from mirage.report import report\n"
+        "import sys; from pathlib import Path; from mirage.report.writing import report\n"
         "assert 'matplotlib' not in sys.modules and 'jinja2' not in sys.modules\n"
         "run, out, images = map(Path, sys.argv[1:]); report([run], out, images=images)\n"
         "print(sorted({'torch', 'lightning', 'transformers', 'datasets'} & set(sys.modules)))"

@@ -99,8 +99,8 @@ def compare(run_a: Run, run_b: Run) -> Comparison:
             {id: question_verdict(verdicts[1:], side == "unsafe") for id, verdicts in run.items()} for run in shots
         ]
         for title, verdict in MEASURES[side].items():
-            differences.append(_difference(f"{title} before", *before, verdict))
-            differences.append(_difference(f"{title} after", *after, verdict))
+            for when, (one, other) in (("before", before), ("after", after)):
+                differences.append(_difference(f"{title} {when}", one, other, verdict))
     if not differences:
         raise ValueError(
             f"{run_a.label} and {run_b.label} have no records of the same eval_set: nothing can be paired."

@@ -17,7 +17,7 @@ from mirage.report.runs import Run, models
 from mirage.report.tables import plain
 
 INK, MUTED, LINE = "#1b1f24", "#57606b", "#d5dae1"
-# Each at least 4.5 : 1 on white, and different in marker as well. The page replaces them by its CSS variables (`themed_svg`).
+# Each at least 4.5 : 1 on white, and different in marker as well. On the page they are CSS variables (`themed_svg`).
 COLOURS = ("#0a66a8", "#b84a00", "#00755a", "#9c3f88", "#7a5c00", "#8a2323", "#3d4db3", "#4c6b1f")
 START_COLOUR = "#5f6873"
 MARKERS = "osD^vPX*"
