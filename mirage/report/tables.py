@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby
+from textwrap import wrap
 from typing import Any, Literal, NamedTuple
 
 from rich import box
@@ -135,7 +136,8 @@ def start_vs_aligned(results: Mapping[str, Any]) -> Table:
     table = terminal(f"Percent, with 95 % intervals; n= below a rate: its scored questions. {caption}")
     which = "the starting model" if untrained else "the starting model and the aligned one"
     table.title = Text(f"{name}: {which}", style="bold")
-    table.add_column(Text("questions"), overflow="fold", min_width=9)
+    table.padding = (0, 0, 0, 0)  # the widest cells just fit
+    table.add_column(Text("questions"), no_wrap=True)
     for head in ("start\nbefore", "start\nafter", "aligned\nbefore", "aligned\nafter"):
         table.add_column(Text(head), justify="right")
     sections: dict[str, dict[str, list[Cell | None]]] = {
@@ -150,7 +152,7 @@ def start_vs_aligned(results: Mapping[str, Any]) -> Table:
         for side, measures in {"unsafe": ("asr", "rr", "ir"), "benign": ("rr", "ir", "helpful")}.items()
     }
     sections["utility"] = {
-        plain(column.under): [cell_of(start, column), None, cell_of(aligned, column), None]
+        "\n  ".join(wrap(plain(column.under), 18)): [cell_of(start, column), None, cell_of(aligned, column), None]
         for column in _utility_columns([start, aligned])
     }
     for title, rows in sections.items():
@@ -162,8 +164,6 @@ def start_vs_aligned(results: Mapping[str, Any]) -> Table:
             # "100" rather than "100.0" at the end of an interval: with it the widest cell fits 80 columns.
             texts = (with_interval(cell).replace("-100.0)", "-100)") + _scored(cell) for cell in cells)
             table.add_row(Text(f"  {label}"), *map(Text, texts), end_section=label == list(rows)[-1])
-    longest = max((len(label) for label in sections["utility"]), default=0)
-    table.columns[0].min_width = max(9, min(20, 2 + longest))
     return table
 
 
