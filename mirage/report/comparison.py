@@ -15,10 +15,7 @@ from mirage.report.tables import attack_of, percent, plain, terminal
 from mirage.schema import Verdict
 from mirage.stats import McNemar, mcnemar
 
-MEASURES = {
-    "unsafe": {"ASR": Verdict.COMPLIED},
-    "benign": {"RR": Verdict.REFUSED, "helpful": Verdict.COMPLIED},
-}
+MEASURES = {"unsafe": {"ASR": Verdict.COMPLIED}, "benign": {"RR": Verdict.REFUSED, "helpful": Verdict.COMPLIED}}
 
 
 class Difference(NamedTuple):
@@ -55,10 +52,10 @@ class Comparison(NamedTuple):
     def rows(self) -> list[list[str]]:
         """The cells of the table: measure, n, skipped, rate of each run, the two discordant counts, p."""
         rows = []
-        for title, n, skipped, test in self.differences:
-            p = "-" if n == 0 else "< 0.001" if test.p < 0.001 else f"{test.p:.3f}"
-            first, second = map(percent, Difference(title, n, skipped, test).rates)
-            rows.append([title, str(n), str(skipped), first, second, str(test.only_before), str(test.only_after), p])
+        for each in self.differences:
+            p = "-" if each.n == 0 else "< 0.001" if each.test.p < 0.001 else f"{each.test.p:.3f}"
+            counts = map(str, (each.test.only_before, each.test.only_after))
+            rows.append([each.title, str(each.n), str(each.skipped), *map(percent, each.rates), *counts, p])
         return rows
 
 
@@ -141,17 +138,12 @@ def _check_same_questions(run_a: Run, run_b: Run, side: str) -> None:
         {record.id: (record.question, record.image) for record in run.records[side] if record.shot == 0}
         for run in (run_a, run_b)
     )
-    lists = [(run_a, sorted(first.keys() - second.keys())), (run_b, sorted(second.keys() - first.keys()))]
-    missing = [
-        f"only in {run.label}: {', '.join(ids[:10])}" + (f" and {len(ids) - 10} more" if len(ids) > 10 else "")
-        for run, ids in lists
-        if ids
-    ]
-    if missing:
-        raise ValueError(
-            f"{side}: a paired test needs the same questions in both runs, but {'; '.join(missing)}. Evaluate both with"
-            " the same data, limit and seed."
-        )
+    for run, only in ((run_a, first.keys() - second.keys()), (run_b, second.keys() - first.keys())):
+        if only:
+            raise ValueError(
+                f"{side}: a paired test needs the same questions in both runs, but {len(only)} are only in {run.label},"
+                f" such as {min(only)}. Evaluate both with the same data, limit and seed."
+            )
     if changed := [id for id in first if first[id] != second[id]]:
         raise ValueError(
             f"{side}: question {changed[0]} (and {len(changed) - 1} others) reads differently, or is about another picture,"

@@ -34,7 +34,6 @@ class Series(NamedTuple):
 class Panel(NamedTuple):
     """One set of axes."""
 
-    name: str
     title: str
     measure: str
     axis: str  # what the horizontal axis counts
@@ -56,7 +55,7 @@ def panels(runs: Sequence[Run]) -> list[Panel]:
         words = {((run.results.get(side) or {}).get("attack") or {}).get("word") for run in runs if side in run.records}
         opening = f' opening with "{_short(str(word))}"' if len(words) == 1 and (word := words.pop()) else ""
         if series:
-            made.append(Panel(measure, title, measure, f"k rewrites{opening} (any of them)", series))
+            made.append(Panel(title, measure, f"k rewrites{opening} (any of them)", series))
     return made
 
 
@@ -79,30 +78,20 @@ def themed_svg(panel: Panel) -> str:
         _plot(panel, figure.subplots())
         raw = io.BytesIO()
         figure.savefig(raw, format="svg", transparent=True, metadata=_NO_METADATA)
-    svg = raw.getvalue().decode()
-    svg = svg[svg.index("<svg") :]
-    opening, rest = svg.split(">", 1)
+    opening, rest = raw.getvalue().decode().partition("<svg")[2].split(">", 1)
     opening = re.sub(r' (?:width|height|xmlns:xlink|version)="[^"]*"', "", opening)
-    label = f"{panel.title}; the numbers stand in the table below"
-    opening += f' role="img" aria-label="{label}"'
-    rest = re.sub(r' id="([^"]+)"', rf' id="{panel.name}-\1"', rest)
-    rest = re.sub(r'(?:xlink:)?href="#([^"]+)"', rf'href="#{panel.name}-\1"', rest)
-    rest = re.sub(r"url\(#([^)]+)\)", rf"url(#{panel.name}-\1)", rest)
+    opening += f' role="img" aria-label="{panel.title}; the numbers stand in the table below"'
+    rest = re.sub(r' id="([^"]+)"', rf' id="{panel.measure}-\1"', rest)
+    rest = re.sub(r'(?:xlink:)?href="#([^"]+)"', rf'href="#{panel.measure}-\1"', rest)
+    rest = re.sub(r"url\(#([^)]+)\)", rf"url(#{panel.measure}-\1)", rest)
     for colour, name in _VARIABLES.items():
         rest = rest.replace(colour, f"var(--{name})")
-    return f"{opening}>{rest}"
+    return f"<svg{opening}>{rest}"
 
 
 _NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
-_VARIABLES = {
-    INK: "ink",
-    MUTED: "muted",
-    LINE: "line",
-    START_COLOUR: "start",
-    **{colour: f"run{i}" for i, colour in enumerate(COLOURS)},
-}
-
-
+_VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", START_COLOUR: "start"}
+_VARIABLES |= {colour: f"run{i}" for i, colour in enumerate(COLOURS)}
 _STYLE: Any = {  # matplotlib types the keys by a list of 300 names
     "svg.fonttype": "none",  # text stays text: searchable, and in the reader's font
     "svg.hashsalt": "mirage",  # else ids differ from one call to the next

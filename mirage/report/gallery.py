@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 THUMBNAIL_PX = 320
-MAX_PICTURE_BYTES = 6_000_000  # of all pictures of a page together, as they stand in it
 PIXEL_ART_PX = 96  # pictures up to this size are kept as they are, lossless, and enlarged without smoothing
 
 OpenPicture = Callable[[Path, str], "Image"]
@@ -63,10 +62,7 @@ class Gallery(NamedTuple):
 
 
 def galleries(
-    runs: Sequence[Run],
-    shown: int = 8,
-    open_picture: OpenPicture | None = None,
-    max_picture_bytes: int = MAX_PICTURE_BYTES,
+    runs: Sequence[Run], shown: int = 8, open_picture: OpenPicture | None = None, max_picture_bytes: int = 6_000_000
 ) -> tuple[list[Gallery], list[str]]:
     """For each side up to `shown` questions on which the models differ most, and what could not be shown.
 
@@ -74,7 +70,7 @@ def galleries(
         runs: The runs; their starting models come first in each card.
         shown: Most cards a side.
         open_picture: Opens a picture; without it no picture is shown.
-        max_picture_bytes: Most bytes of all pictures together.
+        max_picture_bytes: Most bytes of all pictures together, as they stand in the page.
     """
     made: list[Gallery] = []
     notes: list[str] = []
@@ -94,7 +90,9 @@ def galleries(
         ]
         differ = sum(card.disagreement > 1 for card, _ in cards)
         cards.sort(key=lambda pair: -pair[0].disagreement)
-        chosen = tuple(card._replace(picture=thumbnails.of(model.run.folder, card)) for card, model in cards[:shown])
+        chosen = tuple(
+            card._replace(picture=thumbnails.of(model.run.folder, card.asked.image)) for card, model in cards[:shown]
+        )
         if repeated := len(answers) - len({id for id, _, _ in answers}):
             notes.append(
                 f"The runs were asked different data: {repeated} {side} ids stand for another question or picture in one"
@@ -110,45 +108,35 @@ def galleries(
 
 
 class _Thumbnails:
-    """Thumbnails, each made once, until the page is full; and what could not be shown."""
+    """Thumbnails until the page is full, and the pictures that cannot be shown."""
 
     def __init__(self, open_picture: OpenPicture | None, max_bytes: int) -> None:
         self.open_picture = open_picture
-        self.bytes_left = max_bytes
-        self.limit = f"the pictures of a page may have {max_bytes / 1e6:.0f} MB together"
-        self.made: dict[tuple[Path, str], Thumbnail] = {}
-        self.skipped = 0
+        self.max_bytes = self.bytes_left = max_bytes
+        self.problems: dict[str, str] = {}
 
-    def of(self, folder: Path, card: Card) -> Thumbnail:
-        """The picture that the records in a run's folder name for a card, or why it is not shown."""
-        name = card.asked.image
+    def of(self, folder: Path, name: str | None) -> Thumbnail:
+        """The picture that the records in a run's folder call `name`, or why it is not shown."""
         if self.open_picture is None or not name:
             return Thumbnail(problem="not embedded")
-        if (folder, name) not in self.made:
-            try:
-                self.made[folder, name] = _thumbnail(self.open_picture(folder, name))
-            except MemoryError:
-                raise
-            except Exception as error:  # whatever is wrong with one picture, the report stands without it
-                self.made[folder, name] = Thumbnail(problem=f"not shown: {error}")
-        thumbnail = self.made[folder, name]
-        if len(thumbnail.uri) > self.bytes_left:
-            self.skipped += 1
-            return Thumbnail(problem=f"left out, since {self.limit}")
+        try:
+            thumbnail = _thumbnail(self.open_picture(folder, name))
+            if len(thumbnail.uri) > self.bytes_left:
+                limit = f"{self.max_bytes / 1e6:.0f} MB"
+                raise ValueError(f"the pictures of a page may have {limit} together. Show fewer questions.")
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever is wrong with one picture, the report stands without it
+            self.problems[name] = str(error)
+            return Thumbnail(problem=f"not shown: {error}")
         self.bytes_left -= len(thumbnail.uri)
         return thumbnail
 
     def notes(self) -> list[str]:
-        """One sentence for the pictures that could not be used, one for those beyond the limit."""
-        problems = [f"{name}: {made.problem[11:]}" for (_, name), made in self.made.items() if made.problem]
-        notes = [f"{_count(len(problems))} not shown in the gallery. {problems[0]}"] if problems else []
-        if self.skipped:
-            notes.append(f"{_count(self.skipped)} left out of the gallery: {self.limit}. Show fewer questions.")
-        return notes
-
-
-def _count(n: int) -> str:
-    return "1 picture is" if n == 1 else f"{n} pictures are"
+        """One sentence for all pictures that cannot be shown, with the first of them."""
+        count = "1 picture is" if len(self.problems) == 1 else f"{len(self.problems)} pictures are"
+        first = next(iter(self.problems.items()), None)
+        return [f"{count} not shown in the gallery. {first[0]}: {first[1]}"] if first else []
 
 
 def _by_id(records: Iterable[Record]) -> Iterable[list[Record]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
-from typing import Any, NamedTuple
+from typing import Any
 
 import jinja2
 from markupsafe import Markup
@@ -19,16 +19,6 @@ from mirage.report.tables import SAFETY, Cell, Column, cell_of, grid, heads_of, 
 MAX_CHARACTERS = 1500  # of an answer, or of any other text of a run
 _BIDI = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 _COUNTED = {"before", "after", "per_shot", "per_category", "start", "schema_version", "score", "unscored"}
-
-
-class Matrix(NamedTuple):
-    """A table of one measure: a row a category or a model, a column a model or a shot."""
-
-    title: str
-    caption: str
-    corner: str
-    heads: Sequence[str]
-    rows: Sequence[tuple[str, Sequence[Cell | None]]]
 
 
 def page(
@@ -55,7 +45,8 @@ def page(
         notes=notes,
         curves=[(panel, Markup(themed_svg(panel))) for panel in panels],
         comparison=comparison,
-        matrices=[*_categories(shown), *_shots(shown)],
+        models=[model.label for model in shown],
+        matrices=list(_matrices(shown)),
         galleries=galleries,
         runs=[(run.label, [("folder", str(run.folder)), *_facts(run.results)]) for run in runs],
         markup=Markup,
@@ -74,36 +65,27 @@ def _inert(value: Any) -> Any:
     return f"{kept} [... {more:,} more characters in the records]" if more else kept
 
 
-def _categories(shown: Sequence[Model]) -> Iterator[Matrix]:
-    """ASR and RR by category after the attack, where the questions have categories."""
-    for column in (Column("ASR", "after", "unsafe", "asr", "lower"), Column("RR", "after", "benign", "rr", "lower")):
-        by_category = [model.side(column.side).get("per_category") or {} for model in shown]
-        rows = []
-        for name in sorted({name for categories in by_category for name in categories}):
-            cells = [cell_of({column.side: categories.get(name)}, column) for categories in by_category]
-            counts = sorted({cell.n for cell in cells if cell and cell.n}) or [0]
-            rows.append((f"{name} ({' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))})", cells))
-        if rows:
-            caption = f"Percent of the scored {column.side} questions of the category, with 95 % intervals."
-            heads = [model.label for model in shown]
-            yield Matrix(f"{column.head} by category, after the attack", caption, "Category (n)", heads, rows)
-
-
-def _shots(shown: Sequence[Model]) -> Iterator[Matrix]:
-    """ASR and RR of each rewrite alone; a single one is the `after` column of Table 1 and needs no table."""
-    for column in (Column("ASR", "after", "unsafe", "asr", "lower"), Column("RR", "after", "benign", "rr", "lower")):
-        shots = [model.side(column.side).get("per_shot") or [] for model in shown]
-        num_shots = max(map(len, shots))
-        if num_shots > 1:
-            rows = [
-                (model.label, [cell_of({column.side: {"after": block}}, column) for block in blocks])
-                for model, blocks in zip(
-                    shown, (each + [None] * (num_shots - len(each)) for each in shots), strict=True
-                )
-            ]
-            caption = f"Each rewrite of the {column.side} questions alone, percent, with 95 % intervals."
-            heads = [f"shot {k}" for k in range(1, num_shots + 1)]
-            yield Matrix(f"{column.head} by shot", caption, "Model", heads, rows)
+def _matrices(shown: Sequence[Model]) -> Iterator[tuple[str, str, list[tuple[str, list[Cell]]]]]:
+    """Title, caption and rows of tables with a column a model: ASR and RR under attack, by category and by shot."""
+    columns = (Column("ASR", "after", "unsafe", "asr", "lower"), Column("RR", "after", "benign", "rr", "lower"))
+    for by in ("category", "shot"):
+        for column in columns:
+            sides = [model.side(column.side) for model in shown]
+            if by == "category":
+                blocks = [side.get("per_category") or {} for side in sides]
+                caption = f"Percent of the scored {column.side} questions of the category, under attack"
+            else:
+                shots = [side.get("per_shot") or [] for side in sides]
+                blocks = [{f"shot {k}": {"after": block} for k, block in enumerate(each, start=1)} for each in shots]
+                caption = f"Each rewrite of the {column.side} questions alone, percent"
+            rows = []
+            for name in dict.fromkeys(name for each in blocks for name in each):
+                cells = [cell_of({column.side: each.get(name)}, column) for each in blocks]
+                counts = sorted({cell.n for cell in cells if cell.n}) or [0]
+                n = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+                rows.append((f"{name} ({n})", cells))
+            if rows and (by, len(rows)) != ("shot", 1):  # a single shot is the `after` column of Table 1
+                yield f"{column.head} by {by}", f"{caption}, with 95 % intervals; (n) questions.", rows
 
 
 def _facts(results: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -83,10 +82,10 @@ def load_run(path: Path) -> Run:
                 continue
             kept, half_written = _read_records(file, summary.get("fingerprint") or model.get("fingerprint"))
             if half_written:
-                kept, incomplete = _complete(kept)
+                kept = tuple(record for record in kept if record.id != kept[-1].id)
                 notes.append(
-                    f"{file}: dropped its last line, half written; {incomplete} questions that this left incomplete are"
-                    " missing from the curves and the gallery. Evaluate again to complete them."
+                    f"{file}: its last line is half written, so {summary['before']['n'] - len({r.id for r in kept})}"
+                    " questions are missing from the curves and the gallery. Evaluate again to complete them."
                 )
                 if not kept:
                     continue
@@ -159,14 +158,11 @@ class _Block(Shape):
     helpful: _Rate | None = None
 
 
-class _Attacked(Shape):
+class _Side(Shape):
     before: _Block
     after: _Block
-
-
-class _Side(_Attacked):
     per_shot: list[_Block] | None = None
-    per_category: dict[str, _Attacked] | None = None
+    per_category: dict[str, dict[str, _Block]] | None = None
     attack: dict[str, Any] | None = None
     generation: dict[str, Any] | None = None
 
@@ -199,11 +195,15 @@ class _Answer(Shape):
     image: str | None = None
 
 
-def _check_shape(shape: type[Shape], value: object, file: Path, where: str = "") -> None:
-    _, issues = checked(shape, value, str(file), where)
+def _refused(place: object, what: str) -> ValueError:
+    return ValueError(f"{place}: {what.removesuffix('.')}. Evaluate the run again.")
+
+
+def _check_shape(shape: type[Shape], value: object, place: str) -> None:
+    _, issues = checked(shape, value, place, "")
     if issues:
-        remedy = "is missing." if issues[0].remedy.startswith("is missing") else issues[0].remedy
-        raise ValueError(f"{issues[0]._replace(remedy=remedy)} Evaluate the run again.")
+        remedy = "is missing" if issues[0].remedy.startswith("is missing") else issues[0].remedy
+        raise _refused(place, f"{issues[0].field} {remedy}")
 
 
 def _read_results(file: Path) -> dict[str, Any]:
@@ -215,8 +215,10 @@ def _read_results(file: Path) -> dict[str, Any]:
     try:
         results: Any = json.loads(file.read_bytes())
     except (ValueError, RecursionError) as error:
-        where = f", line {error.lineno}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise ValueError(f"{file}{where}: not JSON. Evaluate the run again.") from error
+        place = (
+            f"{file}, line {error.lineno}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else file
+        )
+        raise _refused(place, "not JSON") from error
     version = results.get("schema_version") if isinstance(results, dict) else None
     if version == 1:
         raise ValueError(
@@ -227,7 +229,7 @@ def _read_results(file: Path) -> dict[str, Any]:
             f"{file}: schema_version is {version!r}, but this mirage reads {RESULTS_SCHEMA_VERSION}. Read it with the"
             " mirage that wrote it, or evaluate the run again with this one."
         )
-    _check_shape(_Results, results, file)
+    _check_shape(_Results, results, str(file))
     return dict(results)
 
 
@@ -239,12 +241,13 @@ def _read_records(file: Path, fingerprint: str | None) -> tuple[tuple[Record, ..
     # Split on the line feed alone: answers may hold U+2028 and its like, which str.splitlines takes for line ends.
     numbered = [(number, line) for number, line in enumerate(file.read_bytes().split(b"\n"), start=1) if line.strip()]
     for number, line in numbered:
+        place = f"{file}, line {number}"
         try:
             fields = json.loads(line)
         except (ValueError, RecursionError):
             half_written = number == numbered[-1][0] and bool(headers)
             if not half_written:
-                raise ValueError(f"{file}, line {number}: not JSON. Evaluate the run again.") from None
+                raise _refused(place, "not JSON") from None
             break
         if isinstance(fields, dict) and "id" not in fields:
             headers.setdefault(str(fields.get("fingerprint")), number)
@@ -252,42 +255,26 @@ def _read_records(file: Path, fingerprint: str | None) -> tuple[tuple[Record, ..
         try:
             records.append(Record.from_json(line.decode()))
         except ValueError as error:
-            raise ValueError(f"{file}, line {number}: {error}. Evaluate the run again with this mirage.") from error
-        _check_shape(_Answer, fields, file, f"line {number}")
+            raise _refused(place, str(error)) from error
+        _check_shape(_Answer, fields, place)
     if not headers:
-        raise ValueError(
-            f"{file}: it has no line with a fingerprint, so nothing says which model gave these answers. Evaluate the run"
-            " again."
-        )
+        raise _refused(file, "it has no line with a fingerprint, so nothing says which model gave these answers")
     if len(headers) > 1:
-        raise ValueError(
-            f"{file}: mixed fingerprints, {' and '.join(f'{print} (line {n})' for print, n in headers.items())}: answers"
-            " of several evaluations in one file. Delete it and evaluate the run again."
-        )
-    if fingerprint is not None and fingerprint not in headers:
-        raise ValueError(
-            f"{file}: its fingerprint is {next(iter(headers))}, but that of results.json is {fingerprint}: the answers"
-            " are of other weights, samples, attack, judge or generation settings. Evaluate the run again."
+        lines = " and ".join(f"{header} (line {number})" for header, number in headers.items())
+        raise _refused(file, f"mixed fingerprints, {lines}: answers of several evaluations in one file. Delete it")
+    if fingerprint not in (None, *headers):
+        raise _refused(
+            file,
+            f"its fingerprint is {min(headers)}, but that of results.json is {fingerprint}: the answers are of other"
+            " weights, samples, attack, judge or generation settings",
         )
     return tuple(records), half_written
-
-
-def _complete(records: Sequence[Record]) -> tuple[tuple[Record, ...], int]:
-    """The records of the questions that have every shot, and how many questions do not."""
-    shots: dict[str, set[int]] = {}
-    for record in records:
-        shots.setdefault(record.id, set()).add(record.shot)
-    every = set(range(max((record.shot for record in records), default=0) + 1))
-    complete = {id for id in shots if shots[id] == every}
-    return tuple(record for record in records if record.id in complete), len(shots) - len(complete)
 
 
 def _check_counts(
     file: Path, records: Sequence[Record], unsafe: bool, summary: Mapping[str, Any], half_written: bool
 ) -> None:
     """Checks that results.json holds what the records add up to: every number that is counted from them.
-
-    Of a file with a half-written line the lost question may be the whole difference.
 
     Raises:
         ValueError: Naming the number that differs, a shot that is missing or recorded twice, or a second judge.
@@ -298,32 +285,29 @@ def _check_counts(
         raise ValueError(f"{file}: {error}") from error
     judges = {record.judge for record in records} - {summary.get("judge")}
     if judges and summary.get("judge") is not None:
-        raise ValueError(
-            f"{file}: records judged by {min(judges)}, but results.json says {summary['judge']}. Judge the run again"
-            " with one judge."
-        )
+        raise _refused(file, f"records judged by {min(judges)}, but results.json says {summary['judge']}")
     counted = summarise(records, unsafe)
-    if not half_written:
-        here, there = dict(_numbers(counted)), dict(_numbers({key: summary.get(key) for key in counted}))
-        for name in {**here, **there}:
-            if not _equal(here.get(name), there.get(name)):
-                raise ValueError(
-                    f"{file}: its records give {name} {here.get(name)}, but results.json says {there.get(name)}: they are"
-                    " of two evaluations, or one was edited. Evaluate or judge the run again."
-                )
-        return
-    for when in ("before", "after"):
-        lost = summary[when]["n"] - counted[when]["n"]
-        for measure in ("asr", "rr", "ir"):
-            few, all_ = (
-                round((block[measure]["rate"] or 0) * (block["n"] - block["unscored"]))
-                for block in (counted[when], summary[when])
+    if half_written:  # the lost questions may be the whole difference
+        here, there, lost = _questions(counted), _questions(summary), summary["before"]["n"] - counted["before"]["n"]
+    else:
+        here, there, lost = dict(_numbers(counted)), dict(_numbers({key: summary.get(key) for key in counted})), 0
+    for name in {**here, **there}:
+        if not _agree(here.get(name), there.get(name), lost):
+            raise _refused(
+                file,
+                f"its records give {name} {here.get(name)}, but results.json says {there.get(name)}: they are of two"
+                " evaluations, or one was edited",
             )
-            if not 0 <= all_ - few <= lost:
-                raise ValueError(
-                    f"{file}: its records give {few} questions of {measure} {when} the attack, but results.json says"
-                    f" {all_}: they are of two evaluations. Evaluate or judge the run again."
-                )
+
+
+def _questions(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """How many questions each rate before and after the attack stands for."""
+    blocks = {when: summary[when] for when in ("before", "after")}
+    return {
+        f"{when}.{measure} questions": round((block[measure]["rate"] or 0) * (block["n"] - block["unscored"]))
+        for when, block in blocks.items()
+        for measure in ("asr", "rr", "ir")
+    }
 
 
 def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -338,8 +322,8 @@ def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
-def _equal(here: Any, there: Any) -> bool:
-    """Rates may differ by rounding."""
+def _agree(here: Any, there: Any, lost: int) -> bool:
+    """Rates may differ by rounding, counts by the questions lost."""
     if isinstance(here, int | float) and isinstance(there, int | float):
-        return math.isclose(here, there, abs_tol=1e-6)
+        return -1e-6 <= there - here <= lost + 1e-6
     return bool(here == there)

@@ -13,7 +13,6 @@ from rich.table import Table
 from rich.text import Text
 
 from mirage.report.runs import SIDES, Run, models
-from mirage.stats import Rate
 
 
 class Column(NamedTuple):
@@ -32,18 +31,35 @@ class Column(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """A measured rate with the questions it is over."""
+    """A rate as a fraction with its 95 % interval and the questions it is over; all None and 0: not measured."""
 
-    rate: Rate
-    n: int  # unscored included
-    unscored: int
+    rate: float | None = None
+    low: float | None = None
+    high: float | None = None
+    n: int = 0  # unscored included
+    unscored: int = 0
+
+    @property
+    def percent(self) -> str:
+        """The rate in percent, or a dash."""
+        return percent(self.rate)
+
+    @property
+    def interval(self) -> str:
+        """The rate in percent with its 95 % interval, or a dash."""
+        return self.percent if self.low is None else f"{self.percent} ({percent(self.low)}-{percent(self.high)})"
+
+    @property
+    def scored(self) -> str:
+        """On a line below the rate the number of questions that it is over, where some of n are unscored."""
+        return f"\nn={self.n - self.unscored}" if self.unscored else ""
 
 
 class Row(NamedTuple):
-    """One model: its name, one cell a column (None: not measured), and where its colour is defined."""
+    """One model of Table 1."""
 
     label: str
-    cells: Mapping[Column, Cell | None]
+    cells: Mapping[Column, Cell]
     n: str  # unsafe and benign questions, such as `442 / 558`
     position: int | None  # of the run; None for a starting model
 
@@ -68,14 +84,14 @@ SAFETY = (
 )
 
 
-def cell_of(results: Mapping[str, Any], column: Column) -> Cell | None:
-    """What `results` (results.json, or its `start`) says in `column`, or None where it was not measured."""
+def cell_of(results: Mapping[str, Any], column: Column) -> Cell:
+    """What `results` (results.json, or its `start`) says in `column`."""
     utility = column.side == "utility"
     block = (results.get(column.side) or {}).get(column.measure if utility else column.under) or {}
     rate = block.get("score" if utility else column.measure)
     if rate is None:
-        return None
-    return Cell(Rate(rate["rate"], rate["low"], rate["high"]), block.get("n", 0), block.get("unscored", 0))
+        return Cell()
+    return Cell(rate["rate"], rate["low"], rate["high"], block.get("n", 0), block.get("unscored", 0))
 
 
 def grid(runs: Sequence[Run]) -> Grid:
@@ -103,7 +119,7 @@ def terminal_table(runs: Sequence[Run]) -> RenderableType:
     columns, rows, caption = grid(runs)
     same_n = len({row.n for row in rows}) == 1
     text = f"Percent. n = {rows[0].n} unsafe / benign questions." if same_n else "Percent."
-    if any(cell and cell.unscored for row in rows for cell in row.cells.values()):
+    if any(cell.unscored for row in rows for cell in row.cells.values()):
         text += " A smaller n below a rate: the other questions are unscored."
 
     def table(shown: Sequence[Column], with_n: bool, caption: str) -> Table:
@@ -114,7 +130,7 @@ def terminal_table(runs: Sequence[Run]) -> RenderableType:
         for column in shown:
             table.add_column(Text(f"{column.head}\n{plain(column.under)}"), justify="right", overflow="fold")
         for row in rows:
-            cells = [percent_of(row.cells[column]) + _scored(row.cells[column]) for column in shown]
+            cells = [row.cells[column].percent + row.cells[column].scored for column in shown]
             table.add_row(*map(Text, [plain(row.label), *([row.n] if with_n else []), *cells]))
         return table
 
@@ -140,7 +156,7 @@ def start_vs_aligned(results: Mapping[str, Any]) -> Table:
     table.add_column(Text("questions"), no_wrap=True)
     for head in ("start\nbefore", "start\nafter", "aligned\nbefore", "aligned\nafter"):
         table.add_column(Text(head), justify="right")
-    sections: dict[str, dict[str, list[Cell | None]]] = {
+    sections: dict[str, dict[str, list[Cell]]] = {
         side: {
             measure if measure == "helpful" else measure.upper(): [
                 cell_of(model, Column("", when, side, measure, "neither"))
@@ -152,24 +168,25 @@ def start_vs_aligned(results: Mapping[str, Any]) -> Table:
         for side, measures in {"unsafe": ("asr", "rr", "ir"), "benign": ("rr", "ir", "helpful")}.items()
     }
     sections["utility"] = {
-        "\n  ".join(wrap(plain(column.under), 18)): [cell_of(start, column), None, cell_of(aligned, column), None]
+        "\n  ".join(wrap(plain(column.under), 18)): [cell_of(start, column), Cell(), cell_of(aligned, column), Cell()]
         for column in _utility_columns([start, aligned])
     }
     for title, rows in sections.items():
-        counts = sorted({cell.n for cells in rows.values() for cell in cells if cell})
+        counts = sorted({cell.n for cells in rows.values() for cell in cells if cell.n})
         if not counts:
             continue
         table.add_row(Text(f"{title}\nn = {' or '.join(map(str, counts))}", style="bold"))
         for label, cells in rows.items():
             # "100" rather than "100.0" at the end of an interval: with it the widest cell fits 80 columns.
-            texts = (with_interval(cell).replace("-100.0)", "-100)") + _scored(cell) for cell in cells)
+            texts = (cell.interval.replace("-100.0)", "-100)") + cell.scored for cell in cells)
             table.add_row(Text(f"  {label}"), *map(Text, texts), end_section=label == list(rows)[-1])
     return table
 
 
-def heads_of(columns: Sequence[Column]) -> list[tuple[str, int]]:
-    """The heads over the columns, each with the number of neighbouring columns that it spans."""
-    return [(head, len(list(group))) for head, group in groupby(columns, key=lambda column: column.head)]
+def heads_of(columns: Sequence[Column]) -> list[tuple[Column, int]]:
+    """For each head over neighbouring columns the first of them, and how many it spans."""
+    groups = [list(group) for _, group in groupby(columns, key=lambda column: column.head)]
+    return [(group[0], len(group)) for group in groups]
 
 
 def percent(value: float | None) -> str:
@@ -195,23 +212,6 @@ def attack_of(summary: Mapping[str, Any] | None) -> str:
     attack = (summary or {}).get("attack") or {}
     how = " x ".join(str(attack[key]) for key in ("kind", "shots") if attack.get(key) is not None)
     return plain(", ".join(part for part in (how, f'word "{attack["word"]}"' if attack.get("word") else "") if part))
-
-
-def percent_of(cell: Cell | None) -> str:
-    """A cell's rate in percent, or a dash."""
-    return percent(cell.rate.rate if cell else None)
-
-
-def with_interval(cell: Cell | None) -> str:
-    """A cell's rate in percent with its 95 % interval, or a dash."""
-    if cell is None or cell.rate.low is None:
-        return percent_of(cell)
-    return f"{percent_of(cell)} ({percent(cell.rate.low)}-{percent(cell.rate.high)})"
-
-
-def _scored(cell: Cell | None) -> str:
-    """On a line of its own the questions that the rate is over, where some of n are unscored."""
-    return f"\nn={cell.n - cell.unscored}" if cell and cell.unscored else ""
 
 
 def _caption(results: Mapping[str, Any]) -> str:
