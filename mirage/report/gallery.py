@@ -85,13 +85,16 @@ def galleries(
         if not answers:
             continue
         cards = [
-            (Card(given[0][1][0], Thumbnail(), tuple(_responses(*one, side == "unsafe") for one in given)), given[0][0])
+            (
+                Card(given[0][1][0], Thumbnail(), tuple(_responses(*one, side == "unsafe") for one in given)),
+                given[0][0].run,
+            )
             for _, given in sorted(answers.items())
         ]
         differ = sum(card.disagreement > 1 for card, _ in cards)
         cards.sort(key=lambda pair: -pair[0].disagreement)
         chosen = tuple(
-            card._replace(picture=thumbnails.of(model.run.folder, card.asked.image)) for card, model in cards[:shown]
+            card._replace(picture=thumbnails.of(run.folder, card.asked.image)) for card, run in cards[:shown]
         )
         if repeated := len(answers) - len({id for id, _, _ in answers}):
             notes.append(
