@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import pytest
 import yaml
 from PIL import Image
 from rich.console import Console
+from rich.table import Table
 
 from mirage.cli import main
 from mirage.data.sources.filtered import Filtered
@@ -30,11 +31,15 @@ from mirage.data.sources.published import PublishedSplit
 from mirage.data.sources.spavl import SPAVL
 from mirage.data.sources.vlguard import VLGuard
 from mirage.evaluation.run.counting import summarise
-from mirage.images import ImageError
+from mirage.images import FileImage, ImageError
 from mirage.mini.drawing import Drawing
-from mirage.report import compare, latex_table, load_run, load_runs, markdown_table, report, start_vs_aligned
+from mirage.report.comparison import compare
 from mirage.report.gallery import galleries
-from mirage.schema import Record, Verdict
+from mirage.report.markup import latex_table, markdown_table
+from mirage.report.runs import load_run, load_runs
+from mirage.report.tables import start_vs_aligned
+from mirage.report.writing import report
+from mirage.schema import RESULTS_SCHEMA_VERSION, Record, Verdict
 
 C, R, I, U = Verdict.COMPLIED, Verdict.REFUSED, Verdict.IRRELEVANT, Verdict.UNSCORED  # noqa: E741
 Shots = dict[str, list[Verdict]]
@@ -90,7 +95,7 @@ def write_run(
     """A run folder as the evaluation leaves it."""
     (folder / "records").mkdir(parents=True)
     results: dict[str, Any] = {
-        "schema_version": 1,
+        "schema_version": RESULTS_SCHEMA_VERSION,
         "method": folder.name,
         "name": folder.name,
         "model": "package:mirage.mini/checkpoint",
@@ -125,7 +130,7 @@ def write_run(
     return folder
 
 
-def world(n: int = 60) -> dict[str, dict[str, Shots]]:
+def paper_like(n: int = 60) -> dict[str, dict[str, Shots]]:
     """Verdicts like those of the paper: fooled fine-tuning, unlearning that holds, unlearning that answers garbage."""
     yes, garbage = {C: 1.0}, {I: 1.0}
     return {
@@ -145,7 +150,7 @@ def world(n: int = 60) -> dict[str, dict[str, Shots]]:
 @pytest.fixture
 def runs(tmp_path: Path) -> list[Path]:
     """Three runs that started from the same model, with pictures beside them."""
-    models = world()
+    models = paper_like()
     (tmp_path / "images" / "items").mkdir(parents=True)
     for id in models["start"]["unsafe"]:
         colour = (40 + int(id[1:]) * 3, 90, 160)
@@ -246,6 +251,14 @@ def printed(runs: Sequence[Path], out: Path, **options: Any) -> str:
     return console.file.getvalue()
 
 
+def terminal_lines(table: Table, width: int) -> list[str]:
+    """The table as a terminal shows it."""
+    console = Console(width=width)
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get().splitlines()
+
+
 def test_chromium_shows_the_table_at_both_widths(runs: list[Path], tmp_path: Path) -> None:
     printed(runs, tmp_path / "out", images=tmp_path / "images")
     page = tmp_path / "out" / "report.html"
@@ -263,7 +276,7 @@ def test_chromium_shows_the_table_at_both_widths(runs: list[Path], tmp_path: Pat
 
 
 def test_many_utility_scores_have_a_table_of_their_own(tmp_path: Path) -> None:
-    models = world(12)
+    models = paper_like(12)
     scores = {
         name: {"metric": "accuracy", "n": 50, "unscored": 0, "score": {"rate": 0.5, "low": 0.37, "high": 0.63}}
         for name in ("vqav2", "textvqa", "scienceqa_img")
@@ -283,7 +296,7 @@ def test_many_utility_scores_have_a_table_of_their_own(tmp_path: Path) -> None:
 
 
 def test_page_needs_nothing_from_elsewhere_and_runs_nothing(tmp_path: Path) -> None:
-    models = world(12)
+    models = paper_like(12)
     run = write_run(
         tmp_path / "runs" / "rmu",
         models["rmu"],
@@ -394,7 +407,7 @@ def shown_pictures(out: Path) -> list[Image.Image]:
 
 
 def test_each_run_shows_the_pictures_of_its_own_source(tmp_path: Path) -> None:
-    models, folders = world(2), {}
+    models, folders = paper_like(2), {}
     for name, colour in (("npo", "red"), ("rmu", "lime")):
         folders[name] = configured(
             write_run(tmp_path / name, models[name], {}), "Jsonl", root=str(tmp_path / f"{name} data")
@@ -443,7 +456,7 @@ def test_pictures_that_cannot_be_had_leave_a_caption(
     sentence: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    run = write_run(tmp_path / "rmu", world(3)["rmu"], {})
+    run = write_run(tmp_path / "rmu", paper_like(3)["rmu"], {})
     (tmp_path / "broken" / "items").mkdir(parents=True)
     for k in range(3):
         (tmp_path / "broken" / "items" / f"q00{k}.png").write_text("no picture")
@@ -459,14 +472,11 @@ def test_pictures_that_cannot_be_had_leave_a_caption(
     assert not (tmp_path / "PWNED").exists()
 
 
-def test_a_page_that_is_full_of_pictures_says_so(
-    runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("mirage.report.gallery.PICTURE_BYTES", 400)
-    said = printed(runs, tmp_path / "out", images=tmp_path / "images", shown=4)
-    left = 8 - len(shown_pictures(tmp_path / "out"))
-    assert 0 < left < 8 and f"{left} pictures are" in said and "left out" in " ".join(said.split())
-    assert (tmp_path / "out" / "report.html").read_text().count("left out, since the pictures") == left
+def test_a_page_that_is_full_of_pictures_says_so(runs: list[Path], tmp_path: Path) -> None:
+    cards, [note] = galleries(load_runs(runs), 4, lambda _, name: FileImage(tmp_path / "images", name).open(), 400)
+    problems = [card.picture.problem for gallery in cards for card in gallery.cards if not card.picture.uri]
+    assert 0 < len(problems) < 8 and "pictures are not shown in the gallery" in note
+    assert all("the pictures of a page may have" in problem for problem in problems)
 
 
 def test_sources_find_their_pictures_by_name(tmp_path: Path) -> None:
@@ -528,7 +538,7 @@ def test_tables_say_the_same_in_every_language(runs: list[Path], tmp_path: Path)
 
 
 def test_names_cannot_break_the_tables(tmp_path: Path) -> None:
-    models = world(6)
+    models = paper_like(6)
     name = "a|b & $y$ 50% _x_ [red]\n\x1b[2J"
     runs = load_runs([write_run(tmp_path / "runs" / "r", models["npo"], models["start"], name=name)])
     assert "a\\|b &amp; $y$ 50% \\_x\\_ \\[red\\]  \\[2J |" in markdown_table(runs)
@@ -539,7 +549,7 @@ def test_names_cannot_break_the_tables(tmp_path: Path) -> None:
 
 
 def test_starting_models_that_differ_have_a_row_each(tmp_path: Path) -> None:
-    models = world(20)
+    models = paper_like(20)
     runs = [write_run(tmp_path / f"seed{seed}" / "rmu", models["rmu"], models["start"]) for seed in range(2)]
     runs.append(write_run(tmp_path / "npo", models["npo"], models["npo"]))
     labels = [line.split("|")[1].strip() for line in markdown_table(load_runs(runs)).splitlines()[2:7]]
@@ -560,108 +570,89 @@ def test_curves_end_at_the_rate_of_the_table(runs: list[Path], tmp_path: Path) -
     assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == first  # same runs, same bytes
 
 
-def test_a_fit_ends_with_start_and_aligned_side_by_side(runs: list[Path]) -> None:
+def test_a_fit_ends_with_start_and_aligned_side_by_side_in_80_columns(runs: list[Path]) -> None:
     results = json.loads((runs[0] / "results.json").read_text())
-    console = Console(file=io.StringIO(), width=110)
-    console.print(start_vs_aligned(results))
-    assert isinstance(console.file, io.StringIO)
-    lines = console.file.getvalue().splitlines()
-    told = {line.split()[0]: re.findall(r"([\d.]+) \(([\d.]+)-([\d.]+)\)", line) for line in lines if "(" in line}
-    blocks = [results[model][side] if model else results[side] for side in ("unsafe",) for model in ("start", "")]
-    for measure in ("asr", "ir"):
-        first = next(line for line in lines if line.split()[:1] == [measure.upper()])
-        cells = re.findall(r"([\d.]+) \(([\d.]+)-([\d.]+)\)", first)
-        wanted = [of[when][measure] for of in blocks for when in ("before", "after")]
-        assert cells == [tuple(f"{100 * rate[end]:.1f}" for end in ("rate", "low", "high")) for rate in wanted]
-    helpful = [results[key]["benign"][when]["helpful"]["rate"] for key in ("start",) for when in ("before", "after")]
-    assert [float(cell[0]) for cell in told["helpful"][:2]] == [pytest.approx(100 * rate, abs=0.05) for rate in helpful]
-    assert told["mini"] == [("100.0", "98.1", "100.0"), ("98.0", "95.0", "99.2")]
+    lines = terminal_lines(start_vs_aligned(results), 80)
+    expected = [
+        (measure, model[side][when][measure])
+        for side, measures in {"unsafe": ("asr", "rr", "ir"), "benign": ("rr", "ir", "helpful")}.items()
+        for measure in measures
+        for model in (results["start"], results)
+        for when in ("before", "after")
+    ]
+    expected += [("mini", model["utility"]["mini"]["score"]) for model in (results["start"], results)]
+    cells = []
+    for line in lines:
+        label = line.split()[0].lower() if line.split() else ""
+        cells += [(label, *rate) for rate in re.findall(r"([\d.]+) \(([\d.]+)-([\d.]+)\)", line)]
+    assert [(label, *map(float, rate)) for label, *rate in cells] == [
+        (label, *(float(f"{100 * rate[end]:.1f}") for end in ("rate", "low", "high"))) for label, rate in expected
+    ], "each rate on one line with its interval, no word is broken"
 
 
-def broken(folder: Path, change: str) -> None:
-    """The run in `folder`, spoiled in one way."""
-    results, unsafe = folder / "results.json", folder / "records" / "unsafe.jsonl"
-    told = json.loads(results.read_text())
-    lines = unsafe.read_text().splitlines()
-    if change == "no results":
-        results.unlink()
-    elif change == "not JSON":
-        results.write_text('{"schema_version": 1,\n "unsafe": ')
-    elif change == "version":
-        results.write_text(json.dumps({**told, "schema_version": 2}))
-    elif change == "shape":
-        told["benign"]["after"]["helpful"] = {"rate": 1.5, "low": 0, "high": 1}
-        results.write_text(json.dumps(told))
-    elif change == "fingerprint":
-        results.write_text(json.dumps({**told, "fingerprint": "ffff"}))
-    elif change == "mixed":
-        unsafe.write_text("\n".join([*lines, '{"fingerprint": "ffff"}']) + "\n")
-    elif change == "other answers":
-        unsafe.write_text("\n".join(lines).replace('"refused"', '"complied"') + "\n")
-    elif change == "twice":
-        unsafe.write_text("\n".join([*lines, lines[-1]]) + "\n")
-    elif change == "missing shot":
-        unsafe.write_text("\n".join(lines[:-1]) + "\n")
-    elif change == "no header":
-        unsafe.write_text("\n".join([lines[0][10:], *lines[1:]]) + "\n")
-    elif change == "a line in the middle":
-        unsafe.write_text("\n".join([*lines[:5], lines[5][:-9], *lines[6:]]) + "\n")
-    elif change == "cut and edited":
-        unsafe.write_text("\n".join(lines)[:-9].replace('"refused"', '"complied"'))
-    elif change == "interval":
-        told["unsafe"]["after"]["asr"]["low"] = 0.0
-        results.write_text(json.dumps(told))
-    elif change == "per shot":
-        told["unsafe"]["per_shot"][1]["rr"]["rate"] = 1.0
-        results.write_text(json.dumps(told))
-    elif change == "two judges":
-        unsafe.write_text("\n".join([*lines[:-1], lines[-1].replace('"exact"', '"keyword(default)"')]) + "\n")
-    elif change == "utility":
-        results.write_text(json.dumps({**told, "utility": "x"}))
-    elif change in ("per_shot", "per_category", "attack"):
-        told["unsafe"][change] = 5
-        results.write_text(json.dumps(told))
-    elif change == "foreign record":
-        unsafe.write_text("\n".join([*lines, '{"id": "x", "loss": 1}']) + "\n")
+def in_results(keys: str, value: Any) -> Callable[[Path], None]:
+    """Puts a value into results.json."""
+
+    def change(run: Path) -> None:
+        results = json.loads((run / "results.json").read_text())
+        *path, last = keys.split(".")
+        target = results
+        for key in path:
+            target = target[int(key)] if isinstance(target, list) else target[key]
+        target[last] = value
+        (run / "results.json").write_text(json.dumps(results))
+
+    return change
 
 
-@pytest.mark.parametrize(
-    ("change", "sentence"),
-    [
-        ("no results", r"no results\.json here\. Give the folder of a finished run"),
-        ("not JSON", r"results\.json, line 2, column 12: not JSON"),
-        ("version", r"schema_version is 2, but this mirage reads 1\."),
-        ("shape", r"results\.json: benign\.after\.helpful is not an object of rate, low and high"),
-        ("fingerprint", r"unsafe\.jsonl: its fingerprint is 0123456789abcdef, but that of results\.json is ffff"),
-        ("mixed", r"mixed fingerprints, 0123456789abcdef \(line 1\) and ffff \(line 50\)"),
-        ("other answers", r"records give before\.asr\.rate 1\.0, but results\.json says 0\.\d+"),
-        ("twice", r"unsafe\.jsonl: Recorded twice: unsafe/q011 \(shot 3\)"),
-        ("missing shot", r"Every question needs the shots 0 to 3, but not so: unsafe/q011 \(shots 0, 1, 2\)"),
-        ("no header", r"unsafe\.jsonl, line 1: not JSON"),
-        ("a line in the middle", r"unsafe\.jsonl, line 6: not JSON"),
-        ("cut and edited", r"records give 11 questions of asr before the attack, but results\.json says \d"),
-        ("interval", r"records give after\.asr\.low 0\.\d+, but results\.json says 0\.0: .* or one was edited"),
-        ("per shot", r"records give per_shot\[1\]\.rr\.rate 0\.\d+, but results\.json says 1\.0"),
-        ("two judges", r"unsafe\.jsonl: records judged by keyword\(default\), but results\.json says exact"),
-        ("utility", r"results\.json: utility is not an object"),
-        ("per_shot", r"results\.json: unsafe\.per_shot is not a list"),
-        ("per_category", r"results\.json: unsafe\.per_category is not an object"),
-        ("attack", r"results\.json: unsafe\.attack is not an object"),
-        ("foreign record", r"unsafe\.jsonl, line 50: not a record of this version"),
-    ],
-)
-def test_runs_that_cannot_be_believed_are_refused(tmp_path: Path, change: str, sentence: str) -> None:
-    models = world(12)
+def in_records(change: Callable[[str], str]) -> Callable[[Path], None]:
+    """Changes the text of the unsafe records."""
+
+    def changed(run: Path) -> None:
+        file = run / "records" / "unsafe.jsonl"
+        file.write_text(change(file.read_text()))
+
+    return changed
+
+
+@pytest.mark.parametrize(("damage", "sentence"), [
+    (lambda run: (run / "results.json").unlink(), r"no results\.json here\. Give the folder of a finished run"),
+    (lambda run: (run / "results.json").write_text('{"schema_version": 2,\n "unsafe": '), r"line 2, column 12: not JSON"),
+    (in_results("schema_version", 1), r"results\.json was written by an earlier mirage \(results schema 1\): evaluate the"),
+    (in_results("schema_version", 3), r"schema_version is 3, but this mirage reads 2\."),
+    (in_results("benign.after.helpful.rate", 1.5), r"benign\.after\.helpful\.rate is not a fraction between 0 and 1"),
+    (in_results("unsafe.before.n", None), r"unsafe\.before\.n is null\. It must be a whole number\. Evaluate the run"),
+    (in_results("start.benign", {}), r"results\.json: start\.benign\.before is missing\. Evaluate the run again"),
+    (in_results("utility", "x"), r"results\.json: utility is a text\. It must be an object"),
+    (in_results("unsafe.per_shot", 5), r"results\.json: unsafe\.per_shot is a number\. It must be a list"),
+    (in_results("unsafe.per_category", 5), r"results\.json: unsafe\.per_category is a number\. It must be an object"),
+    (in_results("unsafe.attack", 5), r"results\.json: unsafe\.attack is a number\. It must be an object"),
+    (in_results("unsafe.after.asr.low", 0.0), r"give after\.asr\.low 0\.\d+, but results\.json says 0\.0: .* edited"),
+    (in_results("unsafe.per_shot.1.rr.rate", 1.0), r"give per_shot\[1\]\.rr\.rate 0\.\d+, but results\.json says 1\.0"),
+    (in_results("fingerprint", "ffff"), r"fingerprint is 0123456789abcdef, but that of results\.json is ffff"),
+    (in_records(lambda text: text + '{"fingerprint": "f"}\n'), r"mixed fingerprints, 0123456789abcdef \(line 1\) and f \(l"),
+    (in_records(lambda text: text.replace('"refused"', '"complied"')), r"before\.asr\.rate 1\.0, but results\.json says 0"),
+    (in_records(lambda text: text + text.splitlines()[-1]), r"Recorded twice: unsafe/q011 \(shot 3\)"),
+    (in_records(lambda text: text[: text.rstrip().rfind("\n")]), r"the shots 0 to 3, but not so: unsafe/q011 \(shots 0, 1, 2"),
+    (in_records(lambda text: text[10:]), r"unsafe\.jsonl, line 1: not JSON"),
+    (in_records(lambda text: text.replace('"unsafe/q001"', "", 1)), r"unsafe\.jsonl, line 6: not JSON"),
+    (in_records(lambda text: text[:-10].replace('"refused"', '"complied"')), r"asr questions 11, but results\.json says \d"),
+    (in_records(lambda text: '"other"'.join(text.rsplit('"exact"', 1))), r"judged by other, but results\.json says exact"),
+    (in_records(lambda text: text.replace('"shot": 1', '"shot": "1"', 1)), r"line 3: shot is a text\. It must be a whole"),
+    (in_records(lambda text: text + '{"id": "x", "loss": 1}\n'), r"jsonl, line 50: not a record of this version"),
+])  # fmt: skip
+def test_runs_that_cannot_be_trusted_are_refused(tmp_path: Path, damage: Callable[[Path], None], sentence: str) -> None:
+    models = paper_like(12)
     good, bad = (write_run(tmp_path / name, models["mixed_sft"], models["start"]) for name in ("good", "bad"))
     load_run(bad)
-    broken(bad, change)
+    damage(bad)
     with pytest.raises(ValueError, match=sentence) as error:
         report([good, bad], tmp_path / "out")
     assert str(bad) in str(error.value) and not (tmp_path / "out").exists()
 
 
 def test_half_written_lines_are_dropped_with_their_question_and_said(tmp_path: Path) -> None:
-    models = world(10)
+    models = paper_like(10)
     run = write_run(tmp_path / "rmu", models["rmu"], models["start"])
     file = run / "records" / "unsafe.jsonl"
     whole = file.read_bytes().rstrip(b"\n")
@@ -669,14 +660,14 @@ def test_half_written_lines_are_dropped_with_their_question_and_said(tmp_path: P
     loaded = load_run(run)
     assert len(loaded.records["unsafe"]) == 9 * 4 and len(loaded.records["benign"]) == 10 * 2
     [note] = loaded.notes
-    assert "unsafe.jsonl: dropped its last line, half written; 1 questions" in note
+    assert "unsafe.jsonl: its last line is half written, so 1 questions are missing" in note
     said = printed([run], tmp_path / "out")
     assert "note: " in said and "half written" in (tmp_path / "out" / "report.html").read_text()
     assert "n = 10 / 10" in said  # the table is that of results.json
 
 
 def test_odd_characters_in_answers_neither_split_records_nor_reach_the_page(tmp_path: Path) -> None:
-    models = world(4)
+    models = paper_like(4)
     folder = write_run(tmp_path / "rmu", models["rmu"], models["start"], answer="one\u2028two\u0085three\u202eevil\x1b")
     file = folder / "records" / "benign.jsonl"
     file.write_text(file.read_text(encoding="utf-8").replace("three", "\\ud800"), encoding="utf-8")
@@ -723,22 +714,22 @@ def test_compare_pairs_the_questions_that_both_runs_scored(tmp_path: Path) -> No
 
 
 def test_compare_refuses_other_questions_and_other_judges(tmp_path: Path) -> None:
-    models = world(6)
+    models = paper_like(6)
     fewer = {side: dict(list(shots.items())[:5]) for side, shots in models["npo"].items()}
     [full, small] = load_runs([
         write_run(tmp_path / "full", models["npo"], models["start"]),
         write_run(tmp_path / "small", fewer, models["start"]),
     ])  # fmt: skip
-    with pytest.raises(ValueError, match=r"only in full: unsafe/q005\. Evaluate both"):
+    with pytest.raises(ValueError, match=r"1 are only in full, such as unsafe/q005\. Evaluate both"):
         compare(full, small)
     for file in (small.folder / "results.json", *(small.folder / "records").iterdir()):
         file.write_text(file.read_text().replace('"judge": "exact"', '"judge": "keyword(default)"'))
-    with pytest.raises(ValueError, match=r"judged by exact and by keyword\(default\), and two instruments"):
+    with pytest.raises(ValueError, match=r"judged by exact and by keyword\(default\), and rates of two judges"):
         compare(full, load_run(small.folder))
 
 
 def test_compare_says_what_is_missing_and_how_the_answers_differ(tmp_path: Path) -> None:
-    models = world(6)
+    models = paper_like(6)
     whole = write_run(tmp_path / "whole", models["npo"], models["start"])
     partial = write_run(tmp_path / "partial", {"unsafe": models["rmu"]["unsafe"]}, {})
     results = json.loads((partial / "results.json").read_text())
@@ -752,26 +743,24 @@ def test_compare_says_what_is_missing_and_how_the_answers_differ(tmp_path: Path)
 
 
 def test_rows_say_what_is_no_finished_training(tmp_path: Path) -> None:
-    models = world(6)
+    models = paper_like(6)
     base = write_run(tmp_path / "rmu", models["start"], {}, method="start")
     killed = write_run(tmp_path / "npo", models["npo"], models["start"], planned_steps=500)
     [untrained, stopped] = load_runs([base, killed])
     assert untrained.label == "rmu, not trained"
     assert [note for note in stopped.notes if "measured after 200 of 500 steps" in note] and not untrained.notes
-    console = Console(file=io.StringIO(), width=110)
-    console.print(start_vs_aligned(untrained.results))
-    said = console.file.getvalue()  # type: ignore[attr-defined]
-    first = next(line for line in said.splitlines() if line.split()[:1] == ["ASR"])
+    lines = terminal_lines(start_vs_aligned(untrained.results), 80)
+    first, said = next(line for line in lines if line.split()[:1] == ["ASR"]), "\n".join(lines)
     assert "rmu: the starting model" in said and "aligned one" not in said and first.split()[-2:] == ["-", "-"]
 
 
 def test_answers_to_other_questions_of_the_same_id_are_on_other_cards(tmp_path: Path) -> None:
-    models = world(4)
+    models = paper_like(4)
     runs = [write_run(tmp_path / name, models["npo"], models["start"]) for name in ("one", "two")]
     for file in (runs[1] / "records").glob("*unsafe.jsonl"):
         file.write_text(file.read_text().replace("items/q002.png", "items/other.png"))
     cards, notes = galleries(load_runs(runs), 9)
-    shown = {(card.id, card.picture_name): [one.model for one in card.shown] for card in cards[0].cards}
+    shown = {(card.asked.id, card.asked.image): [one.model for one in card.responses] for card in cards[0].cards}
     assert len(shown) == 5 and "start" in shown["unsafe/q001", "items/q001.png"]
     assert shown["unsafe/q002", "items/other.png"] == ["two"] and "two" not in shown["unsafe/q002", "items/q002.png"]
     assert any("1 unsafe ids stand for another question or picture" in note for note in notes)
@@ -779,7 +768,7 @@ def test_answers_to_other_questions_of_the_same_id_are_on_other_cards(tmp_path: 
 
 def test_report_loads_neither_torch_nor_lightning(runs: list[Path], tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from mirage.report import report\n"
+        "import sys; from pathlib import Path; from mirage.report.writing import report\n"
         "assert 'matplotlib' not in sys.modules and 'jinja2' not in sys.modules\n"
         "run, out, images = map(Path, sys.argv[1:]); report([run], out, images=images)\n"
         "print(sorted({'torch', 'lightning', 'transformers', 'datasets'} & set(sys.modules)))"
@@ -791,7 +780,7 @@ def test_report_loads_neither_torch_nor_lightning(runs: list[Path], tmp_path: Pa
 
 
 def test_the_command_shows_pictures_without_torch(tmp_path: Path) -> None:
-    run = configured(write_run(tmp_path / "npo", world(2)["npo"], {}), "Mini")
+    run = configured(write_run(tmp_path / "npo", paper_like(2)["npo"], {}), "Mini")
     renamed(run, {"items/q000.png": "red-star-7"})
     code = (
         "import sys; from mirage.cli import main; assert main(['report', *sys.argv[1:]]) == 0\n"

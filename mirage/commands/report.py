@@ -9,7 +9,7 @@ from jsonargparse import ArgumentParser
 
 from mirage.commands.outputs import check_folder
 from mirage.commands.run_source import RunPictures
-from mirage.report import report
+from mirage.report.writing import report
 
 
 def run(arguments: Sequence[str]) -> None:

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from rich.table import Table
+from rich.text import Text
 
 from mirage.evaluation.run.counting import question_verdict, shots_by_question
-from mirage.report.markup import markdown, markdown_row
+from mirage.report.markup import markdown, markdown_rows
 from mirage.report.runs import SIDES, Run
 from mirage.report.tables import attack_of, percent, plain, terminal
-from mirage.schema import Record, Verdict
+from mirage.schema import Verdict
 from mirage.stats import McNemar, mcnemar
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
-MEASURES = (
-    ("ASR", "unsafe", Verdict.COMPLIED),
-    ("RR", "benign", Verdict.REFUSED),
-    ("helpful", "benign", Verdict.COMPLIED),
-)
+MEASURES = {"unsafe": {"ASR": Verdict.COMPLIED}, "benign": {"RR": Verdict.REFUSED, "helpful": Verdict.COMPLIED}}
 
 
 class Difference(NamedTuple):
@@ -46,15 +42,31 @@ class Comparison(NamedTuple):
     differences: tuple[Difference, ...]
     note: str
 
+    @property
+    def heads(self) -> list[str]:
+        """The heads of the columns of `rows`."""
+        first, second = self.first, self.second
+        return ["measure", "n", "skipped", first, second, f"only {first}", f"only {second}", "p"]
+
+    @property
+    def rows(self) -> list[list[str]]:
+        """The cells of the table: measure, n, skipped, rate of each run, the two discordant counts, p."""
+        rows = []
+        for each in self.differences:
+            p = "-" if each.n == 0 else "< 0.001" if each.test.p < 0.001 else f"{each.test.p:.3f}"
+            counts = map(str, (each.test.only_before, each.test.only_after))
+            rows.append([each.title, str(each.n), str(each.skipped), *map(percent, each.rates), *counts, p])
+        return rows
+
 
 def compare(run_a: Run, run_b: Run) -> Comparison:
     """McNemar's exact test of ASR, RR and helpful, before and after the attack, over the questions of both runs.
 
-    A question that is unscored in either run is left out and counted, never taken as safe.
+    A question that is unscored in either run is skipped and counted, never taken as safe.
 
     Raises:
         ValueError: If the runs share no eval_set with records, have other ids or other questions under the same ids,
-            or were judged differently (two instruments cannot be compared).
+            or were judged differently (two judges cannot be compared).
     """
     differences: list[Difference] = []
     notes: list[str] = []
@@ -63,28 +75,29 @@ def compare(run_a: Run, run_b: Run) -> Comparison:
         if lacking:
             notes.append(f"No {side} questions are compared: {' and '.join(lacking)} has no records of them.")
             continue
-        judges = [run.results[side].get("judge") for run in (run_a, run_b)]
-        if judges[0] != judges[1]:
+        summaries = [run.results[side] for run in (run_a, run_b)]
+        first, second = (summary.get("judge") for summary in summaries)
+        if first != second:
             raise ValueError(
-                f"{run_a.label} and {run_b.label}: the {side} answers were judged by {judges[0]} and by {judges[1]},"
-                " and two instruments cannot be compared. Judge one of them again with the judge of the other."
+                f"{run_a.label} and {run_b.label}: the {side} answers were judged by {first} and by {second}, and rates"
+                " of two judges cannot be compared. Judge one of them again with the judge of the other."
             )
-        attacks = [attack_of(run.results[side]) for run in (run_a, run_b)]
-        if attacks[0] != attacks[1]:
-            notes.append(f"The attacks on {side} questions differ: {attacks[0]} and {attacks[1]}.")
-        written = [run.results[side].get("generation") or {} for run in (run_a, run_b)]
-        if differing := [key for key in {**written[0], **written[1]} if written[0].get(key) != written[1].get(key)]:
-            told = (", ".join(f"{key} {one.get(key)}" for key in differing) for one in written)
-            notes.append(f"The {side} answers were written differently: {' and '.join(told)}.")
-        _same_questions(run_a, run_b, side)
+        first, second = map(attack_of, summaries)
+        if first != second:
+            notes.append(f"The attacks on {side} questions differ: {first} and {second}.")
+        first, second = (summary.get("generation") or {} for summary in summaries)
+        if keys := [key for key in {**first, **second} if first.get(key) != second.get(key)]:
+            settings = (", ".join(f"{key} {of.get(key)}" for key in keys) for of in (first, second))
+            notes.append(f"The {side} answers were written differently: {' and '.join(settings)}.")
+        _check_same_questions(run_a, run_b, side)
         shots = [shots_by_question(run.records[side]) for run in (run_a, run_b)]
-        for title, where, verdict in MEASURES:
-            if where != side:
-                continue
-            before = [{id: own[0] for id, own in of.items()} for of in shots]
-            after = [{id: question_verdict(own[1:], side == "unsafe") for id, own in of.items()} for of in shots]
-            differences.append(_difference(f"{title} before", before, verdict))
-            differences.append(_difference(f"{title} after", after, verdict))
+        before = [{id: verdicts[0] for id, verdicts in run.items()} for run in shots]
+        after = [
+            {id: question_verdict(verdicts[1:], side == "unsafe") for id, verdicts in run.items()} for run in shots
+        ]
+        for title, verdict in MEASURES[side].items():
+            for when, (one, other) in (("before", before), ("after", after)):
+                differences.append(_difference(f"{title} {when}", one, other, verdict))
     if not differences:
         raise ValueError(
             f"{run_a.label} and {run_b.label} have no records of the same eval_set: nothing can be paired."
@@ -96,81 +109,43 @@ def compare(run_a: Run, run_b: Run) -> Comparison:
 
 def comparison_table(comparison: Comparison) -> Table:
     """The paired tests for the terminal: both rates, the discordant counts and p."""
-    from rich.text import Text
-
-    first, second = plain(comparison.first), plain(comparison.second)
     table = terminal(comparison.note)
-    table.title = Text(f"{first} against {second}: McNemar's exact test", style="bold")
-    for i, head in enumerate(comparison_heads(comparison)):
+    title = f"{plain(comparison.first)} against {plain(comparison.second)}: McNemar's exact test"
+    table.title = Text(title, style="bold")
+    for i, head in enumerate(comparison.heads):
         table.add_column(Text(plain(head)), justify="right" if i else "left", overflow="fold", no_wrap=i == 0)
-    for row in comparison_rows(comparison):
-        table.add_row(*(Text(cell) for cell in row))
+    for row in comparison.rows:
+        table.add_row(*map(Text, row))
     return table
-
-
-def comparison_heads(comparison: Comparison) -> list[str]:
-    """The heads of the columns that `comparison_rows` fills."""
-    first, second = comparison.first, comparison.second
-    return ["measure", "n", "left out", first, second, f"only {first}", f"only {second}", "p"]
-
-
-def comparison_rows(comparison: Comparison) -> list[list[str]]:
-    """The cells of the table: measure, n, left out, rate of each run, the two discordant counts, p."""
-    return [
-        [
-            difference.title,
-            str(difference.n),
-            str(difference.skipped),
-            *(percent(rate) for rate in difference.rates),
-            str(difference.test.only_before),
-            str(difference.test.only_after),
-            p_value(difference.test.p) if difference.n else "-",
-        ]
-        for difference in comparison.differences
-    ]
 
 
 def comparison_markdown(comparison: Comparison) -> str:
     """The paired tests in Markdown, after a heading."""
-    heads = comparison_heads(comparison)
-    lines = [markdown_row(heads), markdown_row(["---"] + ["---:"] * (len(heads) - 1), escape=False)]
-    lines += [markdown_row(row) for row in comparison_rows(comparison)]
-    return "\nMcNemar's exact test\n\n" + "\n".join(lines) + f"\n\n{markdown(comparison.note)}\n"
+    table = markdown_rows(comparison.heads, comparison.rows)
+    return f"\nMcNemar's exact test\n\n{table}\n\n{markdown(comparison.note)}\n"
 
 
-def p_value(p: float) -> str:
-    """`< 0.001`, or three decimals."""
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+def _difference(
+    title: str, first: Mapping[str, Verdict], second: Mapping[str, Verdict], verdict: Verdict
+) -> Difference:
+    scored = [id for id in first if Verdict.UNSCORED not in (first[id], second[id])]
+    test = mcnemar({id: first[id] is verdict for id in scored}, {id: second[id] is verdict for id in scored})
+    return Difference(title, len(scored), len(first) - len(scored), test)
 
 
-def _difference(title: str, pair: Sequence[Mapping[str, Verdict]], verdict: Verdict) -> Difference:
-    unscored = {id for of in pair for id, own in of.items() if own is Verdict.UNSCORED}
-    first, second = ({id: own is verdict for id, own in of.items() if id not in unscored} for of in pair)
-    return Difference(title, len(first), len(unscored), mcnemar(first, second))
-
-
-def _same_questions(run_a: Run, run_b: Run, side: str) -> None:
-    first, second = (_plain_questions(run.records[side]) for run in (run_a, run_b))
-    if first.keys() != second.keys():
-        told = [
-            f"only in {run.label}: {', '.join(ids[:10])}" + (f" and {len(ids) - 10} more" if len(ids) > 10 else "")
-            for run, ids in (
-                (run_a, sorted(first.keys() - second.keys())),
-                (run_b, sorted(second.keys() - first.keys())),
+def _check_same_questions(run_a: Run, run_b: Run, side: str) -> None:
+    first, second = (
+        {record.id: (record.question, record.image) for record in run.records[side] if record.shot == 0}
+        for run in (run_a, run_b)
+    )
+    for run, only in ((run_a, first.keys() - second.keys()), (run_b, second.keys() - first.keys())):
+        if only:
+            raise ValueError(
+                f"{side}: a paired test needs the same questions in both runs, but {len(only)} are only in {run.label},"
+                f" such as {min(only)}. Evaluate both with the same data, limit and seed."
             )
-            if ids
-        ]
-        raise ValueError(
-            f"{side}: a paired test needs the same questions in both runs, but {'; '.join(told)}. Evaluate both with"
-            " the same data, limit and seed."
-        )
-    changed = [id for id in first if first[id] != second[id]]
-    if changed:
+    if changed := [id for id in first if first[id] != second[id]]:
         raise ValueError(
             f"{side}: question {changed[0]} (and {len(changed) - 1} others) reads differently, or is about another picture,"
             f" in {run_a.label} and {run_b.label}. Evaluate both with the same data."
         )
-
-
-def _plain_questions(records: Sequence[Record]) -> dict[str, tuple[str, str | None]]:
-    return {record.id: (record.question, record.image) for record in records if record.shot == 0}

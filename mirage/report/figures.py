@@ -5,19 +5,19 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from mirage.evaluation.run.counting import any_of_first
-from mirage.report.runs import Run, starts
-from mirage.report.tables import percent, plain
-from mirage.schema import Record
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from mirage.report.runs import Run, models
+from mirage.report.tables import plain
 
 INK, MUTED, LINE = "#1b1f24", "#57606b", "#d5dae1"
-# Each at least 4.5 : 1 on white, and told apart by marker as well. The page swaps them for its own (`themed_svg`).
+# Each at least 4.5 : 1 on white, and different in marker as well. On the page they are CSS variables (`themed_svg`).
 COLOURS = ("#0a66a8", "#b84a00", "#00755a", "#9c3f88", "#7a5c00", "#8a2323", "#3d4db3", "#4c6b1f")
 START_COLOUR = "#5f6873"
 MARKERS = "osD^vPX*"
@@ -28,13 +28,12 @@ class Series(NamedTuple):
 
     label: str
     blocks: tuple[dict[str, Any], ...]
-    style: int | None  # index of its colour and marker; None for a starting model
+    position: int | None  # of the run, for colour and marker; None for a starting model
 
 
 class Panel(NamedTuple):
     """One set of axes."""
 
-    name: str
     title: str
     measure: str
     axis: str  # what the horizontal axis counts
@@ -42,128 +41,89 @@ class Panel(NamedTuple):
 
 
 def panels(runs: Sequence[Run]) -> list[Panel]:
-    """ASR on unsafe and RR on benign questions, any of the first k rewrites; a side without any records is left out."""
-    found = []
-    for side, title, measure in (("unsafe", "Attack success on unsafe questions (ASR)", "asr"),
-                                 ("benign", "Refusal of benign questions (RR)", "rr")):  # fmt: skip
-        series = [_series(start.label, start.run.records.get(f"start.{side}"), side, None) for start in starts(runs)]
-        series += [_series(run.label, run.records.get(side), side, i) for i, run in enumerate(runs)]
+    """ASR on unsafe and RR on benign questions, any of the first k rewrites; a side without any records is skipped."""
+    made = []
+    for side, title, measure in (
+        ("unsafe", "Attack success on unsafe questions (ASR)", "asr"),
+        ("benign", "Refusal of benign questions (RR)", "rr"),
+    ):
+        series = tuple(
+            Series(model.label, tuple(any_of_first(records, unsafe=side == "unsafe")), model.position)
+            for model in models(runs)
+            if (records := model.records(side))
+        )
         words = {((run.results.get(side) or {}).get("attack") or {}).get("word") for run in runs if side in run.records}
-        word = words.pop() if len(words) == 1 else None
-        axis = f'k rewrites opening with "{_short(str(word))}" (any of them)' if word else "k rewrites (any of them)"
-        drawn = tuple(one for one in series if one is not None)
-        if drawn:
-            found.append(Panel(measure, title, measure, axis, drawn))
-    return found
+        opening = f' opening with "{_short(str(word))}"' if len(words) == 1 and (word := words.pop()) else ""
+        if series:
+            made.append(Panel(title, measure, f"k rewrites{opening} (any of them)", series))
+    return made
 
 
-def curves_figure(drawn: Sequence[Panel]) -> Figure:
-    """All panels side by side, for a paper."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context(_style()):
-        figure = Figure(figsize=(5.6 * len(drawn), 4.0), layout="constrained")
-        for panel, axes in zip(drawn, figure.subplots(1, len(drawn), squeeze=False)[0], strict=True):
-            _draw(panel, axes)
-    return figure
-
-
-def curves_bytes(drawn: Sequence[Panel]) -> tuple[bytes, bytes]:
-    """The figure of all panels as PNG and as SVG; the same bytes for the same numbers."""
-    import matplotlib
-
-    figure = curves_figure(drawn)
+def curves_bytes(panels: Sequence[Panel]) -> tuple[bytes, bytes]:
+    """All panels side by side, for a paper, as PNG and as SVG; the same bytes for the same numbers."""
     png, svg = io.BytesIO(), io.BytesIO()
-    with matplotlib.rc_context(_style()):
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(5.6 * len(panels), 4.0), layout="constrained")
+        for panel, axes in zip(panels, figure.subplots(1, len(panels), squeeze=False)[0], strict=True):
+            _plot(panel, axes)
         figure.savefig(png, format="png", dpi=200, metadata={"Software": None})
         figure.savefig(svg, format="svg", metadata=_NO_METADATA)
     return png.getvalue(), svg.getvalue()
 
 
 def themed_svg(panel: Panel) -> str:
-    """One panel as an `<svg>` element whose colours are the page's CSS variables and whose ids are its own."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context(_style()):
+    """One panel as an `<svg>` element with the page's CSS variables for colours, and ids of no other panel."""
+    with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(4.6, 3.7), layout="constrained")
-        _draw(panel, figure.subplots())
+        _plot(panel, figure.subplots())
         raw = io.BytesIO()
         figure.savefig(raw, format="svg", transparent=True, metadata=_NO_METADATA)
-    svg = raw.getvalue().decode()
-    svg = svg[svg.index("<svg") :]
-    opening, rest = svg.split(">", 1)
+    opening, rest = raw.getvalue().decode().partition("<svg")[2].split(">", 1)
     opening = re.sub(r' (?:width|height|xmlns:xlink|version)="[^"]*"', "", opening)
-    label = f"{panel.title}; the numbers stand in the table below"
-    opening += f' role="img" aria-label="{label}"'
-    rest = re.sub(r' id="([^"]+)"', rf' id="{panel.name}-\1"', rest)
-    rest = re.sub(r'(?:xlink:)?href="#([^"]+)"', rf'href="#{panel.name}-\1"', rest)
-    rest = re.sub(r"url\(#([^)]+)\)", rf"url(#{panel.name}-\1)", rest)
+    opening += f' role="img" aria-label="{panel.title}; the numbers stand in the table below"'
+    rest = re.sub(r' id="([^"]+)"', rf' id="{panel.measure}-\1"', rest)
+    rest = re.sub(r'(?:xlink:)?href="#([^"]+)"', rf'href="#{panel.measure}-\1"', rest)
+    rest = re.sub(r"url\(#([^)]+)\)", rf"url(#{panel.measure}-\1)", rest)
     for colour, name in _VARIABLES.items():
         rest = rest.replace(colour, f"var(--{name})")
-    return f"{opening}>{rest}"
+    return f"<svg{opening}>{rest}"
 
 
 _NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
-_VARIABLES = {
-    INK: "ink",
-    MUTED: "muted",
-    LINE: "line",
-    START_COLOUR: "start",
-    **{colour: f"run{i}" for i, colour in enumerate(COLOURS)},
+_VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", START_COLOUR: "start"}
+_VARIABLES |= {colour: f"run{i}" for i, colour in enumerate(COLOURS)}
+_STYLE: Any = {  # matplotlib types the keys by a list of 300 names
+    "svg.fonttype": "none",  # text stays text: searchable, and in the reader's font
+    "svg.hashsalt": "mirage",  # else ids differ from one call to the next
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 10.5,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), INK),
+    **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), MUTED),
+    "grid.color": LINE,
+    "text.parse_math": False,  # a run may be called $x$
 }
 
 
-def _style() -> Any:  # a dict; matplotlib types its keys by a list of 300 names
-    return {
-        "svg.fonttype": "none",  # text stays text: searchable, and in the reader's own font
-        "svg.hashsalt": "mirage",  # else ids differ from one call to the next
-        "font.family": "sans-serif",
-        "font.sans-serif": ["DejaVu Sans"],
-        "font.size": 10.5,
-        "text.color": INK,
-        "axes.edgecolor": MUTED,
-        "axes.labelcolor": INK,
-        "xtick.color": MUTED,
-        "ytick.color": MUTED,
-        "xtick.labelcolor": INK,
-        "ytick.labelcolor": INK,
-        "grid.color": LINE,
-        "text.parse_math": False,  # a run may be called $x$
-    }
-
-
-def _series(label: str, records: Sequence[Record] | None, side: str, style: int | None) -> Series | None:
-    if not records:
-        return None
-    return Series(label, tuple(any_of_first(records, unsafe=side == "unsafe")), style)
-
-
-def _draw(panel: Panel, axes: Axes) -> None:
-    from matplotlib.ticker import MaxNLocator
-
+def _plot(panel: Panel, axes: Axes) -> None:
     last = max(len(series.blocks) for series in panel.series) - 1
     ends: list[tuple[float, float, str, str]] = []
     for series in panel.series:
-        colour = START_COLOUR if series.style is None else COLOURS[series.style % len(COLOURS)]
-        points = [(k, block[panel.measure]) for k, block in enumerate(series.blocks)]
-        scored = [(k, rate) for k, rate in points if rate["rate"] is not None]
+        colour = START_COLOUR if series.position is None else COLOURS[series.position % len(COLOURS)]
+        scored = {
+            k: rate for k, block in enumerate(series.blocks) if (rate := block[panel.measure])["rate"] is not None
+        }
         if not scored:
             continue
-        ks = [k for k, _ in scored]
-        axes.fill_between(
-            ks, [100 * r["low"] for _, r in scored], [100 * r["high"] for _, r in scored],
-            color=colour, alpha=0.13, linewidth=0,
-        )  # fmt: skip
+        ks = list(scored)
+        low, rates, high = ([100 * rate[end] for rate in scored.values()] for end in ("low", "rate", "high"))
+        axes.fill_between(ks, low, high, color=colour, alpha=0.13, linewidth=0)
         axes.plot(
-            ks, [100 * r["rate"] for _, r in scored],
-            color=colour, linewidth=2, markersize=6, clip_on=False, zorder=3,
-            marker="." if series.style is None else MARKERS[series.style % len(MARKERS)],
-            linestyle="--" if series.style is None else "-",
+            ks, rates, color=colour, linewidth=2, markersize=6, clip_on=False, zorder=3,
+            marker="." if series.position is None else MARKERS[series.position % len(MARKERS)],
+            linestyle="--" if series.position is None else "-",
         )  # fmt: skip
-        end = scored[-1][1]["rate"]
-        ends.append((ks[-1], 100 * end, f"{_short(series.label)} {percent(end)}", colour))
+        ends.append((ks[-1], rates[-1], f"{_short(series.label)} {rates[-1]:.1f}", colour))
     axes.set_title(panel.title, loc="left", fontsize=11.5, fontweight="bold", pad=14)
     axes.set_xlabel(panel.axis, loc="left")
     axes.set_ylabel("percent of scored questions")

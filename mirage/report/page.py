@@ -2,260 +2,101 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.resources import files
 from typing import Any
 
-from mirage.report.comparison import Comparison, comparison_heads, comparison_rows
-from mirage.report.figures import COLOURS, Panel, themed_svg
-from mirage.report.gallery import Gallery, clean
-from mirage.report.runs import SIDES, Run, starts
-from mirage.report.tables import SAFETY, Cell, Column, attack_of, cell_of, grid, heads_of, percent
-from mirage.report.template import STYLE, TEMPLATE
-from mirage.schema import Verdict
+import jinja2
+from markupsafe import Markup
 
-# The figure's own colours on white, and lighter ones of the same hue for a dark page.
-DARK_COLOURS = ("#6cb8f0", "#ff9d63", "#4fcfa6", "#e79ad3", "#d9b95a", "#f08c8c", "#a3aef5", "#a9cf6e")
-_BESIDE = 1  # utility scores that fit beside the rest of Table 1; more have a table of their own
-HINTS = {
-    "ASR": "unsafe, lower is better",
-    "RR": "benign, lower is better",
-    "IR": "unsafe",
-    "helpful": "benign, higher is better",
-    "utility": "higher is better",
-}
+from mirage.report.comparison import Comparison
+from mirage.report.figures import COLOURS, Panel, themed_svg
+from mirage.report.gallery import Gallery
+from mirage.report.runs import Model, Run, models
+from mirage.report.tables import SAFETY, Cell, Column, cell_of, grid, heads_of, percent
+
+MAX_CHARACTERS = 1500  # of an answer, or of any other text of a run
+_BIDI = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+_COUNTED = {"before", "after", "per_shot", "per_category", "start", "schema_version", "score", "unscored"}
 
 
 def page(
     runs: Sequence[Run],
-    drawn: Sequence[Panel] = (),
+    panels: Sequence[Panel] = (),
     galleries: Sequence[Gallery] = (),
     comparison: Comparison | None = None,
     notes: Sequence[str] = (),
 ) -> str:
     """The whole of report.html: tables, curves and gallery in one file that needs no network and runs no script."""
-    import jinja2
-    from markupsafe import Markup
-
+    folder = files("mirage.report")
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_inert
     )
-    columns, _, caption = grid(runs)
-    fits = len(columns) <= len(SAFETY) + _BESIDE
-    return environment.from_string(TEMPLATE).render(
-        style=Markup(_style()),
-        names=_listed([clean(run.label) for run in runs]),
-        caption=clean(caption),
-        notes=[clean(note) for note in notes],
-        table1=_table(runs, slice(None) if fits else slice(len(SAFETY))),
-        utility=None if fits else _table(runs, slice(len(SAFETY), None)),
-        curves=[_curve(panel, Markup(themed_svg(panel))) for panel in drawn],
-        comparison=_comparison(comparison),
-        categories=_categories(runs),
-        shots=_per_shot(runs),
+    environment.filters.update(percent=percent, heads=heads_of)
+    table1, shown = grid(runs), models(runs)
+    return environment.from_string((folder / "page.html.jinja").read_text(encoding="utf-8")).render(
+        style=Markup((folder / "page.css").read_text(encoding="utf-8")),
+        names=", ".join(run.label for run in runs[:-1]) + " and " * (len(runs) > 1) + runs[-1].label,
+        table1=table1,
+        # One utility score fits beside the rest of Table 1; more have a table of their own.
+        beside=len(table1.columns) if len(table1.columns) <= len(SAFETY) + 1 else len(SAFETY),
+        num_colours=len(COLOURS),
+        notes=notes,
+        curves=[(panel, Markup(themed_svg(panel))) for panel in panels],
+        comparison=comparison,
+        models=[model.label for model in shown],
+        matrices=list(_matrices(shown)),
         galleries=galleries,
-        made=[{"label": clean(run.label), "facts": _facts(run)} for run in runs],
-        tone=_tone,
+        runs=[(run.label, [("folder", str(run.folder)), *_facts(run.results)]) for run in runs],
+        markup=Markup,
     )
 
 
-def _table(runs: Sequence[Run], part: slice) -> dict[str, Any]:
-    """Some columns of Table 1."""
-    all_columns, rows, _ = grid(runs)
-    columns, colours = all_columns[part], _colours(runs)
-    return {
-        "columns": columns,
-        "heads": [{"name": clean(head), "width": width, "hint": HINTS[head]} for head, width in heads_of(columns)],
-        "rows": [
-            {
-                "label": clean(row.label),
-                "colour": colours[row.label],
-                "n": " / ".join("-" if n is None else str(n) for n in row.n),
-                "cells": [(column, _shown(cell)) for column, cell in zip(columns, row.cells[part], strict=True)],
-            }
-            for row in rows
-        ],
-    }
+def _inert(value: Any) -> Any:
+    """A text as a page can hold it: no control characters, lone surrogates or overrides of the reading direction."""
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    kept = "".join(
+        c if c in "\n\t" or (unicodedata.category(c) not in ("Cc", "Cs") and c not in _BIDI) else "\ufffd"
+        for c in value[:MAX_CHARACTERS]
+    )
+    more = len(value) - len(kept)
+    return f"{kept} [... {more:,} more characters in the records]" if more else kept
 
 
-def _style() -> str:
-    def variables(colours: Sequence[str]) -> str:
-        return " ".join(f"--run{i}: {colour};" for i, colour in enumerate(colours))
-
-    return STYLE.replace("LIGHT", variables(COLOURS)).replace("DARK", variables(DARK_COLOURS))
-
-
-def _colours(runs: Sequence[Run]) -> dict[str, str]:
-    return {start.label: "start" for start in starts(runs)} | {
-        run.label: f"run{i % len(COLOURS)}" for i, run in enumerate(runs)
-    }
-
-
-def _shown(cell: Cell | None) -> dict[str, Any] | None:
-    if cell is None:
-        return None
-    rate, low, high = cell.rate
-    return {
-        "rate": None if rate is None else percent(rate),
-        "low": None if low is None else percent(low),
-        "high": None if high is None else percent(high),
-        "width": None if low is None or high is None else percent(high - low),
-        "n": cell.n,
-        "unscored": cell.unscored,
-    }
+def _matrices(shown: Sequence[Model]) -> Iterator[tuple[str, str, list[tuple[str, list[Cell]]]]]:
+    """Title, caption and rows of tables with a column a model: ASR and RR under attack, by category and by shot."""
+    columns = (Column("ASR", "after", "unsafe", "asr", "lower"), Column("RR", "after", "benign", "rr", "lower"))
+    for by in ("category", "shot"):
+        for column in columns:
+            sides = [model.side(column.side) for model in shown]
+            if by == "category":
+                blocks = [side.get("per_category") or {} for side in sides]
+                caption = f"Percent of the scored {column.side} questions of the category, under attack"
+            else:
+                shots = [side.get("per_shot") or [] for side in sides]
+                blocks = [{f"shot {k}": {"after": block} for k, block in enumerate(each, start=1)} for each in shots]
+                caption = f"Each rewrite of the {column.side} questions alone, percent"
+            rows = []
+            for name in dict.fromkeys(name for each in blocks for name in each):
+                cells = [cell_of({column.side: each.get(name)}, column) for each in blocks]
+                counts = sorted({cell.n for cell in cells if cell.n}) or [0]
+                n = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+                rows.append((f"{name} ({n})", cells))
+            if rows and (by, len(rows)) != ("shot", 1):  # a single shot is the `after` column of Table 1
+                yield f"{column.head} by {by}", f"{caption}, with 95 % intervals; (n) questions.", rows
 
 
-def _curve(panel: Panel, svg: Any) -> dict[str, Any]:
-    longest = max(len(series.blocks) for series in panel.series)
-    return {
-        "svg": svg,
-        "title": panel.title,
-        "ks": range(longest),
-        "lines": [
-            {
-                "label": clean(series.label),
-                "rates": [percent(block[panel.measure]["rate"]) for block in series.blocks]
-                + [""] * (longest - len(series.blocks)),
-            }
-            for series in panel.series
-        ],
-    }
-
-
-def _comparison(comparison: Comparison | None) -> dict[str, Any] | None:
-    if comparison is None:
-        return None
-    return {
-        "first": clean(comparison.first),
-        "second": clean(comparison.second),
-        "note": clean(comparison.note),
-        "heads": [clean(head) for head in comparison_heads(comparison)],
-        "rows": comparison_rows(comparison),
-    }
-
-
-def _models(runs: Sequence[Run]) -> list[tuple[str, Mapping[str, Any]]]:
-    return [(start.label, start.run.results["start"]) for start in starts(runs)] + [
-        (run.label, run.results) for run in runs
-    ]
-
-
-def _categories(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """One table a side that has categories: a row a category, a column a model, after the attack."""
-    found = []
-    measures = (("unsafe", "asr", "ASR by category", "lower"), ("benign", "rr", "RR by category", "lower"))
-    for side, measure, title, better in measures:
-        models = [(label, (model.get(side) or {}).get("per_category") or {}) for label, model in _models(runs)]
-        names = sorted({name for _, categories in models for name in categories})
-        if not names:
+def _facts(results: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """What decides a run's numbers: every entry of results.json that is not counted from the answers."""
+    for key, value in results.items():
+        if key in _COUNTED or value is None or value in ({}, []):
             continue
-        column = Column(title, "after", side, measure, "lower")
-        found.append(
-            {
-                "title": f"{title}, after the attack",
-                "caption": f"Percent of the scored {side} questions of the category, with 95 % intervals.",
-                "corner": "Category (n)",
-                "heads": [clean(label) for label, _ in models],
-                "better": better,
-                "rows": [
-                    (
-                        f"{clean(name)} ({_counts([_n(categories.get(name)) for _, categories in models])})",
-                        [_shown(cell_of({side: categories.get(name) or {}}, column)) for _, categories in models],
-                    )
-                    for name in names
-                ],
-            }
-        )
-    return found
-
-
-def _per_shot(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """One table a side: each rewrite on its own, a row a model, a column a shot."""
-    found = []
-    for side, measure, title in (("unsafe", "asr", "ASR by shot"), ("benign", "rr", "RR by shot")):
-        models = [(label, (model.get(side) or {}).get("per_shot") or []) for label, model in _models(runs)]
-        most = max((len(shots) for _, shots in models), default=0)
-        if most < 2:
-            continue  # a single shot is the `after` column of the first table
-        column = Column(title, "after", side, measure, "lower")
-        found.append(
-            {
-                "title": title,
-                "caption": f"Each rewrite of the {side} questions on its own, percent, with 95 % intervals.",
-                "corner": "Model",
-                "heads": [f"shot {k}" for k in range(1, most + 1)],
-                "better": "lower",
-                "rows": [
-                    (
-                        clean(label),
-                        [_shown(cell_of({side: {"after": shot}}, column)) for shot in shots]
-                        + [None] * (most - len(shots)),
-                    )
-                    for label, shots in models
-                ],
-            }
-        )
-    return found
-
-
-def _counts(n: Sequence[int]) -> str:
-    """`200`, or `20 to 200` where the models were asked different numbers of questions."""
-    asked = [each for each in n if each] or [0]
-    return str(asked[0]) if min(asked) == max(asked) else f"{min(asked)} to {max(asked)}"
-
-
-def _n(category: Mapping[str, Any] | None) -> int:
-    n: int = ((category or {}).get("after") or {}).get("n", 0)
-    return n
-
-
-def _facts(run: Run) -> list[tuple[str, str]]:
-    """What decides a run's numbers, as pairs of name and text."""
-    results = run.results
-    facts = [("folder", str(run.folder))]
-    facts += [
-        (key, str(results[key]))
-        for key in ("method", "model", "source", "seed", "epoch", "step", "checkpoint")
-        if key in results
-    ]
-    for side in SIDES:
-        if results.get(side):
-            facts.append((f"{side} attack", attack_of(results[side])))
-            facts.append((f"{side} judge", str(results[side].get("judge", "unknown"))))
-            if results[side].get("limit") is not None:
-                n = results[side]["before"]["n"]
-                facts.append((f"{side} subset", f"{n} questions, drawn with seed {results[side].get('seed')}"))
-            for key in ("generation", "fingerprint"):
-                if results[side].get(key):
-                    value = results[side][key]
-                    facts.append((f"{side} {key}", value if isinstance(value, str) else json.dumps(value)))
-            statistics = (results[side].get("attack") or {}).get("statistics")
-            if statistics:
-                facts.append((f"{side} rewrites", json.dumps(statistics)))
-    for name, score in (results.get("utility") or {}).items():
-        told = [f"{key} {score[key]}" for key in ("metric", "source", "n") if score.get(key) is not None]
-        facts.append((f"utility {name}", ", ".join(told)))
-        if score.get("prompt"):
-            facts.append((f"utility {name} prompt", str(score["prompt"])))
-    if "fingerprint" in results:
-        facts.append(("fingerprint", str(results["fingerprint"])))
-    versions = results.get("versions")
-    if isinstance(versions, dict):
-        facts.append(("versions", ", ".join(f"{name} {version}" for name, version in versions.items())))
-    seconds = results.get("seconds")
-    if isinstance(seconds, dict):
-        facts.append(("seconds", ", ".join(f"{name} {value}" for name, value in seconds.items())))
-    return [(clean(name), clean(value)) for name, value in facts]
-
-
-def _tone(verdict: str, unsafe: bool) -> str:
-    """The class of a verdict's badge: bad and good depend on which side the question is on."""
-    if verdict == Verdict.UNSCORED:
-        return "odd"
-    if verdict == Verdict.IRRELEVANT:
-        return "even"
-    return "bad" if (verdict == Verdict.COMPLIED) == unsafe else "good"
-
-
-def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+        if isinstance(value, Mapping) and any(isinstance(item, Mapping) for item in value.values()):
+            yield from _facts(value, f"{prefix}{key} ")
+        elif isinstance(value, Mapping):
+            given = {name: item for name, item in value.items() if item is not None}
+            yield f"{prefix}{key}", ", ".join(f"{name} {item}" for name, item in given.items())
+        else:
+            yield f"{prefix}{key}", str(value)

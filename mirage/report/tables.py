@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from itertools import groupby
+from textwrap import wrap
+from typing import Any, Literal, NamedTuple
 
-from mirage.report.runs import SIDES, Run, named_utility, starts
-from mirage.stats import Rate
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
 
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-    from rich.table import Table
+from mirage.report.runs import SIDES, Run, models
 
 
 class Column(NamedTuple):
@@ -29,19 +31,37 @@ class Column(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """A measured rate with the questions it is over."""
+    """A rate as a fraction with its 95 % interval and the questions it is over; all None and 0: not measured."""
 
-    rate: Rate
-    n: int  # unscored included
-    unscored: int
+    rate: float | None = None
+    low: float | None = None
+    high: float | None = None
+    n: int = 0  # unscored included
+    unscored: int = 0
+
+    @property
+    def percent(self) -> str:
+        """The rate in percent, or a dash."""
+        return percent(self.rate)
+
+    @property
+    def interval(self) -> str:
+        """The rate in percent with its 95 % interval, or a dash."""
+        return self.percent if self.low is None else f"{self.percent} ({percent(self.low)}-{percent(self.high)})"
+
+    @property
+    def scored(self) -> str:
+        """On a line below the rate the number of questions that it is over, where some of n are unscored."""
+        return f"\nn={self.n - self.unscored}" if self.unscored else ""
 
 
 class Row(NamedTuple):
-    """One model: its name, and one cell a column (None: not measured)."""
+    """One model of Table 1."""
 
     label: str
-    cells: tuple[Cell | None, ...]
-    n: tuple[int | None, int | None]  # unsafe and benign questions
+    cells: Mapping[Column, Cell]
+    n: str  # unsafe and benign questions, such as `442 / 558`
+    position: int | None  # of the run; None for a starting model
 
 
 class Grid(NamedTuple):
@@ -64,29 +84,31 @@ SAFETY = (
 )
 
 
-def cell_of(model: Mapping[str, Any], column: Column) -> Cell | None:
-    """What `model` (results.json, or its `start`) says in `column`, or None where it was not measured."""
-    if column.side == "utility":
-        benchmark = (model.get("utility") or {}).get(column.measure)
-        if not benchmark:
-            return None
-        return Cell(_rate(benchmark["score"]), benchmark.get("n", 0), benchmark.get("unscored", 0))
-    block = ((model.get(column.side) or {}).get(column.under)) or {}
-    if column.measure not in block:
-        return None
-    return Cell(_rate(block[column.measure]), block["n"], block["unscored"])
+def cell_of(results: Mapping[str, Any], column: Column) -> Cell:
+    """What `results` (results.json, or its `start`) says in `column`."""
+    utility = column.side == "utility"
+    block = (results.get(column.side) or {}).get(column.measure if utility else column.under) or {}
+    rate = block.get("score" if utility else column.measure)
+    if rate is None:
+        return Cell()
+    return Cell(rate["rate"], rate["low"], rate["high"], block.get("n", 0), block.get("unscored", 0))
 
 
 def grid(runs: Sequence[Run]) -> Grid:
     """Table 1 in its small form: every starting model once, then a row a run."""
-    models = [(start.label, start.run.results["start"]) for start in starts(runs)]
-    models += [(run.label, run.results) for run in runs]
-    benchmarks = list(dict.fromkeys(name for _, model in models for name in model.get("utility") or {}))
-    columns = (*SAFETY, *(Column("utility", name, "utility", name, "higher") for name in benchmarks))
-    rows = [
-        Row(label, tuple(cell_of(model, column) for column in columns), _questions(model)) for label, model in models
-    ]
-    return Grid(columns, tuple(rows), _caption(runs) + _utility_of([model for _, model in models]))
+    shown = models(runs)
+    columns = (*SAFETY, *_utility_columns([model.results for model in shown]))
+    rows = []
+    for model in shown:
+        asked = [(model.side(side).get("before") or {}).get("n", "-") for side in SIDES]
+        cells = {column: cell_of(model.results, column) for column in columns}
+        rows.append(Row(model.label, cells, " / ".join(map(str, asked)), model.position))
+    captions = {run.label: _caption(run.results) for run in runs}
+    caption = next(iter(captions.values()))
+    if len(set(captions.values())) > 1:
+        each = "; ".join(f"{plain(label)}: {text}" for label, text in captions.items())
+        caption = f"The runs differ in attack or judge: {each}"
+    return Grid(columns, tuple(rows), caption + _utility_metrics([model.results for model in shown]))
 
 
 def terminal_table(runs: Sequence[Run]) -> RenderableType:
@@ -94,91 +116,77 @@ def terminal_table(runs: Sequence[Run]) -> RenderableType:
 
     More than two utility scores do not fit beside the rest and have a table of their own.
     """
-    from rich.console import Group
-    from rich.text import Text
-
     columns, rows, caption = grid(runs)
-    everywhere = rows[0].n if len({row.n for row in rows}) == 1 else None
-    said = f" n = {counts_of(rows[0])} unsafe / benign questions." if everywhere else ""
-    few = any(cell and cell.unscored for row in rows for cell in row.cells)
-    said += " A smaller n below a rate: the other questions are unscored." if few else ""
+    same_n = len({row.n for row in rows}) == 1
+    text = f"Percent. n = {rows[0].n} unsafe / benign questions." if same_n else "Percent."
+    if any(cell.unscored for row in rows for cell in row.cells.values()):
+        text += " A smaller n below a rate: the other questions are unscored."
 
-    def table(shown: Sequence[int], counted: bool, caption: str) -> Table:
+    def table(shown: Sequence[Column], with_n: bool, caption: str) -> Table:
         table = terminal(caption)
         table.add_column(Text("model"), overflow="fold")
-        if counted:
+        if with_n:
             table.add_column(Text("n"), justify="right")
-        for at in shown:
-            head = f"{columns[at].head}\n{plain(columns[at].under)}"
-            table.add_column(Text(head), justify="right", overflow="fold")
+        for column in shown:
+            table.add_column(Text(f"{column.head}\n{plain(column.under)}"), justify="right", overflow="fold")
         for row in rows:
-            n = [Text(counts_of(row))] if counted else []
-            cells = (row.cells[at] for at in shown)
-            table.add_row(Text(plain(row.label)), *n, *(Text(percent_of(cell) + _scored(cell)) for cell in cells))
+            cells = [row.cells[column].percent + row.cells[column].scored for column in shown]
+            table.add_row(*map(Text, [plain(row.label), *([row.n] if with_n else []), *cells]))
         return table
 
-    every, said = range(len(columns)), f"Percent.{said} {caption}"
+    caption = f"{text} {caption}"
     if len(columns) <= len(SAFETY) + 2:
-        return table(every, not everywhere, said)
-    return Group(table(every[: len(SAFETY)], not everywhere, ""), table(every[len(SAFETY) :], False, said))
+        return table(columns, not same_n, caption)
+    return Group(table(SAFETY, not same_n, ""), table(columns[len(SAFETY) :], False, caption))
 
 
 def start_vs_aligned(results: Mapping[str, Any]) -> Table:
-    """The starting and the aligned model side by side, before and after the attack, with 95 % intervals."""
-    from rich.text import Text
+    """The starting and the aligned model side by side, before and after the attack, with 95 % intervals.
 
-    results = named_utility(results)
-    name, said = plain(str(results.get("name") or results.get("method"))), _caption_of(results)
-    start = results.get("start") or {}
-    if results.get("method") == "start":
-        start, results = results, {}  # nothing was trained or loaded: what was measured is the starting model
-    said += _utility_of([start, results])
-    table = terminal("Percent, with 95 % intervals; n= below a rate: its scored questions. " + said)
-    models = "the starting model and the aligned one" if results else "the starting model"
-    table.title = Text(f"{name}: {models}", style="bold")
-    table.add_column(Text("questions"), overflow="fold")
+    Fits 80 columns. Of a run in which nothing was trained or loaded, the starting model stands alone.
+    """
+    name = plain(str(results.get("name") or results.get("method")))
+    untrained = results.get("method") == "start"
+    start, aligned = (results, {}) if untrained else (results.get("start") or {}, results)
+    caption = _caption(results) + _utility_metrics([start, aligned])
+    table = terminal(f"Percent, with 95 % intervals; n= below a rate: its scored questions. {caption}")
+    which = "the starting model" if untrained else "the starting model and the aligned one"
+    table.title = Text(f"{name}: {which}", style="bold")
+    table.padding = (0, 0, 0, 0)  # the widest cells just fit
+    table.add_column(Text("questions"), no_wrap=True)
     for head in ("start\nbefore", "start\nafter", "aligned\nbefore", "aligned\nafter"):
         table.add_column(Text(head), justify="right")
-
-    def add(label: str, cells: Sequence[Cell | None], end: bool) -> None:
-        table.add_row(Text(label), *(Text(with_interval(cell) + _scored(cell)) for cell in cells), end_section=end)
-
-    for side, measures in {"unsafe": ("asr", "rr", "ir"), "benign": ("rr", "ir", "helpful")}.items():
-        if not start.get(side) and not results.get(side):
-            continue
-        for measure in measures:
-            head = measure if measure == "helpful" else measure.upper()
-            cells = [
-                cell_of(model, Column(head, when, side, measure, "neither"))
-                for model in (start, results)
+    sections: dict[str, dict[str, list[Cell]]] = {
+        side: {
+            measure if measure == "helpful" else measure.upper(): [
+                cell_of(model, Column("", when, side, measure, "neither"))
+                for model in (start, aligned)
                 for when in ("before", "after")
             ]
-            n = next((cell.n for cell in cells if cell), 0)
-            if measure == measures[0]:
-                table.add_row(Text(f"{side}, n = {n}", style="bold"))
-            add(f"  {head}", cells, measure == measures[-1])
-    scores = {
-        name: [cell_of(model, Column("utility", name, "utility", name, "higher")) for model in (start, results)]
-        for name in dict.fromkeys([*(start.get("utility") or {}), *(results.get("utility") or {})])
+            for measure in measures
+        }
+        for side, measures in {"unsafe": ("asr", "rr", "ir"), "benign": ("rr", "ir", "helpful")}.items()
     }
-    counts = {cell.n for cells in scores.values() for cell in cells if cell}
-    if scores:
-        table.add_row(Text(f"utility, n = {counts.pop()}" if len(counts) == 1 else "utility", style="bold"))
-        table.columns[0].min_width = min(20, 2 + max(map(len, scores)))
-    for benchmark, (before, after) in scores.items():
-        add(f"  {plain(benchmark)}", (before, None, after, None), benchmark == list(scores)[-1])
+    sections["utility"] = {
+        "\n  ".join(wrap(plain(column.under), 18)): [cell_of(start, column), Cell(), cell_of(aligned, column), Cell()]
+        for column in _utility_columns([start, aligned])
+    }
+    for title, rows in sections.items():
+        counts = sorted({cell.n for cells in rows.values() for cell in cells if cell.n})
+        if not counts:
+            continue
+        table.add_row(Text(f"{title}\nn = {' or '.join(map(str, counts))}", style="bold"))
+        for label, cells in rows.items():
+            # "100" rather than "100.0" at the end of an interval: with it the widest cell fits 80 columns.
+            texts = (cell.interval.replace("-100.0)", "-100)") + cell.scored for cell in cells)
+            table.add_row(Text(f"  {label}"), *map(Text, texts), end_section=label == list(rows)[-1])
     return table
 
 
-def heads_of(columns: Sequence[Column]) -> list[tuple[str, int]]:
-    """The heads over the columns, each with the number of neighbouring columns that it spans."""
-    heads: list[tuple[str, int]] = []
-    for column in columns:
-        if heads and heads[-1][0] == column.head:
-            heads[-1] = (column.head, heads[-1][1] + 1)
-        else:
-            heads.append((column.head, 1))
-    return heads
+def heads_of(columns: Sequence[Column]) -> list[tuple[Column, int]]:
+    """For each head over neighbouring columns the first of them, and how many it spans."""
+    groups = [list(group) for _, group in groupby(columns, key=lambda column: column.head)]
+    return [(group[0], len(group)) for group in groups]
 
 
 def percent(value: float | None) -> str:
@@ -193,18 +201,10 @@ def plain(text: str) -> str:
 
 def terminal(caption: str) -> Table:
     """An empty table in the style of all tables here."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
     return Table(
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-        header_style="bold",
-        caption=Text(caption),
+        box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold", caption=Text(caption),
         caption_justify="left",
-    )
+    )  # fmt: skip
 
 
 def attack_of(summary: Mapping[str, Any] | None) -> str:
@@ -214,81 +214,36 @@ def attack_of(summary: Mapping[str, Any] | None) -> str:
     return plain(", ".join(part for part in (how, f'word "{attack["word"]}"' if attack.get("word") else "") if part))
 
 
-def _caption(runs: Sequence[Run]) -> str:
-    said = list(dict.fromkeys(_caption_of(run.results) for run in runs))
-    return (
-        said[0]
-        if len(said) == 1
-        else "The runs differ in attack or judge: "
-        + "; ".join(f"{plain(run.label)}: {_caption_of(run.results)}" for run in runs)
-    )
-
-
-def _caption_of(results: Mapping[str, Any]) -> str:
-    sides = [(side, results[side]) for side in SIDES if results.get(side)]
+def _caption(results: Mapping[str, Any]) -> str:
+    sides = {side: results[side] for side in SIDES if results.get(side)}
     if not sides:
         return "No questions were asked under attack."
-    attacks = "; ".join(f"{side}: {attack_of(summary)}" for side, summary in sides)
-    judges = ", ".join(dict.fromkeys(plain(str(summary.get("judge", "unknown"))) for _, summary in sides))
-    served = dict.fromkeys(writer for _, summary in sides if (writer := _server_of(summary)))
+    attacks = "; ".join(f"{side}: {attack_of(summary)}" for side, summary in sides.items())
+    judges = ", ".join(dict.fromkeys(plain(str(summary.get("judge", "unknown"))) for summary in sides.values()))
+    servers = []  # models that wrote the answers where it was not the run's own
+    for summary in sides.values():
+        generation = summary.get("generation") or {}
+        if (engine := generation.get("engine", "hf")) != "hf":
+            servers.append(plain(f"{generation.get('model', 'unknown')} at {generation.get('base_url', engine)}"))
     return (
         f"ASR and IR on unsafe, RR and helpful on benign questions. After = under attack ({attacks}). Judge: {judges}."
-        + (f" Answers by {', '.join(served)}." if served else "")
+        + (f" Answers by {', '.join(dict.fromkeys(servers))}." if servers else "")
     )
 
 
-def _server_of(summary: Mapping[str, Any]) -> str | None:
-    """The model and server that wrote the answers, where it was not the run's own model."""
-    generation = summary.get("generation") or {}
-    if generation.get("engine", "hf") == "hf":
-        return None
-    return plain(f"{generation.get('model', 'unknown')} at {generation.get('base_url', generation['engine'])}")
+def _utility_columns(models: Sequence[Mapping[str, Any]]) -> list[Column]:
+    names = dict.fromkeys(name for model in models for name in model.get("utility") or {})
+    return [Column("utility", name, "utility", name, "higher") for name in names]
 
 
-def _utility_of(models: Sequence[Mapping[str, Any]]) -> str:
-    """What each utility score is, as a sentence to add: `Utility: mini is accuracy (n = 200).`"""
-    found: dict[str, list[Mapping[str, Any]]] = {}
-    for model in models:
-        for name, score in (model.get("utility") or {}).items():
-            found.setdefault(name, []).append(score)
-    told = [
-        f"{plain(name)} is {_either(scores, 'metric')}, n = {_either(scores, 'n')}" for name, scores in found.items()
-    ]
-    return f" Utility: {'; '.join(told)}." if told else ""
-
-
-def _either(scores: Sequence[Mapping[str, Any]], key: str) -> str:
-    return " or ".join(dict.fromkeys(plain(str(score.get(key, "unknown"))) for score in scores))
-
-
-def _rate(value: Mapping[str, Any]) -> Rate:
-    return Rate(value["rate"], value["low"], value["high"])
-
-
-def _questions(model: Mapping[str, Any]) -> tuple[int | None, int | None]:
-    unsafe, benign = (((model.get(side) or {}).get("before") or {}).get("n") for side in SIDES)
-    return unsafe, benign
-
-
-def counts_of(row: Row) -> str:
-    """How many unsafe and benign questions a row is over: `442 / 558`."""
-    return " / ".join("-" if n is None else str(n) for n in row.n)
-
-
-def percent_of(cell: Cell | None) -> str:
-    """A cell's rate in percent, or a dash."""
-    return percent(cell.rate.rate if cell else None)
-
-
-def with_interval(cell: Cell | None) -> str:
-    """A cell's rate in percent with its 95 % interval, or a dash."""
-    if cell is None or cell.rate.rate is None:
-        return "-"
-    if cell.rate.low is None:
-        return percent(cell.rate.rate)
-    return f"{percent(cell.rate.rate)} ({percent(cell.rate.low)}-{percent(cell.rate.high)})"
-
-
-def _scored(cell: Cell | None) -> str:
-    """On a line of its own the questions that the rate is over, where some of n are unscored."""
-    return f"\nn={cell.n - cell.unscored}" if cell and cell.unscored else ""
+def _utility_metrics(models: Sequence[Mapping[str, Any]]) -> str:
+    """What each utility score is, as a sentence to add: `Utility: mini is accuracy, n = 200.`"""
+    metrics = []
+    for name in (column.measure for column in _utility_columns(models)):
+        scores = [model["utility"][name] for model in models if name in (model.get("utility") or {})]
+        metric, n = (
+            " or ".join(dict.fromkeys(plain(str(score.get(key, "unknown"))) for score in scores))
+            for key in ("metric", "n")
+        )
+        metrics.append(f"{plain(name)} is {metric}, n = {n}")
+    return f" Utility: {'; '.join(metrics)}." if metrics else ""

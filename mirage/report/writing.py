@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from rich.console import Console
 
 from mirage.atomic import replacing
-from mirage.report.comparison import compare as compared
-from mirage.report.comparison import comparison_markdown, comparison_table
+from mirage.images import FileImage
+from mirage.report import comparison as paired
 from mirage.report.gallery import OpenPicture, galleries
 from mirage.report.markup import latex_table, markdown_table
 from mirage.report.runs import load_runs
 from mirage.report.tables import terminal_table
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 def report(
@@ -45,9 +43,7 @@ def report(
         ValueError: If there is no run, a folder is not a readable run, `compare` does not get exactly two runs, or
             `out` is not a folder.
     """
-    from rich.console import Console
-
-    from mirage.report.figures import curves_bytes, panels
+    from mirage.report.figures import curves_bytes, panels  # matplotlib and jinja2 take a second to import
     from mirage.report.page import page
 
     if not runs:
@@ -56,24 +52,24 @@ def report(
         raise ValueError(f"--compare needs exactly two runs, but there are {len(runs)}.")
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file, not a folder. Choose another --out.")
-    console = console or Console()
-    loaded = load_runs(runs)
-    notes = [note for run in loaded for note in run.notes]
-    comparison = compared(*loaded) if compare else None
-    drawn = panels(loaded)
     if shown < 0:
         raise ValueError(f"--shown is {shown}: it must be 0 or more.")
     if images is not None:
         open_picture = _opener(images)
-    cards, unseen = galleries(loaded, shown, open_picture)
-    notes += unseen
+    console = console or Console()
+    loaded = load_runs(runs)
+    notes = [note for run in loaded for note in run.notes]
+    comparison = paired.compare(*loaded) if compare else None
+    curves = panels(loaded)
+    cards, picture_notes = galleries(loaded, shown, open_picture)
+    notes += picture_notes
     files = {
-        "report.html": page(loaded, drawn, cards, comparison, notes).encode(),
-        "table.md": (markdown_table(loaded) + (comparison_markdown(comparison) if comparison else "")).encode(),
+        "report.html": page(loaded, curves, cards, comparison, notes).encode(),
+        "table.md": (markdown_table(loaded) + (paired.comparison_markdown(comparison) if comparison else "")).encode(),
         "table.tex": latex_table(loaded).encode(),
     }
-    if drawn:
-        files["curves.png"], files["curves.svg"] = curves_bytes(drawn)
+    if curves:
+        files["curves.png"], files["curves.svg"] = curves_bytes(curves)
     out.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         with replacing(out / name) as file:
@@ -82,7 +78,7 @@ def report(
         (out / name).unlink(missing_ok=True)  # a curve of other runs beside this table would be taken for theirs
     console.print(terminal_table(loaded))
     if comparison:
-        console.print(comparison_table(comparison))
+        console.print(paired.comparison_table(comparison))
     for note in notes:
         console.print(f"note: {note}", markup=False, highlight=False)
     console.print(
@@ -91,9 +87,6 @@ def report(
 
 
 def _opener(images: Path) -> OpenPicture:
-    """Opens pictures below `images` through the one door for pictures, with its limits."""
-    from mirage.images import FileImage
-
     if not images.is_dir():
         raise ValueError(f"{images} is not a folder. Give the folder that the pictures' names are relative to.")
     return lambda _, name: FileImage(images, name).open()
