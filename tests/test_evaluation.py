@@ -13,13 +13,13 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from mirage.evaluation.run.metrics import VerdictCounts
 
 from mirage.evaluation.generate.huggingface import Engine, OnAnswer
 from mirage.evaluation.judge.base import Answered, Judge, Judgement
 from mirage.evaluation.judge.kept import BLOCK
 from mirage.evaluation.run import runner as asking
 from mirage.evaluation.run.counting import summarise
-from mirage.evaluation.run.metrics import VerdictCounts
 from mirage.evaluation.run.records import AnswerLog, read_records, sorted_by_sample, write_records
 from mirage.evaluation.run.runner import RankFailedError, ask, samples_fingerprint, subsample, weights_fingerprint
 from mirage.schema import EvalSample, Record, Verdict

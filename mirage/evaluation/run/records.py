@@ -1,14 +1,33 @@
-"""Answers and records on disk: answers are kept as they come, records appear whole."""
+"""What an evaluation leaves on disk: answers kept as they come, records whole, and the version of both."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TextIO
 
 from mirage.atomic import write_text
 from mirage.schema import Record
+
+SCHEMA_VERSION = 2  # of results.json and of the records that belong to it
+
+
+def check_version(file: Path, version: object) -> None:
+    """Checks that a file of this `schema_version` is one that this mirage writes.
+
+    Raises:
+        ValueError: If an earlier or a later mirage wrote it.
+    """
+    if version == 1:
+        raise ValueError(
+            f"{file} was written by an earlier mirage (results schema 1): evaluate the run again with this one."
+        )
+    if version != SCHEMA_VERSION:
+        raise ValueError(
+            f"{file}: schema_version is {version!r}, but this mirage reads {SCHEMA_VERSION}. Read it with the mirage that "
+            "wrote it, or evaluate the run again with this one."
+        )
 
 
 class AnswerLog:
@@ -62,13 +81,15 @@ def read_records(path: Path) -> tuple[dict[str, Any], list[Record]]:
     """The header and the records of a file that `write_records` wrote.
 
     Raises:
-        ValueError: Naming file and line, if it is not such a file.
+        ValueError: Naming file and line, if it is not such a file, or an earlier mirage wrote it.
     """
     try:
         first, *lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
-        header = json.loads(first)
-    except (ValueError, UnicodeDecodeError) as error:
+        header = dict(json.loads(first))
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is not a records file. Evaluate the run again.") from error
+    if "probe_set" in header:  # as schema 1 called the eval_set
+        check_version(path, 1)
     records = []
     for number, line in enumerate(lines, start=2):
         try:
@@ -76,9 +97,3 @@ def read_records(path: Path) -> tuple[dict[str, Any], list[Record]]:
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}. Evaluate the run again.") from error
     return header, records
-
-
-def sorted_by_sample(records: Sequence[Record], ids: Sequence[str]) -> list[Record]:
-    """Records in the order of the samples, shots in order: the same file whichever rank answered what."""
-    place = {id: k for k, id in enumerate(ids)}
-    return sorted(records, key=lambda record: (place[record.id], record.shot))
