@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from mirage.evaluation.run.counting import shots_by_question, summarise
 from mirage.schema import Record
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SIDES = ("unsafe", "benign")
 
 
