@@ -464,13 +464,18 @@ TEXTS, TOKENS = "TextVQA_0.5.1_val.json", "TextVQA_Rosetta_OCR_v0.2_val.json"
         (TextVQA, TOKENS, drop_at("data"), "data is missing"),
         (ScienceQA, "pid_splits.json", drop_at("test"), "'test' is missing"),
         (ScienceQA, "pid_splits.json", set_at("test", to=["9"]), "problems.json: .*problem '9' is missing"),
-        (ScienceQA, "problems.json", set_at("5", "answer", to=3), "problem 5: .*answer 3 is none of its 3 choices"),
-        (ScienceQA, "problems.json", set_at("5", "answer", to=True), "problem 5: .*answer is true or false"),
+        (
+            ScienceQA,
+            "problems.json",
+            set_at("5", "answer", to=3),
+            r"problems\.5 has the answer 3, .* none of its 3 choices",
+        ),
+        (ScienceQA, "problems.json", set_at("5", "answer", to=True), r"problems\.5\.answer is true or false"),
         (ScienceQA, "problems.json", lambda content: list(content.values()), "problems is a list"),
         (VizWiz, "val.json", lambda content: {"images": [], "annotations": content}, "captioning task"),
-        (VizWiz, "val.json", drop_at(1, "answers"), "record 1: .*answers is missing"),
+        (VizWiz, "val.json", drop_at(1, "answers"), r"records\[1\]\.answers is missing"),
         (VizWiz, "val.json", set_at(1, "image", to="VizWiz_val_00000000.jpg"), "00000000.jpg occurs twice"),
-        (VizWiz, "val.json", lambda content: [*content[:1], "cut"], "record 1: .*the record is a text"),
+        (VizWiz, "val.json", lambda content: [*content[:1], "cut"], r"records\[1\] is a text"),
     ],
 )
 def test_a_file_of_another_version_or_shape_is_named_with_its_remedy(

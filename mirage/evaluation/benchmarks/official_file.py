@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field
 
@@ -35,10 +34,9 @@ class OfficialFile:
     expected: str
     remedy: str
 
-    def error(self, problem: str, where: str = "") -> ValueError:
-        """The error to raise: file (and record), expectation, problem and remedy in one sentence or two."""
-        place = f"{self.path}, {where}" if where else str(self.path)
-        return ValueError(f"{place}: expected {self.expected}, but {problem}. {self.remedy}")
+    def error(self, problem: str) -> ValueError:
+        """The error to raise: file, expectation, problem and remedy in one sentence or two."""
+        return ValueError(f"{self.path}: expected {self.expected}, but {problem}. {self.remedy}")
 
     def check(self, field: str, value: str, expected: str) -> None:
         """Checks that a field of the file's head is what it should be.
@@ -50,21 +48,14 @@ class OfficialFile:
             raise self.error(f"its {field} is {value!r}")
 
     def read(self, shape: type[AnyShape], under: str = "") -> AnyShape:
-        """The content in its shape; if its top level is a field of the shape, `under` names that field.
+        """The content in its shape; where the top level is a list or a dictionary, `under` is its field in the shape.
 
         Raises:
-            ValueError: If the file cannot be read or has another shape.
-        """
-        return self.shaped(shape, {under: self.json()} if under else self.json())
-
-    def json(self) -> Any:
-        """The parsed JSON.
-
-        Raises:
-            ValueError: If the file is missing, is not UTF-8, or is not whole JSON.
+            ValueError: If the file is missing, is not UTF-8, is not whole JSON, or has another shape; it names the first
+                field that is wrong.
         """
         try:
-            return json.loads(self.path.read_text(encoding="utf-8"))
+            content = json.loads(self.path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise self.error("there is no such file") from None
         except OSError as error:
@@ -73,15 +64,7 @@ class OfficialFile:
             raise self.error("it is not UTF-8 text") from error
         except json.JSONDecodeError as error:
             raise self.error(f"it is not whole JSON ({error.msg}, line {error.lineno} column {error.colno})") from error
-
-    def shaped(self, shape: type[AnyShape], value: object, where: str = "") -> AnyShape:
-        """The value in its shape.
-
-        Raises:
-            ValueError: If it has another; it names the first field that is wrong.
-        """
-        record, issues = checked(shape, value, str(self.path), where)
-        if record is None:
-            problem = issues[0].remedy.partition(". ")[0].removesuffix(".")
-            raise self.error(f"{issues[0].field} {problem}", where)
-        return record
+        shaped, issues = checked(shape, {under: content} if under else content, str(self.path), "")
+        if shaped is None:
+            raise self.error(f"{issues[0].field} {issues[0].remedy.partition('. ')[0].removesuffix('.')}")
+        return shaped

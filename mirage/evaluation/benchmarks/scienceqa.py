@@ -8,7 +8,7 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from mirage.evaluation.benchmarks.base import Benchmark, Question
 from mirage.evaluation.benchmarks.official_file import OfficialFile
@@ -79,10 +79,6 @@ class _Splits(Shape):
     splits: dict[str, list[str]]
 
 
-class _Problems(Shape):
-    problems: dict[str, Any]
-
-
 class _Problem(Shape):
     question: str
     choices: Annotated[list[str], Field(min_length=2, max_length=len(ascii_uppercase))]
@@ -92,6 +88,16 @@ class _Problem(Shape):
     split: str
     subject: Annotated[str, AfterValidator(_subject)]
     grade: Annotated[str, Field(pattern=r"^grade\d+$")]
+
+    @model_validator(mode="after")
+    def _is_a_choice(self) -> _Problem:
+        if not 0 <= self.answer < len(self.choices):
+            raise ValueError(f"has the answer {self.answer}, which is none of its {len(self.choices)} choices")
+        return self
+
+
+class _Problems(Shape):
+    problems: dict[str, _Problem]
 
 
 class ScienceQA(Benchmark):
@@ -136,7 +142,7 @@ class ScienceQA(Benchmark):
         problems = file.read(_Problems, under="problems").problems
         if missing := [id for id in ids if id not in problems]:
             raise file.error(f"problem {missing[0]!r} is missing")
-        questions = [self._question(file, id, problems[id]) for id in ids]
+        questions = [self._question(id, problems[id]) for id in ids]
         return [question for question in questions if question.image is not None or self.subset == "all"]
 
     def grade(self, answer: str, question: Question) -> float:
@@ -148,11 +154,7 @@ class ScienceQA(Benchmark):
         pairs = zip(self.asked, answers, strict=True)
         return {"unread": sum(option_letter(answer, len(question.options)) is None for question, answer in pairs)}
 
-    def _question(self, file: OfficialFile, id: str, content: object) -> Question:
-        problem = file.shaped(_Problem, content, f"problem {id}")
-        if not 0 <= problem.answer < len(problem.choices):
-            what = f"answer {problem.answer} is none of its {len(problem.choices)} choices"
-            raise file.error(what, f"problem {id}")
+    def _question(self, id: str, problem: _Problem) -> Question:
         hint = problem.hint.strip()
         options = " ".join(
             f"({letter}) {option}" for letter, option in zip(ascii_uppercase, problem.choices, strict=False)

@@ -29,6 +29,14 @@ class _Answered(_Asked):
     answer_type: str
 
 
+class _TestFile(Shape):
+    records: list[_Asked]
+
+
+class _File(Shape):
+    records: list[_Answered]
+
+
 class VizWiz(SoftAccuracy):
     """VizWiz-VQA, from `<split>.json`: one question a picture, asked under the picture's name.
 
@@ -54,13 +62,12 @@ class VizWiz(SoftAccuracy):
 
     def questions(self) -> Sequence[Question]:
         """Every question of the split, with its ten answers where they are public."""
-        expected = f"the VizWiz-VQA annotations of {self.split}, a list of questions with their pictures' names"
+        expected = f"the VizWiz-VQA annotations of {self.split}, a list of questions (not the captioning task's file)"
         file = OfficialFile(self.root / f"{self.split}.json", expected, REMEDY)
-        records = file.json()
-        if not isinstance(records, list):
-            raise file.error("it is no list (the files of the captioning task have the same names)")
-        shape = _Asked if self.split == "test" else _Answered
-        return [self._question(file.shaped(shape, each, f"record {number}")) for number, each in enumerate(records)]
+        records: Sequence[_Asked] = (
+            file.read(_TestFile, "records").records if self.split == "test" else file.read(_File, "records").records
+        )
+        return [self._question(record) for record in records]
 
     def _question(self, record: _Asked) -> Question:
         gold: tuple[str, ...] = ()

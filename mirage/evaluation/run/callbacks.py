@@ -102,10 +102,6 @@ class EvalCallback(Callback):
         if self.start is None and trainer.global_step == 0:
             self.start = self.measure(trainer, pl_module, "start.")
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        """Forgets the weights that the last evaluation saw."""
-        self._weights = None
-
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Forgets the weights that the last evaluation saw."""
         self._weights = None
@@ -178,10 +174,10 @@ class EvalCallback(Callback):
     def shared_fingerprint(self, trainer: L.Trainer, model: Any) -> str:
         """The fingerprint of the weights, read by the first callback of an evaluation for all.
 
-        It is forgotten with the next training step and the next evaluation (what is written to `parameter.data` leaves
+        It is forgotten with the next optimizer step and the next evaluation (what is written to `parameter.data` leaves
         no trace), and not used within one if a parameter was replaced or written to in between.
         """
-        state = [(parameter.data_ptr(), parameter._version) for parameter in model.parameters()]
+        state = trainer.global_step, [(parameter.data_ptr(), parameter._version) for parameter in model.parameters()]
         for callback in eval_callbacks(trainer):
             if callback._weights is not None and callback._weights[0] == state:
                 return callback._weights[1]

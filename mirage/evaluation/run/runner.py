@@ -45,16 +45,9 @@ def ask(
 ) -> list[Record]:
     """The records of all samples in their order, the same on every rank: this rank asks its share, and all are gathered.
 
-    Args:
-        samples: Every question; `rank` asks each `world_size`-th of them, with all its rewrites.
-        engine: Who answers.
-        judge: Who reads the answers.
-        eval_set: Stands in the records and in the names of the logs.
-        fingerprint: Of all that decides a verdict: answers that an interrupted attempt kept under it are not asked again.
-        log_folder: Where answers are kept until there are records.
-        rank: This process.
-        world_size: Number of processes.
-        finish: Called on every rank with all records before the kept answers are deleted: what it raises loses none.
+    What decides a verdict has the `fingerprint`: answers that an interrupted attempt kept under it in `log_folder` are
+    not asked again. They are deleted when `finish`, called on every rank with all records, has returned: what it raises
+    is raised here, and no answer is lost.
 
     Raises:
         RankFailedError: On every rank, if any rank failed.
