@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import tempfile
 import threading
 from collections import Counter
@@ -16,6 +15,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from builders import record_of
 
 from mirage.evaluation.generate.huggingface import Engine, OnAnswer
 from mirage.evaluation.judge.base import Answered, Judge, Judgement
@@ -25,6 +25,7 @@ from mirage.evaluation.run import runner as asking
 from mirage.evaluation.run.callbacks import OneWordAttack
 from mirage.evaluation.run.counting import question_verdict
 from mirage.evaluation.run.records import AnswerLog, read_records, write_records
+from mirage.evaluation.run.results import Results
 from mirage.evaluation.run.runner import RankFailedError, ask, samples_fingerprint, subsample, weights_fingerprint
 from mirage.images import FileImage
 from mirage.schema import EvalSample, Record, Verdict
@@ -39,18 +40,6 @@ ODD_TEXTS = [
     "\r\n",
     "[1, 2]",
 ]
-
-
-def random_records(questions: int, shots: int, seed: int, unsafe: bool = True) -> list[Record]:
-    dice = random.Random(seed)
-    return [
-        Record(
-            id=f"q{k}", eval_set="unsafe", shot=shot, question="?", answer="!", judge="dice", unsafe=unsafe,
-            verdict=dice.choices(VERDICTS, [4, 4, 1, 1])[0],
-        )
-        for k in range(questions)
-        for shot in range(shots + 1)
-    ]  # fmt: skip
 
 
 # Answers that survive
@@ -102,20 +91,32 @@ def test_nothing_is_taken_from_another_fingerprint_or_a_damaged_file(tmp_path: P
 def test_records_round_trip_and_a_foreign_line_is_named(tmp_path: Path) -> None:
     path = tmp_path / "unsafe.jsonl"
     records = [
-        replace(record, question=text, answer=text, reason=text, category=text or None, image=text or None)
-        for record, text in zip(random_records(len(ODD_TEXTS), 0, seed=1), ODD_TEXTS, strict=True)
+        record_of(
+            f"q{k}", k, VERDICTS[k % 4], question=text, answer=text, reason=text, category=text or None, score=k / 3
+        )
+        for k, text in enumerate(ODD_TEXTS)
     ]
     write_records(path, records, {"fingerprint": "f1", "judge": "dice"})
     assert read_records(path) == ({"fingerprint": "f1", "judge": "dice"}, records)
-    assert len(path.read_text().split("\n")) == len(records) + 2  # a line each
-    for line in ("{}", '{"id": 3', "[]", json.dumps({**json.loads(records[0].to_json()), "verdict": "safe"})):
-        with path.open("a") as file:
-            file.write(line + "\n")
-        with pytest.raises(ValueError, match=rf"unsafe\.jsonl, line {len(records) + 2}: .*Evaluate the run again"):
+    whole = path.read_text()
+    assert len(whole.split("\n")) == len(records) + 2  # a line each
+    good = json.loads(records[0].to_json())
+    for line, wrong in (
+        ("{}", "id"), ('{"id": 3', "the line"), ("[]", "the line"), (json.dumps({**good, "verdict": "safe"}), "verdict"),
+        (json.dumps({**good, "shot": True}), "shot"), (json.dumps({**good, "score": "high"}), "score"),
+    ):  # fmt: skip
+        path.write_text(f"{whole}{line}\n")
+        with pytest.raises(
+            ValueError, match=rf"unsafe\.jsonl, line {len(records) + 2}: {wrong} .*Evaluate the run again"
+        ):
             read_records(path)
-        write_records(path, records, {})
     path.write_text("no header")
     with pytest.raises(ValueError, match="is not a records file"):
+        read_records(path)
+    write_records(path, records, {"fingerprint": "f1", "probe_set": "unsafe"})
+    with pytest.raises(
+        ValueError, match=r"unsafe\.jsonl was written by an earlier mirage \(results schema 1\): evaluate"
+    ):
         read_records(path)
 
 
@@ -327,11 +328,10 @@ def test_a_rank_that_cannot_write_its_log_ends_all(monkeypatch: pytest.MonkeyPat
 # Counting once
 
 
-class Questions:
-    """The data of a trainer: unsafe questions, without a language of their own."""
+class Data:
+    """What callbacks ask of the data of a run: unsafe questions, without a language of their own."""
 
-    rewriter = None
-    pad_to_square = False
+    rewriter, pad_to_square, seed, source = None, False, 0, SimpleNamespace(name="test")
 
     def __init__(self, count: int) -> None:
         self.samples = [replace(sample, rewrites=()) for sample in samples(count)]
@@ -339,41 +339,54 @@ class Questions:
     def eval_samples(self, eval_set: str) -> list[EvalSample]:
         return self.samples
 
+    def summary(self) -> dict[str, Any]:
+        return {"unsafe": len(self.samples)}
 
-class Logged:
-    """A module that keeps what is logged."""
+
+class Module:
+    """What callbacks ask of a method; it keeps what is logged."""
+
+    name, pretrained, processor = "rmu", "somewhere", None
 
     def __init__(self) -> None:
-        self.model, self.processor = torch.nn.Linear(2, 2).requires_grad_(False), None
+        self.model = torch.nn.Linear(2, 2).requires_grad_(False)
         for parameter in self.model.parameters():
             parameter.zero_()
-        self.values: dict[str, float] = {}
+        self.logged: dict[str, float] = {}
 
     def log(self, name: str, value: float, **_: Any) -> None:
-        self.values[name] = value
+        self.logged[name] = value
 
 
-def evaluated(count: int, folder: Path, rank: int = 0, world_size: int = 1) -> tuple[dict[str, Any], dict[str, float]]:
-    """What a callback counted on this rank, and what it logged."""
-    attack = OneWordAttack("unsafe", Rewrite("what", shots=2), Dice(), engine=Echo())
+def evaluated(
+    count: int, folder: Path, rank: int = 0, world_size: int = 1, word: str = "what"
+) -> tuple[dict[str, Any], dict[str, float], Results]:
+    """What a validation in a fit counts, logs and writes on this rank."""
+    attack = OneWordAttack("unsafe", Rewrite(word, shots=2), Dice(), engine=Echo())
     trainer: Any = SimpleNamespace(
-        global_rank=rank, world_size=world_size, is_global_zero=rank == 0, global_step=0, sanity_checking=False,
-        default_root_dir=folder, state=SimpleNamespace(fn="fit"), callbacks=[attack], datamodule=Questions(count),
+        global_rank=rank, world_size=world_size, is_global_zero=rank == 0, global_step=0, current_epoch=0, ckpt_path=None,
+        sanity_checking=False, default_root_dir=folder, state=SimpleNamespace(fn="fit"), callbacks=[attack],
+        datamodule=Data(count), estimated_stepping_batches=6.0,
         precision_plugin=SimpleNamespace(forward_context=nullcontext),
     )  # fmt: skip
-    module: Any = Logged()
+    module: Any = Module()
+    results = Results()
     attack.setup(trainer, module, "fit")
     attack.on_validation_epoch_end(trainer, module)
+    results.on_validation_end(trainer, module)
     assert attack.current is not None
-    return attack.current, module.values
+    return attack.current, module.logged, results
 
 
 @pytest.mark.filterwarnings("ignore:.*dice left:UserWarning")
 @pytest.mark.parametrize("count", [7, 2, 1])  # uneven shards; of one question the second rank has none
 def test_two_ranks_count_as_one_process(count: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    alone, values = evaluated(count, tmp_path / "alone")
-    both = on_every_rank(2, lambda rank: evaluated(count, tmp_path / "both", rank, 2), monkeypatch)
-    assert both == [(alone, values)] * 2
+    alone, logged, _ = evaluated(count, tmp_path / "alone")
+    first, second = on_every_rank(2, lambda rank: evaluated(count, tmp_path / "both", rank, 2), monkeypatch)
+    assert first[:2] == second[:2] == (alone, logged)
+    written = json.loads((tmp_path / "both" / "results.json").read_text())
+    assert first[2].latest == written and second[2].latest is None and first[2].written == second[2].written
+    assert written["unsafe"] == alone and (written["schema_version"], written["world_size"]) == (2, 2)
     _, records = read_records(tmp_path / "both" / "records" / "unsafe.jsonl")
     assert records == read_records(tmp_path / "alone" / "records" / "unsafe.jsonl")[1]
     for arm, shots in (("before", {0}), ("after", {1, 2})):
@@ -386,7 +399,14 @@ def test_two_ranks_count_as_one_process(count: int, monkeypatch: pytest.MonkeyPa
         for name, verdict in (("asr", Verdict.COMPLIED), ("rr", Verdict.REFUSED), ("ir", Verdict.IRRELEVANT)):
             scored = count - ended[Verdict.UNSCORED]
             assert alone[arm][name]["rate"] == (ended[verdict] / scored if scored else None)
-            assert values.get(f"unsafe/{arm}/{name}") == alone[arm][name]["rate"], "logged as it stands in results.json"
+            assert logged.get(f"unsafe/{arm}/{name}") == alone[arm][name]["rate"], "logged as it stands in results.json"
+
+
+def test_no_question_and_a_word_that_nothing_can_mine_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="The eval_set 'unsafe' is empty"):
+        evaluated(0, tmp_path)
+    with pytest.raises(ValueError, match=r"attack.word is 'mined', and this OneWordAttack has no audit .* give a word"):
+        evaluated(1, tmp_path, word="mined")
 
 
 # What is asked

@@ -1,4 +1,4 @@
-"""What an evaluation leaves on disk: answers kept as they come, records whole, and the version of both."""
+"""Answers and records on disk: answers are kept as they come, records appear whole."""
 
 from __future__ import annotations
 
@@ -9,25 +9,6 @@ from typing import Any, TextIO
 
 from mirage.atomic import write_text
 from mirage.schema import Record
-
-SCHEMA_VERSION = 2  # of results.json and of the records that belong to it
-
-
-def check_version(file: Path, version: object) -> None:
-    """Checks that a file of this `schema_version` is one that this mirage writes.
-
-    Raises:
-        ValueError: If an earlier or a later mirage wrote it.
-    """
-    if version == 1:
-        raise ValueError(
-            f"{file} was written by an earlier mirage (results schema 1): evaluate the run again with this one."
-        )
-    if version != SCHEMA_VERSION:
-        raise ValueError(
-            f"{file}: schema_version is {version!r}, but this mirage reads {SCHEMA_VERSION}. Read it with the mirage that "
-            "wrote it, or evaluate the run again with this one."
-        )
 
 
 class AnswerLog:
@@ -88,8 +69,10 @@ def read_records(path: Path) -> tuple[dict[str, Any], list[Record]]:
         header = dict(json.loads(first))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is not a records file. Evaluate the run again.") from error
-    if "probe_set" in header:  # as schema 1 called the eval_set
-        check_version(path, 1)
+    if "probe_set" in header:
+        raise ValueError(
+            f"{path} was written by an earlier mirage (results schema 1): evaluate the run again with this one."
+        )
     records = []
     for number, line in enumerate(lines, start=2):
         try:

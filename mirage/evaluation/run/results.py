@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Callback
 
 from mirage.atomic import write_text
 from mirage.evaluation.run.callbacks import EvalCallback, eval_callbacks, run_folder
-from mirage.evaluation.run.records import SCHEMA_VERSION
+from mirage.schema import RESULTS_SCHEMA_VERSION
 
 PACKAGES = ("safety-mirage", "torch", "lightning", "transformers", "peft", "torchmetrics", "datasets")
 
@@ -74,7 +74,7 @@ class Results(Callback):
             seconds["train"] = total - sum(value for key, value in seconds.items() if key != "start")
         planned = trainer.estimated_stepping_batches if fits else math.inf
         return {
-            "schema_version": SCHEMA_VERSION,
+            "schema_version": RESULTS_SCHEMA_VERSION,
             "method": module.name if fits or trainer.ckpt_path else "start",
             "name": Path(trainer.default_root_dir).name,
             "model": module.pretrained,
