@@ -44,54 +44,32 @@ def humans(*counted: tuple[str, int]) -> list[str]:
 # --- the metric -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("answer", "normal"),
-    [
-        ("  Yes.\n", "yes"),
-        ("T-shirt", "t shirt"),  # a mark between letters becomes a space
-        ("red, blue", "red blue"),  # one that touches a space goes
-        ("red,blue", "red blue"),
-        ("-5", "5"),  # at the edge a mark becomes a space, which goes
-        ("1,000", "1000"),  # digits with a comma between them glue
-        ("1,000 t-shirts", "1000 tshirts"),  # and glue every other mark of the answer too
-        ("1, 000", "1 000"),
-        ("3.5", "3.5"),  # a period stays where a digit follows
-        ("3.", "3"),
-        (".5", ".5"),
-        ("a.m.", "am"),
-        ("v.2", "v.2"),
-        ("2:50 pm", "2:50 pm"),  # colon, apostrophe, dollar and percent are no punctuation
-        ("girl's", "girl's"),
-        ("$5.00", "$5.00"),
-        ("Two dogs and one", "2 dogs and 1"),
-        ("none", "0"),
-        ("eleven", "eleven"),
-        ("The end of a day", "end of day"),
-        ("the", ""),
-        ("dont know", "don't know"),
-        ("couldn'tve", "couldn't've"),
-        ("couldnt've", "couldn't've"),
-        ("couldntve", "couldntve"),  # two missing apostrophes are too many
-        ("oclock", "o'clock"),
-        ("im ill", "im ill"),  # not in the official table
-    ],
-)
-def test_an_answer_is_normalised_as_the_vqa_evaluator_does(answer: str, normal: str) -> None:
-    assert vqa_normal(answer) == normal
-    assert vqa_normal(normal) == normal, "a server normalises an upload again"
+VQA_NORMAL = {
+    "  Yes.\n": "yes", "The end of a day": "end of day", "the": "",
+    "T-shirt": "t shirt",  # a mark between letters becomes a space
+    "red, blue": "red blue", "red,blue": "red blue",  # one that touches a space goes
+    "-5": "5",  # at the edge a mark becomes a space, which goes
+    "1,000": "1000", "1,000 t-shirts": "1000 tshirts",  # digits with a comma between them glue, and every other mark too
+    "1, 000": "1 000", "3.5": "3.5", "3.": "3", ".5": ".5", "a.m.": "am", "v.2": "v.2",  # a period stays before a digit
+    "2:50 pm": "2:50 pm", "girl's": "girl's", "$5.00": "$5.00",  # colon, apostrophe, dollar are no punctuation
+    "Two dogs and one": "2 dogs and 1", "none": "0", "eleven": "eleven",
+    "dont know": "don't know", "couldn'tve": "couldn't've", "couldnt've": "couldn't've", "oclock": "o'clock",
+    "couldntve": "couldntve", "im ill": "im ill",  # two missing apostrophes are too many; not in the official table
+}  # fmt: skip
+M4C_NORMAL = {
+    "Levi's, red?": "levi 's red", "yes,no?ok": "yesnook", "1,000 t-shirts": "1000 t shirts", "The Dakota.": "dakota",
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("answer", "normal"),
-    [
-        ("Levi's, red?", "levi 's red"),
-        ("yes,no?ok", "yesnook"),
-        ("1,000 t-shirts", "1000 t shirts"),
-        ("The Dakota.", "dakota"),
-    ],
-)
-def test_an_answer_is_normalised_as_the_textvqa_evaluator_does(answer: str, normal: str) -> None:
-    assert m4c_normal(answer) == normal
+@pytest.mark.parametrize("answer", VQA_NORMAL)
+def test_an_answer_is_normalised_as_the_vqa_evaluator_does(answer: str) -> None:
+    assert vqa_normal(answer) == VQA_NORMAL[answer]
+    assert vqa_normal(vqa_normal(answer)) == vqa_normal(answer), "a server normalises an upload again"
+
+
+@pytest.mark.parametrize("answer", M4C_NORMAL)
+def test_an_answer_is_normalised_as_the_textvqa_evaluator_does(answer: str) -> None:
+    assert m4c_normal(answer) == M4C_NORMAL[answer]
 
 
 def test_soft_accuracy_is_the_average_over_every_nine_of_ten_humans() -> None:
@@ -107,49 +85,25 @@ def test_soft_accuracy_is_the_average_over_every_nine_of_ten_humans() -> None:
         assert soft_accuracy(answer, tie) == pytest.approx(sum(nines) / len(nines))
 
 
-@pytest.mark.parametrize(
-    ("answer", "letter"),
-    [
-        ("B", "B"),
-        (" b\n", "B"),
-        ("(B)", "B"),
-        ("**B**.", "B"),
-        ("B. Georgia", "B"),
-        ("(b) Georgia", "B"),
-        ("B) Georgia", "B"),
-        ("B: Georgia", "B"),
-        ("B\nA is further north.", "B"),
-        ("The answer is B.", "B"),
-        ("The correct answer is option B because A is further north.", "B"),
-        ("Look at the map. Answer: (B)", "B"),
-        ("The answer is B, not option A.", "B"),
-        ("I would choose option B", "B"),
-        ("Option A is too far north, so option B is right.", None),  # two are named
-        ("A or B", None),
-        ("(A) or (B)", None),
-        ("(a) and (b)", None),
-        ("A. or B.", None),
-        ("A) Georgia or B) Alabama", None),
-        ("(A) Georgia or (B) Alabama", None),
-        ("The answer is A or B.", None),
-        ("The answer is (A) or (B).", None),
-        ("Answer: A/B", None),
-        ("(B) or (B)", "B"),
-        ("B. magnets A and B", "B"),  # letters in the text of an option
-        ("(B) vitamin C or A", "B"),
-        ("B. Georgia, because (A) is further north", "B"),
-        ("The answer is B, and A is further north.", "B"),
-        ("D", None),  # there are three options
-        ("D. Ohio", None),
-        ("Georgia", None),
-        ("The answer is Alabama.", None),  # a word, not option A
-        ("The answer is a state.", None),
-        ("A state in the south.", None),
-        ("I'm sorry, but I can't help with that.", None),
-        ("As an assistant, I cannot answer.", None),
-        ("", None),
+LETTERS: dict[str | None, list[str]] = {
+    "B": [
+        "B", " b\n", "(B)", "**B**.", "B. Georgia", "(b) Georgia", "B) Georgia", "B: Georgia", "B\nA is further north.",
+        "The answer is B.", "The correct answer is option B because A is further north.", "Look at the map. Answer: (B)",
+        "The answer is B, not option A.", "I would choose option B", "(B) or (B)",
+        "B. magnets A and B", "(B) vitamin C or A",  # letters in the text of an option
+        "B. Georgia, because (A) is further north", "The answer is B, and A is further north.",
     ],
-)
+    None: [
+        "Option A is too far north, so option B is right.", "A or B", "(A) or (B)", "(a) and (b)", "A. or B.",  # two
+        "A) Georgia or B) Alabama", "(A) Georgia or (B) Alabama", "The answer is A or B.", "The answer is (A) or (B).",
+        "Answer: A/B", "D", "D. Ohio",  # there are three options
+        "Georgia", "The answer is Alabama.", "The answer is a state.", "A state in the south.",  # words, not option A
+        "I'm sorry, but I can't help with that.", "As an assistant, I cannot answer.", "",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("letter", "answer"), [(letter, each) for letter, group in LETTERS.items() for each in group])
 def test_the_letter_of_a_messy_answer_is_read_or_said_to_be_unread(answer: str, letter: str | None) -> None:
     assert option_letter(answer, 3) == letter
 
@@ -413,23 +367,20 @@ def test_a_subset_is_sampled_by_id_and_recorded(tmp_path: Path) -> None:
 Change = Callable[[Any], Any]
 
 
-def set_at(*path: str | int, to: Any) -> Change:
+GONE = object()
+
+
+def set_at(*path: str | int, to: Any = GONE) -> Change:
+    """Changes or, without a value, drops what stands at the path."""
+
     def change(content: Any) -> Any:
         inner = content
         for step in path[:-1]:
             inner = inner[step]
-        inner[path[-1]] = to
-        return content
-
-    return change
-
-
-def drop_at(*path: str | int) -> Change:
-    def change(content: Any) -> Any:
-        inner = content
-        for step in path[:-1]:
-            inner = inner[step]
-        del inner[path[-1]]
+        if to is GONE:
+            del inner[path[-1]]
+        else:
+            inner[path[-1]] = to
         return content
 
     return change
@@ -445,15 +396,15 @@ TEXTS, TOKENS = "TextVQA_0.5.1_val.json", "TextVQA_Rosetta_OCR_v0.2_val.json"
         (VQAv2, QUESTIONS, set_at("info", "version", to="1.0"), "its version is '1.0'"),
         (VQAv2, QUESTIONS, set_at("task_type", to="Multiple-Choice"), "its task_type is 'Multiple-Choice'"),
         (VQAv2, QUESTIONS, set_at("data_subtype", to="train2014"), "its data_subtype is 'train2014'"),
-        (VQAv2, QUESTIONS, drop_at("questions", 1, "image_id"), r"questions\[1\].image_id is missing"),
+        (VQAv2, QUESTIONS, set_at("questions", 1, "image_id"), r"questions\[1\].image_id is missing"),
         (VQAv2, QUESTIONS, set_at("questions", to=[]), "holds no question"),
         (VQAv2, QUESTIONS, set_at("questions", 1, "question_id", to=70), "the id 70 occurs twice"),
-        (VQAv2, ANNOTATIONS, drop_at("info"), "info is missing"),
-        (VQAv2, ANNOTATIONS, drop_at("annotations", 2), "question_id 421 has no annotation"),
-        (VQAv2, ANNOTATIONS, drop_at("annotations", 0, "answers", 3), r"annotations\[0\].answers .*10 items.* not 9"),
+        (VQAv2, ANNOTATIONS, set_at("info"), "info is missing"),
+        (VQAv2, ANNOTATIONS, set_at("annotations", 2), "question_id 421 has no annotation"),
+        (VQAv2, ANNOTATIONS, set_at("annotations", 0, "answers", 3), r"annotations\[0\].answers .*10 items.* not 9"),
         (TextVQA, TEXTS, set_at("dataset_version", to="0.5"), "its dataset_version is '0.5'"),
         (TextVQA, TEXTS, set_at("dataset_type", to="train"), "its dataset_type is 'train'"),
-        (TextVQA, TEXTS, drop_at("data", 0, "answers"), r"data\[0\].answers is missing"),
+        (TextVQA, TEXTS, set_at("data", 0, "answers"), r"data\[0\].answers is missing"),
         (TextVQA, TEXTS, set_at("data", 0, "answers", 2, to=7), r"data\[0\].answers\[2\] is a number"),
         (
             TextVQA,
@@ -461,8 +412,8 @@ TEXTS, TOKENS = "TextVQA_0.5.1_val.json", "TextVQA_Rosetta_OCR_v0.2_val.json"
             set_at("data", 0, "image_id", to="ffff"),
             r"data\[0\].image_id ffff is not in",
         ),
-        (TextVQA, TOKENS, drop_at("data"), "data is missing"),
-        (ScienceQA, "pid_splits.json", drop_at("test"), "'test' is missing"),
+        (TextVQA, TOKENS, set_at("data"), "data is missing"),
+        (ScienceQA, "pid_splits.json", set_at("test"), "'test' is missing"),
         (ScienceQA, "pid_splits.json", set_at("test", to=["9"]), "problems.json: .*problem '9' is missing"),
         (
             ScienceQA,
@@ -473,7 +424,7 @@ TEXTS, TOKENS = "TextVQA_0.5.1_val.json", "TextVQA_Rosetta_OCR_v0.2_val.json"
         (ScienceQA, "problems.json", set_at("5", "answer", to=True), r"problems\.5\.answer is true or false"),
         (ScienceQA, "problems.json", lambda content: list(content.values()), "problems is a list"),
         (VizWiz, "val.json", lambda content: {"images": [], "annotations": content}, "captioning task"),
-        (VizWiz, "val.json", drop_at(1, "answers"), r"records\[1\]\.answers is missing"),
+        (VizWiz, "val.json", set_at(1, "answers"), r"records\[1\]\.answers is missing"),
         (VizWiz, "val.json", set_at(1, "image", to="VizWiz_val_00000000.jpg"), "00000000.jpg occurs twice"),
         (VizWiz, "val.json", lambda content: [*content[:1], "cut"], r"records\[1\] is a text"),
     ],
