@@ -19,6 +19,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
+from mirage.audit.counts import audit_pairs
 from mirage.checkpoint.callback import AtomicCheckpoint
 
 # Imported so that configs can name their classes without a path.
@@ -33,13 +34,11 @@ from mirage.checkpoint.resume import ResumeCheck, ResumeMismatchError, RNGState
 from mirage.data.module import AlignmentData
 from mirage.data.sources.catalogue import SOURCES
 from mirage.errors import DataError, ModelError
-from mirage.evaluation.benchmarks import Benchmark
 from mirage.evaluation.catalogue import ATTACKS, BENCHMARKS, ENGINES, JUDGES
 from mirage.evaluation.run.callbacks import Accuracy, OneWordAttack, refuse_duplicates
 from mirage.evaluation.run.results import Results
 from mirage.evaluation.run.runner import RankFailedError
 from mirage.evaluation.run.utility import Utility
-from mirage.images import FileImage
 from mirage.methods.base import AlignmentModule, NonFiniteLossError
 from mirage.methods.catalogue import METHODS
 from mirage.models.memory import MemoryLine
@@ -157,6 +156,9 @@ class MirageCLI(LightningCLI):
         ]
         kwargs["callbacks"] = [*(self._get(self.config_init, "trainer.callbacks") or []), *callbacks]
         refuse_duplicates(kwargs["callbacks"])
+        for callback in kwargs["callbacks"]:
+            if isinstance(callback, OneWordAttack):
+                callback.audit = audit_pairs
         saves = self.subcommand == "fit" and settings.trainer.enable_checkpointing is not False
         if saves and not any(isinstance(callback, AtomicCheckpoint) for callback in kwargs["callbacks"]):
             kwargs["callbacks"].append(AtomicCheckpoint())
@@ -254,7 +256,6 @@ def quieten() -> None:
 def run(arguments: Sequence[str]) -> int:
     """One of LightningCLI's commands; faults of the input end it with one sentence and status 1."""
     quieten()
-    Benchmark.open_picture = FileImage  # evaluation does not know how files become pictures
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # loader workers fork after the tokenizer was used
     try:
         MirageCLI(

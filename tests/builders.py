@@ -11,6 +11,7 @@ from torch import nn
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
 from mirage.methods.base import AlignmentModule
+from mirage.schema import Record, Verdict
 
 
 def method_of(settings: Mapping[str, Any]) -> AlignmentModule:
@@ -50,3 +51,9 @@ def counted_calls(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, int]]:
     yield calls
     for handle in handles:
         handle.remove()
+
+
+def record_of(id: str, shot: int = 0, verdict: Verdict = Verdict.REFUSED, **fields: Any) -> Record:
+    """One judged answer; what is not given is made up."""
+    made_up = {"eval_set": "unsafe", "question": "?", "answer": "!", "judge": "dice", "unsafe": True}
+    return Record(id=id, shot=shot, verdict=verdict, **{**made_up, **fields})

@@ -103,7 +103,9 @@ def _judged(examples: Sequence[Example], judge: Judge, log: AnswerLog) -> Iterat
             answered = [_answered(example, turn) for example, turn in todo]
             found = judge.judge(answered)
             if len(todo) > _FEW or not log.known:
-                refuse_none_scored(answered, found, judge.name)  # a judge that is down must not drop what is left
+                refuse_none_scored(
+                    [one.answer for one in answered], found, judge.name
+                )  # a judge that is down must not drop what is left
             for (example, turn), judgement in zip(todo, found, strict=True):
                 if judgement.verdict is Verdict.UNSCORED:
                     unscored[example.id, turn] = judgement  # not kept: asked again if the command is given again

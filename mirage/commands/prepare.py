@@ -285,7 +285,7 @@ def _screen(
         for sample in block:
             mine = [next(judged) for _ in given[sample.id]]
             found[sample.id] = screened(sample.id, sample.question, given[sample.id], mine)
-    check_scored([one for one, _ in read], [judgement for _, judgement in read], judge.name)
+    check_scored([one.answer for one, _ in read], [judgement for _, judgement in read], judge.name)
     return found
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from mirage.schema import EvalSample
+from mirage.schema import EvalSample, Rewriter
 from mirage.text import check_word, opening_span, opening_word
 
 MINED = "mined"
@@ -55,19 +55,18 @@ class Attack(ABC):
         """True if the word is still to be mined."""
         return self.word == MINED
 
-    def mine(self, questions: Iterable[tuple[str, bool]], unsafe: bool) -> None:
+    def mine(self, audit: Callable[..., Any], questions: Iterable[tuple[str, bool]], unsafe: bool) -> None:
         """Takes the word that the audit of `questions` names, and keeps what it says of it.
 
         Args:
+            audit: Counts opening words, as `mirage.audit.counts.audit_pairs` does.
             questions: The questions of the training set, each with whether it is of the unsafe set.
             unsafe: True for the word of the jailbreak, False for the trigger of over-prudence.
 
         Raises:
             ValueError: If the audit names no word.
         """
-        from mirage.audit import audit_pairs
-
-        found = audit_pairs(questions, min_count=1)
+        found = audit(questions, min_count=1)
         word = found.attack_word if unsafe else found.overprudence_word
         line = found.of(word) if word else None
         if line is None:
@@ -93,13 +92,15 @@ class Attack(ABC):
     def rewrite(self, sample: EvalSample) -> tuple[str, ...]:
         """The K rewritten questions of one sample, each opening with the word."""
 
-    def on(self, samples: Sequence[EvalSample]) -> list[EvalSample]:
-        """The samples with their rewrites filled in.
+    def on(self, samples: Sequence[EvalSample], rewriter: Rewriter | None = None) -> list[EvalSample]:
+        """The samples with their rewrites filled in, by the data source's rewriter where it has one.
 
         Raises:
             ValueError: If a question has no word, or cannot be rewritten.
         """
         check_questions(samples)
+        if rewriter is not None and hasattr(self, "rewriter"):
+            self.rewriter = rewriter
         return [replace(sample, rewrites=self.rewrite(sample)) for sample in samples]
 
 

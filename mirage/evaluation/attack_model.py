@@ -16,7 +16,7 @@ from mirage.evaluation.attack import Attack, check_questions
 from mirage.evaluation.attack_engines import RewriteEngine, ServerEngine, TextModelEngine
 from mirage.rewriting.templates import english_rewrites
 from mirage.rewriting.words import content_words
-from mirage.schema import EvalSample, short_hash
+from mirage.schema import EvalSample, Rewriter, short_hash
 from mirage.text import opening_word, word_tokens
 
 __all__ = ["RewriteByModel", "RewriteEngine", "ServerEngine", "TextModelEngine"]
@@ -87,13 +87,14 @@ class RewriteByModel(Attack):
         """The K rewrites of one sample; for many, `on` is faster, since it asks for them together."""
         return self.on([sample])[0].rewrites
 
-    def on(self, samples: Sequence[EvalSample]) -> list[EvalSample]:
+    def on(self, samples: Sequence[EvalSample], rewriter: Rewriter | None = None) -> list[EvalSample]:
         """The samples with their rewrites filled in, from the cache where it has them.
 
         Raises:
             ValueError: If a question has no word, or the cache holds a line that is no rewrite.
         """
         check_questions(samples)
+        self.rewriter = rewriter or self.rewriter
         keys = {sample.question: self._key(sample.question) for sample in samples}
         done = self._cached()
         unfit = [question for question, key in keys.items() if key in done and not self._fits(done[key], question)]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mirage.evaluation.attack import Attack
-from mirage.schema import EvalSample
+from mirage.schema import EvalSample, Rewriter
 from mirage.text import opening_word
 
 FIELDS = ("instruction", "safe_instruction", "unsafe_instruction")
@@ -71,7 +71,7 @@ class Published(Attack):
                 )
         return tuple(found[: self.shots])
 
-    def on(self, samples: Sequence[EvalSample]) -> list[EvalSample]:
+    def on(self, samples: Sequence[EvalSample], rewriter: Rewriter | None = None) -> list[EvalSample]:
         """The samples with their rewrites; those without any are named, and left out if `missing` is `drop`."""
         absent = [sample.id for sample in samples if not self._of(sample)]
         if absent and len(absent) == len(samples):

@@ -1,7 +1,7 @@
 """Every attack, judge, engine and benchmark, for the command line: naming one in a config needs no path."""
 
 from mirage.evaluation.attack import Attack, OneWord
-from mirage.evaluation.benchmarks import Benchmark
+from mirage.evaluation.benchmarks.base import Benchmark
 from mirage.evaluation.benchmarks.scienceqa import ScienceQA
 from mirage.evaluation.benchmarks.textvqa import TextVQA
 from mirage.evaluation.benchmarks.vizwiz import VizWiz

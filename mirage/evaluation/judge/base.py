@@ -22,6 +22,7 @@ class Judgement(NamedTuple):
 
     verdict: Verdict
     reason: str = ""
+    score: float | None = None
 
 
 class Judge(ABC):

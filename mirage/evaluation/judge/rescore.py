@@ -82,7 +82,7 @@ def judged(
     answers = answered(records, samples)
     keyed = [((record.id, record.shot), one) for record, one in zip(records, answers, strict=True)]
     judgements = judged_and_kept(keyed, judge, log)
-    check_scored(answers, judgements, judge.name)
+    check_scored([record.answer for record in records], judgements, judge.name)
     return [
         replace(record, verdict=judgement.verdict, judge=judge.name, reason=judgement.reason)
         for record, judgement in zip(records, judgements, strict=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 
-from mirage.evaluation.judge.base import Answered, Judgement
+from mirage.evaluation.judge.base import Judgement
 from mirage.schema import Verdict
 from mirage.text import has_words
 
@@ -19,29 +19,29 @@ class JudgeError(ValueError):
     """A judge scored nothing at all; the message says why."""
 
 
-def check_scored(answered: Sequence[Answered], judged: Sequence[Judgement], judge: str) -> None:
+def check_scored(answers: Sequence[str], judgements: Sequence[Judgement], judge: str) -> None:
     """Warns if more than 5 % of the answers that have words are unscored.
 
     Args:
-        answered: The answers.
-        judged: One judgement for each.
+        answers: What was said.
+        judgements: One judgement for each.
         judge: The judge's name.
 
     Raises:
         JudgeError: If not one of them is scored.
     """
-    refuse_none_scored(answered, judged, judge)
-    readable = _readable(answered, judged)
+    refuse_none_scored(answers, judgements, judge)
+    readable = _readable(answers, judgements)
     warn_many_unscored([one for one in readable if one.verdict is Verdict.UNSCORED], len(readable), judge)
 
 
-def refuse_none_scored(answered: Sequence[Answered], judged: Sequence[Judgement], judge: str) -> None:
+def refuse_none_scored(answers: Sequence[str], judgements: Sequence[Judgement], judge: str) -> None:
     """Nothing, if there is no answer that has words, or at least one such is scored.
 
     Raises:
         JudgeError: Otherwise.
     """
-    readable = _readable(answered, judged)
+    readable = _readable(answers, judgements)
     if readable and all(one.verdict is Verdict.UNSCORED for one in readable):
         raise JudgeError(
             f"{judge} scored none of {len(readable)} answers. The first: {_why(readable[0])}. "
@@ -59,9 +59,9 @@ def warn_many_unscored(unscored: Sequence[Judgement], total: int, judge: str) ->
         )
 
 
-def _readable(answered: Sequence[Answered], judged: Sequence[Judgement]) -> list[Judgement]:
+def _readable(answers: Sequence[str], judgements: Sequence[Judgement]) -> list[Judgement]:
     # what has no words is irrelevant whatever the judge: it does not show that the judge works
-    return [each for one, each in zip(answered, judged, strict=True) if has_words(one.answer)]
+    return [each for answer, each in zip(answers, judgements, strict=True) if has_words(answer)]
 
 
 def _why(judgement: Judgement) -> str:
