@@ -12,7 +12,7 @@ import pytest
 from local_server import Body, Reply, Serve, completion
 
 from mirage.evaluation.attack import Attack, OneWord, with_opening_word
-from mirage.evaluation.generate.chat_client import ServerError
+from mirage.evaluation.generate.openai import ServerError
 from mirage.evaluation.rewrite import (
     Published,
     RandomWord,

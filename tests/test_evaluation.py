@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from mirage.evaluation.generate.huggingface import Engine, OnAnswer
+from mirage.evaluation.generate.base import Engine, OnAnswer
 from mirage.evaluation.judge.base import Answered, Judge, Judgement
 from mirage.evaluation.judge.kept import BLOCK
 from mirage.evaluation.run import runner as asking
