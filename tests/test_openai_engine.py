@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ import pytest
 from local_server import Body, Reply, Serve, asked, completion
 from PIL import Image
 
-from mirage.evaluation.generate import chat_client as chat_server
 from mirage.evaluation.generate.openai import OpenAIEngine, ServerError
+from mirage.models.pretrained import resolve_pretrained
 from mirage.schema import EvalSample
 
 SERVE_NEEDS = ("fastapi", "uvicorn", "openai", "pydantic", "starlette", "accelerate")
@@ -55,7 +56,8 @@ def samples(count: int, shots: int = 2) -> list[EvalSample]:
 
 
 def engine(url: str, **changed: Any) -> OpenAIEngine:
-    return OpenAIEngine(url, "some-model", **{"timeout_s": 5.0, "retries": 2, "concurrency": 4, **changed})
+    settings = {"timeout_s": 5.0, "retries": 2, "backoff_s": 0.01, "concurrency": 4, **changed}
+    return OpenAIEngine(url, "some-model", **settings)
 
 
 def test_each_question_gets_its_answer_whatever_comes_first(serve: Serve) -> None:
@@ -93,14 +95,25 @@ def test_a_busy_or_broken_server_is_asked_again(serve: Serve) -> None:
     assert len(server.bodies) == 6 + 4
 
 
-def test_waits_double_and_retry_after_is_heeded(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    waited: list[float] = []
-    monkeypatch.setattr(threading.Event, "wait", lambda self, timeout=None: bool(waited.append(timeout or 0.0)))
-    refusals = iter([(500, "", {}), (500, "", {}), (500, "", {}), (429, "", {"Retry-After": "7"})])
-    server = serve(lambda body: next(refusals, completion("yes")))
-    ask = engine(server.url, retries=4).server.ask
-    assert ask(json.dumps({"messages": []}).encode(), {}, threading.Event()) == "yes"
-    assert [pause for pause in waited if pause] == [0.01, 0.02, 0.04, 7.0]
+def test_waits_double_and_retry_after_is_heeded(serve: Serve) -> None:
+    refusals = iter([(500, "", {}), (500, "", {}), (500, "", {}), (429, "", {"Retry-After": "1"})])
+    asked_at: list[float] = []
+
+    def answer(body: Body) -> Reply:
+        asked_at.append(time.monotonic())
+        return next(refusals, completion("yes"))
+
+    assert engine(serve(answer).url, retries=4, backoff_s=0.05).complete(["?"], temperature=0, seed=0) == ["yes"]
+    waited = [after - before for before, after in pairwise(asked_at)]
+    for seconds, least in zip(waited, [0.05, 0.1, 0.2, 1.0], strict=True):
+        assert least <= seconds < least + 0.5
+
+
+def test_prompts_are_completed_with_temperature_and_seed(serve: Serve) -> None:
+    server = serve(lambda body: completion(f"{asked(body)}/{body['seed']}"))
+    prompts = [f"p{number}" for number in range(6)]
+    assert engine(server.url).complete(prompts, temperature=0.7, seed=5) == [f"{prompt}/5" for prompt in prompts]
+    assert {(body["temperature"], body["max_tokens"]) for body in server.bodies} == {(0.7, 64)}
 
 
 @pytest.mark.parametrize(
@@ -126,8 +139,7 @@ def test_a_server_that_answers_nonsense_is_named_with_a_remedy(serve: Serve, rep
     assert len(server.bodies) == (3 if "3 times" in says or "no chat" in says else 1)
 
 
-def test_a_server_that_is_down_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat_server, "_FIRST_WAIT_S", 0.01)
+def test_a_server_that_is_down_is_said_to_be() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
@@ -205,10 +217,13 @@ def test_the_key_comes_from_the_environment_and_goes_nowhere_else(
 ) -> None:
     server = serve(lambda body: completion("yes"))
     keyed = engine(server.url, api_key_env="MIRAGE_TEST_KEY")
-    with pytest.raises(ServerError, match="the environment variable MIRAGE_TEST_KEY holds no key"):
-        keyed.answers(samples(1))
+    for unusable in ("", "secret\nkey", "secret\u00e9"):
+        monkeypatch.setenv("MIRAGE_TEST_KEY", unusable)
+        with pytest.raises(ServerError, match="the environment variable MIRAGE_TEST_KEY holds no key") as caught:
+            keyed.answers(samples(1))
+        assert "secret" not in str(caught.value)
     assert server.bodies == []
-    monkeypatch.setenv("MIRAGE_TEST_KEY", "abc123")
+    monkeypatch.setenv("MIRAGE_TEST_KEY", "abc123\n")
     keyed.answers(samples(1))
     assert {headers["Authorization"] for headers in server.headers} == {"Bearer abc123"}
     assert "abc123" not in json.dumps(keyed.settings())
@@ -227,6 +242,7 @@ def test_the_key_comes_from_the_environment_and_goes_nowhere_else(
         {"timeout_s": 0.0},
         {"timeout_s": float("nan")},
         {"retries": -1},
+        {"backoff_s": -1.0},
     ],
 )
 def test_bad_settings_are_refused(bad: dict[str, Any]) -> None:
@@ -246,7 +262,7 @@ def real_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str,
     missing = [name for name in SERVE_NEEDS if find_spec(name) is None]
     if missing:
         pytest.skip(f"`transformers serve` needs {', '.join(missing)}: install the project's dev extra")
-    package = Path(chat_server.__file__).parents[1] / "mini" / "checkpoint"
+    package = resolve_pretrained("package:mirage.mini/checkpoint")
     folder = Path(shutil.copytree(package, tmp_path_factory.mktemp("served") / "mini"))
     log = folder.parent / "log"
     # a folder is a model name like any other to it; offline, so that nothing is looked up elsewhere

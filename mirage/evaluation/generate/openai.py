@@ -141,18 +141,16 @@ class OpenAIEngine(Engine):
         import httpx2
 
         under_way: dict[Future[str], Key] = {}
-        failure: BaseException | None = None
+        failures: list[BaseException] = []
         stop = threading.Event()
 
         def collect() -> None:
-            nonlocal failure
             for future in wait(under_way, return_when=FIRST_COMPLETED).done:
-                key = under_way.pop(future)
-                error = future.exception()
+                key, error = under_way.pop(future), future.exception()
                 if error is None:
                     on_reply(key, future.result())
                 elif not isinstance(error, CancelledError):
-                    failure = failure or error
+                    failures.append(error)
 
         pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="mirage-server")
         # a redirect, which would carry the key to another host, is not followed
@@ -170,18 +168,19 @@ class OpenAIEngine(Engine):
             finally:
                 stop.set()
                 pool.shutdown(cancel_futures=True)
-        if failure is not None:
-            raise failure
+        if failures:
+            raise failures[0]
 
     def _headers(self) -> dict[str, str]:
         if self.api_key_env is None:
             return {}
-        if key := os.environ.get(self.api_key_env):
-            return {"Authorization": f"Bearer {key}"}
-        raise ServerError(
-            f"{self.base_url}: the environment variable {self.api_key_env} holds no key. "
-            "Set it, or leave engine.api_key_env out."
-        )
+        key = os.environ.get(self.api_key_env, "").strip()
+        if not key or not key.isascii() or not key.isprintable():  # a client would quote a key that it cannot send
+            raise ServerError(
+                f"{self.base_url}: the environment variable {self.api_key_env} holds no key that can be sent. "
+                "Set it, or leave engine.api_key_env out."
+            )
+        return {"Authorization": f"Bearer {key}"}
 
     def _ask(self, client: Client, body: Body, stop: threading.Event) -> str:
         """The text of the reply to one request, repeated as often as `retries` allows.
@@ -223,7 +222,7 @@ class OpenAIEngine(Engine):
             raise _TryAgain(
                 f"no answer within {self.timeout_s:g} s. Raise engine.timeout_s or lower engine.concurrency."
             ) from error
-        except (httpx2.HTTPError, OSError) as error:
+        except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
             reason = _short(str(error) or type(error).__name__)
             raise _TryAgain(f"no connection ({reason}). Start the server or correct engine.base_url.") from error
         text = data.decode("utf-8", "replace")
