@@ -141,7 +141,9 @@ def test_answers_are_those_of_one_question_at_a_time(
     model, processor = built(kind)
     samples = SAMPLES if kind != "paligemma" else [item for item in SAMPLES if item.image]  # it always wants a picture
     expected = one_at_a_time(model, processor, samples)
-    assert len({text for answers in expected for text in answers}) > len(samples)  # the model does tell questions apart
+    assert len({text for answers in expected for text in answers}) > len(
+        samples
+    )  # the model does distinguish questions
     with caplog.at_level(logging.INFO):
         for changed in ({}, {"batch_size": 2}, {"batch_size": 64}, {"share_prefix": False}):
             assert engine(model, processor, **changed).answers(samples) == expected, changed
@@ -191,11 +193,11 @@ def test_the_checkpoints_own_generation_settings_change_nothing(
 ) -> None:
     model, processor = built(kind)
     expected = engine(model, processor).answers(SAMPLES)
-    own = model.generation_config
-    own.do_sample, own.temperature, own.top_k, own.repetition_penalty = True, 5.0, 3, 9.0
-    own.suppress_tokens, own.min_new_tokens, own.no_repeat_ngram_size = [5, 6, 7], 9, 2
+    config = model.generation_config
+    config.do_sample, config.temperature, config.top_k, config.repetition_penalty = True, 5.0, 3, 9.0
+    config.suppress_tokens, config.min_new_tokens, config.no_repeat_ngram_size = [5, 6, 7], 9, 2
     assert engine(model, processor).answers(SAMPLES) == expected
-    assert model.generation_config is own and own.repetition_penalty == 9.0
+    assert model.generation_config is config and config.repetition_penalty == 9.0
 
 
 def test_the_model_is_left_as_it_was(built: Callable[[str], tuple[Any, Any]]) -> None:
@@ -221,7 +223,7 @@ def _fails(*_: Any, **__: Any) -> None:
     raise RuntimeError("on purpose")
 
 
-def test_lora_adapters_speak(built: Callable[[str], tuple[Any, Any]]) -> None:
+def test_lora_adapters_are_used(built: Callable[[str], tuple[Any, Any]]) -> None:
     model, processor = built("llava")
     plain = engine(model, processor).answers(SAMPLES)
     wrapped = add_lora(model, LoraSettings(r=2, target_modules=["q_proj", "v_proj"]))
@@ -236,14 +238,14 @@ def test_lora_adapters_speak(built: Callable[[str], tuple[Any, Any]]) -> None:
     assert adapted == one_at_a_time(wrapped.merge_and_unload(), processor, SAMPLES)
 
 
-def test_every_answer_is_told_at_once_with_its_sample_and_shot(built: Callable[[str], tuple[Any, Any]]) -> None:
+def test_every_answer_is_passed_on_at_once_with_its_sample_and_shot(built: Callable[[str], tuple[Any, Any]]) -> None:
     model, processor = built("llava")
-    told: dict[tuple[str, int], str] = {}
-    answers = engine(model, processor).answers(SAMPLES, lambda *heard: told.__setitem__(heard[:2], heard[2]))
-    assert told == {
+    heard: dict[tuple[str, int], str] = {}
+    answers = engine(model, processor).answers(SAMPLES, lambda *answer: heard.__setitem__(answer[:2], answer[2]))
+    assert heard == {
         (item.id, shot): text
-        for item, own in zip(SAMPLES, answers, strict=True)
-        for shot, text in enumerate(own)
+        for item, shots in zip(SAMPLES, answers, strict=True)
+        for shot, text in enumerate(shots)
     }  # fmt: skip
     kept: list[tuple[str, int]] = []
 

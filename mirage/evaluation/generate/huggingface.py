@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from mirage.evaluation.generate.base import Engine, OnAnswer, as_samples, check_at_least_one
+from mirage.evaluation.generate.base import Engine, OnAnswer, check_at_least_one
 from mirage.evaluation.generate.decoding import (
     Start,
     answering,
@@ -28,7 +28,7 @@ from mirage.evaluation.generate.decoding import (
     shared_start,
     why_not_plain,
 )
-from mirage.evaluation.generate.prompts import PrefixNotSharedError, Split, encoded, render_prompt, split
+from mirage.evaluation.generate.prompts import Split, encoded, render_prompt, split
 from mirage.models.processor import end_of_answer, pad_to_square
 from mirage.schema import EvalSample
 
@@ -101,7 +101,11 @@ class HuggingFaceEngine(Engine):
         return self._asked(samples, on_answer, 0.0)
 
     def complete(self, prompts: Sequence[str], *, temperature: float, seed: int) -> list[str]:
-        return [text for (text,) in self.sampled(as_samples(prompts), temperature=temperature, seed=seed)]
+        samples = [
+            EvalSample(id=str(index), source="prompt", image=None, question=prompt, unsafe=False)
+            for index, prompt in enumerate(prompts)
+        ]
+        return [text for (text,) in self.sampled(samples, temperature=temperature, seed=seed)]
 
     def sampled(self, samples: Sequence[EvalSample], *, temperature: float, seed: int) -> list[list[str]]:
         """As `answers`, each token sampled from the whole distribution; greedy at temperature 0.
@@ -190,14 +194,13 @@ class HuggingFaceEngine(Engine):
         if not self.share_prefix or not images or len(rows) == len(images):  # without a picture, little is shared
             return None
         prompts = [[row.prompt for row in rows if row.sample == index] for index in range(len(images))]
-        try:
-            cut = split(self.processor, prompts, images)
-            if any("token_type_ids" in name for name in forward_names(self._network).intersection(cut.inputs)):
-                raise PrefixNotSharedError("its attention depends on token types")
-        except PrefixNotSharedError as reason:
-            self._log_not_shared(str(reason))
-            return None
-        return cut
+        cut = split(self.processor, prompts, images)
+        if isinstance(cut, Split):
+            if not any("token_type_ids" in name for name in forward_names(self._network).intersection(cut.inputs)):
+                return cut
+            cut = "its attention depends on token types"
+        self._log_not_shared(cut)
+        return None
 
     def _full_inputs(self, rows: Sequence[_Row], images: Sequence[Any]) -> dict[str, Any]:
         """The processor's inputs for whole prompts, each with its own picture."""

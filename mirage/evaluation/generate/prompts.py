@@ -10,10 +10,6 @@ Tokens = list[int]
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
-class PrefixNotSharedError(Exception):
-    """A prefix cannot be shown to be the same for all shots; the message says why."""
-
-
 class Split(NamedTuple):
     """A batch of P samples with R prompts, cut where the prompts of each sample begin to differ."""
 
@@ -62,14 +58,12 @@ def encoded(processor: Any, prompts: Sequence[str], images: Sequence[Any]) -> di
     return dict(inputs)
 
 
-def split(processor: Any, prompts: Sequence[Sequence[str]], images: Sequence[Any]) -> Split:
-    """The batch cut into prefixes and suffixes; `prompts` holds the rendered questions of each sample, plain one first.
+def split(processor: Any, prompts: Sequence[Sequence[str]], images: Sequence[Any]) -> Split | str:
+    """The batch cut into prefixes and suffixes, or the reason why it cannot be shown that shots share their prefix.
 
-    A picture is prepared and expanded into its tokens once per sample, with the plain question. The other prompts are
-    tokenized as they are: behind the picture, an expanded prompt must end exactly as the unexpanded one does.
-
-    Raises:
-        PrefixNotSharedError: If that cannot be shown.
+    `prompts` holds the rendered questions of each sample, plain one first. A picture is prepared and expanded into its
+    tokens once per sample, with the plain question. The other prompts are tokenized as they are: behind the picture, an
+    expanded prompt must end exactly as the unexpanded one does.
     """
     tokenizer = processor.tokenizer
     special = _add_special_tokens(tokenizer, prompts[0][0])
@@ -81,11 +75,11 @@ def split(processor: Any, prompts: Sequence[Sequence[str]], images: Sequence[Any
         rows: list[Tokens] = tokenizer(list(shots), add_special_tokens=special)["input_ids"]
         common = _num_common(rows)
         if picture not in rows[0][:common] or any(picture in row[common:] for row in rows):
-            raise PrefixNotSharedError("its chat template does not put the picture before the question")
+            return "its chat template does not put the picture before the question"
         expanded = inputs["input_ids"][index][inputs["attention_mask"][index].bool()].tolist()
         end = len(expanded) - (len(rows[0]) - common)
         if expanded[end:] != rows[0][common:]:
-            raise PrefixNotSharedError("its processor changes what stands behind the picture")
+            return "its processor changes what stands behind the picture"
         prefixes.append(expanded[:end])
         suffixes.extend(row[common:] for row in rows)
     return Split(prefixes, suffixes, inputs)
