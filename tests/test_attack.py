@@ -12,7 +12,7 @@ import pytest
 from local_server import Body, Reply, Serve, completion
 
 from mirage.evaluation.attack import Attack, OneWord, with_opening_word
-from mirage.evaluation.generate.chat_client import ServerError
+from mirage.evaluation.generate.openai import ServerError
 from mirage.evaluation.rewrite import (
     Published,
     RandomWord,
@@ -529,7 +529,7 @@ def test_a_hugging_face_model_answers_every_prompt_the_same_for_the_same_seed(tm
     answers = engine(prompts, seed=3)
     assert torch.equal(state, torch.get_rng_state())
     assert len(answers) == 3 and answers == engine(prompts, seed=3) != engine(prompts, seed=4)
-    with pytest.raises(ValueError, match="no text model"):
+    with pytest.raises(ValueError, match="no model folder"):
         TextModelEngine(str(tmp_path / "none"))(["p"], 0)
 
 

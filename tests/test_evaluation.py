@@ -17,7 +17,7 @@ import pytest
 import torch
 from builders import record_of
 
-from mirage.evaluation.generate.huggingface import Engine, OnAnswer
+from mirage.evaluation.generate.base import Engine, OnAnswer
 from mirage.evaluation.judge.base import Answered, Judge, Judgement
 from mirage.evaluation.judge.kept import BLOCK
 from mirage.evaluation.rewrite import Rewrite

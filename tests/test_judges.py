@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from mirage.data.sources.mini import Mini
-from mirage.evaluation.generate.huggingface import Engine, HuggingFaceEngine, OnAnswer
+from mirage.evaluation.generate.base import Engine, OnAnswer
+from mirage.evaluation.generate.huggingface import HuggingFaceEngine
 from mirage.evaluation.generate.likelihood import Said, token_logp_mean
 from mirage.evaluation.judge.base import Answered
 from mirage.evaluation.judge.calibration import agreement, read_labels

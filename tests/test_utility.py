@@ -17,7 +17,8 @@ from mirage.cli import BENCHMARKS, main, with_shipped_configs
 from mirage.data.sources.mini import Mini
 from mirage.evaluation.benchmarks.vqav2 import VQAv2
 from mirage.evaluation.catalogue import BENCHMARKS as BENCHMARK_CLASSES
-from mirage.evaluation.generate.huggingface import Engine, HuggingFaceEngine, OnAnswer
+from mirage.evaluation.generate.base import Engine, OnAnswer
+from mirage.evaluation.generate.huggingface import HuggingFaceEngine
 from mirage.evaluation.judge.base import Answered, Judge, Judgement
 from mirage.evaluation.judge.exact import Exact
 from mirage.evaluation.run import callbacks as callback

@@ -12,11 +12,10 @@ from jsonargparse import ArgumentParser
 
 # Imported so that arguments can name their classes without a path.
 from mirage.data.sources.catalogue import SOURCES
-from mirage.evaluation.catalogue import JUDGES
-from mirage.evaluation.generate.openai import OpenAIEngine
+from mirage.evaluation.catalogue import ENGINES, JUDGES
 
 SOURCE, JUDGE, ENGINE = "data source", "judge", "engine"
-KINDS: dict[str, tuple[type, ...]] = {SOURCE: SOURCES, JUDGE: JUDGES, ENGINE: (OpenAIEngine,)}
+KINDS: dict[str, tuple[type, ...]] = {SOURCE: SOURCES, JUDGE: JUDGES, ENGINE: ENGINES}
 TAKES = {"data": SOURCE, "retain": SOURCE, "source": SOURCE, "judge": JUDGE, "against": JUDGE, "engine": ENGINE}
 # What jsonargparse says around a fault: each class and each type that was tried, from the outermost to the fault.
 _ABSTRACT = ("", "Source", "Judge", "Engine")

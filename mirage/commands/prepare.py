@@ -36,7 +36,7 @@ from mirage.prepare.harmful import (
     selector_question,
     usable,
 )
-from mirage.prepare.responders import Answerer, AnswerFile, AskSettings, Dtype, ModelFolder, answerer, file_hash
+from mirage.prepare.responders import AnswerFile, AskSettings, Dtype, ModelFolder, Responder, file_hash, responder
 from mirage.prepare.retain import mixed, retain_lines
 from mirage.schema import EvalSample, short_hash
 
@@ -53,7 +53,7 @@ _BLOCK = 512  # questions in memory at a time, pictures included; and sorted by 
 class _Asked:
     """What became of asking one model or reading one file."""
 
-    who: Answerer
+    who: Responder
     answers: dict[str, list[tuple[str, str]]]  # question id -> (model, answer)
     fresh: int = 0
     reused: int = 0
@@ -126,13 +126,13 @@ def prepare(
     judge = judge or Keyword()
     # everything that can be wrong is found before a model is loaded
     check_folder(out)
-    answerers = [answerer(named, asking) for named in answers_from]
-    chooser = None if selector == "detail" else answerer(selector, replace(asking, max_new_tokens=32))
+    responders = [responder(named, asking) for named in answers_from]
+    chooser = None if selector == "detail" else responder(selector, replace(asking, max_new_tokens=32))
     if isinstance(chooser, AnswerFile):
         raise ValueError(f"--selector is {selector}, a file. Write detail, or a model's folder or server.")
-    if not answerers:
+    if not responders:
         raise ValueError("--answers_from is empty: name at least one model, server or file of answers.")
-    for who in (*answerers, *([chooser] if chooser else [])):
+    for who in (*responders, *([chooser] if chooser else [])):
         who.check()
     parts = retain or []
     if faults := [fault for source in (data, *(part.source for part in parts)) for fault in source.validate()]:
@@ -144,7 +144,7 @@ def prepare(
 
     fingerprint = short_hash(
         json.dumps(settings, sort_keys=True, default=str), *questions, *questions.values(),
-        *(who.fingerprint() for who in (*answerers, *([chooser] if chooser else []))),
+        *(who.fingerprint() for who in (*responders, *([chooser] if chooser else []))),
     )  # fmt: skip
     if _is_complete(out, fingerprint):
         print(f"{out} is complete already, with these settings.")
@@ -153,7 +153,7 @@ def prepare(
     sweep_partials(out)
     started = time.perf_counter()
     with progress_bars() as progress:
-        asked = [_ask(who, samples, drawn, out, progress) for who in answerers]
+        asked = [_ask(who, samples, drawn, out, progress) for who in responders]
         candidates = _screen(samples, drawn, asked, judge)
         choices = {id: by_detail(found, seed) for id, found in candidates.items()}
         if chooser is not None:
@@ -224,8 +224,8 @@ def _blocks(samples: Sequence[EvalSample], places: Sequence[int]) -> Iterator[li
         yield [replace(samples[place], rewrites=()) for place in places[start : start + _BLOCK]]
 
 
-def _ask(who: Answerer, samples: Sequence[EvalSample], drawn: Sequence[int], out: Path, progress: Progress) -> _Asked:
-    """Everything that one answerer says, asked for where it is not known from an interrupted attempt."""
+def _ask(who: Responder, samples: Sequence[EvalSample], drawn: Sequence[int], out: Path, progress: Progress) -> _Asked:
+    """Everything that one responder says, asked for where it is not known from an interrupted attempt."""
     asked_ids = [samples[place].id for place in drawn]
     if isinstance(who, AnswerFile):
         given = who.answers()

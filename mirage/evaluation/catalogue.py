@@ -6,8 +6,9 @@ from mirage.evaluation.benchmarks.scienceqa import ScienceQA
 from mirage.evaluation.benchmarks.textvqa import TextVQA
 from mirage.evaluation.benchmarks.vizwiz import VizWiz
 from mirage.evaluation.benchmarks.vqav2 import VQAv2
-from mirage.evaluation.generate.huggingface import Engine
+from mirage.evaluation.generate.base import Engine
 from mirage.evaluation.generate.openai import OpenAIEngine
+from mirage.evaluation.generate.pretrained import PretrainedEngine
 from mirage.evaluation.judge.base import Judge
 from mirage.evaluation.judge.exact import Exact
 from mirage.evaluation.judge.fluency import Fluency
@@ -18,5 +19,5 @@ from mirage.evaluation.rewrite import Published, RandomWord, Rewrite, RewriteByM
 
 ATTACKS: tuple[type[Attack], ...] = (OneWord, Published, RandomWord, Rewrite, RewriteByModel, WithoutWord)
 JUDGES: tuple[type[Judge], ...] = (Exact, Fluency, Keyword, ModelJudge, TopicFilter)
-ENGINES: tuple[type[Engine], ...] = (OpenAIEngine,)
+ENGINES: tuple[type[Engine], ...] = (OpenAIEngine, PretrainedEngine)
 BENCHMARKS: tuple[type[Benchmark], ...] = (ScienceQA, TextVQA, VQAv2, VizWiz)

@@ -6,14 +6,16 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import quantiles
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from mirage.evaluation.generate.likelihood import Said, sampled_answers, token_logp_mean
 from mirage.evaluation.judge.base import Answered, Judge, Judgement
 from mirage.evaluation.judge.keyword import refusal_sign
 from mirage.evaluation.judge.repetition import is_loop
 from mirage.schema import Verdict, short_hash
 from mirage.text import has_words
+
+if TYPE_CHECKING:
+    from mirage.evaluation.generate.likelihood import Said
 
 _LEAST_OWN_ANSWERS = 100  # few questions are answered several times: a quantile of 1 % needs as many
 
@@ -100,6 +102,8 @@ class Fluency(Judge):
     def _threshold(self, answered: Sequence[Answered]) -> tuple[float, str]:
         if self.threshold is not None:
             return self.threshold, "given"
+        from mirage.evaluation.generate.likelihood import Said, sampled_answers
+
         origin = f"{100 * self.quantile:g} % of the reference's own answers lie below"
         asked = {(one.sample.id, one.question): Said(one.question, self._picture(one)) for one in answered}
         key = short_hash(*sorted(asked))
@@ -117,10 +121,14 @@ class Fluency(Judge):
         return self._thresholds[key], origin
 
     def _scores(self, said: Sequence[Said]) -> list[float]:
+        from mirage.evaluation.generate.likelihood import token_logp_mean
+
         network, processor = self._reference()
         return token_logp_mean(network, processor, said, self.batch_size)
 
     def _said(self, one: Answered) -> Said:
+        from mirage.evaluation.generate.likelihood import Said
+
         return Said(one.question, self._picture(one), one.answer)
 
     def _picture(self, one: Answered) -> Any:

@@ -13,9 +13,10 @@ from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from mirage.evaluation.generate.huggingface import Engine, HuggingFaceEngine
+from mirage.evaluation.generate.base import Engine
+from mirage.evaluation.generate.pretrained import PretrainedEngine
 from mirage.evaluation.judge.base import Answered, Judge, Judgement
 from mirage.schema import Verdict, short_hash
 from mirage.text import has_words
@@ -222,21 +223,13 @@ class ModelJudge(Judge):
 
     def _engine(self) -> Engine:
         if self.engine is None:
-            import torch
-
-            from mirage.models.load import load_model
-            from mirage.models.processor import load_processor
-
             assert self.pretrained is not None
-            processor = load_processor(self.pretrained)
-            network: Any = load_model(self.pretrained, dtype=self.dtype).requires_grad_(False)
-            found = "cuda" if torch.cuda.is_available() else "cpu"
-            self.engine = HuggingFaceEngine(
-                network.to(found if self.device == "auto" else self.device), processor,
-                max_new_tokens=self.max_new_tokens, batch_size=self.batch_size,
+            self.engine = PretrainedEngine(
+                self.pretrained, max_new_tokens=self.max_new_tokens, batch_size=self.batch_size,
+                dtype=self.dtype, device=self.device,
             )  # fmt: skip
-        own = getattr(getattr(self.engine, "processor", None), "image_token", None)
-        self._placeholders = (own,) if isinstance(own, str) else ()
+        placeholder = self.engine.image_placeholder
+        self._placeholders = (placeholder,) if placeholder else ()
         return self.engine
 
 

@@ -12,8 +12,8 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 from mirage.evaluation.attack import Attack
-from mirage.evaluation.generate.casting import casts_kept
-from mirage.evaluation.generate.huggingface import Engine, HuggingFaceEngine
+from mirage.evaluation.generate.base import Engine
+from mirage.evaluation.generate.huggingface import HuggingFaceEngine
 from mirage.evaluation.judge.base import Judge, Judgement
 from mirage.evaluation.judge.unscored import check_scored
 from mirage.evaluation.rewrite import describe_attack
@@ -159,7 +159,7 @@ class EvalCallback(Callback):
             if trainer.is_global_zero:
                 self.write(folder, prefix, records, header)
 
-        with trainer.precision_plugin.forward_context(), casts_kept(module.model):
+        with trainer.precision_plugin.forward_context():
             records = ask(
                 self.samples, engine, self.judge, eval_set=self.eval_set, fingerprint=fingerprint,
                 rank=trainer.global_rank, world_size=trainer.world_size, log_folder=folder / "records", finish=finish,

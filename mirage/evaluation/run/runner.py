@@ -13,7 +13,7 @@ import torch
 import xxhash
 from torch import nn
 
-from mirage.evaluation.generate.huggingface import Engine
+from mirage.evaluation.generate.base import Engine
 from mirage.evaluation.judge.base import Answered, Judge
 from mirage.evaluation.judge.kept import judged_and_kept
 from mirage.evaluation.run.records import AnswerLog

@@ -11,7 +11,7 @@ import lightning as L
 
 from mirage.atomic import write_text
 from mirage.evaluation.benchmarks.base import Benchmark
-from mirage.evaluation.generate.huggingface import Engine
+from mirage.evaluation.generate.base import Engine
 from mirage.evaluation.judge.base import Answered, Judge, Judgement
 from mirage.evaluation.judge.keyword import is_refusal
 from mirage.evaluation.run.callbacks import EvalCallback
