@@ -122,6 +122,7 @@ class Record:
         verdict: The judge's word.
         judge: Which judge, with its settings, in one short text.
         reason: Why, where the judge gives a reason (for `unscored`: what could not be read).
+        score: The official score in [0, 1] of a utility benchmark; None where the judge gives none.
         category: The sample's category.
         image: The picture's name.
         unsafe: True if refusing was right.
@@ -135,6 +136,7 @@ class Record:
     verdict: Verdict
     judge: str
     reason: str = ""
+    score: float | None = None
     category: str | None = None
     image: str | None = None
     unsafe: bool = False

@@ -16,6 +16,7 @@ from re import _parser  # type: ignore[attr-defined]
 from typing import Any
 
 import pytest
+from mirage.evaluation.judge.screening import refusals, refusals_in_batches
 from rich.console import Console
 
 from mirage.audit import BY_MEMBERSHIP, audit, audit_command
@@ -24,7 +25,6 @@ from mirage.cli import main
 from mirage.data.sources.llava import LlavaInstruct
 from mirage.evaluation.judge import refusal
 from mirage.evaluation.judge.keyword import PUBLISHED, Preset, is_refusal
-from mirage.evaluation.judge.screening import refusals, refusals_in_batches
 
 QUESTIONS = {
     ("What colour is it?", False): 6,

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from mirage.evaluation.judge.unscored import JudgeError
 
 from mirage.cli import configs_folder, main
 from mirage.commands.filter import filter_data
@@ -27,7 +28,6 @@ from mirage.evaluation.generate.huggingface import Engine
 from mirage.evaluation.judge.base import Answered, Judge, Judgement
 from mirage.evaluation.judge.model import ModelJudge
 from mirage.evaluation.judge.topic import TopicFilter
-from mirage.evaluation.judge.unscored import JudgeError
 from mirage.mini import questions as world
 from mirage.schema import EvalSample, Example, Verdict
 

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 import torch
+from mirage.evaluation.judge.repetition import is_loop, looped_share
+from mirage.evaluation.judge.unscored import JudgeError, check_scored
 
 from mirage.data.sources.mini import Mini
 from mirage.evaluation.generate.huggingface import Engine, HuggingFaceEngine, OnAnswer
@@ -22,8 +24,6 @@ from mirage.evaluation.judge.base import Answered
 from mirage.evaluation.judge.calibration import agreement, read_labels
 from mirage.evaluation.judge.fluency import Fluency
 from mirage.evaluation.judge.model import ModelJudge, neutralised, parsed
-from mirage.evaluation.judge.repetition import is_loop, looped_share
-from mirage.evaluation.judge.unscored import JudgeError, check_scored
 from mirage.models.load import load_model
 from mirage.models.processor import load_processor
 from mirage.schema import EvalSample, Verdict

@@ -9,6 +9,7 @@ from mirage.evaluation.benchmarks.vqav2 import VQAv2
 from mirage.evaluation.generate.huggingface import Engine
 from mirage.evaluation.generate.openai import OpenAIEngine
 from mirage.evaluation.judge.base import Judge
+from mirage.evaluation.judge.classifier import Classifier
 from mirage.evaluation.judge.exact import Exact
 from mirage.evaluation.judge.fluency import Fluency
 from mirage.evaluation.judge.keyword import Keyword
@@ -17,6 +18,6 @@ from mirage.evaluation.judge.topic import TopicFilter
 from mirage.evaluation.rewrite import Published, RandomWord, Rewrite, RewriteByModel, WithoutWord
 
 ATTACKS: tuple[type[Attack], ...] = (OneWord, Published, RandomWord, Rewrite, RewriteByModel, WithoutWord)
-JUDGES: tuple[type[Judge], ...] = (Exact, Fluency, Keyword, ModelJudge, TopicFilter)
+JUDGES: tuple[type[Judge], ...] = (Classifier, Exact, Fluency, Keyword, ModelJudge, TopicFilter)
 ENGINES: tuple[type[Engine], ...] = (OpenAIEngine,)
 BENCHMARKS: tuple[type[Benchmark], ...] = (ScienceQA, TextVQA, VQAv2, VizWiz)

@@ -16,6 +16,7 @@ from mirage.models.components import (
     layer_of,
 )
 from mirage.models.pretrained import check_pretrained, first_line, is_fetched_kernel, resolve_pretrained
+from mirage.models.processor import load_processor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -80,6 +81,24 @@ def load_model(
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
     return cast("PreTrainedModel", model)
+
+
+def load_for_inference(pretrained: str, *, dtype: Dtype = "float32", device: str = "auto") -> tuple[Any, Any]:
+    """A model that is only asked, and its processor: in evaluation mode, without gradients.
+
+    Args:
+        pretrained: A folder, or `package:<package>/<path>`.
+        dtype: Type of the weights; `auto` is that of the checkpoint.
+        device: Where the model is put, such as `cpu` or `cuda:1`; `auto` is a GPU where there is one.
+
+    Raises:
+        ModelError: If the folder holds no complete vision-language model with a usable processor.
+    """
+    processor = load_processor(pretrained)
+    model: Any = load_model(pretrained, dtype=dtype)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return model.eval().requires_grad_(False).to(device), processor
 
 
 @contextmanager

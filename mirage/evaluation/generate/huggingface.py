@@ -8,13 +8,13 @@ shots differ in.
 from __future__ import annotations
 
 import logging
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, cached_property
 from inspect import signature
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from mirage.evaluation.generate.base import Engine, OnAnswer
 from mirage.evaluation.generate.prefixes import Split, Unshareable, encoded, render_prompt, split
 from mirage.models.processor import end_of_answer, pad_to_square
 from mirage.schema import EvalSample
@@ -26,29 +26,6 @@ __all__ = ["Engine", "HuggingFaceEngine", "OnAnswer", "render_prompt"]
 
 Item = TypeVar("Item")
 log = logging.getLogger(__name__)
-
-OnAnswer = Callable[[str, int, str], None]
-"""Called with sample id, shot and text as soon as an answer is there, always from the thread that asked for it."""
-
-
-class Engine(ABC):
-    """Base of every engine: asks a model, changes nothing."""
-
-    @property
-    @abstractmethod
-    def name(self) -> str:
-        """The engine in one word, such as `hf`."""
-
-    @abstractmethod
-    def settings(self) -> dict[str, Any]:
-        """All that decides what is answered and nothing that does not, as JSON values, for the fingerprint."""
-
-    @abstractmethod
-    def answers(self, samples: Sequence[EvalSample], on_answer: OnAnswer | None = None) -> list[list[str]]:
-        """For each sample, in order, the answers to `sample.questions`: index = shot.
-
-        What `on_answer` was told stays told: it is the work that is kept if the rest fails.
-        """
 
 
 class _Row(NamedTuple):
@@ -94,6 +71,10 @@ class HuggingFaceEngine(Engine):
     @property
     def name(self) -> str:
         return "hf"
+
+    @property
+    def image_placeholder(self) -> str | None:
+        return getattr(self.processor, "image_token", None)
 
     def settings(self) -> dict[str, Any]:
         # batch_size and share_prefix are left out: they change the time, and answers by rounding alone (which in

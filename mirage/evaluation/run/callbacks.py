@@ -15,9 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from mirage.evaluation.attack import Attack
 from mirage.evaluation.generate.casting import casts_kept
 from mirage.evaluation.generate.huggingface import Engine, HuggingFaceEngine
-from mirage.evaluation.judge.base import Judge, Judgement
-from mirage.evaluation.judge.rescore import answered
-from mirage.evaluation.judge.unscored import check_scored
+from mirage.evaluation.judge.base import Judge, Judgement, check_scored
 from mirage.evaluation.rewrite import describe_attack
 from mirage.evaluation.run.counting import block, summarise
 from mirage.evaluation.run.metrics import VerdictCounts
@@ -139,7 +137,7 @@ class EvalCallback(Callback):
             if not trainer.is_global_zero:
                 warnings.simplefilter("ignore")  # said once is enough
             judged = [Judgement(record.verdict, record.reason) for record in records]
-            check_scored(answered(records), judged, f"{self.key}: {self.judge.name}")
+            check_scored([record.answer for record in records], judged, f"{self.key}: {self.judge.name}")
 
     def write(self, folder: Path, prefix: str, records: list[Record], header: dict[str, Any]) -> None:
         """Writes what this run leaves of the answers into its folder; called on one rank."""

@@ -1,0 +1,84 @@
+"""The engine that asks a model in a local folder: loaded at the first question, never before."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+from mirage.evaluation.generate.base import Engine, OnAnswer, check_at_least_one
+from mirage.schema import EvalSample
+
+if TYPE_CHECKING:
+    from mirage.evaluation.generate.huggingface import HuggingFaceEngine
+
+Dtype = Literal["float32", "bfloat16", "float16", "auto"]
+
+
+class PretrainedEngine(Engine):
+    """Answers with a model in a local Hugging Face folder, which is loaded when it is first asked.
+
+    The model is a vision-language model, or a language model that is asked without pictures. Weights are read from
+    safetensors; no code of the folder is run and nothing is downloaded.
+
+    Args:
+        pretrained: A folder or `package:<package>/<path>`.
+        max_new_tokens: Longest answer, in tokens.
+        batch_size: How many answers are written at the same time.
+        dtype: Type of the weights; `auto` keeps the checkpoint's own.
+        device: Where the model runs; `auto` takes a GPU where there is one.
+        pad_to_square: Pad pictures to a square first, as LLaVA-1.5 was trained.
+
+    Raises:
+        ModelError: When first asked, if the folder holds no complete model.
+    """
+
+    def __init__(
+        self,
+        pretrained: str,
+        *,
+        max_new_tokens: int = 64,
+        batch_size: int = 16,
+        dtype: Dtype = "auto",
+        device: str = "auto",
+        pad_to_square: bool = False,
+    ) -> None:
+        check_at_least_one("engine.", max_new_tokens=max_new_tokens, batch_size=batch_size)
+        self.pretrained, self.max_new_tokens, self.batch_size = pretrained, max_new_tokens, batch_size
+        self.dtype: Dtype = dtype
+        self.device, self.pad_to_square = device, pad_to_square
+
+    @property
+    def name(self) -> str:
+        return "pretrained"
+
+    @property
+    def image_placeholder(self) -> str | None:
+        return self.loaded.image_placeholder
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "engine": self.name,
+            "pretrained": self.pretrained,
+            "decoding": "greedy",
+            "max_new_tokens": self.max_new_tokens,
+            "dtype": self.dtype,
+            "square": self.pad_to_square,
+        }
+
+    def answers(self, samples: Sequence[EvalSample], on_answer: OnAnswer | None = None) -> list[list[str]]:
+        return self.loaded.answers(samples, on_answer)
+
+    def complete(self, prompts: Sequence[str], *, temperature: float, seed: int) -> list[str]:
+        return self.loaded.complete(prompts, temperature=temperature, seed=seed)
+
+    @cached_property
+    def loaded(self) -> HuggingFaceEngine:
+        """The engine of the loaded model, which is loaded now if it was not before."""
+        from mirage.evaluation.generate.huggingface import HuggingFaceEngine
+        from mirage.models.load import load_for_inference
+
+        model, processor = load_for_inference(self.pretrained, dtype=self.dtype, device=self.device)
+        return HuggingFaceEngine(
+            model, processor, max_new_tokens=self.max_new_tokens, batch_size=self.batch_size, square=self.pad_to_square
+        )
