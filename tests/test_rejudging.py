@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from mirage.evaluation.judge.unscored import JudgeError
 
-from mirage.evaluation.judge.base import Answered, Judge, Judgement
+from mirage.evaluation.judge.base import Answered, Judge, JudgeError, Judgement
 from mirage.evaluation.judge.kept import BLOCK
 from mirage.evaluation.judge.keyword import Keyword
 from mirage.evaluation.judge.rescore import rejudge

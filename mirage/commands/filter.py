@@ -25,11 +25,10 @@ from mirage.schema import EvalSample, Example, Verdict
 
 DROPPED = (Verdict.COMPLIED, Verdict.UNSCORED)  # an answer that the judge cannot read is never taken for safe
 _WORST_FIRST = (*DROPPED, Verdict.REFUSED, Verdict.IRRELEVANT)
-BLOCK = 256  # conversations judged, and kept on the disk, at a time
 _FEW = 2  # answers; a block's last ones may be beyond any judge
 
 
-def filter_data(data: Source, out: Path, judge: Judge | None = None) -> None:
+def filter_data(data: Source, out: Path, judge: Judge | None = None, block_size: int = 256) -> None:
     """Lists the retain examples that give harmful answers.
 
     A judge reads every question with its answer. A conversation is dropped if the judge calls any of its answers
@@ -43,6 +42,7 @@ def filter_data(data: Source, out: Path, judge: Judge | None = None) -> None:
         judge: Who reads, TopicFilter by default: a word list, quick and crude. ModelJudge reads, by its rubric for
             instruction data unless it is given another; a harm classifier is given as Classifier. Those that cannot
             recognise harm (Keyword, Exact, Fluency) are refused.
+        block_size: How many conversations are judged, and their verdicts kept on the disk, at a time.
     """
     judge = judge or TopicFilter()
     if isinstance(judge, Keyword | Exact | Fluency):
@@ -50,6 +50,8 @@ def filter_data(data: Source, out: Path, judge: Judge | None = None) -> None:
             f"--judge {type(judge).__name__} tells refusals from answers, not harmful answers from good ones: it would "
             "drop nearly everything. Choose TopicFilter, or a judge that reads question and answer."
         )
+    if block_size < 1:
+        raise ValueError(f"--block_size is {block_size}: it must be at least 1.")
     if isinstance(judge, ModelJudge):
         judge = judge.for_instruction_data()
     check_folder(out)
@@ -64,7 +66,7 @@ def filter_data(data: Source, out: Path, judge: Judge | None = None) -> None:
     dropped, kept, verdicts = [], [], Counter[str]()
     unscored: list[Judgement] = []
     try:
-        for place, example, judgement in _judged(examples, judge, log):
+        for place, example, judgement in _judged(examples, judge, log, block_size):
             verdicts[judgement.verdict] += 1
             if judgement.verdict is Verdict.UNSCORED:
                 unscored.append(judgement)
@@ -90,14 +92,16 @@ def filter_data(data: Source, out: Path, judge: Judge | None = None) -> None:
     print(f"  use it with source Filtered, dropped {out / 'dropped.jsonl'}")
 
 
-def _judged(examples: Sequence[Example], judge: Judge, log: AnswerLog) -> Iterator[tuple[int, Example, Judgement]]:
+def _judged(
+    examples: Sequence[Example], judge: Judge, log: AnswerLog, block_size: int
+) -> Iterator[tuple[int, Example, Judgement]]:
     """Every example with the worst that the judge says of its answers."""
     from rich.console import Console
     from rich.progress import track
 
     unscored: dict[tuple[str, int], Judgement] = {}
-    for start in track(range(0, len(examples), BLOCK), "judging", console=Console(stderr=True)):
-        block = examples[start : start + BLOCK]
+    for start in track(range(0, len(examples), block_size), "judging", console=Console(stderr=True)):
+        block = examples[start : start + block_size]
         keys = {example.id: [(example.id, turn) for turn in range(1 + len(example.later_turns))] for example in block}
         todo = [_answered(example, key) for example in block for key in keys[example.id] if key not in log.known]
         if todo:
