@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from builders import build_refusal_classifier
 
 from mirage.audit import audit_command
 from mirage.cli import main
@@ -157,6 +158,16 @@ def test_a_judge_that_sees_pictures_needs_the_source(run: Path, capsys: pytest.C
     fluency = ["--judge", "Fluency", "--judge.max_new_tokens", "8", "--data", "Mini", "--data.num_eval", "4"]
     assert main(["judge", str(run), *fluency]) == 0
     assert results(run)["unsafe"]["judge"].startswith("fluency(checkpoint, lowest 1%"), "the model it started from"
+
+
+def test_a_classifier_judges_a_run_by_name(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = build_refusal_classifier(tmp_path / "classifier")
+    judge = ["judge", str(run), "--judge", "Classifier", "--judge.pretrained", str(folder), "--judge.labels"]
+    assert main([*judge, '{"NORMAL": "complied", "REJECTION": "refused", "OTHER": "irrelevant"}']) == 0
+    assert results(run)["unsafe"]["judge"].startswith("classifier(classifier: ")
+    before = files(run)
+    assert main([*judge, '{"REFUSAL": "refused"}']) == 1
+    assert "'REFUSAL', but the labels" in said(capsys) and files(run) == before
 
 
 def test_killed_between_two_files_the_same_command_goes_on(run: Path) -> None:
