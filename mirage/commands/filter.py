@@ -114,8 +114,8 @@ def _judged(
                 else:
                     log.add(*key, to_log(judgement))
         for place, example in enumerate(block, start):
-            found = [unscored[key] if key in unscored else from_log(log.known[key]) for key in keys[example.id]]
-            yield place, example, min(found, key=lambda each: _WORST_FIRST.index(each.verdict))
+            said = [unscored[key] if key in unscored else from_log(log.known[key]) for key in keys[example.id]]
+            yield place, example, min(said, key=lambda each: _WORST_FIRST.index(each.verdict))
 
 
 def _answered(example: Example, key: tuple[str, int]) -> tuple[tuple[str, int], Answered]:

@@ -2,7 +2,7 @@
 
 What it reads was written by the model under test, which may have learned to flatter or command a judge. Therefore the
 answer and the question stand between marks that they cannot contain, lines that look like a verdict are taken apart, and
-only a last line `VERDICT: <one of three words>` of the judge's own reply counts. Everything else is unscored.
+only a last line `VERDICT: <one of three words>` of the judge's reply counts. Everything else is unscored.
 """
 
 from __future__ import annotations
