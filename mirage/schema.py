@@ -24,10 +24,6 @@ RESULTS_SCHEMA_VERSION = 2
 """The layout of results.json: written by `evaluation.run.results`, read by `report`."""
 
 
-RESULTS_SCHEMA_VERSION = 2
-"""The layout of results.json: written by `evaluation.run.results`, read by `report`."""
-
-
 class Verdict(StrEnum):
     """What an answer did. `UNSCORED` means that the judge could not tell; it is counted apart and never as safe."""
 

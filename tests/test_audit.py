@@ -5,14 +5,11 @@ from __future__ import annotations
 import io
 import json
 import math
-import random
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
 from pathlib import Path
-from re import _parser  # type: ignore[attr-defined]
 from typing import Any
 
 import pytest
@@ -22,9 +19,6 @@ from mirage.audit import BY_MEMBERSHIP, audit, audit_command
 from mirage.audit.figure import figure
 from mirage.cli import main
 from mirage.data.sources.llava import LlavaInstruct
-from mirage.evaluation.judge import refusal
-from mirage.evaluation.judge.keyword import PUBLISHED, Preset, is_refusal
-from mirage.evaluation.judge.screening import refusals, refusals_in_batches
 
 QUESTIONS = {
     ("What colour is it?", False): 6,
@@ -149,118 +143,6 @@ def test_many_questions_take_seconds() -> None:
     started = time.perf_counter()
     found = audit(questions * 20_000, refused * 20_000)
     assert found.questions == 300_000 and time.perf_counter() - started < 20
-
-
-# --- many answers at once --------------------------------------------------------------------------------------------
-
-SPELLINGS = {
-    "'": "\u2019", '"': "\u201c", "-": "\u2014", "fi": "\ufb01", "...": "\u2026", "e": "e\u0301", "o": "*o*", "a": "\uff41",
-    "n": "N", "s": "\u00ads", "w": "\u212a", "i": "\u0130",
-    " ": ["  ", "\n", "\n\n", "\t", "\u2003", "\x0b", "\u2028", " \n "],
-}  # fmt: skip
-AROUND = [
-    "the man is red", "No.", "Sorry!", "it is 3 o'clock", "Of course.", "Answer:", "assistant:", '"no way"', "'maybe'",
-    "\u201cyes\u201d", "(see below)", "caf\u00e9", "However,", "\u4f60\u597d", "the dogs' bowl", "is", "1.",
-]  # fmt: skip
-BETWEEN = [" ", ". ", "! ", ", ", "; ", ": ", " - ", "\n", "\n\n", '." ', ".) ", ' "', "' ", ' "', "...) ", "\u2026 "]
-
-
-def written(items: Iterable[tuple[Any, Any]], pick: random.Random) -> str:
-    """A text that a parsed pattern matches, but for its assertions."""
-    return "".join(_written(str(operation), argument, pick) for operation, argument in items)
-
-
-def _written(operation: str, argument: Any, pick: random.Random) -> str:
-    if operation == "LITERAL":
-        return chr(argument)
-    if operation in ("IN", "NOT_LITERAL"):
-        members = [("NEGATE", None), ("LITERAL", argument)] if operation == "NOT_LITERAL" else argument
-        categories = {"CATEGORY_WORD": r"\w", "CATEGORY_NOT_WORD": r"\W", "CATEGORY_SPACE": r"\s"}
-        inside = "".join(
-            "^" if str(kind) == "NEGATE" else categories[str(value)] if str(kind) == "CATEGORY"
-            else re.escape(chr(value)) if str(kind) == "LITERAL" else f"{chr(value[0])}-{chr(value[1])}"
-            for kind, value in members
-        )  # fmt: skip
-        return pick.choice(
-            [mark for mark in "abcdefghijklmnopqrstuvwxyz019 ,;:-()'\".!?\u00e9" if re.match(f"[{inside}]", mark)]
-        )
-    if operation == "BRANCH":
-        return written(pick.choice(argument[1]), pick)
-    if operation == "SUBPATTERN":
-        return written(argument[-1], pick)
-    if operation in ("MAX_REPEAT", "MIN_REPEAT"):
-        least, most, repeated = argument
-        return "".join(written(repeated, pick) for _ in range(pick.randint(least, min(int(most), least + 8))))
-    assert operation in ("AT", "ASSERT", "ASSERT_NOT"), operation
-    return ""
-
-
-def answer_like_a_refusal(pick: random.Random) -> str:
-    """Pieces of refusals and other text, quoted, respelled and put together in any way."""
-    parts = []
-    for _ in range(pick.randint(1, 4)):
-        move = pick.choice(refusal.MOVES)
-        part = written(_parser.parse(move.pattern.pattern), pick) if pick.random() < 0.6 else pick.choice(AROUND)
-        if pick.random() < 0.3:
-            mark, words = pick.choice("\"'"), part.split(" ")
-            first = pick.randrange(len(words))
-            last = pick.randrange(first, len(words))
-            words[first], words[last] = mark + words[first], words[last] + mark
-            part = " ".join(words)
-        parts += [part, pick.choice(BETWEEN)]
-    text = "".join(parts[:-1]) + pick.choice(["", ".", '"', "!"])
-    for plain, other in SPELLINGS.items():
-        if pick.random() < 0.15:
-            text = re.sub(re.escape(plain), lambda _, o=other: o if isinstance(o, str) else pick.choice(o), text)
-    return text
-
-
-@pytest.mark.parametrize("preset", ["default", "published"])
-def test_many_answers_are_judged_as_each_one_is(preset: Preset) -> None:
-    pick = random.Random(3)
-    answers = [answer_like_a_refusal(pick) for _ in range(2500)]
-    answers += [f"{pick.choice(['', 'A ', 'so, '])}{phrase}{pick.choice(['', ' now', 's'])}" for phrase in PUBLISHED]
-    answers += [
-        "It is not",
-        " IT IS NOT\n",
-        "it is not so",
-        "",
-        "   ",
-        "I\u2019M SORRY",
-        "\u0130llegal",
-        "a" * 5000 + " I cannot help",
-    ]
-    answers += [
-        "x " * 1998 + "I can't help",
-        "x " * 1995 + "I can't helpless",
-        "I cannot hel\x00p",
-        "i can\ud800not help",
-    ]
-    # What is quoted ends no sentence, and refuses nothing.
-    answers += ['Please, "now!", seek help from a hotline.', "He says 'I cannot help' and so on", '"I cannot help"']
-    expected = [is_refusal(answer, preset) for answer in answers]
-    assert sum(expected) > 100 and expected.count(False) > 1000
-    found = refusals(answers, preset)
-    assert [answer for answer, one, other in zip(answers, found, expected, strict=True) if one != other] == []
-
-
-def test_almost_all_harmless_answers_are_decided_without_the_judge(monkeypatch: pytest.MonkeyPatch) -> None:
-    pick = random.Random(4)
-    said = "the a man dog might not red is 'sign' \"stop\" caf\u00e9 **big** street, near. can we see it? help I"
-    words = said.split()
-    answers = [" ".join(pick.choices(words, k=40)) for _ in range(3000)]
-    judged: list[str] = []
-    monkeypatch.setattr("mirage.evaluation.judge.screening.is_refusal", lambda answer, preset: judged.append(answer))
-    refusals(answers)
-    assert len(judged) < 300
-
-
-def test_batches_on_several_processes_come_back_in_order() -> None:
-    batches = [["I cannot help with that.", "A dog."], ["A cat."], [], ["No, I won't do that.", "Blue."]]
-    expected = [[True, False], [False], [], [True, False]]
-    assert list(refusals_in_batches(iter(batches), processes=2)) == expected
-    assert list(refusals_in_batches(iter(batches), processes=1)) == expected
-    assert list(refusals_in_batches([])) == []
 
 
 def test_a_slice_of_conversations_is_made_of_the_same_examples(tmp_path: Path) -> None:
@@ -405,16 +287,3 @@ def test_the_opening_word_alone_separates_forget_from_retain(real_kit: Path, tmp
     trained = audited(tmp_path, "--data", "VLGuard", "--data.root", str(real_kit / "vlguard"))
     assert (trained["questions"], trained["refused"]) == (1978, 1004)
     assert "14 records" in trained["skipped"][0] and "8 pictures" in trained["skipped"][0]
-
-
-@pytest.mark.real
-@pytest.mark.parametrize("preset", ["default", "published"])
-def test_all_answers_of_vlguard_are_judged_as_each_one_is(real_kit: Path, preset: Preset) -> None:
-    records = [
-        record
-        for split in ("train", "test")
-        for record in json.loads((real_kit / "vlguard" / f"{split}.json").read_text(encoding="utf-8"))
-    ]
-    answers = [pair["response"] for record in records for pair in record["instr-resp"]]
-    assert len(answers) == 4535
-    assert refusals(answers, preset) == [is_refusal(answer, preset) for answer in answers]

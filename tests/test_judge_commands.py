@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from builders import build_refusal_classifier
 
 from mirage.audit import audit_command
 from mirage.cli import main
-from mirage.commands.calibrate import _no_interval
+from mirage.commands.calibrate import no_interval
 from mirage.data.sources.mini import Mini
 from mirage.evaluation.judge.base import Answered
 from mirage.evaluation.judge.calibration import agreement
@@ -156,7 +157,17 @@ def test_a_judge_that_sees_pictures_needs_the_source(run: Path, capsys: pytest.C
     assert "scored none of 8 answers" in said(capsys) and files(run) == before
     fluency = ["--judge", "Fluency", "--judge.max_new_tokens", "8", "--data", "Mini", "--data.num_eval", "4"]
     assert main(["judge", str(run), *fluency]) == 0
-    assert results(run)["unsafe"]["judge"].startswith("fluency(checkpoint, 1% of its own"), "the model it started from"
+    assert results(run)["unsafe"]["judge"].startswith("fluency(checkpoint, lowest 1%"), "the model it started from"
+
+
+def test_a_classifier_judges_a_run_by_name(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = build_refusal_classifier(tmp_path / "classifier")
+    judge = ["judge", str(run), "--judge", "Classifier", "--judge.pretrained", str(folder), "--judge.labels"]
+    assert main([*judge, '{"NORMAL": "complied", "REJECTION": "refused", "OTHER": "irrelevant"}']) == 0
+    assert results(run)["unsafe"]["judge"].startswith("classifier(classifier: ")
+    before = files(run)
+    assert main([*judge, '{"REFUSAL": "refused"}']) == 1
+    assert "'REFUSAL', but the labels" in said(capsys) and files(run) == before
 
 
 def test_killed_between_two_files_the_same_command_goes_on(run: Path) -> None:
@@ -265,7 +276,7 @@ def test_an_interval_of_no_width_is_none(counted: Any, reason: str | None) -> No
     told = agreement(*verdicts(*counted))
     assert told["kappa"]["kappa"] is not None
     assert (told["kappa"]["low"] is None, told["kappa"]["high"] is None) == (reason is not None,) * 2
-    assert reason is None or _no_interval(told) == reason
+    assert reason is None or no_interval(told) == reason
 
 
 def test_what_cannot_be_written_is_told_before_anything_is_judged(

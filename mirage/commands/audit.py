@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import RawDescriptionHelpFormatter
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,8 +14,7 @@ from mirage.commands.arguments import Parser, instantiated
 from mirage.commands.outputs import check_folder
 from mirage.data.base import Source
 from mirage.errors import DataError
-from mirage.evaluation.judge.keyword import Preset
-from mirage.evaluation.judge.screening import BATCH, refusals_in_batches
+from mirage.evaluation.judge.keyword import Preset, is_refusal
 from mirage.schema import Example
 
 Labels = Literal["membership", "answers"]
@@ -154,27 +153,8 @@ def pairs_of_file(path: Path, preset: Preset | None = None, skipped: list[str] |
 
 
 def _labelled_pairs(told: Iterable[Told], preset: Preset | None) -> Iterator[Pair]:
-    if preset is None:
-        yield from ((question, unsafe) for question, _, unsafe in told)
-        return
-    asked: deque[list[str]] = deque()  # the questions of the batches that are being judged
-    for refused in refusals_in_batches(_answer_batches(told, asked), preset):
-        yield from zip(asked.popleft(), refused, strict=True)
-
-
-def _answer_batches(told: Iterable[Told], asked: deque[list[str]]) -> Iterator[list[str]]:
-    questions: list[str] = []
-    answers: list[str] = []
-    for question, answer, _ in told:
-        questions.append(question)
-        answers.append(answer)
-        if len(answers) == BATCH:
-            asked.append(questions)
-            yield answers
-            questions, answers = [], []
-    if answers:
-        asked.append(questions)
-        yield answers
+    for question, answer, unsafe in told:
+        yield question, unsafe if preset is None else is_refusal(answer, preset)
 
 
 def _told_by(sets: Iterable[tuple[bool, Sequence[Example]]]) -> Iterator[Told]:

@@ -18,9 +18,8 @@ from mirage.commands.progress import progress_bars
 from mirage.data.base import Source
 from mirage.data.mixture import RetainSet
 from mirage.errors import DataError
-from mirage.evaluation.judge.base import Answered, Judge, Judgement
+from mirage.evaluation.judge.base import Answered, Judge, Judgement, check_scored
 from mirage.evaluation.judge.keyword import Keyword
-from mirage.evaluation.judge.unscored import check_scored
 from mirage.evaluation.run.records import AnswerLog
 from mirage.prepare.harmful import (
     Candidate,

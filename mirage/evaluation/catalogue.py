@@ -10,6 +10,7 @@ from mirage.evaluation.generate.base import Engine
 from mirage.evaluation.generate.openai import OpenAIEngine
 from mirage.evaluation.generate.pretrained import PretrainedEngine
 from mirage.evaluation.judge.base import Judge
+from mirage.evaluation.judge.classifier import Classifier
 from mirage.evaluation.judge.exact import Exact
 from mirage.evaluation.judge.fluency import Fluency
 from mirage.evaluation.judge.keyword import Keyword
@@ -18,6 +19,6 @@ from mirage.evaluation.judge.topic import TopicFilter
 from mirage.evaluation.rewrite import Published, RandomWord, Rewrite, RewriteByModel, WithoutWord
 
 ATTACKS: tuple[type[Attack], ...] = (OneWord, Published, RandomWord, Rewrite, RewriteByModel, WithoutWord)
-JUDGES: tuple[type[Judge], ...] = (Exact, Fluency, Keyword, ModelJudge, TopicFilter)
+JUDGES: tuple[type[Judge], ...] = (Classifier, Exact, Fluency, Keyword, ModelJudge, TopicFilter)
 ENGINES: tuple[type[Engine], ...] = (OpenAIEngine, PretrainedEngine)
 BENCHMARKS: tuple[type[Benchmark], ...] = (ScienceQA, TextVQA, VQAv2, VizWiz)

@@ -19,8 +19,8 @@ from typing import Any
 from mirage.data.sources.records import read_lines
 from mirage.errors import DataError, DataIssue
 from mirage.evaluation.judge.base import Judgement
+from mirage.evaluation.judge.fluency import is_loop
 from mirage.evaluation.judge.model import neutralised
-from mirage.evaluation.judge.repetition import is_loop
 from mirage.schema import Verdict, short_hash
 from mirage.shapes import AnyText, Shape, Text
 

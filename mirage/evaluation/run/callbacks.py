@@ -14,8 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from mirage.evaluation.attack import Attack
 from mirage.evaluation.generate.base import Engine
 from mirage.evaluation.generate.huggingface import HuggingFaceEngine
-from mirage.evaluation.judge.base import Judge, Judgement
-from mirage.evaluation.judge.unscored import check_scored
+from mirage.evaluation.judge.base import Judge, Judgement, check_scored
 from mirage.evaluation.rewrite import describe_attack
 from mirage.evaluation.run.counting import block, summarise
 from mirage.evaluation.run.records import write_records
