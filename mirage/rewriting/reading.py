@@ -1,0 +1,387 @@
+"""Reads an English question or request: what it asks for, in parts that fit into other sentences.
+
+Closed lists of words (`frames.yaml`) tell questions from requests and where a question's subject ends. The reader is
+cautious: what it cannot take apart for sure it leaves whole.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from importlib.resources import files
+from typing import Literal, NamedTuple
+
+import yaml
+
+from mirage.shapes import Shape, Text, checked
+from mirage.text import WORD
+
+Kind = Literal["clause", "thing", "look", "picture", "talk", "offer", "make", "speech", "deed", "quote", "claim"]
+
+
+class FrameData(Shape):
+    """The shape of `frames.yaml`: frames by opening word and kind, and the closed lists of words."""
+
+    frames: dict[Text, dict[Text, list[Text]]]
+    default: list[Text]
+    tails: dict[Text, list[Text]]
+    nouns: dict[Text, Text]
+    pasts: dict[Text, Text]
+    words: dict[Text, Text]
+
+
+def frame_data(text: str, file: str = "frames.yaml") -> FrameData:
+    """The rewriter's data.
+
+    Raises:
+        ValueError: If the text is not of the shape `FrameData`; names every field that is wrong.
+    """
+    data, issues = checked(FrameData, yaml.safe_load(text), file, "the file")
+    if data is None:
+        raise ValueError("\n".join(map(str, issues)))
+    return data
+
+
+DATA = frame_data((files("mirage.rewriting") / "frames.yaml").read_text(encoding="utf-8"))
+_LISTS = {name: frozenset(text.split()) for name, text in DATA.words.items()}
+
+
+def known(*names: str) -> frozenset[str]:
+    """The words of these lists of `frames.yaml`, together."""
+    return frozenset().union(*(_LISTS[name] for name in names))
+
+
+AUXILIARIES = known("be", "do", "modals")
+SPEECH_VERBS = known("look", "talk", "name", "give")
+REQUEST_VERBS = SPEECH_VERBS | known("make", "act")
+_LINKS = known("prepositions", "conjunctions")
+# Words in front of the request itself.
+_POLITE = re.compile(
+    r"(?:please|kindly|now|so|also|ok|okay|hi|hello|hey|well|just)\b,?\s+"
+    r"|(?:can|could|would|will) you\s+(?!see\b|guess\b|mind\b)|(?:i want|i need|i'd like|i would like) you to\s+"
+    r"|do you know\s+(?=what|who|how|why|where|when|which|whether|if)",
+    re.IGNORECASE,
+)
+_NEGATION = re.compile(r"(?:do not|don't|never)\s+", re.IGNORECASE)
+_ADJUNCT = re.compile(r"([^,.?!]+),\s+(.+)", re.DOTALL)
+_NEXT_QUESTION = re.compile(r"(,?\s+and\s+)(?=(?:what|how|why|who|where|when|which)\b)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What one sentence asks for.
+
+    Args:
+        kind: `clause` and `thing` for questions ("what the man is wearing", "the theme of the picture"); `look`,
+            `picture`, `talk`, `offer` and `make` for requests with one plain object; `speech` for other requests to say
+            something; `deed` for requests to do something; `quote` for a question that could not be taken apart; `claim`
+            for a statement.
+        act: The bare verb phrase that fulfils it: `describe the scene`, `tell me what the man is wearing`.
+        negated: True if the act is forbidden.
+        slots: Further parts by the name of their slot (see `frames.yaml`).
+    """
+
+    kind: Kind
+    act: str
+    negated: bool = False
+    slots: dict[str, str] = field(default_factory=dict)
+
+
+class _Clause(NamedTuple):
+    wh: str
+    rest: str
+    thing: str = ""  # the noun phrase, if the question asks for nothing but what it is
+
+
+def bare(token: str) -> str:
+    """The token without punctuation at its ends, lower-cased, apostrophes straight."""
+    return token.replace("\u2019", "'").strip('.,;:!?()"').lower()
+
+
+def read(sentence: str) -> Reading:
+    """What the sentence asks for. Never fails: what no rule reads is a `quote` or a `claim`."""
+    text = re.sub(r"^(what|who|how|where|when|why)['\u2019]s\b", r"\1 is", sentence.strip(), flags=re.IGNORECASE)
+    text, adjunct = text.rstrip(" .?!"), ""
+    if (fronted := _ADJUNCT.fullmatch(text)) and bare(text.split()[0]) in known("adjuncts") and _asks(fronted[2]):
+        comma = ", " if bare(text.split()[0]) in {"if", "as", "after"} else " "
+        adjunct, text = comma + _small(fronted[1]), fronted[2]
+    while (shorter := _POLITE.sub("", text, count=1)) != text and _POLITE.match(text) and shorter:
+        text = shorter
+    first, second = ([bare(token) for token in text.split()[:2]] + [""])[:2]
+    if first in known("wh") and (second in AUXILIARIES | {"to"} or first not in {"where", "when"}):
+        return _question(text, adjunct)
+    if first in AUXILIARIES and not _NEGATION.match(text):
+        rest = _statement_order(text.split()[1:], text.split()[0].lower(), polar=True)
+        return _clause_reading("whether", rest, adjunct) if rest else _quote(text + adjunct)
+    if first in {"whether", "if"}:
+        return _clause_reading("whether", text[len(first) + 1 :], adjunct)
+    if negation := _NEGATION.match(text):
+        return _request(text[negation.end() :], adjunct, negated=True)
+    if _asks(text) or (first.endswith("ly") and second in REQUEST_VERBS):
+        return _request(text, adjunct)
+    if sentence.rstrip().endswith("?"):
+        return _quote(text + adjunct)
+    is_statement = any(bare(token) in AUXILIARIES for token in text.split()[1:])
+    topic = f"the claim that {_small(text)}" if is_statement else f'the words "{text}"'
+    return Reading("claim", f"comment on {topic}", slots={"topic": topic})
+
+
+def _asks(text: str) -> bool:
+    """True if the text is a question or request, not a statement or a loose phrase."""
+    tokens = text.split()
+    first, second = ([bare(token) for token in tokens[:2]] + [""])[:2]
+    if first in known("wh") | AUXILIARIES | {"please"}:
+        return True
+    if first in REQUEST_VERBS:
+        return second not in AUXILIARIES
+    # An unknown first word before a noun phrase is taken for a verb: "amplify the sound".
+    unknown = first not in known("determiners", "pronouns", "prepositions") and tokens[0].isalpha()
+    return unknown and len(tokens) > 2 and _opens_noun_phrase(tokens[1:]) and not tokens[1][:1].isupper()
+
+
+def _small(text: str) -> str:
+    """The text with a small first letter, unless its first word is a name, an acronym or `I`."""
+    first = text.split(" ", 1)[0]
+    common = known("determiners", "pronouns", "bare_nouns", "prepositions", "adjuncts", "wh") | REQUEST_VERBS
+    if bare(first) in common - {"i"} and not (len(first) > 1 and first.isupper()):
+        return text[:1].lower() + text[1:]
+    return text
+
+
+def _quote(text: str) -> Reading:
+    question = f'the question "{text}"'
+    return Reading("quote", f"answer {question}", slots={"topic": f"the answer to {question}"})
+
+
+def _clause_reading(wh: str, rest: str, adjunct: str) -> Reading:
+    topic = f"{wh} {rest}{adjunct}"
+    return Reading("clause", f"tell me {topic}", slots={"topic": topic, "wh": wh, "rest": rest + adjunct})
+
+
+def _thing_reading(topic: str, act: str) -> Reading:
+    return Reading("thing", act, slots={"topic": topic, "be": "are" if is_plural(topic) else "is"})
+
+
+def _question(text: str, adjunct: str) -> Reading:
+    first, *others = _NEXT_QUESTION.split(text)
+    clauses = [_embedded(part.split()) for part in (first, *others[1::2])]
+    if any(clause is None for clause in clauses):
+        return _quote(text + adjunct)
+    whole = [clause for clause in clauses if clause is not None]
+    if not others and whole[0].thing:
+        thing = whole[0].thing
+        topic = f"{_identity(thing)} {thing}" if whole[0].wh == "who" else thing
+        return _thing_reading(topic + adjunct, f"tell me {topic}{adjunct}")
+    more = [mark + f"{clause.wh} {clause.rest}" for mark, clause in zip(others[::2], whole[1:], strict=True)]
+    return _clause_reading(whole[0].wh, whole[0].rest + "".join(more), adjunct)
+
+
+def _embedded(tokens: list[str]) -> _Clause | None:
+    """The question as part of a sentence: `what the man is wearing`; None if its subject's end cannot be told."""
+    words = [bare(token) for token in tokens]
+    at = next((index for index in range(1, len(words)) if words[index] in AUXILIARIES), None)
+    if words[1:2] == ["to"] or at is None or {"that", "who"} & set(words[1:at]):
+        return _Clause(words[0], _joined(tokens[1:]))
+    wh, auxiliary, subject = _joined(words[:1], tokens[1:at]), words[at], tokens[at + 1 :]
+    adverbial = at == 1 and words[0] in {"how", "why", "where", "when"}
+    if not subject or not (adverbial or auxiliary in known("do") or _opens_noun_phrase(subject)):
+        return _Clause(wh, _joined(tokens[at:]))  # asks for the subject: "what is being shown"
+    gap = at == 1 and not adverbial
+    if auxiliary in known("be") and _predicate(subject, gap, adverbial) is None:
+        main, comma, extra = _joined(subject).partition(",")
+        if adverbial and words[0] != "where":
+            return None
+        return _Clause(wh, f"{main} {auxiliary}{comma}{extra}", main + comma + extra if gap else "")
+    rest = _statement_order(subject, auxiliary, gap)
+    return _Clause(wh, rest) if rest else None
+
+
+def _statement_order(subject: list[str], auxiliary: str, gap: bool = False, polar: bool = False) -> str:
+    """Subject and predicate of an inverted question in the order of a statement; empty if it cannot be told."""
+    at = _predicate(subject, gap, polar) if auxiliary in known("be") else _main_verb(subject)
+    if at is None:
+        return _joined(subject) if auxiliary == "do" and not polar else ""
+    if auxiliary in {"do", "does", "did"}:
+        verb = bare(subject[at])
+        finite = {"do": verb, "does": third_person(verb), "did": past(verb)}[auxiliary]
+        return _joined(subject[:at], [finite + subject[at][len(verb) :]], subject[at + 1 :])
+    at = _before_adverbs(subject, at)
+    return _joined(subject[:at], [auxiliary], subject[at:])
+
+
+def _main_verb(subject: list[str]) -> int | None:
+    """Where the main verb of an inverted question with `do` or a modal stands: after its subject."""
+    words = [bare(token) for token in subject]
+    first = words[0] if words else ""
+    if first in known("pronouns") or (first in {"this", "that", "these", "those"} and len(words) == 2):
+        return next((at for at in range(1, len(words)) if not _is_adverb(words[at])), None)
+    for at in range(1, len(words)):
+        if words[at] in known("main_verbs") and words[at - 1] not in known("determiners") | _LINKS:
+            return at
+    return None
+
+
+def _predicate(subject: list[str], gap: bool, polar: bool) -> int | None:
+    """Where the predicate begins in `is <subject> <predicate>`; None if the subject is all there is.
+
+    Args:
+        subject: The tokens after the verb.
+        gap: True for a bare `what` or `who`, where a participle may belong to the subject ("the sign hanging there").
+        polar: True for a question without a question word.
+    """
+    words = [bare(token) for token in subject]
+    if words[0] in known("pronouns") or (words[0] in {"this", "that", "these"} and words[1:] in (["about"], ["for"])):
+        return 1 if len(words) > 1 else None
+    last = next((at for at, token in enumerate(subject) if token.endswith((",", "?"))), len(words) - 1)
+    stranded = last > 0 and words[last] in known("stranded")
+    acts = bool(known("agents") & set(head(_joined(subject))))
+    inner = known("determiners") | _LINKS | AUXILIARIES | {"be", "been"}
+    for at in range(1, len(words)):
+        word, follower = words[at], words[at + 1] if at < last else ""
+        if words[at - 1] in inner:
+            continue
+        ends = not follower or follower in _LINKS
+        participle = word.endswith("ing") and word not in known("not_participles")
+        if participle and (polar or ends) and (not gap or acts or word in known("main_participles")):
+            return _before_adverbs(subject, at)
+        before_stranded = stranded and at == last - 1 and (participle or word.endswith("ed"))
+        if before_stranded or (stranded and at < last and word in known("predicates")):
+            return _before_adverbs(subject, at)
+        if word in {"likely", "supposed"} and follower == "to":
+            return _before_adverbs(subject, at)
+        if not gap and (word in known("predicates") or word.endswith("ed")) and (polar or not follower):
+            return _before_adverbs(subject, at)
+        if (polar and word in known("adjectives")) or (gap and at == last and word in {"called", "named", "titled"}):
+            return _before_adverbs(subject, at)
+    return last if stranded and gap else None
+
+
+def _request(text: str, adjunct: str, negated: bool = False) -> Reading:
+    """The reading of a bare verb phrase."""
+    verb, _, rest = text.partition(" ")
+    verb, act = bare(verb), text[:1].lower() + text[1:] + adjunct
+    kind: Kind = "speech" if verb in SPEECH_VERBS or verb.endswith("ly") else "deed"
+    if verb in {"tell", "show", "give"}:
+        rest = re.sub(r"^(?:me|us)\b\s*", "", rest)
+    if verb == "tell" or verb in known("talk"):
+        rest = re.sub(r"^(?:on|upon|about)\s+", "", rest)
+    topic, first = _small(rest) + adjunct, bare(rest.split(" ")[0])
+    shown = bool(known("pictures", "showable") & set(head(rest)[-1:]))
+    if verb in known("give") - {"tell"} and shown:
+        return Reading("deed", act, negated)  # to share a picture is to pass it on
+    if negated or verb not in SPEECH_VERBS | known("make") or not _is_one_object(rest):
+        return Reading("deed" if verb in known("make") else kind, act, negated)
+    if first in known("wh") | {"whether", "if"}:
+        topic = re.sub(r"^if\b", "whether", topic)
+        return Reading("clause", act, slots={"topic": topic})
+    slots = {"topic": topic}
+    if noun := DATA.nouns.get(verb if verb != "tell" else "describe"):
+        slots["noun"] = noun
+    definite = first in known("determiners", "pronouns") - {"a", "an", "any", "no", "another"} or _possessive(rest)
+    if verb in known("name"):
+        if head(rest)[-1] in known("people"):
+            return _thing_reading(f"{_identity(rest)} {topic}", act)
+        return _thing_reading(topic, act) if definite else Reading("speech", act, slots=slots)
+    if verb in known("look") or (verb == "tell" and shown):
+        if head(rest)[-1] in known("pictures"):
+            return Reading("picture", act, slots=slots | {"does": "do" if is_plural(rest) else "does"})
+        return Reading("look", act, slots=slots)
+    if verb in known("talk"):
+        return Reading("talk", act, slots=slots)
+    if verb in known("give") and definite:
+        return _thing_reading(topic, act)
+    if verb in known("make"):
+        return Reading("make" if first in {"a", "an"} else "deed", act, slots=slots)
+    offered = rest.split()[1:] if first in {"a", "an"} else rest.split()
+    cut = next((at for at in range(1, len(offered)) if bare(offered[at]) in known("offer_ends")), len(offered))
+    said = {"tell": "tell me", "show": "show me", "give": "give me", "name": "name"}.get(verb, verb)
+    slots["offer"] = _joined(offered[:cut], ["can you", said], offered[cut:]) + adjunct
+    return Reading("offer", act, slots=slots)
+
+
+def _is_one_object(text: str) -> bool:
+    """True if the text can stand as one noun phrase or clause: no second request, no unlike things side by side."""
+    words = [bare(token) for token in text.split()]
+    if not words or words[0] in known("prepositions", "adverbs") | {"and", "or", "that", "more", "me", "us", "it"}:
+        return False
+    for at in range(1, len(words) - 1):
+        if words[at] in {"and", "or", "then", "but", "to"}:
+            following = words[at + 1 : at + 3]
+            if following[0] in REQUEST_VERBS and (words[at] != "to" or following[0] in SPEECH_VERBS):
+                return False
+            if words[at] != "to" and following[0] in {"also", "then", "the", "any", "his", "her", "their", "its"}:
+                return words[0] in known("wh")
+    return True
+
+
+def _identity(people: str) -> str:
+    return "the identities of" if is_plural(people) else "the identity of"
+
+
+def _possessive(text: str) -> bool:
+    return re.match(r"\w+(?:'s|s'|\u2019s|s\u2019) ", text) is not None
+
+
+def _opens_noun_phrase(tokens: list[str]) -> bool:
+    """True if the tokens begin with a noun phrase, as far as closed word lists and capitals can tell."""
+    word = bare(tokens[0])
+    if word == "most" and bare(" ".join(tokens[1:2])).endswith(("ly", "ing")):
+        return False
+    return word in known("determiners", "pronouns", "bare_nouns") or tokens[0][0].isupper() or tokens[0][0] in "'\"\u201c"
+
+
+def head(noun_phrase: str) -> list[str]:
+    """The words of a noun phrase up to its first preposition, participle, relative clause or comma."""
+    words: list[str] = []
+    for token in noun_phrase.split():
+        word = bare(token)
+        participle = word.endswith("ed") or (word.endswith("ing") and word not in known("not_participles"))
+        relative = len(words) > 1 and word in known("determiners") and words[-1] not in {"and", "or", "all", "both"}
+        if words and (word in known("prepositions", "head_ends") or relative or (len(words) > 1 and participle)):
+            break
+        words.append(word)
+        if token.endswith(","):
+            break
+    return words or [""]
+
+
+def is_plural(noun_phrase: str) -> bool:
+    """True if a verb after the noun phrase takes its plural form."""
+    words = head(noun_phrase)
+    if words[0] in known("singular_determiners") or words[0] in known("plural_determiners") or "and" in words[1:]:
+        return words[0] not in known("singular_determiners") or "and" in words[1:]
+    noun = words[words.index("or") - 1] if "or" in words[1:] else words[-1]
+    ends_in_s = noun.endswith("s") and not noun.endswith(("ss", "'s")) and noun not in known("singulars")
+    return ends_in_s or noun in known("plurals")
+
+
+def third_person(verb: str) -> str:
+    """The verb as it stands after he, she or it."""
+    if verb in {"be", "have"}:
+        return "is" if verb == "be" else "has"
+    if verb.endswith("y") and verb[-2:-1] not in "aeiou":
+        return verb[:-1] + "ies"
+    return verb + ("es" if verb.endswith(("s", "sh", "ch", "x", "z", "o")) else "s")
+
+
+def past(verb: str) -> str:
+    """The verb in the simple past."""
+    if verb in DATA.pasts:
+        return DATA.pasts[verb]
+    if verb.endswith("y") and verb[-2:-1] not in "aeiou":
+        return verb[:-1] + "ied"
+    return verb + ("d" if verb.endswith("e") else "ed")
+
+
+def _is_adverb(word: str) -> bool:
+    return word in known("adverbs") or word.endswith("ly")
+
+
+def _before_adverbs(subject: list[str], at: int) -> int:
+    while at > 1 and _is_adverb(bare(subject[at - 1])):
+        at -= 1
+    return at
+
+
+def _joined(*parts: list[str]) -> str:
+    return " ".join(token for part in parts for token in part)
