@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
@@ -45,6 +46,10 @@ class Turn(NamedTuple):
 
     question: str
     answer: str
+
+
+Rewriter = Callable[[str, str, int], tuple[str, ...]]
+"""Question, opening word, number of shots -> that many rewrites."""
 
 
 def short_hash(*parts: object) -> str:

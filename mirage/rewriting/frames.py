@@ -18,7 +18,6 @@ GROUPS = {
     "clause": ("clause", "about"),
     "thing": ("thing", "about"),
     "look": ("look", "about", "speech"),
-    "picture": ("picture", "about", "speech"),
     "talk": ("talk", "about", "speech"),
     "offer": ("offer", "speech"),
     "make": ("make", "deed"),
@@ -28,7 +27,7 @@ GROUPS = {
     "claim": ("claim", "speech"),
 }
 _SLOT = re.compile(r"\{(\w+)\}")
-_SENTENCE_END = re.compile(r"(?<!Mr|Dr|.S)(?<!Mrs)(?<=[.?!])\s+(?=[A-Z\"'(])|\n+")
+_SENTENCE_END = re.compile(r"(?<!Mr\.)(?<!Dr\.)(?<!Mrs\.)(?<!\.S\.)(?<=[.?!])\s+(?=[A-Z\"'(])|\n+")
 
 
 def asks(word: str) -> bool:

@@ -9,14 +9,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from importlib.resources import files
-from typing import Literal, NamedTuple
+from itertools import pairwise
+from typing import NamedTuple
 
 import yaml
 
 from mirage.shapes import Shape, Text, checked
-from mirage.text import WORD
-
-Kind = Literal["clause", "thing", "look", "picture", "talk", "offer", "make", "speech", "deed", "quote", "claim"]
 
 
 class FrameData(Shape):
@@ -26,7 +24,7 @@ class FrameData(Shape):
     default: list[Text]
     tails: dict[Text, list[Text]]
     nouns: dict[Text, Text]
-    pasts: dict[Text, Text]
+    finite: dict[Text, dict[Text, Text]]
     words: dict[Text, Text]
 
 
@@ -56,15 +54,18 @@ SPEECH_VERBS = known("look", "talk", "name", "give")
 REQUEST_VERBS = SPEECH_VERBS | known("make", "act")
 _LINKS = known("prepositions", "conjunctions")
 # Words in front of the request itself.
+_FILLER = re.compile(r"^(?:(?:now|so|also|ok|okay|hi|hello|hey|well|just)\b,?\s+)+", re.IGNORECASE)
 _POLITE = re.compile(
-    r"(?:please|kindly|now|so|also|ok|okay|hi|hello|hey|well|just)\b,?\s+"
-    r"|(?:can|could|would|will) you\s+(?!see\b|guess\b|mind\b)|(?:i want|i need|i'd like|i would like) you to\s+"
-    r"|do you know\s+(?=what|who|how|why|where|when|which|whether|if)",
+    r"(?:(?:please|kindly|(?:can|could|would|will) you(?! see\b| mind\b| be\b| like\b)"
+    r"|i(?: want| need|'d like| would like) you to|do you know(?= (?:wh\w+|how)\b))\b,?\s+)+",
     re.IGNORECASE,
 )
 _NEGATION = re.compile(r"(?:do not|don't|never)\s+", re.IGNORECASE)
 _ADJUNCT = re.compile(r"([^,.?!]+),\s+(.+)", re.DOTALL)
 _NEXT_QUESTION = re.compile(r"(,?\s+and\s+)(?=(?:what|how|why|who|where|when|which)\b)", re.IGNORECASE)
+_OTHER_QUESTION = re.compile(
+    r"\band,? (?:(?:in|on|at|for|from|to|if) (?:what|which|so)|can|could|should|is|are|do|does)\b"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,7 @@ class Reading:
         slots: Further parts by the name of their slot (see `frames.yaml`).
     """
 
-    kind: Kind
+    kind: str
     act: str
     negated: bool = False
     slots: dict[str, str] = field(default_factory=dict)
@@ -101,12 +102,12 @@ def bare(token: str) -> str:
 def read(sentence: str) -> Reading:
     """What the sentence asks for. Never fails: what no rule reads is a `quote` or a `claim`."""
     text = re.sub(r"^(what|who|how|where|when|why)['\u2019]s\b", r"\1 is", sentence.strip(), flags=re.IGNORECASE)
-    text, adjunct = text.rstrip(" .?!"), ""
+    text, adjunct = _FILLER.sub("", text.rstrip(" .?!"), count=1) or text, ""
     if (fronted := _ADJUNCT.fullmatch(text)) and bare(text.split()[0]) in known("adjuncts") and _asks(fronted[2]):
         comma = ", " if bare(text.split()[0]) in {"if", "as", "after"} else " "
-        adjunct, text = comma + _small(fronted[1]), fronted[2]
-    while (shorter := _POLITE.sub("", text, count=1)) != text and _POLITE.match(text) and shorter:
-        text = shorter
+        adjunct, text = comma + fronted[1][:1].lower() + fronted[1][1:], fronted[2]
+    polite = _POLITE.match(text)
+    text = text[polite.end() :] if polite else text
     first, second = ([bare(token) for token in text.split()[:2]] + [""])[:2]
     if first in known("wh") and (second in AUXILIARIES | {"to"} or first not in {"where", "when"}):
         return _question(text, adjunct)
@@ -117,12 +118,13 @@ def read(sentence: str) -> Reading:
         return _clause_reading("whether", text[len(first) + 1 :], adjunct)
     if negation := _NEGATION.match(text):
         return _request(text[negation.end() :], adjunct, negated=True)
-    if _asks(text) or (first.endswith("ly") and second in REQUEST_VERBS):
+    if polite or _asks(text) or (first.endswith("ly") and second in REQUEST_VERBS):
         return _request(text, adjunct)
     if sentence.rstrip().endswith("?"):
         return _quote(text + adjunct)
+    said = text[:1].lower() + text[1:] if first in known("determiners", "pronouns") - {"i"} else text
     is_statement = any(bare(token) in AUXILIARIES for token in text.split()[1:])
-    topic = f"the claim that {_small(text)}" if is_statement else f'the words "{text}"'
+    topic = f"the claim that {said}" if is_statement else f'the words "{text}"'
     return Reading("claim", f"comment on {topic}", slots={"topic": topic})
 
 
@@ -137,15 +139,6 @@ def _asks(text: str) -> bool:
     # An unknown first word before a noun phrase is taken for a verb: "amplify the sound".
     unknown = first not in known("determiners", "pronouns", "prepositions") and tokens[0].isalpha()
     return unknown and len(tokens) > 2 and _opens_noun_phrase(tokens[1:]) and not tokens[1][:1].isupper()
-
-
-def _small(text: str) -> str:
-    """The text with a small first letter, unless its first word is a name, an acronym or `I`."""
-    first = text.split(" ", 1)[0]
-    common = known("determiners", "pronouns", "bare_nouns", "prepositions", "adjuncts", "wh") | REQUEST_VERBS
-    if bare(first) in common - {"i"} and not (len(first) > 1 and first.isupper()):
-        return text[:1].lower() + text[1:]
-    return text
 
 
 def _quote(text: str) -> Reading:
@@ -165,9 +158,9 @@ def _thing_reading(topic: str, act: str) -> Reading:
 def _question(text: str, adjunct: str) -> Reading:
     first, *others = _NEXT_QUESTION.split(text)
     clauses = [_embedded(part.split()) for part in (first, *others[1::2])]
-    if any(clause is None for clause in clauses):
-        return _quote(text + adjunct)
     whole = [clause for clause in clauses if clause is not None]
+    if len(whole) < len(clauses) or _OTHER_QUESTION.search(text):
+        return _quote(text + adjunct)
     if not others and whole[0].thing:
         thing = whole[0].thing
         topic = f"{_identity(thing)} {thing}" if whole[0].wh == "who" else thing
@@ -187,12 +180,11 @@ def _embedded(tokens: list[str]) -> _Clause | None:
     if not subject or not (adverbial or auxiliary in known("do") or _opens_noun_phrase(subject)):
         return _Clause(wh, _joined(tokens[at:]))  # asks for the subject: "what is being shown"
     gap = at == 1 and not adverbial
-    if auxiliary in known("be") and _predicate(subject, gap, adverbial) is None:
+    is_whole = auxiliary in known("be") and _predicate(subject, gap, adverbial) is None
+    if is_whole and words[0] not in {"how", "why", "when"}:
         main, comma, extra = _joined(subject).partition(",")
-        if adverbial and words[0] != "where":
-            return None
         return _Clause(wh, f"{main} {auxiliary}{comma}{extra}", main + comma + extra if gap else "")
-    rest = _statement_order(subject, auxiliary, gap)
+    rest = _statement_order(subject, auxiliary, gap, adverbial)
     return _Clause(wh, rest) if rest else None
 
 
@@ -203,8 +195,7 @@ def _statement_order(subject: list[str], auxiliary: str, gap: bool = False, pola
         return _joined(subject) if auxiliary == "do" and not polar else ""
     if auxiliary in {"do", "does", "did"}:
         verb = bare(subject[at])
-        finite = {"do": verb, "does": third_person(verb), "did": past(verb)}[auxiliary]
-        return _joined(subject[:at], [finite + subject[at][len(verb) :]], subject[at + 1 :])
+        return _joined(subject[:at], [_finite(verb, auxiliary) + subject[at][len(verb) :]], subject[at + 1 :])
     at = _before_adverbs(subject, at)
     return _joined(subject[:at], [auxiliary], subject[at:])
 
@@ -212,9 +203,14 @@ def _statement_order(subject: list[str], auxiliary: str, gap: bool = False, pola
 def _main_verb(subject: list[str]) -> int | None:
     """Where the main verb of an inverted question with `do` or a modal stands: after its subject."""
     words = [bare(token) for token in subject]
-    first = words[0] if words else ""
-    if first in known("pronouns") or (first in {"this", "that", "these", "those"} and len(words) == 2):
-        return next((at for at in range(1, len(words)) if not _is_adverb(words[at])), None)
+    alone = set(words[1:2]) & known("main_verbs") and (
+        not words[2:] or words[2] in _LINKS or _opens_noun_phrase(subject[2:])
+    )
+    if words[0] in {"this", "that", "these", "those"} and alone:
+        return 1
+    if words[0] in known("pronouns"):
+        verbs = (at for at in range(1, len(words)) if words[at] not in known("adverbs") and words[at][-2:] != "ly")
+        return next(verbs, None)
     for at in range(1, len(words)):
         if words[at] in known("main_verbs") and words[at - 1] not in known("determiners") | _LINKS:
             return at
@@ -232,26 +228,26 @@ def _predicate(subject: list[str], gap: bool, polar: bool) -> int | None:
     words = [bare(token) for token in subject]
     if words[0] in known("pronouns") or (words[0] in {"this", "that", "these"} and words[1:] in (["about"], ["for"])):
         return 1 if len(words) > 1 else None
-    last = next((at for at, token in enumerate(subject) if token.endswith((",", "?"))), len(words) - 1)
+    closers = {"according", "based"}
+    ends = (at for at, token in enumerate(subject[:-1]) if token.endswith(",") or words[at + 1] in closers)
+    last = next(ends, len(words) - 1)
     stranded = last > 0 and words[last] in known("stranded")
     acts = bool(known("agents") & set(head(_joined(subject))))
     inner = known("determiners") | _LINKS | AUXILIARIES | {"be", "been"}
     for at in range(1, len(words)):
         word, follower = words[at], words[at + 1] if at < last else ""
-        if words[at - 1] in inner:
-            continue
-        ends = not follower or follower in _LINKS
         participle = word.endswith("ing") and word not in known("not_participles")
-        if participle and (polar or ends) and (not gap or acts or word in known("main_participles")):
-            return _before_adverbs(subject, at)
-        before_stranded = stranded and at == last - 1 and (participle or word.endswith("ed"))
-        if before_stranded or (stranded and at < last and word in known("predicates")):
-            return _before_adverbs(subject, at)
-        if word in {"likely", "supposed"} and follower == "to":
-            return _before_adverbs(subject, at)
-        if not gap and (word in known("predicates") or word.endswith("ed")) and (polar or not follower):
-            return _before_adverbs(subject, at)
-        if (polar and word in known("adjectives")) or (gap and at == last and word in {"called", "named", "titled"}):
+        passive = word.endswith("ed") or word in known("predicates")
+        main = participle and (not gap or acts or word in known("main_participles"))
+        begins = (
+            (main and (polar or not follower or follower in _LINKS))
+            or (stranded and at == last - 1 and (participle or passive))
+            or (word in {"likely", "supposed"} and follower == "to")
+            or (passive and not gap and (polar or not follower))
+            or (word in known("adjectives") and polar)
+            or (word in {"called", "named", "titled"} and not follower)
+        )
+        if begins and words[at - 1] not in inner:
             return _before_adverbs(subject, at)
     return last if stranded and gap else None
 
@@ -260,57 +256,52 @@ def _request(text: str, adjunct: str, negated: bool = False) -> Reading:
     """The reading of a bare verb phrase."""
     verb, _, rest = text.partition(" ")
     verb, act = bare(verb), text[:1].lower() + text[1:] + adjunct
-    kind: Kind = "speech" if verb in SPEECH_VERBS or verb.endswith("ly") else "deed"
     if verb in {"tell", "show", "give"}:
         rest = re.sub(r"^(?:me|us)\b\s*", "", rest)
     if verb == "tell" or verb in known("talk"):
         rest = re.sub(r"^(?:on|upon|about)\s+", "", rest)
-    topic, first = _small(rest) + adjunct, bare(rest.split(" ")[0])
-    shown = bool(known("pictures", "showable") & set(head(rest)[-1:]))
+    topic, first, nouns = rest + adjunct, bare(rest.split(" ")[0]), head(rest)
+    shown = nouns[-1] in known("pictures", "showable")
     if verb in known("give") - {"tell"} and shown:
         return Reading("deed", act, negated)  # to share a picture is to pass it on
     if negated or verb not in SPEECH_VERBS | known("make") or not _is_one_object(rest):
-        return Reading("deed" if verb in known("make") else kind, act, negated)
+        return Reading("speech" if verb in SPEECH_VERBS or verb.endswith("ly") else "deed", act, negated)
     if first in known("wh") | {"whether", "if"}:
-        topic = re.sub(r"^if\b", "whether", topic)
-        return Reading("clause", act, slots={"topic": topic})
-    slots = {"topic": topic}
-    if noun := DATA.nouns.get(verb if verb != "tell" else "describe"):
-        slots["noun"] = noun
-    definite = first in known("determiners", "pronouns") - {"a", "an", "any", "no", "another"} or _possessive(rest)
-    if verb in known("name"):
-        if head(rest)[-1] in known("people"):
-            return _thing_reading(f"{_identity(rest)} {topic}", act)
-        return _thing_reading(topic, act) if definite else Reading("speech", act, slots=slots)
-    if verb in known("look") or (verb == "tell" and shown):
-        if head(rest)[-1] in known("pictures"):
-            return Reading("picture", act, slots=slots | {"does": "do" if is_plural(rest) else "does"})
-        return Reading("look", act, slots=slots)
-    if verb in known("talk"):
-        return Reading("talk", act, slots=slots)
-    if verb in known("give") and definite:
+        return Reading("clause", act, slots={"topic": re.sub(r"^if\b", "whether", topic)})
+    if verb in known("name") and nouns[-1] in known("people"):
+        return _thing_reading(f"{_identity(rest)} {topic}", act)
+    looked_at = verb in known("look") or (verb == "tell" and shown)
+    definite = first in known("definite") or first.endswith(("'s", "s'"))
+    if verb in known("name", "give") and definite and not looked_at:
         return _thing_reading(topic, act)
+    slots = {"topic": topic}
+    if noun := DATA.nouns.get("describe" if looked_at else verb):
+        slots["noun"] = noun
+    if looked_at and nouns[-1] in known("pictures"):
+        slots["does"] = "do" if is_plural(rest) else "does"
+    if looked_at or verb in known("talk", "name"):
+        return Reading("look" if looked_at else "talk" if verb in known("talk") else "speech", act, slots=slots)
     if verb in known("make"):
         return Reading("make" if first in {"a", "an"} else "deed", act, slots=slots)
-    offered = rest.split()[1:] if first in {"a", "an"} else rest.split()
+    offered = rest.split()[first in {"a", "an"} :]
     cut = next((at for at in range(1, len(offered)) if bare(offered[at]) in known("offer_ends")), len(offered))
-    said = {"tell": "tell me", "show": "show me", "give": "give me", "name": "name"}.get(verb, verb)
-    slots["offer"] = _joined(offered[:cut], ["can you", said], offered[cut:]) + adjunct
+    if cut < 7 and "of" not in offered[:cut]:
+        said = f"{verb} me" if verb in {"tell", "show", "give"} else verb
+        slots["offer"] = _joined(offered[:cut], ["can you", said], offered[cut:]) + adjunct
     return Reading("offer", act, slots=slots)
 
 
 def _is_one_object(text: str) -> bool:
     """True if the text can stand as one noun phrase or clause: no second request, no unlike things side by side."""
     words = [bare(token) for token in text.split()]
-    if not words or words[0] in known("prepositions", "adverbs") | {"and", "or", "that", "more", "me", "us", "it"}:
+    if not words or words[0] in known("prepositions", "adverbs", "no_object") or known("manners") & set(words):
         return False
-    for at in range(1, len(words) - 1):
-        if words[at] in {"and", "or", "then", "but", "to"}:
-            following = words[at + 1 : at + 3]
-            if following[0] in REQUEST_VERBS and (words[at] != "to" or following[0] in SPEECH_VERBS):
-                return False
-            if words[at] != "to" and following[0] in {"also", "then", "the", "any", "his", "her", "their", "its"}:
-                return words[0] in known("wh")
+    for before, word in pairwise(words):
+        joins = before in {"and", "or", "then", "but"}
+        if word in (REQUEST_VERBS if joins else SPEECH_VERBS if before == "to" else ()):
+            return False
+        if joins and word in known("new_object") and words[0] not in known("wh"):
+            return False
     return True
 
 
@@ -318,16 +309,10 @@ def _identity(people: str) -> str:
     return "the identities of" if is_plural(people) else "the identity of"
 
 
-def _possessive(text: str) -> bool:
-    return re.match(r"\w+(?:'s|s'|\u2019s|s\u2019) ", text) is not None
-
-
 def _opens_noun_phrase(tokens: list[str]) -> bool:
     """True if the tokens begin with a noun phrase, as far as closed word lists and capitals can tell."""
-    word = bare(tokens[0])
-    if word == "most" and bare(" ".join(tokens[1:2])).endswith(("ly", "ing")):
-        return False
-    return word in known("determiners", "pronouns", "bare_nouns") or tokens[0][0].isupper() or tokens[0][0] in "'\"\u201c"
+    nouns = known("determiners", "pronouns", "bare_nouns")
+    return bare(tokens[0]) in nouns or tokens[0][0].isupper() or tokens[0][0] in "'\"\u201c"
 
 
 def head(noun_phrase: str) -> list[str]:
@@ -348,37 +333,25 @@ def head(noun_phrase: str) -> list[str]:
 def is_plural(noun_phrase: str) -> bool:
     """True if a verb after the noun phrase takes its plural form."""
     words = head(noun_phrase)
-    if words[0] in known("singular_determiners") or words[0] in known("plural_determiners") or "and" in words[1:]:
-        return words[0] not in known("singular_determiners") or "and" in words[1:]
+    if "and" in words[1:] or words[0] in known("plural_determiners"):
+        return True
     noun = words[words.index("or") - 1] if "or" in words[1:] else words[-1]
     ends_in_s = noun.endswith("s") and not noun.endswith(("ss", "'s")) and noun not in known("singulars")
-    return ends_in_s or noun in known("plurals")
+    return words[0] not in known("singular_determiners") and (ends_in_s or noun in known("plurals"))
 
 
-def third_person(verb: str) -> str:
-    """The verb as it stands after he, she or it."""
-    if verb in {"be", "have"}:
-        return "is" if verb == "be" else "has"
-    if verb.endswith("y") and verb[-2:-1] not in "aeiou":
-        return verb[:-1] + "ies"
-    return verb + ("es" if verb.endswith(("s", "sh", "ch", "x", "z", "o")) else "s")
-
-
-def past(verb: str) -> str:
-    """The verb in the simple past."""
-    if verb in DATA.pasts:
-        return DATA.pasts[verb]
-    if verb.endswith("y") and verb[-2:-1] not in "aeiou":
-        return verb[:-1] + "ied"
-    return verb + ("d" if verb.endswith("e") else "ed")
-
-
-def _is_adverb(word: str) -> bool:
-    return word in known("adverbs") or word.endswith("ly")
+def _finite(verb: str, auxiliary: str) -> str:
+    """The verb as it stands without its `do`, `does` or `did`: `carry`, `carries`, `carried`."""
+    if auxiliary == "do" or verb in DATA.finite[auxiliary]:
+        return DATA.finite.get(auxiliary, {}).get(verb, verb)
+    stem = verb[:-1] + "ie" if verb.endswith("y") and verb[-2:-1] not in "aeiou" else verb
+    if auxiliary == "did":
+        return stem + ("d" if stem.endswith("e") else "ed")
+    return stem + ("es" if stem.endswith(("s", "sh", "ch", "x", "z")) else "s")
 
 
 def _before_adverbs(subject: list[str], at: int) -> int:
-    while at > 1 and _is_adverb(bare(subject[at - 1])):
+    while at > 1 and (bare(subject[at - 1]) in known("adverbs") or bare(subject[at - 1]).endswith("ly")):
         at -= 1
     return at
 

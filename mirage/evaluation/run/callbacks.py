@@ -12,13 +12,12 @@ from typing import Any, ClassVar
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from mirage.evaluation.attack import Attack
+from mirage.evaluation.attack import Attack, describe_attack
 from mirage.evaluation.generate.casting import casts_kept
 from mirage.evaluation.generate.huggingface import Engine, HuggingFaceEngine
 from mirage.evaluation.judge.base import Judge, Judgement
 from mirage.evaluation.judge.rescore import answered
 from mirage.evaluation.judge.unscored import check_scored
-from mirage.evaluation.rewrite import describe_attack
 from mirage.evaluation.run.counting import block, summarise
 from mirage.evaluation.run.metrics import VerdictCounts
 from mirage.evaluation.run.records import write_records
@@ -213,11 +212,11 @@ class OneWordAttack(EvalCallback):
     def chosen(self, datamodule: Any) -> list[EvalSample]:
         """The samples with their rewrites; a source with its own language brings its own rewriter."""
         samples = super().chosen(datamodule)
-        if datamodule.rewriter is not None and hasattr(self.attack, "rewriter"):
-            self.attack.rewriter = datamodule.rewriter
         if self.attack.wants_word:
-            self.attack.mine(datamodule.labelled_questions(), samples[0].unsafe)
-        return self.attack.on(samples)
+            from mirage.audit.counts import audit_pairs
+
+            self.attack.mine(audit_pairs, datamodule.labelled_questions(), samples[0].unsafe)
+        return self.attack.on(samples, datamodule.rewriter)
 
     def result(self, records: list[Record]) -> dict[str, Any]:
         """Rates before and after, per shot and per category, and what the attack changed in the questions."""
