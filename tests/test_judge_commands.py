@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mirage.evaluation.rewrite import Rewrite
 
 from mirage.audit import audit_command
 from mirage.cli import main
@@ -18,7 +19,6 @@ from mirage.data.sources.mini import Mini
 from mirage.evaluation.judge.base import Answered
 from mirage.evaluation.judge.calibration import agreement
 from mirage.evaluation.judge.exact import Exact
-from mirage.evaluation.rewrite import Rewrite
 from mirage.evaluation.run.counting import block, summarise
 from mirage.evaluation.run.records import read_records, write_records
 from mirage.report.runs import load_run

@@ -143,7 +143,6 @@ class OneWord(Attack):
         super().__init__(word, shots)
 
     def rewrites(self, samples: Sequence[EvalSample], rewriter: Rewriter) -> dict[str, tuple[str, ...]]:
-        """The one question that differs in its opening word alone."""
         return {sample.id: (with_opening_word(sample.question, self.word),) for sample in samples}
 
 
@@ -153,7 +152,6 @@ class Rewrite(Attack):
     kind = "rewrite"
 
     def rewrites(self, samples: Sequence[EvalSample], rewriter: Rewriter) -> dict[str, tuple[str, ...]]:
-        """K different sentences that open with the word; none of them is the question itself."""
         return {sample.id: rewriter(sample.question, self.word, self.shots) for sample in samples}
 
 
@@ -181,7 +179,6 @@ class WithoutWord(Attack):
         self.use(word)
 
     def use(self, word: str) -> None:
-        """Avoids this word from now on."""
         if _root(self.instead) == _root(word):
             raise ValueError(
                 f"attack.instead is {self.instead!r}, the very word to be avoided: choose another opening word."
@@ -189,7 +186,6 @@ class WithoutWord(Attack):
         super().use(word)
 
     def rewrites(self, samples: Sequence[EvalSample], rewriter: Rewriter) -> dict[str, tuple[str, ...]]:
-        """K different sentences, none of which opens with the word."""
         openings = {sample.id: opening_word(sample.question) for sample in samples}
         kept = {id: self.instead if _root(word) == _root(self.word) else word for id, word in openings.items()}
         return {sample.id: rewriter(sample.question, kept[sample.id], self.shots) for sample in samples}
@@ -220,7 +216,6 @@ class RandomWord(Attack):
         self.use(word)
 
     def use(self, word: str) -> None:
-        """Never samples this word from now on."""
         self.openings = [opening for opening in self._given if _root(opening) != _root(word)]
         if len(self.openings) < self.shots:
             raise ValueError(
@@ -229,7 +224,6 @@ class RandomWord(Attack):
         super().use(word)
 
     def rewrites(self, samples: Sequence[EvalSample], rewriter: Rewriter) -> dict[str, tuple[str, ...]]:
-        """K different sentences that open with K different words, neither the attack's nor the question's."""
         made = {}
         for sample in samples:
             others = [word for word in self.openings if _root(word) != _root(opening_word(sample.question))]
@@ -303,7 +297,7 @@ class Published(Attack):
         if len(texts) > fewest >= self.shots:
             return f"record {{record}} has {len(texts)} rewrites, and other records have {fewest}. Remove the surplus."
         for shot, opening in enumerate(map(opening_word, texts[: self.shots]), start=1):
-            if opening != _folded(self.word):
+            if opening != opening_word(self.word):
                 return (
                     f"rewrite {shot} of record {{record}} opens with {opening!r}, not with {self.word!r}. Set attack.word "
                     "to the word of this file, or correct the record."
@@ -421,10 +415,6 @@ def _named(names: Sequence[str]) -> str:
     return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
-def _folded(word: str) -> str:
-    return word.lower().replace("\u2019", "'")
-
-
 def _root(word: str) -> str:
     """The word without a contracted ending: `what's` opens like `what`."""
-    return _folded(word).split("'")[0]
+    return opening_word(word).split("'")[0]

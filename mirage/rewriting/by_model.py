@@ -141,7 +141,7 @@ class ModelRewriter:
 
     def _fault(self, task: ModelRewrites, sentence: str) -> str:
         """Why the sentence cannot serve as the next rewrite; empty if it can."""
-        if opening_word(sentence) != self.word.lower().replace("\u2019", "'"):
+        if opening_word(sentence) != opening_word(self.word):
             return "does not open with the word"
         words = word_tokens(sentence)
         if any(words == word_tokens(other) for other in (task.question, *task.rewrites)):

@@ -13,26 +13,13 @@ from collections.abc import Iterator
 from mirage.rewriting.reading import AUXILIARIES, DATA, REQUEST_VERBS, Reading, bare, known, read
 from mirage.text import WORD, check_word, opening_word, without_list_mark
 
-# Which groups of a word's frames say a sentence of this kind again, in this order; `any` comes last for all.
-GROUPS = {
-    "clause": ("clause", "about"),
-    "thing": ("thing", "about"),
-    "look": ("look", "about", "speech"),
-    "talk": ("talk", "about", "speech"),
-    "offer": ("offer", "speech"),
-    "make": ("make", "deed"),
-    "speech": ("speech",),
-    "deed": ("deed",),
-    "quote": ("quote", "speech"),
-    "claim": ("claim", "speech"),
-}
 _SLOT = re.compile(r"\{(\w+)\}")
 _SENTENCE_END = re.compile(r"(?<!Mr\.)(?<!Dr\.)(?<!Mrs\.)(?<!\.S\.)(?<=[.?!])\s+(?=[A-Z\"'(])|\n+")
 
 
 def asks(word: str) -> bool:
     """True if a rewrite that opens with `word` is a question; False if it is a request."""
-    return word.lower().replace("\u2019", "'").removesuffix("'s") in known("wh") | AUXILIARIES
+    return opening_word(word).removesuffix("'s") in known("wh") | AUXILIARIES
 
 
 def rewrites(question: str, word: str, shots: int) -> tuple[str, ...]:
@@ -58,7 +45,7 @@ def rewrites(question: str, word: str, shots: int) -> tuple[str, ...]:
     first_letter = next((letter for letter in question if letter.isalpha()), "A")
     opening = word[:1].upper() + word[1:] if first_letter.isupper() else word
     made: dict[str, str] = {}
-    for sentence in _candidates(main, word.lower().replace("\u2019", "'"), opening):
+    for sentence in _candidates(main, opening_word(word), opening):
         whole = " ".join([sentence, *others])
         if _letters(whole) != _letters(question):
             made.setdefault(_letters(whole), whole)
@@ -86,12 +73,13 @@ def _candidates(main: str, word: str, opening: str) -> Iterator[str]:
     """Every rewrite that the frames give, closest first; the question itself may be among them."""
     reading = read(main)
     by_group = DATA.frames.get(word, {"any": DATA.default})
-    frames = [frame for group in (*GROUPS[reading.kind], "any") for frame in by_group.get(group, ())]
+    frames = [frame for group in (*DATA.groups[reading.kind], "any") for frame in by_group.get(group, ())]
     bodies = [body for frame in frames if (body := _filled(frame, reading, word)) is not None]
-    if bare((main.split() or [""])[0]) == word and not asks(word):
-        # The request as it is, with a tail: the untailed one is the question itself and drops out.
-        bodies = [word + main.strip().rstrip(" .?!")[len(word) :], *(bodies if word in DATA.frames else ())]
     tails = DATA.tails["deed" if reading.kind == "deed" else "speech"]
+    if bare((main.split() or [""])[0]) == word and not asks(word):
+        # The request as it is, with a tail each: the one without is the question itself and drops out.
+        request = word + main.strip().rstrip(" .?!")[len(word) :]
+        bodies = [request, *(request + tail for tail in tails), *bodies]
     mark = "?" if asks(word) else "."
     for body in (*bodies, *(body + tail for tail in tails for body in bodies)):
         yield opening + body[len(word) :] + mark

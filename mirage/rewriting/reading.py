@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import yaml
 
+from mirage.errors import DataError
 from mirage.shapes import Shape, Text, checked
 
 
@@ -22,21 +23,22 @@ class FrameData(Shape):
 
     frames: dict[Text, dict[Text, list[Text]]]
     default: list[Text]
+    groups: dict[Text, list[Text]]
     tails: dict[Text, list[Text]]
     nouns: dict[Text, Text]
     finite: dict[Text, dict[Text, Text]]
     words: dict[Text, Text]
 
 
-def frame_data(text: str, file: str = "frames.yaml") -> FrameData:
-    """The rewriter's data.
+def frame_data(text: str) -> FrameData:
+    """The rewriter's data, out of the text of `frames.yaml`.
 
     Raises:
-        ValueError: If the text is not of the shape `FrameData`; names every field that is wrong.
+        DataError: If the text is not of the shape `FrameData`; names every field that is wrong.
     """
-    data, issues = checked(FrameData, yaml.safe_load(text), file, "the file")
+    data, issues = checked(FrameData, yaml.safe_load(text), "frames.yaml", "")
     if data is None:
-        raise ValueError("\n".join(map(str, issues)))
+        raise DataError.of(issues)
     return data
 
 
@@ -73,10 +75,9 @@ class Reading:
     """What one sentence asks for.
 
     Args:
-        kind: `clause` and `thing` for questions ("what the man is wearing", "the theme of the picture"); `look`,
-            `picture`, `talk`, `offer` and `make` for requests with one plain object; `speech` for other requests to say
-            something; `deed` for requests to do something; `quote` for a question that could not be taken apart; `claim`
-            for a statement.
+        kind: `clause` and `thing` for questions ("what the man is wearing", "the theme of the picture"); `look`, `talk`,
+            `offer` and `make` for requests with one plain object; `speech` for other requests to say something; `deed`
+            for requests to do something; `quote` for a question that could not be taken apart; `claim` for a statement.
         act: The bare verb phrase that fulfils it: `describe the scene`, `tell me what the man is wearing`.
         negated: True if the act is forbidden.
         slots: Further parts by the name of their slot (see `frames.yaml`).
@@ -104,8 +105,7 @@ def read(sentence: str) -> Reading:
     text = re.sub(r"^(what|who|how|where|when|why)['\u2019]s\b", r"\1 is", sentence.strip(), flags=re.IGNORECASE)
     text, adjunct = _FILLER.sub("", text.rstrip(" .?!"), count=1) or text, ""
     if (fronted := _ADJUNCT.fullmatch(text)) and bare(text.split()[0]) in known("adjuncts") and _asks(fronted[2]):
-        comma = ", " if bare(text.split()[0]) in {"if", "as", "after"} else " "
-        adjunct, text = comma + fronted[1][:1].lower() + fronted[1][1:], fronted[2]
+        adjunct, text = " " + fronted[1][:1].lower() + fronted[1][1:], fronted[2]
     polite = _POLITE.match(text)
     text = text[polite.end() :] if polite else text
     first, second = ([bare(token) for token in text.split()[:2]] + [""])[:2]
@@ -276,7 +276,7 @@ def _request(text: str, adjunct: str, negated: bool = False) -> Reading:
         return _thing_reading(topic, act)
     slots = {"topic": topic}
     if noun := DATA.nouns.get("describe" if looked_at else verb):
-        slots["noun"] = noun
+        slots |= {"noun": noun, "good_noun": re.sub("^an? ", "a good ", noun)}
     if looked_at and nouns[-1] in known("pictures"):
         slots["does"] = "do" if is_plural(rest) else "does"
     if looked_at or verb in known("talk", "name"):
