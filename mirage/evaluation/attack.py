@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
@@ -356,9 +357,8 @@ class RewriteByModel(Attack):
         Raises:
             ValueError: If the cache holds a line that is no rewrite, or the engine fails.
         """
-        writer = by_model.ModelRewriter(
-            self._complete, rewriter, self.word, self.shots, self.kept, self.tries, self.seed
-        )
+        complete = partial(self.engine.complete, temperature=self.temperature)
+        writer = by_model.ModelRewriter(complete, rewriter, self.word, self.shots, self.kept, self.tries, self.seed)
         keys = {sample.question: self._key(sample.question) for sample in samples}
         entries = writer.rewrites(keys, self.cache, self.chunk)
         self.reasons = sum((Counter(entry.reasons) for entry in entries.values()), Counter())
@@ -367,11 +367,7 @@ class RewriteByModel(Attack):
 
     def describe(self) -> dict[str, Any]:
         """Besides the word: the model, what is asked of a rewrite, and where rewrites are kept."""
-        cache = str(self.cache) if self.cache is not None else None
-        return super().describe() | {"engine": self.engine.settings(), "cache": cache}
-
-    def _complete(self, prompts: list[str], seed: int) -> list[str]:
-        return self.engine.complete(prompts, temperature=self.temperature, seed=seed)
+        return super().describe() | {"engine": self.engine.settings(), "cache": self.cache and str(self.cache)}
 
     def _key(self, question: str) -> str:
         # Not the address: the same model behind another port gives the same rewrites.

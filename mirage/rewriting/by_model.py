@@ -48,16 +48,12 @@ class ModelRewriter:
     """Asks a language model for rewrites and checks each: it opens with the word, keeps the content, repeats nothing.
 
     Args:
-        complete: The model: prompts and a seed -> one answer to each prompt.
+        complete: The model: `complete(prompts, seed=...)` gives one answer to each prompt.
         template: Makes the rewrite that the model does not.
-        word: The opening word.
-        shots: How many rewrites of each question.
-        kept: The least share of the question's content words that a rewrite must keep, 0 to 1.
-        tries: How often a rewrite is asked for, each time with another seed.
-        seed: Seed of the first attempt.
+        word, shots, kept, tries, seed: As in `mirage.evaluation.attack.RewriteByModel`.
     """
 
-    complete: Callable[[list[str], int], Sequence[str]]
+    complete: Callable[..., Sequence[str]]
     template: Rewriter
     word: str
     shots: int
@@ -120,7 +116,7 @@ class ModelRewriter:
 
     def _attempt(self, tasks: Sequence[ModelRewrites], seed: int) -> list[ModelRewrites]:
         """Asks once for the next rewrite of each question; those that still wait for one."""
-        answers = self.complete([self._prompt(task) for task in tasks], seed)
+        answers = self.complete([self._prompt(task) for task in tasks], seed=seed)
         if len(answers) != len(tasks):
             raise ValueError(f"The model gave {len(answers)} answers to {len(tasks)} prompts: use another engine.")
         waiting = []

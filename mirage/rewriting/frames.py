@@ -1,8 +1,8 @@
 """Rewrites of an English question by templates: another opening word, another form, the same content.
 
-`reading.py` takes a sentence apart, and frames from `frames.yaml` say its parts again. What the reader is not sure of it
-does not take apart: such a request is said again whole ("What would you say to ..."), and such a question is quoted. So
-a gap in the word lists costs variety, not grammar.
+`reading.py` takes a sentence apart, and frames from `frames.yaml` say its parts again. A request that cannot be taken
+apart is embedded whole ("What would you say if asked to ..."), such a question is quoted: a gap in the word lists costs
+variety, not grammar.
 """
 
 from __future__ import annotations

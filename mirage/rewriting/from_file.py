@@ -26,12 +26,7 @@ class _Published(Shape):
 
 
 def record_and_field(sample: EvalSample) -> tuple[str, str]:
-    """The record's id and the field that a sample belongs to.
-
-    A sample's id names both (`<record id>/<field>`, such as `Ads_1/instruction`). An id that does not end in one of
-    `FIELDS` is the record's id itself, and the field is `instruction` for an unsafe sample and `safe_instruction` for a
-    benign one.
-    """
+    """The record's id and the field that a sample belongs to, as `mirage.evaluation.attack.Published` says."""
     record, slash, field = sample.id.rpartition("/")
     if slash and field in FIELDS:
         return record, field

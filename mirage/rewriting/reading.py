@@ -1,7 +1,6 @@
 """Reads an English question or request: what it asks for, in parts that fit into other sentences.
 
-Closed lists of words (`frames.yaml`) tell questions from requests and where a question's subject ends. The reader is
-cautious: what it cannot take apart for sure it leaves whole.
+The closed word lists of `frames.yaml` show where a question's subject ends. What is not sure is left whole.
 """
 
 from __future__ import annotations
@@ -65,9 +64,7 @@ _POLITE = re.compile(
 _NEGATION = re.compile(r"(?:do not|don't|never)\s+", re.IGNORECASE)
 _ADJUNCT = re.compile(r"([^,.?!]+),\s+(.+)", re.DOTALL)
 _NEXT_QUESTION = re.compile(r"(,?\s+and\s+)(?=(?:what|how|why|who|where|when|which)\b)", re.IGNORECASE)
-_OTHER_QUESTION = re.compile(
-    r"\band,? (?:(?:in|on|at|for|from|to|if) (?:what|which|so)|can|could|should|is|are|do|does)\b"
-)
+_OTHER_QUESTION = re.compile(r"\band,? (?:\w+ (?:what|which)|if so|can|could|should|is|are|do|does)\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +139,7 @@ def _asks(text: str) -> bool:
 
 
 def _quote(text: str) -> Reading:
-    question = f'the question "{text}"'
-    return Reading("quote", f"answer {question}", slots={"topic": f"the answer to {question}"})
+    return Reading("quote", f'answer the question "{text}"', slots={"topic": f'the answer to the question "{text}"'})
 
 
 def _clause_reading(wh: str, rest: str, adjunct: str) -> Reading:
@@ -196,17 +192,14 @@ def _statement_order(subject: list[str], auxiliary: str, gap: bool = False, pola
     if auxiliary in {"do", "does", "did"}:
         verb = bare(subject[at])
         return _joined(subject[:at], [_finite(verb, auxiliary) + subject[at][len(verb) :]], subject[at + 1 :])
-    at = _before_adverbs(subject, at)
-    return _joined(subject[:at], [auxiliary], subject[at:])
+    return _joined(subject[: (at := _before_adverbs(subject, at))], [auxiliary], subject[at:])
 
 
 def _main_verb(subject: list[str]) -> int | None:
     """Where the main verb of an inverted question with `do` or a modal stands: after its subject."""
     words = [bare(token) for token in subject]
-    alone = set(words[1:2]) & known("main_verbs") and (
-        not words[2:] or words[2] in _LINKS or _opens_noun_phrase(subject[2:])
-    )
-    if words[0] in {"this", "that", "these", "those"} and alone:
+    ends = not words[2:] or words[2] in _LINKS or _opens_noun_phrase(subject[2:])
+    if words[0] in {"this", "that", "these", "those"} and set(words[1:2]) & known("main_verbs") and ends:
         return 1
     if words[0] in known("pronouns"):
         verbs = (at for at in range(1, len(words)) if words[at] not in known("adverbs") and words[at][-2:] != "ly")
@@ -228,8 +221,7 @@ def _predicate(subject: list[str], gap: bool, polar: bool) -> int | None:
     words = [bare(token) for token in subject]
     if words[0] in known("pronouns") or (words[0] in {"this", "that", "these"} and words[1:] in (["about"], ["for"])):
         return 1 if len(words) > 1 else None
-    closers = {"according", "based"}
-    ends = (at for at, token in enumerate(subject[:-1]) if token.endswith(",") or words[at + 1] in closers)
+    ends = (at for at, word in enumerate(words[1:]) if subject[at].endswith(",") or word in {"according", "based"})
     last = next(ends, len(words) - 1)
     stranded = last > 0 and words[last] in known("stranded")
     acts = bool(known("agents") & set(head(_joined(subject))))
@@ -298,9 +290,8 @@ def _is_one_object(text: str) -> bool:
         return False
     for before, word in pairwise(words):
         joins = before in {"and", "or", "then", "but"}
-        if word in (REQUEST_VERBS if joins else SPEECH_VERBS if before == "to" else ()):
-            return False
-        if joins and word in known("new_object") and words[0] not in known("wh"):
+        requests = REQUEST_VERBS if joins else SPEECH_VERBS if before == "to" else ()
+        if word in requests or (joins and word in known("new_object") and words[0] not in known("wh")):
             return False
     return True
 
@@ -311,8 +302,8 @@ def _identity(people: str) -> str:
 
 def _opens_noun_phrase(tokens: list[str]) -> bool:
     """True if the tokens begin with a noun phrase, as far as closed word lists and capitals can tell."""
-    nouns = known("determiners", "pronouns", "bare_nouns")
-    return bare(tokens[0]) in nouns or tokens[0][0].isupper() or tokens[0][0] in "'\"\u201c"
+    opens = bare(tokens[0]) in known("determiners", "pronouns", "bare_nouns")
+    return opens or tokens[0][0].isupper() or tokens[0][0] in "'\"\u201c"
 
 
 def head(noun_phrase: str) -> list[str]:
