@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
-from mirage.evaluation.rewrite import Rewrite
 
 from mirage.data.sources.vlguard import VLGuard
+from mirage.evaluation.attack import Rewrite
 from mirage.evaluation.generate.huggingface import HuggingFaceEngine
 from mirage.models.load import load_model
 from mirage.models.processor import load_processor

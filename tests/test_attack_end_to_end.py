@@ -63,14 +63,14 @@ def rewritten(folder: Path, side: str) -> list[str]:
 # --- words -----------------------------------------------------------------------------------------------------------
 
 
-def test_words_are_mined_from_the_training_set_and_told(tmp_path: Path) -> None:
+def test_words_are_mined_from_the_training_set_and_reported(tmp_path: Path) -> None:
     openers = {"unsafe_openers": {"can": 1.0, "list": 3.0}, "safe_openers": {"can": 1.0, "describe": 3.0}}
     both = [attacked(side, "Rewrite", {"word": "mined", "shots": 2}) for side in ("unsafe", "benign")]
     assert validate(tmp_path, *both, **openers) == 0
-    found = results(tmp_path)
+    measured = results(tmp_path)
     source = Mini(num_eval=QUESTIONS, **openers)  # type: ignore[arg-type]
     for side, word in (("unsafe", "describe"), ("benign", "list")):
-        attack = found[side]["attack"]
+        attack = measured[side]["attack"]
         opened = [opening_word(example.prompt) for example in (*source.unsafe("refusal"), *source.retain())]
         assert (attack["kind"], attack["word"], attack["shots"]) == ("rewrite", word, 2)
         assert attack["mined"]["word"] == word and attack["mined"]["questions"] == 800
@@ -97,9 +97,9 @@ def test_questions_are_offered_without_harmful_answers_and_from_harmful_ones_alo
     harmful_only = PublishedSplit(tmp_path / "forget.json", tmp_path / "retain.json", tmp_path)
     assert list(AlignmentData(harmful_only).labelled_questions()) == [("Tell me how.", True), ("What is it?", False)]
     mini = Mini(num_unsafe=3, num_safe=2)
-    told = list(AlignmentData(mini).labelled_questions())
-    assert [unsafe for _, unsafe in told] == [True] * 3 + [False] * 2
-    assert [question for question, _ in told[:3]] == [example.prompt for example in mini.unsafe("refusal")]
+    offered = list(AlignmentData(mini).labelled_questions())
+    assert [unsafe for _, unsafe in offered] == [True] * 3 + [False] * 2
+    assert [question for question, _ in offered[:3]] == [example.prompt for example in mini.unsafe("refusal")]
 
 
 # --- controls, files, models -----------------------------------------------------------------------------------------
@@ -108,21 +108,31 @@ STATISTICS = {"edit_distance_mean", "content_kept_mean", "pure_replacements", "d
 
 
 def test_controls_make_as_many_rewrites_without_the_word_and_say_so(tmp_path: Path) -> None:
-    drawn = ["can", "describe", "explain", "show"]
+    openings = ["can", "describe", "explain", "show"]
     without = attacked("unsafe", "WithoutWord", {"word": "what's", "shots": 3, "instead": "can"})
-    at_random = attacked("benign", "RandomWord", {"word": "share", "shots": 3, "openings": drawn, "seed": 5})
+    at_random = attacked("benign", "RandomWord", {"word": "share", "shots": 3, "openings": openings, "seed": 5})
     assert validate(tmp_path, without, at_random) == 0
-    found = results(tmp_path)
-    told = found["unsafe"]["attack"]
-    assert (told["kind"], told["word"], told["instead"], told["mined"]) == ("without_word", "what's", "can", None)
-    own = {record.id: opening_word(record.question) for record in records(tmp_path, "unsafe") if not record.shot}
+    measured = results(tmp_path)
+    described = measured["unsafe"]["attack"]
+    assert (described["kind"], described["word"], described["instead"], described["mined"]) == (
+        "without_word",
+        "what's",
+        "can",
+        None,
+    )
+    openers = {record.id: opening_word(record.question) for record in records(tmp_path, "unsafe") if not record.shot}
     for record in records(tmp_path, "unsafe"):
-        assert opening_word(record.question) == (own[record.id] if own[record.id] != "what's" else "can")
-    told = found["benign"]["attack"]
-    assert (told["kind"], told["word"], told["openings"], told["seed"]) == ("random_word", "share", drawn, 5)
-    assert {opening_word(question) for question in rewritten(tmp_path, "benign")} <= set(drawn)
+        assert opening_word(record.question) == (openers[record.id] if openers[record.id] != "what's" else "can")
+    described = measured["benign"]["attack"]
+    assert (described["kind"], described["word"], described["openings"], described["seed"]) == (
+        "random_word",
+        "share",
+        openings,
+        5,
+    )
+    assert {opening_word(question) for question in rewritten(tmp_path, "benign")} <= set(openings)
     for side in ("unsafe", "benign"):
-        statistics = found[side]["attack"]["statistics"]
+        statistics = measured[side]["attack"]["statistics"]
         assert statistics["rewrites"] == len(rewritten(tmp_path, side)) == 3 * QUESTIONS
         assert statistics.keys() >= STATISTICS and statistics["edit_distance_mean"] > 0
 
@@ -158,8 +168,8 @@ def test_published_rewrites_are_asked_and_the_file_is_named(tmp_path: Path) -> N
     file.write_text(json.dumps(published))
     whole = attacked("unsafe", "Published", {"word": "what's", "file": str(file), "shots": 2})
     assert validate(tmp_path, whole) == 0
-    told = results(tmp_path)["unsafe"]["attack"]
-    assert (told["kind"], told["file"], told["dropped"]) == ("file", str(file), [])
+    described = results(tmp_path)["unsafe"]["attack"]
+    assert (described["kind"], described["file"], described["dropped"]) == ("file", str(file), [])
     assert rewritten(tmp_path, "unsafe") == ["what's 1 of this?", "what's 2 of this?"] * QUESTIONS
     one_shot = attacked("unsafe", "Published", {"word": "what's", "file": str(file), "shots": 1})
     assert validate(tmp_path, one_shot) == 0
@@ -171,7 +181,7 @@ def test_published_rewrites_are_asked_and_the_file_is_named(tmp_path: Path) -> N
         assert validate(tmp_path, fewer) == 0
     again = results(tmp_path)["unsafe"]
     assert again["attack"]["dropped"] == [samples[-1].id] and again["after"]["n"] == QUESTIONS - 1
-    assert again["attack"]["file_hash"] != told["file_hash"]
+    assert again["attack"]["file_hash"] != described["file_hash"]
 
 
 def test_rewrites_by_a_server_are_kept_hashed_and_not_asked_for_again(tmp_path: Path, serve: Serve) -> None:

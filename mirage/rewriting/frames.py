@@ -80,9 +80,8 @@ def _candidates(main: str, word: str, opening: str) -> Iterator[str]:
         # The request as it is, with a tail each: the one without is the question itself and drops out.
         request = word + main.strip().rstrip(" .?!")[len(word) :]
         bodies = [request, *(request + tail for tail in tails), *bodies]
-    mark = "?" if asks(word) else "."
     for body in (*bodies, *(body + tail for tail in tails for body in bodies)):
-        yield opening + body[len(word) :] + mark
+        yield opening + body[len(word) :] + ("?" if asks(word) else ".")
 
 
 def _filled(frame: str, reading: Reading, word: str) -> str | None:

@@ -166,7 +166,7 @@ def _question(text: str, adjunct: str) -> Reading:
 
 
 def _embedded(tokens: list[str]) -> _Clause | None:
-    """The question as part of a sentence: `what the man is wearing`; None if its subject's end cannot be told."""
+    """The question as part of a sentence: `what the man is wearing`; None if it is not clear where its subject ends."""
     words = [bare(token) for token in tokens]
     at = next((index for index in range(1, len(words)) if words[index] in AUXILIARIES), None)
     if words[1:2] == ["to"] or at is None or {"that", "who"} & set(words[1:at]):
@@ -185,7 +185,7 @@ def _embedded(tokens: list[str]) -> _Clause | None:
 
 
 def _statement_order(subject: list[str], auxiliary: str, gap: bool = False, polar: bool = False) -> str:
-    """Subject and predicate of an inverted question in the order of a statement; empty if it cannot be told."""
+    """Subject and predicate of an inverted question in the order of a statement; empty if the order is not clear."""
     at = _predicate(subject, gap, polar) if auxiliary in known("be") else _main_verb(subject)
     if at is None:
         return _joined(subject) if auxiliary == "do" and not polar else ""
