@@ -40,21 +40,8 @@ class Engine(ABC):
         """One answer to each prompt (text alone), in order: greedy at temperature 0, sampled above it.
 
         The same seed gives the same answers, as far as the model can. The caller's random state is left as it was.
-
-        Raises:
-            ValueError: If the temperature is below 0, or above 0 and this engine cannot sample.
         """
-        if temperature != 0:
-            raise ValueError(f"The engine {self.name} cannot sample: temperature is {temperature}, set it to 0.")
-        return [text for (text,) in self.answers(as_samples(prompts))]
-
-
-def as_samples(prompts: Sequence[str]) -> list[EvalSample]:
-    """Prompts as samples without picture or rewrites; the id is the index."""
-    return [
-        EvalSample(id=str(index), source="prompt", image=None, question=prompt, unsafe=False)
-        for index, prompt in enumerate(prompts)
-    ]
+        raise NotImplementedError(f"The engine {self.name} answers samples alone.")
 
 
 def check_at_least_one(prefix: str = "", **settings: int) -> None:
