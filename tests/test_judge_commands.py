@@ -13,13 +13,14 @@ import pytest
 from builders import build_refusal_classifier
 
 from mirage.audit import audit_command
+from mirage.audit.counts import audit_pairs
 from mirage.cli import main
 from mirage.commands.calibrate import no_interval
 from mirage.data.sources.mini import Mini
+from mirage.evaluation.attack import Rewrite
 from mirage.evaluation.judge.base import Answered
 from mirage.evaluation.judge.calibration import agreement
 from mirage.evaluation.judge.exact import Exact
-from mirage.evaluation.rewrite import Rewrite
 from mirage.evaluation.run.counting import block, summarise
 from mirage.evaluation.run.records import read_records, write_records
 from mirage.report.runs import load_run
@@ -378,7 +379,7 @@ def test_the_words_that_an_audit_writes_are_those_that_an_attack_mines(tmp_path:
     told = json.loads((tmp_path / "audit.json").read_text())
     mined = [Rewrite("mined"), Rewrite("mined")]
     for attack, unsafe in zip(mined, (True, False), strict=True):
-        attack.mine(pairs, unsafe)
+        attack.mine(audit_pairs, pairs, unsafe)
     assert [attack.word for attack in mined] == [told["attack_word"], told["overprudence_word"]] == ["what", "share"]
 
 

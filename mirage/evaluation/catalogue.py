@@ -1,6 +1,6 @@
 """Every attack, judge, engine and benchmark, for the command line: naming one in a config needs no path."""
 
-from mirage.evaluation.attack import Attack, OneWord
+from mirage.evaluation.attack import Attack, OneWord, Published, RandomWord, Rewrite, RewriteByModel, WithoutWord
 from mirage.evaluation.benchmarks.base import Benchmark
 from mirage.evaluation.benchmarks.scienceqa import ScienceQA
 from mirage.evaluation.benchmarks.textvqa import TextVQA
@@ -16,7 +16,6 @@ from mirage.evaluation.judge.fluency import Fluency
 from mirage.evaluation.judge.keyword import Keyword
 from mirage.evaluation.judge.model import ModelJudge
 from mirage.evaluation.judge.topic import TopicFilter
-from mirage.evaluation.rewrite import Published, RandomWord, Rewrite, RewriteByModel, WithoutWord
 
 ATTACKS: tuple[type[Attack], ...] = (OneWord, Published, RandomWord, Rewrite, RewriteByModel, WithoutWord)
 JUDGES: tuple[type[Judge], ...] = (Classifier, Exact, Fluency, Keyword, ModelJudge, TopicFilter)

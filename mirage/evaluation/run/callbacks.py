@@ -11,11 +11,10 @@ from typing import Any, ClassVar
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from mirage.evaluation.attack import Attack
+from mirage.evaluation.attack import Attack, describe_attack
 from mirage.evaluation.generate.base import Engine
 from mirage.evaluation.generate.huggingface import HuggingFaceEngine
 from mirage.evaluation.judge.base import Judge, Judgement, check_scored
-from mirage.evaluation.rewrite import describe_attack
 from mirage.evaluation.run.counting import block, summarise
 from mirage.evaluation.run.records import write_records
 from mirage.evaluation.run.runner import ask, samples_fingerprint, subsample, weights_fingerprint
