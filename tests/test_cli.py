@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from mirage.cli import METHODS, SOURCES, main, with_shipped_configs
-from mirage.data.sources.catalogue import SOURCES as SOURCE_CLASSES
+from mirage.cli import main, training_usage, with_shipped_configs
+from mirage.data.sources.catalogue import SOURCES
+from mirage.evaluation.catalogue import BENCHMARKS
 from mirage.methods import AlignmentModule
 from mirage.schema import Record
 from mirage.training import run
@@ -61,9 +62,9 @@ def test_help_is_light() -> None:
     assert "rmu.yaml" in done.stdout and "mirage fit --config" in done.stdout
 
 
-def test_help_names_every_method_and_source() -> None:
-    assert sorted(cls.__name__ for cls in AlignmentModule.__subclasses__()) == list(METHODS)
-    assert sorted(cls.__name__ for cls in SOURCE_CLASSES) == list(SOURCES)
+def test_help_names_every_method_source_and_benchmark() -> None:
+    for classes in (AlignmentModule.__subclasses__(), SOURCES, BENCHMARKS):
+        assert ", ".join(sorted(cls.__name__ for cls in classes)) in training_usage("fit")
 
 
 def test_a_run_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -248,7 +249,7 @@ def test_an_output_that_cannot_be_written_is_one_sentence(
     command: list[str], place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for ask in ("mirage.commands.prepare._ask", "mirage.mini.build.build"):  # nothing is done before it is told
+    for ask in ("mirage.commands.prepare._replies", "mirage.mini.build.build"):  # nothing is done before it is told
         monkeypatch.setattr(ask, lambda *_, **__: pytest.fail("the work was begun"))
     (tmp_path / "afile").touch()
     assert main([*command, place]) == 1
@@ -265,7 +266,7 @@ def test_an_output_that_cannot_be_written_is_one_sentence(
     [
         (PermissionError(13, "Permission denied", "a/b"), "a/b cannot be read or written (Permission denied). Correct"),
         (IsADirectoryError(21, "Is a directory", ".p", None, "a"), "a cannot be read or written (there is a folder"),
-        (OSError(28, "No space left on device"), "A file cannot be written (No space left on device). Make room"),
+        (OSError(28, "No space left on device"), "A file cannot be written (No space left on device). Free some"),
         (FileNotFoundError("Nothing is here. Look there."), "Nothing is here. Look there."),
     ],
 )
@@ -291,7 +292,7 @@ def test_a_fault_that_is_no_path_s_keeps_its_traceback(monkeypatch: pytest.Monke
         main(["judge", "x"])
 
 
-SOURCES_ARE = f"There are {', '.join(SOURCES)}."
+SOURCES_ARE = f"There are {', '.join(sorted(cls.__name__ for cls in SOURCES))}."
 JUDGES_ARE = "There are Exact, Fluency, Keyword, ModelJudge, TopicFilter."
 
 

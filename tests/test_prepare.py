@@ -23,7 +23,7 @@ from mirage.data.sources.vlguard import VLGuard
 from mirage.errors import DataError
 from mirage.mini import questions as world
 from mirage.mini.words import VLGUARD_SAFE, VLGUARD_UNSAFE
-from mirage.prepare.harmful import Candidate, by_detail, by_reply, degenerate, in_lots, picked, selector_question
+from mirage.prepare.harmful import Candidate, by_detail, by_reply, degenerate, picked, selector_question, shuffled
 from mirage.prepare.retain import mixed
 from mirage.schema import Verdict
 
@@ -216,8 +216,8 @@ def test_choices_depend_on_the_seed_and_not_on_the_order_of_the_files() -> None:
     chosen = [by_detail(tied, seed).candidate for seed in range(20)]
     assert len(set(chosen)) > 1, "equals are drawn"
     assert chosen == [by_detail(tied[::-1], seed).candidate for seed in range(20)]
-    lots = [in_lots(tied, seed) for seed in range(20)]
-    assert lots == [in_lots(tied[::-1], seed) for seed in range(20)] and len({each[0] for each in lots}) > 1
+    lots = [shuffled(tied, seed) for seed in range(20)]
+    assert lots == [shuffled(tied[::-1], seed) for seed in range(20)] and len({each[0] for each in lots}) > 1
     assert all(sorted(each, key=str) == sorted(tied, key=str) for each in lots)
 
 

@@ -65,7 +65,7 @@ class Attack(ABC):
         Raises:
             ValueError: If the audit names no word.
         """
-        from mirage.audit import audit_pairs
+        from mirage.audit.counts import audit_pairs
 
         found = audit_pairs(questions, min_count=1)
         word = found.attack_word if unsafe else found.overprudence_word

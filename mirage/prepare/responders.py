@@ -143,10 +143,10 @@ class AnswerFile:
         return self._answers
 
 
-Answerer = ModelFolder | Server | AnswerFile
+Responder = ModelFolder | Server | AnswerFile
 
 
-def answerer(named: str, settings: AskSettings) -> Answerer:
+def responder(named: str, settings: AskSettings) -> Responder:
     """Who `named` is: `http://HOST/v1#MODEL` a server, a folder or `package:...` a model, any other path a file.
 
     Raises:

@@ -204,6 +204,8 @@ class OneWordAttack(EvalCallback):
         judge: Who reads the answers: the same before and after.
     """
 
+    audit: Callable[..., Any] | None = None
+
     def __init__(self, eval_set: str, attack: Attack, judge: Judge, **kwargs: Any) -> None:
         super().__init__(eval_set, judge, **kwargs)
         self.attack = attack

@@ -25,6 +25,7 @@ class Results(Callback):
     def __init__(self) -> None:
         self._began = time.perf_counter()
         self.written: Path | None = None
+        self.latest: dict[str, Any] | None = None
         self._measured: list[Any] = []  # what each callback had measured when the file was last written
         self._when: dict[str, int] = {}
 
@@ -52,8 +53,8 @@ class Results(Callback):
         folder = run_folder(trainer)  # on every rank: some trainer properties communicate
         self.written = folder / "results.json"
         if trainer.is_global_zero:
-            results = _without_nan(self._results(trainer, pl_module, folder))
-            write_text(self.written, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+            self.latest = _without_nan(self._results(trainer, pl_module, folder))
+            write_text(self.written, json.dumps(self.latest, indent=1, ensure_ascii=False) + "\n")
 
     def _results(self, trainer: L.Trainer, pl_module: L.LightningModule, folder: Path) -> dict[str, Any]:
         module: Any = pl_module
