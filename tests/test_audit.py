@@ -28,7 +28,7 @@ QUESTIONS = {
     ("Share a joke about it.", True): 4,
     ("share a joke about it.", False): 1,
     ('"Why" is it red?', True): 1,
-    ("12?", True): 1,
+    ("...?", True): 1,
 }
 
 
@@ -135,8 +135,9 @@ def test_table_json_and_figure_show_the_same_numbers(tmp_path: Path) -> None:
 
 def test_import_is_light() -> None:
     heavy = "('torch', 'lightning', 'transformers', 'matplotlib')"
-    heavy = f"import sys, mirage.audit.figure, mirage.audit.table; print([module for module in {heavy} if module in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True, check=True).stdout == "[]\n"
+    code = "import sys, mirage.audit.figure, mirage.audit.table;"
+    code += f"print([module for module in {heavy} if module in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 def test_a_generator_of_many_questions_is_counted_in_seconds_and_not_kept() -> None:

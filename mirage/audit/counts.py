@@ -77,7 +77,7 @@ class Audit:
     Args:
         questions: Their number.
         refused: How many of them are refused.
-        wordless: Questions without any letter; as openers they count as one word of their own, which is not listed.
+        wordless: Questions without a letter or digit; as openers they count as one word of their own, which is not listed.
         every_word: True if `words` counts words anywhere in a question (once each), False if its opening word only.
         min_count: Rarer words are not listed.
         distinct_words: Number of different words, rare ones included.
