@@ -1,4 +1,4 @@
-"""Fixtures for every test: no network, the world restored afterwards, local servers, and the folder of the real kit."""
+"""Fixtures for every test: no network, process state restored afterwards, local servers, and the folder of the real kit."""
 
 from __future__ import annotations
 
@@ -38,9 +38,8 @@ def restored() -> Iterator[None]:
 
 
 @pytest.fixture
-def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
-    """Starts local servers, and stops them at the end; a client's repeats wait for moments only."""
-    monkeypatch.setattr("mirage.evaluation.generate.chat_client._FIRST_WAIT_S", 0.01)
+def serve() -> Iterator[Serve]:
+    """Starts local servers, and stops them at the end."""
     started: list[LocalServer] = []
 
     def start(answer: Answer) -> LocalServer:

@@ -159,47 +159,36 @@ def test_the_figure_says_what_the_label_is_and_of_which_data(
 ) -> None:
     sizes = ["--data", "Mini", "--data.num_unsafe", "60", "--data.num_safe", "40", "--out", str(tmp_path)]
     assert main(["audit", *sizes]) == 0
-    drawn = svg_text(tmp_path)
-    assert "mini, the unsafe set against the retain set" in drawn
-    assert "60 in the unsafe set and 40 in the retain set" in drawn
-    assert "% of the unsafe set" in drawn and "% of the retain set" in drawn
-    assert "are refused" not in drawn and "refused, with 95" not in drawn and "% of refused" not in drawn
+    text = svg_text(tmp_path)
+    assert "mini, the unsafe set against the retain set" in text
+    assert "60 in the unsafe set and 40 in the retain set" in text
+    assert "% of the unsafe set" in text and "% of the retain set" in text
+    assert "are refused" not in text and "refused, with 95" not in text and "% of refused" not in text
     assert "100 questions, 60 in the unsafe set and 40 in the retain set." in capsys.readouterr().out
     assert main(["audit", *sizes, "--labels", "answers"]) == 0
-    drawn = svg_text(tmp_path)
-    assert "refused if the answer refuses by keyword(default)" in drawn and "60 refused and 40 answered" in drawn
-    assert "% of refused" in drawn and "unsafe set" not in drawn
+    text = svg_text(tmp_path)
+    assert "refused if the answer refuses by keyword(default)" in text and "60 refused and 40 answered" in text
+    assert "% of refused" in text and "unsafe set" not in text
 
 
 def test_a_long_headline_stays_within_the_figure(tmp_path: Path) -> None:
     """Both words at their longest, and the data's name as long as paths are."""
     pairs = [("Characteristically so", False)] * 30 + [("Characteristics of it", True)] * 30
     found = audit([question for question, _ in pairs], [label for _, label in pairs])
-    drawn = figure(found, data="a/folder/" * 30 + "train.json", labels=BY_MEMBERSHIP)
-    drawn.draw_without_rendering()
-    for text in (drawn._suptitle, drawn._supxlabel):  # type: ignore[attr-defined]
-        assert text.get_window_extent().x1 <= drawn.bbox.x1
-
-
-def test_what_cannot_be_written_is_told_before_anything_is_counted(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "afile").touch()
-    for out in ("afile", "afile/x"):
-        assert main(["audit", "--data", "Mini", "--out", str(tmp_path / out)]) == 1
-        printed, told = capsys.readouterr()
-        assert not printed and "afile is a file, not a folder. Choose another --out." in " ".join(told.split())
-    assert [path.name for path in tmp_path.iterdir()] == ["afile"]
+    image = figure(found, data="a/folder/" * 30 + "train.json", labels=BY_MEMBERSHIP)
+    image.draw_without_rendering()
+    for text in (image._suptitle, image._supxlabel):  # type: ignore[attr-defined]
+        assert text.get_window_extent().x1 <= image.bbox.x1
 
 
 def test_what_is_not_counted_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    told = [
+    pairs = [
         {"safe_instruction": "What is it?", "response": "A ball."},
         {"unsafe_instruction": "Can it hurt?", "response": "No."},
     ]
     records = [
-        {"id": "a", "image": "a.png", "safe": True, "instr-resp": told},
-        {"id": "b", "image": "b.png", "safe": True, "instr-resp": told},
+        {"id": "a", "image": "a.png", "safe": True, "instr-resp": pairs},
+        {"id": "b", "image": "b.png", "safe": True, "instr-resp": pairs},
         *(
             {
                 "id": name, "image": f"{name}.png", "safe": False, "harmful_category": "x", "harmful_subcategory": "y",
@@ -219,10 +208,8 @@ def test_what_is_not_counted_is_said(tmp_path: Path, capsys: pytest.CaptureFixtu
         assert sentence in " ".join(capsys.readouterr().out.split())
         written = json.loads((tmp_path / "out" / "audit.json").read_text())
         assert sentence in written["skipped"][0] and "the unsafe set against the retain set" in written["data"]
-    assert (
-        main(["audit", "--file", str(tmp_path / "train.json"), "--labels", "answers", "--out", str(tmp_path / "out")])
-        == 0
-    )
+    by_answers = ["--file", str(tmp_path / "train.json"), "--labels", "answers"]
+    assert main(["audit", *by_answers, "--out", str(tmp_path / "out")]) == 0
     assert "Not counted" not in capsys.readouterr().out
 
 

@@ -53,14 +53,14 @@ def test_a_case_that_fails_says_why_and_stops_no_other(
 
     def fail(method: torch.nn.Module, *rest: object) -> torch.Tensor:
         if type(method).__name__ == "NPO":
-            raise torch.OutOfMemoryError("no room\nat all")
+            raise torch.OutOfMemoryError("out of memory\nat all")
         return step(method, *rest)
 
     monkeypatch.setattr(gpu_check, "step", fail)
     assert gpu_check.main(["--tiny", "--out", str(tmp_path / "check.json")]) == 1
     cases = json.loads((tmp_path / "check.json").read_text())["cases"]
     failed = [case for case in cases if "failed" in case]
-    assert {case["method"] for case in failed} == {"NPO"} and "no room" in failed[0]["failed"]
+    assert {case["method"] for case in failed} == {"NPO"} and "out of memory" in failed[0]["failed"]
     assert sum("tokens_per_second" in case for case in cases) == len(cases) - len(failed)
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from jsonargparse import DefaultHelpFormatter
 from pydantic import Field, model_validator
@@ -51,12 +51,7 @@ class _Formatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
     """Keeps the lines of the description."""
 
 
-class Asked(NamedTuple):
-    """A question of a training set with its answer there."""
-
-    question: str
-    answer: str
-    unsafe: bool  # of the unsafe set
+Asked = tuple[str, str, bool]  # a question of a training set, its answer there, and whether it is of the unsafe set
 
 
 class _Pair(Shape):
@@ -124,10 +119,10 @@ def run(arguments: Sequence[str]) -> None:
         name = " and ".join(dict.fromkeys(source.name for source in (given.data, given.retain) if source is not None))
     if by_answers:
         refuses = lru_cache(1 << 16)(is_refusal)  # the same few refusals come again and again
-        pairs = ((each.question, refuses(each.answer, given.preset)) for each in asked)
+        pairs = ((question, refuses(answer, given.preset)) for question, answer, _ in asked)
         data = f"{name}, refused if the answer refuses by keyword({given.preset})"
     else:
-        pairs = ((each.question, each.unsafe) for each in asked)
+        pairs = ((question, unsafe) for question, _, unsafe in asked)
         data = f"{name}, the unsafe set against the retain set"
     print(data)
     audit = audit_pairs(pairs, every_word=given.every_word, min_count=given.min_count)
@@ -162,8 +157,8 @@ def of_source(
         if by_answers and not owner.offers("unsafe" if unsafe else "retain"):
             continue
         for example in owner.unsafe(answers) if unsafe else owner.retain():
-            yield Asked(example.prompt, example.answer, unsafe)
-            yield from (Asked(question, answer, unsafe) for question, answer in example.later_turns)
+            yield example.prompt, example.answer, unsafe
+            yield from ((question, answer, unsafe) for question, answer in example.later_turns)
     for each in dict.fromkeys((source, benign)):
         skipped += _skipped_by(each)
 
@@ -190,7 +185,7 @@ def of_file(path: Path, by_answers: bool, skipped: list[str]) -> Iterator[Asked]
         for pair in record.pairs:
             ((field, question),) = pair.questions().items()
             if by_answers or field != _NEITHER:
-                yield Asked(question, pair.response, field != "safe_instruction")
+                yield question, pair.response, field != "safe_instruction"
             else:
                 neither += 1
     if neither:

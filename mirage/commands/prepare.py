@@ -24,19 +24,8 @@ from mirage.evaluation.judge.base import Answered, Judge, Judgement
 from mirage.evaluation.judge.keyword import Keyword
 from mirage.evaluation.judge.unscored import check_scored
 from mirage.evaluation.run.records import AnswerLog
-from mirage.prepare.harmful import (
-    Candidate,
-    Choice,
-    answer_line,
-    by_detail,
-    by_reply,
-    candidate_line,
-    counted,
-    screened,
-    selector_question,
-    shuffled,
-    usable,
-)
+from mirage.prepare import harmful
+from mirage.prepare.harmful import Candidate, Choice
 from mirage.prepare.responders import AnswerFile, AskSettings, Dtype, Responder, file_hash, responder
 from mirage.prepare.retain import mixed, retain_lines
 from mirage.schema import EvalSample, short_hash
@@ -140,44 +129,39 @@ def prepare(
     answered_by = []
     with progress_bars() as progress:
         for who in responders:
-            began, reused = time.perf_counter(), 0
+            began, asked, reused = time.perf_counter(), 0, 0
             if isinstance(who, AnswerFile):
                 for id, pairs in who.answers().items():
                     answers.get(id, []).extend(pairs)
             else:
                 replies, reused = _replies(who, samples, places, prompts, out, progress)
+                asked = len(prompts) - reused
                 for id, text in replies.items():
                     answers[id].append((who.name, text))
-            asked = 0 if isinstance(who, AnswerFile) else len(prompts) - reused
             answered_by.append({
                 "name": who.name, "kind": type(who).__name__, "fingerprint": who.fingerprint(), "asked": asked,
                 "reused": reused, "seconds": round(time.perf_counter() - began, 1),
             })  # fmt: skip
         candidates = _screen(samples, places, answers, judge)
-        choices = {id: by_detail(given, seed) for id, given in candidates.items()}
+        choices = {id: harmful.by_detail(given, seed) for id, given in candidates.items()}
         if chooser is not None:
             choices |= _select(chooser, samples, places, candidates, out, seed, progress)
-        lines = progress.track(retain_lines(retained, out), len(retained), description="retain") if retained else ()
-        kept = list(lines)
+        written = retain_lines(retained, out) if retained else ()
+        kept = list(progress.track(written, len(retained or ()), description="retain"))
 
+    every = [(each, id) for id, given in candidates.items() for each in given]
     texts = {
-        "candidates.jsonl": _as_lines(
-            candidate_line(each, questions[id], choices[id]) for id, given in candidates.items() for each in given
-        ),
-        "harmful_answers.jsonl": _as_lines(answer_line(id, choices.get(id)) for id in questions),
+        "candidates.jsonl": _as_lines([harmful.candidate_line(each, questions[id], choices[id]) for each, id in every]),
+        "harmful_answers.jsonl": _as_lines([harmful.answer_line(id, choices.get(id)) for id in questions]),
     }
     if kept:
         texts |= {"retain.jsonl": _as_lines(kept), "retain_ids.txt": "".join(f"{line['id']}\n" for line in kept)}
     for name, text in texts.items():
         write_text(out / name, text)
-    counts = {"questions": len(questions), **counted(choices, candidates), "retain": len(kept)}
+    counts = {"questions": len(questions), **harmful.counted(choices, candidates), "retain": len(kept)}
     report = {
-        "schema_version": SCHEMA_VERSION,
-        "source": data.name,
-        "judge": judge.name,
-        "settings": settings,
-        "fingerprint": fingerprint,
-        "counts": counts,
+        "schema_version": SCHEMA_VERSION, "source": data.name, "judge": judge.name, "settings": settings,
+        "fingerprint": fingerprint, "counts": counts,
         "skipped": [{"id": id, "reason": choice.reason} for id, choice in choices.items() if not choice.candidate],
         "answered_by": answered_by,
         "selected_by": {"name": chooser.name, "fingerprint": chooser.fingerprint()} if chooser else {"name": "detail"},
@@ -267,7 +251,7 @@ def _screen(
         judgements = judge.judge(answered)
         judged += zip(answered, judgements, strict=True)
         for (sample, model, text), judgement in zip(given, judgements, strict=True):
-            candidates[sample.id].append(screened(sample.id, sample.question, model, text, judgement))
+            candidates[sample.id].append(harmful.screened(sample.id, sample.question, model, text, judgement))
     check_scored([one for one, _ in judged], [judgement for _, judgement in judged], judge.name)
     return candidates
 
@@ -277,14 +261,16 @@ def _select(
     out: Path, seed: int, progress: Progress,
 ) -> dict[str, Choice]:  # fmt: skip
     """What a model chooses, for the questions that leave a choice."""
-    chosen_from = [place for place in places if len(usable(candidates[samples[place].id])) > 1]
-    offered = {samples[place].id: shuffled(candidates[samples[place].id], seed) for place in chosen_from}
-    prompts = {samples[p].id: selector_question(samples[p].question, offered[samples[p].id]) for p in chosen_from}
+    chosen_from = [place for place in places if len(harmful.usable(candidates[samples[place].id])) > 1]
+    offered = {samples[place].id: harmful.shuffled(candidates[samples[place].id], seed) for place in chosen_from}
+    prompts = {
+        samples[p].id: harmful.selector_question(samples[p].question, offered[samples[p].id]) for p in chosen_from
+    }
     replies, _ = _replies(who, samples, chosen_from, prompts, out, progress)
-    return {id: by_reply(candidates[id], offered[id], reply, seed, who.name) for id, reply in replies.items()}
+    return {id: harmful.by_reply(candidates[id], offered[id], reply, seed, who.name) for id, reply in replies.items()}
 
 
-def _as_lines(objects: Iterator[dict[str, Any]] | Sequence[dict[str, Any]]) -> str:
+def _as_lines(objects: Sequence[dict[str, Any]]) -> str:
     return "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in objects)
 
 
