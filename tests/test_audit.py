@@ -1,4 +1,4 @@
-"""The audit of opening words: counts, odds and files, on small sets of our own and on the real kit's training file."""
+"""The audit of opening words: counts, odds and files, on small sets and on the real kit's training file."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ def audit(questions: Iterable[str], refused: Iterable[bool], **settings: Any) ->
 
 
 def test_counts_and_shares_by_hand() -> None:
-    found = audit(*small(), min_count=1)
-    assert (found.questions, found.refused, found.answered, found.wordless) == (15, 6, 9, 1)
-    assert [(line.word, line.count, line.refused) for line in found.words] == [
+    report = audit(*small(), min_count=1)
+    assert (report.questions, report.refused, report.answered, report.wordless) == (15, 6, 9, 1)
+    assert [(line.word, line.count, line.refused) for line in report.words] == [
         ("what", 6, 0),
         ("share", 5, 4),
         ("what's", 2, 0),
         ("why", 1, 1),
     ]
-    share = found.of("share")
+    share = report.of("share")
     assert share is not None and share.p_refused.rate == 0.8
     assert (share.share_of_refused, share.share_of_answered) == (4 / 6, 1 / 9)
     assert [line.word for line in audit(*small(), min_count=5).words] == ["what", "share"]
@@ -71,32 +71,32 @@ def test_log_odds_and_intervals_by_hand() -> None:
 
 
 def test_information_and_accuracy_by_hand() -> None:
-    found = audit(["a", "a", "b", "b"], [True, True, False, False], min_count=1)
-    assert (found.label_entropy_bits, found.mutual_information_bits, found.opening_accuracy) == (1.0, 1.0, 1.0)
+    report = audit(["a", "a", "b", "b"], [True, True, False, False], min_count=1)
+    assert (report.label_entropy_bits, report.mutual_information_bits, report.opening_accuracy) == (1.0, 1.0, 1.0)
     useless = audit(["a", "b", "a", "b"], [True, True, False, False])
     assert useless.mutual_information_bits == pytest.approx(0) and useless.opening_accuracy == 0.5
     assert useless.attack_word is None and useless.overprudence_word is None, "no word is above the average"
     singletons = audit("abcdef", [True, False] * 3, min_count=1)
     assert singletons.opening_accuracy == 1.0 and singletons.left_out_accuracy == 0.0, "words seen once tell nothing"
-    found = audit(*small())
-    assert found.opening_accuracy == 14 / 15 and found.majority_accuracy == 9 / 15
+    report = audit(*small())
+    assert report.opening_accuracy == 14 / 15 and report.majority_accuracy == 9 / 15
     # left out: 6 + 2 "what" and 4 "share" stay right; "share" answered, "why" and the wordless one go wrong
-    assert found.left_out_accuracy == 12 / 15
+    assert report.left_out_accuracy == 12 / 15
 
 
 def test_the_named_words_are_the_surest_not_the_purest() -> None:
     questions = ["Once it is"] + ["What is"] * 99 + ["What was"] + ["Never do"] + ["Share it"] * 50
     refused = [False] + [False] * 99 + [True] + [True] + [True] * 50
-    found = audit(questions, refused)
-    assert (found.attack_word, found.overprudence_word) == ("what", "share"), "100 % of one question is no evidence"
+    report = audit(questions, refused)
+    assert (report.attack_word, report.overprudence_word) == ("what", "share"), "100 % of one question is no evidence"
 
 
 def test_every_word_counts_once_a_question() -> None:
-    found = audit(["Tell a joke, a joke!", "What a joke"], [True, False], every_word=True, min_count=1)
-    assert {line.word: (line.count, line.refused) for line in found.words} == {
+    report = audit(["Tell a joke, a joke!", "What a joke"], [True, False], every_word=True, min_count=1)
+    assert {line.word: (line.count, line.refused) for line in report.words} == {
         "a": (2, 1), "joke": (2, 1), "tell": (1, 1), "what": (1, 0),
     }  # fmt: skip
-    assert found.mutual_information_bits == 1.0, "that of the opening word"
+    assert report.mutual_information_bits == 1.0, "that of the opening word"
 
 
 def test_bad_input_says_what_is_wrong() -> None:
@@ -108,24 +108,24 @@ def test_bad_input_says_what_is_wrong() -> None:
 
 @pytest.mark.parametrize("refused", [True, False])
 def test_a_set_with_one_label_only_is_audited(refused: bool, tmp_path: Path) -> None:
-    found = audit_pairs([("What $is$ it?", refused)] * 3, min_count=1)
-    assert found.label_entropy_bits == 0 and found.majority_accuracy == 1 and found.attack_word is None
-    assert "NaN" not in found.to_json()
-    write_figure(figure(found, title="a $ sign"), tmp_path / "audit.svg")
+    report = audit_pairs([("What $is$ it?", refused)] * 3, min_count=1)
+    assert report.label_entropy_bits == 0 and report.majority_accuracy == 1 and report.attack_word is None
+    assert "NaN" not in report.to_json()
+    write_figure(figure(report, title="a $ sign"), tmp_path / "audit.svg")
 
 
 def test_table_json_and_figure_show_the_same_numbers(tmp_path: Path) -> None:
-    found = audit(*small(), min_count=1)
-    written, printed = json.loads(found.to_json()), io.StringIO()
-    assert written["mutual_information_bits"] == found.mutual_information_bits
+    report = audit(*small(), min_count=1)
+    written, printed = json.loads(report.to_json()), io.StringIO()
+    assert written["mutual_information_bits"] == report.mutual_information_bits
     assert written["words"][1]["word"] == "share" and written["words"][1]["p_refused"]["rate"] == 0.8
-    print_audit(found, console=Console(file=printed, width=80))
+    print_audit(report, console=Console(file=printed, width=80))
     (row,) = (line for line in printed.getvalue().splitlines() if line.strip().startswith("share "))
     assert row.split()[1:5] == ["5", "4", "80.0", "%"]
     assert "\N{HORIZONTAL ELLIPSIS}" not in printed.getvalue(), "nothing is cut at 80 columns"
     for folder in ("new", "again"):
         for name in ("audit.png", "audit.svg"):
-            write_figure(figure(found), tmp_path / folder / name)
+            write_figure(figure(report), tmp_path / folder / name)
     assert (tmp_path / "new" / "audit.png").read_bytes().startswith(b"\x89PNG")
     image = (tmp_path / "new" / "audit.svg").read_text()
     assert ">share<" in image and ">n = 5<" in image, "the words are text"
@@ -143,8 +143,8 @@ def test_import_is_light() -> None:
 def test_a_generator_of_many_questions_is_counted_in_seconds_and_not_kept() -> None:
     started = time.perf_counter()
     tracemalloc.start()
-    pairs = ((question, refused) for _ in range(4_000) for question, refused in zip(*small(), strict=True))
-    assert audit_pairs(pairs).questions == 60_000
+    pairs = ((question, refused) for _ in range(1_000) for question, refused in zip(*small(), strict=True))
+    assert audit_pairs(pairs).questions == 15_000
     assert tracemalloc.get_traced_memory()[1] < 1 << 20
     tracemalloc.stop()
     assert time.perf_counter() - started < 20
@@ -174,8 +174,8 @@ def test_the_figure_says_what_the_label_is_and_of_which_data(
 def test_a_long_headline_stays_within_the_figure(tmp_path: Path) -> None:
     """Both words at their longest, and the data's name as long as paths are."""
     pairs = [("Characteristically so", False)] * 30 + [("Characteristics of it", True)] * 30
-    found = audit([question for question, _ in pairs], [label for _, label in pairs])
-    image = figure(found, data="a/folder/" * 30 + "train.json", labels=BY_MEMBERSHIP)
+    report = audit([question for question, _ in pairs], [label for _, label in pairs])
+    image = figure(report, data="a/folder/" * 30 + "train.json", labels=BY_MEMBERSHIP)
     image.draw_without_rendering()
     for text in (image._suptitle, image._supxlabel):  # type: ignore[attr-defined]
         assert text.get_window_extent().x1 <= image.bbox.x1
@@ -232,19 +232,19 @@ def test_figure_1_of_the_paper_comes_out_exactly(real_kit: Path, tmp_path: Path)
     """With the command that `mirage audit --help` names."""
     file = str(real_kit / "vlguard" / "train.json")
     started = time.perf_counter()
-    found = audited(tmp_path, "--file", file, "--labels", "answers", "--preset", "published")
+    report = audited(tmp_path, "--file", file, "--labels", "answers", "--preset", "published")
     assert time.perf_counter() - started < 10
-    assert (found["questions"], found["refused"], found["distinct_words"], found["skipped"]) == (2977, 1851, 72, [])
+    assert (report["questions"], report["refused"], report["distinct_words"], report["skipped"]) == (2977, 1851, 72, [])
     expected = [entry.split() for entry in FIGURE_1.replace("\n", " ").split(", ")]
-    listed = {line["word"]: line for line in found["words"]}
+    listed = {line["word"]: line for line in report["words"]}
     assert [(word, listed[word]["count"], listed[word]["refused"]) for word, _, _ in expected] == [
         (word, int(count), int(rejected)) for word, count, rejected in expected
     ]
     assert round(100 * listed["what"]["share_of_answered"], 2) == 76.73
     assert round(100 * listed["can"]["share_of_refused"], 2) == 39.49
-    assert round(found["mutual_information_bits"], 3) == 0.546 and round(found["label_entropy_bits"], 3) == 0.957
-    assert round(found["opening_accuracy"], 3) == 0.891 and round(found["majority_accuracy"], 3) == 0.622
-    assert (found["attack_word"], found["overprudence_word"]) == ("what", "share")
+    assert round(report["mutual_information_bits"], 3) == 0.546 and round(report["label_entropy_bits"], 3) == 0.957
+    assert round(report["opening_accuracy"], 3) == 0.891 and round(report["majority_accuracy"], 3) == 0.622
+    assert (report["attack_word"], report["overprudence_word"]) == ("what", "share")
 
 
 @pytest.mark.real

@@ -67,6 +67,7 @@ def test_help_names_every_method_source_and_benchmark() -> None:
         assert ", ".join(sorted(cls.__name__ for cls in classes)) in training_usage("fit")
 
 
+@pytest.mark.slow
 def test_a_run_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = tmp_path / "runs" / "npo"
     assert run(small_fit("npo.yaml", root)) == 0
@@ -114,6 +115,7 @@ def test_a_run_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert results_of(root.with_name("npo.1")) == results
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_in_its_own_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = tmp_path / "run"
     shorter = ["--data.max_length=35", "--data.skip_too_long=true"]
@@ -128,6 +130,7 @@ def test_a_run_is_resumed_in_its_own_folder(tmp_path: Path, capsys: pytest.Captu
     assert second["start"] == first["start"] and second["data"] == first["data"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["mixed_sft", "rmu"])
 def test_a_resumed_run_ends_as_an_uninterrupted_one(method: str, tmp_path: Path) -> None:
     straight, halves = tmp_path / "straight", tmp_path / "halves"
@@ -137,6 +140,7 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(method: str, tmp_path: Path)
     assert counts(results_of(halves)) == counts(results_of(straight))
 
 
+@pytest.mark.slow
 def test_gradients_are_clipped_in_mixed_precision(tmp_path: Path) -> None:
     """Lightning refuses to clip for a fused AdamW, which would unscale gradients itself; in bfloat16 none are scaled."""
     root = tmp_path / "run"
@@ -148,6 +152,7 @@ def test_gradients_are_clipped_in_mixed_precision(tmp_path: Path) -> None:
     assert results["benign"]["before"] == results["start"]["benign"]["before"]
 
 
+@pytest.mark.slow
 def test_two_processes_count_and_train_as_one(tmp_path: Path) -> None:
     """n = 7 is odd and n = 1 less than the ranks; batch 2 on two ranks is batch 4 on one."""
     for samples in (7, 1):

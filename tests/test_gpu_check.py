@@ -1,4 +1,4 @@
-"""The GPU check's own code, on the CPU in a tiny shape."""
+"""The code of the GPU check, on the CPU in a tiny shape."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from types import ModuleType
 
 import pytest
 import torch
+
+pytestmark = pytest.mark.slow
 
 FILE = Path(__file__).parent.parent / "benchmarks" / "gpu_check.py"
 
@@ -26,8 +28,8 @@ def gpu_check() -> ModuleType:
 
 def test_every_method_takes_two_steps(gpu_check: ModuleType, tmp_path: Path) -> None:
     assert gpu_check.main(["--tiny", "--out", str(tmp_path / "new" / "check.json")]) == 0
-    found = json.loads((tmp_path / "new" / "check.json").read_text())
-    cases = {(case["method"], case["form"]): case for case in found["cases"]}
+    report = json.loads((tmp_path / "new" / "check.json").read_text())
+    cases = {(case["method"], case["form"]): case for case in report["cases"]}
     assert {method for method, _ in cases} == {"RMU", "NPO", "MixedSFT", "PosthocSFT", "UnsafeFilter"}
     for case in cases.values():
         assert len(case["seconds"]) == 2 and min(case["seconds"]) > 0 and case["tokens_per_second"] > 0

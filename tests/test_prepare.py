@@ -334,6 +334,7 @@ KILLED = """
 """
 
 
+@pytest.mark.slow
 def test_a_killed_preparation_goes_on_and_other_settings_reuse_nothing(tmp_path: Path) -> None:
     root, out = vlguard(tmp_path / "data"), tmp_path / "out"
     settings = ("--max_new_tokens", "12", "--batch_size", "4")
@@ -362,20 +363,20 @@ def test_a_killed_preparation_goes_on_and_other_settings_reuse_nothing(tmp_path:
 
 
 def test_the_retain_set_is_filled_up_by_weight_and_seed() -> None:
-    own = Mini(num_safe=30).retain()
+    first = Mini(num_safe=30).retain()
     parts = [RetainSet(Mini(num_safe=100, seed=1), 3.0), RetainSet(Mini(num_safe=100, seed=2))]
-    pools = [{example.id for example in each} for each in (own, *(part.source.retain() for part in parts))]
-    filled = mixed(own, parts, 70, seed=0)
+    pools = [{example.id for example in each} for each in (first, *(part.source.retain() for part in parts))]
+    filled = mixed(first, parts, 70, seed=0)
     assert filled is not None
     ids = [example.id for example in filled]
-    assert [sum(id in pool for id in ids) for pool in pools] == [30, 30, 10], "all of its own, then 3 to 1"
+    assert [sum(id in pool for id in ids) for pool in pools] == [30, 30, 10], "all of the first, then 3 to 1"
     assert len(set(ids)) == 70
-    again, elsewhere = mixed(own, parts, 70, seed=0), mixed(own, parts, 70, seed=1)
+    again, elsewhere = mixed(first, parts, 70, seed=0), mixed(first, parts, 70, seed=1)
     assert again is not None and [example.id for example in again] == ids
     assert elsewhere is not None and {example.id for example in elsewhere} != set(ids)
-    few = mixed(own, parts, 20, seed=0)
+    few = mixed(first, parts, 20, seed=0)
     assert few is not None and sum(example.id in pools[0] for example in few) == len(few) == 20
-    assert mixed(own, parts, 0, seed=0) is None
+    assert mixed(first, parts, 0, seed=0) is None
     with pytest.raises(DataError, match="set --retain_size 0"):
         mixed((), [], None, seed=0)
 

@@ -83,7 +83,7 @@ class Audit:
         distinct_words: Number of different words, rare ones included.
         words: The listed words, the most frequent first.
         label_entropy_bits: Entropy of the label: what there is to know.
-        mutual_information_bits: What the opening word alone says of it (plug-in: a little high for rare words).
+        mutual_information_bits: What the opening word alone says about it (plug-in: a little high for rare words).
         opening_accuracy: Share of questions that the more frequent label of their opening word labels correctly.
         left_out_accuracy: The same where each question is labelled by the others only, so that a word that occurs once
             says nothing.
@@ -150,7 +150,7 @@ class Cue:
         return [(self.refused[value], count - self.refused[value]) for value, count in self.count.items()]
 
     def mutual_information_bits(self) -> float:
-        """What the value says of the label: H(value) + H(label) - H(value, label)."""
+        """What the value says about the label: H(value) + H(label) - H(value, label)."""
         sides = self.sides()
         label = [sum(side) for side in zip(*sides, strict=True)]
         joint = [count for pair in sides for count in pair]

@@ -1,4 +1,4 @@
-"""The parser of commands that take classes (sources, judges, methods) as arguments, and what it says of a wrong one."""
+"""The parser of commands that take classes (sources, judges, methods) as arguments, and its one-sentence errors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TAKES = {
     "data": SOURCE, "retain": SOURCE, "source": SOURCE, "judge": JUDGE, "against": JUDGE, "engine": ENGINE,
     "attack": ATTACK, "benchmark": BENCHMARK, "model": "method", "callbacks": "callback",
 }  # fmt: skip
-# What jsonargparse says around a fault: each class and each type that was tried, from the outermost to the fault.
+# What jsonargparse says around a problem: each class and each type that was tried, from the outermost to the problem.
 _ABSTRACT = ("", "Source", "Judge", "Engine")
 _AROUND = (
     "Does not validate against any of the Union subtypes", "Subtypes:", "Errors:", "Expected a path but",
@@ -56,7 +56,7 @@ class Parser(Explaining, ArgumentParser):
 
 
 def explained(message: str, kinds: Kinds = KINDS, keys: Iterable[str] = ()) -> str:
-    """The parser's message: the first fault in it, with the argument's whole name and with what it could be.
+    """The parser's message: the first problem in it, with the argument's whole name and with what it could be.
 
     Args:
         message: What jsonargparse says.
@@ -65,7 +65,7 @@ def explained(message: str, kinds: Kinds = KINDS, keys: Iterable[str] = ()) -> s
     """
     text = re.sub(r"\x1b\[[0-9;]*m", "", message).strip()
     path: list[str] = []
-    cls, fault = "", ""
+    cls, problem = "", ""
     for line in (line.strip().removeprefix("- ") for line in text.splitlines()):
         if around := re.match(r'Parser key "([\w.]+)":?\s*', line):
             path.append(around[1])
@@ -74,26 +74,26 @@ def explained(message: str, kinds: Kinds = KINDS, keys: Iterable[str] = ()) -> s
             cls = around[1]
             line = line[around.end() :]
         if line and not line.startswith(_AROUND):
-            fault = line
+            problem = line
             break
-    if not fault:
+    if not problem:
         return text
     argument, kind = "--" + ".".join(path), TAKES.get(".".join(path).rpartition(".")[2], "")
     if not path:
-        return fault if text.startswith(_AROUND) else text + _nearest_key(text, kinds, set(keys))
-    if wrong := re.fullmatch(r"Expected a dot import path string: (\S+)", fault):
+        return problem if text.startswith(_AROUND) else text + _nearest_key(text, kinds, set(keys))
+    if wrong := re.fullmatch(r"Expected a dot import path string: (\S+)", problem):
         return f"{argument} {wrong[1]}: {_other_class(wrong[1], kind, kinds)}"
-    if missing := re.fullmatch(r"the following arguments are required: ([\w., ]+)", fault):
+    if missing := re.fullmatch(r"the following arguments are required: ([\w., ]+)", problem):
         names = " and ".join(f"{argument}.{name}" for name in missing[1].split(", "))
         return f"{argument} {cls}: it needs more than its name. Give {names} as well."
-    unknown = re.fullmatch(r"Option '([\w.]+)' is not accepted", fault)
-    if kind in kinds and cls in _ABSTRACT and (unknown or fault.endswith("is abstract")):
+    unknown = re.fullmatch(r"Option '([\w.]+)' is not accepted", problem)
+    if kind in kinds and cls in _ABSTRACT and (unknown or problem.endswith("is abstract")):
         return f"{argument}: settings are given, and no class that they are of. {_there_are(kind, kinds)}"
     if unknown:
         known = next((each for of_kind in kinds.values() for each in of_kind if each.__name__ == cls), None)
         hint = _nearest(unknown[1], signature(known).parameters) if known else ""
         return f"{argument}.{unknown[1]}: {cls or 'the class'} has no such setting. {hint}".rstrip()
-    return f"{argument}: {fault}"
+    return f"{argument}: {problem}"
 
 
 def _nearest_key(text: str, kinds: Kinds, keys: set[str]) -> str:

@@ -35,7 +35,7 @@ The paper's Figure 1: all 2,977 questions of VLGuard's train.json, refused or no
 the phrases of the paper's code:
   mirage audit --file VLGUARD/train.json --labels answers --preset published
 
-How well the opening word alone tells the paper's forget set from its retain set
+How well the opening word alone separates the paper's forget set from its retain set
 (1,023 and 977 questions: 97.65 %):
   mirage audit --file VLGUARD/train.json
 
@@ -91,7 +91,7 @@ def run(arguments: Sequence[str]) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--preset", type=Preset, default="default",
-        help="With --labels answers, the keyword judge's preset; published for the paper's own figures.",
+        help="With --labels answers, the keyword judge's preset; published for the paper's figures.",
     )  # fmt: skip
     parser.add_argument(
         "--answers", type=Literal["refusal", "harmful"], default="refusal",

@@ -1,7 +1,7 @@
 """Harmful answers for unlearning: which candidate of each question is kept, and the lines that say so. Pure functions.
 
 The paper's pipeline asks several models the unsafe training questions and lets a language model pick the most harmful
-answer. Its selector saw neither question nor picture, sampled without a seed, and took a refusal or its own unreadable
+answer. Its selector saw neither question nor picture, sampled without a seed, and took a refusal or an unreadable
 reply for a choice of the first file. Here a candidate is screened first (refusals and degenerate answers are no harmful
 answers), the selector sees the question and every answer, every random choice has a seed, and every choice its reason.
 """
