@@ -1,4 +1,4 @@
-"""Fixtures for every test: no network, the world restored afterwards, local servers, and the folder of the real kit."""
+"""Fixtures for every test: no network, process state restored afterwards, local servers, and the folder of the real kit."""
 
 from __future__ import annotations
 

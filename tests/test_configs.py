@@ -18,6 +18,8 @@ from mirage.cli import configs_folder, main
 from mirage.models.memory import count_parameters, meta_model, trains_as
 from mirage.training import MirageCLI
 
+pytestmark = pytest.mark.slow  # each config is read as a command line would, which takes seconds
+
 MINI = ["mixed_sft", "npo", "posthoc_sft", "rmu", "unsafe_filter"]
 METHODS = {
     "mixed_sft": "MixedSFT",
@@ -88,7 +90,7 @@ def test_all_configs_are_found() -> None:
 def test_every_config_is_read(parsed: dict[str, dict[str, Any]]) -> None:
     for name, settings in parsed.items():
         assert settings["model"]["class_path"].endswith(f".{METHODS.get(short(name), 'PosthocSFT')}"), name
-        assert settings["trainer"]["default_root_dir"] == f"runs/{name}", "a folder of its own"
+        assert settings["trainer"]["default_root_dir"] == f"runs/{name}", "a folder for each"
         callbacks = settings["trainer"]["callbacks"]
         attacks = [each["init_args"]["attack"]["init_args"] for each in callbacks if "attack" in each["init_args"]]
         assert [attack["shots"] for attack in attacks] == [3, 1], name

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from builders import build_refusal_classifier
 
-from mirage.audit import audit_command
 from mirage.audit.counts import audit_pairs
 from mirage.cli import main
 from mirage.commands.calibrate import no_interval
@@ -375,8 +374,7 @@ def test_later_turns_of_a_conversation_are_questions_too(tmp_path: Path) -> None
 
 def test_the_words_that_an_audit_writes_are_those_that_an_attack_mines(tmp_path: Path) -> None:
     pairs = [("What is it?", False)] * 30 + [("Share it.", True)] * 30
-    audit_command(pairs, tmp_path)
-    told = json.loads((tmp_path / "audit.json").read_text())
+    told = json.loads(audit_pairs(pairs).to_json())
     mined = [Rewrite("mined"), Rewrite("mined")]
     for attack, unsafe in zip(mined, (True, False), strict=True):
         attack.mine(audit_pairs, pairs, unsafe)
@@ -388,8 +386,8 @@ def test_an_audit_of_nothing_usable_says_so(tmp_path: Path, capsys: pytest.Captu
     assert main(base) == 1 and "one of them" in said(capsys)
     for content, told in (
         ("{}", "not a list"),
-        ("[{}]", "record 0: it has no list 'instr-resp'"),
-        ('[{"instr-resp": [{"instruction": 3, "response": "x"}]}]', "record 0: a pair"),
+        ("[{}]", "record 0: instr-resp is missing"),
+        ('[{"instr-resp": [{"instruction": 3, "response": "x"}]}]', "record 0: instr-resp[0].instruction is a number"),
         ("[]", "there are no questions"),
     ):
         (tmp_path / "train.json").write_text(content)

@@ -436,7 +436,7 @@ def test_each_run_shows_the_pictures_of_its_own_source(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "sentence"),
     [
-        (None, "has no config.yaml that names the data source"),
+        (None, "holds no config.yaml"),
         ("data: [", "is not YAML"),
         ("data: {source: {class_path: subprocess.Popen, init_args: {args: [touch, PWNED]}}}", "names no data source"),
         ("data: {source: os.system}", "names no data source"),

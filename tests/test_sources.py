@@ -781,3 +781,25 @@ def test_the_published_vlguard_has_the_published_counts(real_kit: Path, caplog: 
     }
     assert not trained & {name.removeprefix("test/") for name in overlapping}
     assert len({example.id for example in source.retain()}) == 974
+
+
+def test_a_slice_of_conversations_is_made_of_the_same_examples(tmp_path: Path) -> None:
+    records = [
+        {
+            "id": str(k),
+            **({"image": f"{k}.png"} if k % 3 else {}),
+            "conversations": [
+                {"from": who, "value": f"{who} {k} {n}"} for n in range(1 + k % 4) for who in ("human", "gpt")
+            ],
+        }
+        for k in range(4500)
+    ]  # fmt: skip
+    (tmp_path / "mix.json").write_text(json.dumps(records))
+    mix = LlavaInstruct(tmp_path / "mix.json", images=tmp_path, cache=tmp_path).retain()
+    assert mix[1990:2010] == [mix[k] for k in range(1990, 2010)] and len(mix[:]) == 4500
+    assert mix[4499:9000] == [mix[4499]] and mix[7:3] == [] and mix[10:4:-3] == [mix[10], mix[7]]
+    assert mix[3].later_turns[-1].answer == "gpt 3 3"
+    without = LlavaInstruct(tmp_path / "mix.json", cache=tmp_path).retain()
+    assert without[0:1][0].image is None
+    with pytest.raises(ValueError, match=r"records of mix\.json have pictures \(1\.png\)"):
+        without[0:2]
