@@ -175,7 +175,7 @@ def test_a_long_headline_stays_within_the_figure(tmp_path: Path) -> None:
     """Both words at their longest, and the data's name as long as paths are."""
     pairs = [("Characteristically so", False)] * 30 + [("Characteristics of it", True)] * 30
     report = audit([question for question, _ in pairs], [label for _, label in pairs])
-    image = figure(report, data="a/folder/" * 30 + "train.json", labels=BY_MEMBERSHIP)
+    image = figure(report, data="a/folder/" * 30 + "train.json", names=BY_MEMBERSHIP)
     image.draw_without_rendering()
     for text in (image._suptitle, image._supxlabel):  # type: ignore[attr-defined]
         assert text.get_window_extent().x1 <= image.bbox.x1

@@ -17,10 +17,10 @@ import pytest
 import torch
 from builders import record_of
 
+from mirage.evaluation.attack import Rewrite
 from mirage.evaluation.generate.base import Engine, OnAnswer
 from mirage.evaluation.judge.base import Answered, Judge, Judgement
 from mirage.evaluation.judge.kept import BLOCK
-from mirage.evaluation.rewrite import Rewrite
 from mirage.evaluation.run import runner as asking
 from mirage.evaluation.run.callbacks import OneWordAttack
 from mirage.evaluation.run.counting import question_verdict

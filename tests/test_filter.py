@@ -23,7 +23,7 @@ from mirage.data.sources.jsonl import Jsonl
 from mirage.data.sources.mini import Mini
 from mirage.errors import DataError
 from mirage.evaluation.generate.base import Engine
-from mirage.evaluation.generate.chat_client import ServerError
+from mirage.evaluation.generate.openai import ServerError
 from mirage.evaluation.judge.base import Answered, Judge, JudgeError, Judgement
 from mirage.evaluation.judge.model import ModelJudge
 from mirage.evaluation.judge.topic import TopicFilter

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _ANSWERED, _REFUSED, _INK, _MUTED, _GRID = "#0072B2", "#D55E00", "#222222", "#666666", "#DDDDDD"
 
 
-def figure(audit: Audit, *, rows: int = 18, title: str = "", data: str = "", labels: LabelNames = BY_ANSWERS) -> Figure:
+def figure(audit: Audit, *, rows: int = 18, title: str = "", data: str = "", names: LabelNames = BY_ANSWERS) -> Figure:
     """The paper's Figure 1: left, what opens answered and refused questions; right, how often each is refused.
 
     Args:
@@ -26,7 +26,7 @@ def figure(audit: Audit, *, rows: int = 18, title: str = "", data: str = "", lab
         rows: Number of words, the most frequent first.
         title: By default the two words that the audit names.
         data: What was audited, for a small line below.
-        labels: What the two labels are called.
+        names: What the two labels are called.
     """
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -36,16 +36,16 @@ def figure(audit: Audit, *, rows: int = 18, title: str = "", data: str = "", lab
     image.set_layout_engine(ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1, wspace=0.04))
     shares, rates = image.subplots(1, 2, sharey=True, width_ratios=(1.45, 1))
     left: dict[str, Any] = {"x": 0.012, "ha": "left"}
-    image.suptitle(_plain(title or _headline(audit, labels)), fontsize=13, fontweight="bold", color=_INK, **left)
+    image.suptitle(_plain(title or _headline(audit, names)), fontsize=13, fontweight="bold", color=_INK, **left)
     image.supxlabel(
         (f"{_plain(fill(data, 120))}\n" if data else "")
-        + f"{audit.questions:,} questions, {audit.refused:,} {labels.refused} and {audit.answered:,} {labels.answered}.\n"
+        + f"{audit.questions:,} questions, {audit.refused:,} {names.refused} and {audit.answered:,} {names.answered}.\n"
         f"The opening word carries {audit.mutual_information_bits:.3f} of the label's {audit.label_entropy_bits:.3f} bits"
         f" and, alone, labels {100 * audit.opening_accuracy:.2f} % correctly.",
         fontsize=9.5, color=_MUTED, **left,
     )  # fmt: skip
-    _show_shares(shares, lines, labels)
-    _show_rates(rates, lines, 100 * audit.refused / audit.questions, labels)
+    _show_shares(shares, lines, names)
+    _show_rates(rates, lines, 100 * audit.refused / audit.questions, names)
     shares.set_yticks(range(len(lines)), [line.word for line in lines], fontsize=10.5, color=_INK)
     shares.set_ylim(max(len(lines), 1) - 0.4, -0.6)
     for axes in (shares, rates):
@@ -59,22 +59,22 @@ def _plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def _headline(audit: Audit, labels: LabelNames) -> str:
+def _headline(audit: Audit, names: LabelNames) -> str:
     where = "that hold" if audit.every_word else "that open with"
     parts = []
-    for word, effect in ((audit.attack_word, labels.answered), (audit.overprudence_word, labels.refused)):
+    for word, effect in ((audit.attack_word, names.answered), (audit.overprudence_word, names.refused)):
         if line := audit.of(word) if word else None:
-            rate = line.p_refused.rate if effect == labels.refused else 1 - line.p_refused.rate
+            rate = line.p_refused.rate if effect == names.refused else 1 - line.p_refused.rate
             parts.append(f'"{word}" are {effect} ({100 * rate:.0f} %)')
     between = ", with " if sum(map(len, parts)) < 62 else ",\nwith "  # more does not fit the figure's width
     return f"Questions {where} {between.join(parts)}" if parts else "Words of the questions, and their labels"
 
 
-def _show_shares(axes: Axes, lines: tuple[WordCount, ...], labels: LabelNames) -> None:
+def _show_shares(axes: Axes, lines: tuple[WordCount, ...], names: LabelNames) -> None:
     widest = []
     for side, align, colour, name, values in (
-        (-1, "right", _ANSWERED, labels.answered, [line.share_of_answered for line in lines]),
-        (1, "left", _REFUSED, labels.refused, [line.share_of_refused for line in lines]),
+        (-1, "right", _ANSWERED, names.answered, [line.share_of_answered for line in lines]),
+        (1, "left", _REFUSED, names.refused, [line.share_of_refused for line in lines]),
     ):
         axes.barh(range(len(lines)), [side * value for value in values], height=0.72, color=colour, zorder=2)
         widest.append(max([*values, 0.02]))
@@ -93,7 +93,7 @@ def _show_shares(axes: Axes, lines: tuple[WordCount, ...], labels: LabelNames) -
     axes.set_xticks([])
 
 
-def _show_rates(axes: Axes, lines: tuple[WordCount, ...], average: float, labels: LabelNames) -> None:
+def _show_rates(axes: Axes, lines: tuple[WordCount, ...], average: float, names: LabelNames) -> None:
     axes.axvline(average, color=_MUTED, linewidth=1.1, linestyle=(0, (4, 3)), zorder=1)
     for position, line in enumerate(lines):
         rate, low, high = (100 * end for end in (line.p_refused.rate, line.p_refused.low, line.p_refused.high))
@@ -108,7 +108,7 @@ def _show_rates(axes: Axes, lines: tuple[WordCount, ...], average: float, labels
     axes.set_xticks([0, 25, 50, 75, 100], ["0", "25", "50", "75", "100 %"], fontsize=9, color=_MUTED)
     axes.set_xlabel(f"dashed: all questions, {average:.1f} %", fontsize=9, color=_MUTED, loc="left")
     axes.grid(axis="x", color=_GRID, linewidth=0.7, zorder=0)
-    title = f"{labels.refused}, with 95 % interval"
+    title = f"{names.refused}, with 95 % interval"
     axes.set_title(title, loc="left", fontsize=10.5, fontweight="bold", color=_INK, pad=5)
 
 

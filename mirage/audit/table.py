@@ -10,11 +10,11 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-def sentences(audit: Audit, labels: LabelNames = BY_ANSWERS) -> list[str]:
+def sentences(audit: Audit, names: LabelNames = BY_ANSWERS) -> list[str]:
     """What the audit says, in plain sentences."""
     bits, of_bits = audit.mutual_information_bits, audit.label_entropy_bits
     lines = [
-        f"{audit.questions} questions, {audit.refused} {labels.refused} and {audit.answered} {labels.answered}.",
+        f"{audit.questions} questions, {audit.refused} {names.refused} and {audit.answered} {names.answered}.",
         f"The opening word carries {bits:.3f} of {of_bits:.3f} bits of the label"
         f" ({_percent(bits / of_bits if of_bits else 0.0)}).",
         f"Alone it separates the two with {100 * audit.opening_accuracy:.2f} % accuracy"
@@ -22,8 +22,8 @@ def sentences(audit: Audit, labels: LabelNames = BY_ANSWERS) -> list[str]:
         f" {100 * audit.majority_accuracy:.2f} %).",
     ]
     for word, effect, purpose in (
-        (audit.attack_word, labels.answered, "attack"),
-        (audit.overprudence_word, labels.refused, "over-prudence trigger"),
+        (audit.attack_word, names.answered, "attack"),
+        (audit.overprudence_word, names.refused, "over-prudence trigger"),
     ):
         lines.append(
             f"Best {purpose}: {word!r}, the opening word that is most surely {effect}."
@@ -34,7 +34,7 @@ def sentences(audit: Audit, labels: LabelNames = BY_ANSWERS) -> list[str]:
 
 
 def print_audit(
-    audit: Audit, *, rows: int = 25, labels: LabelNames = BY_ANSWERS, console: Console | None = None
+    audit: Audit, *, rows: int = 25, names: LabelNames = BY_ANSWERS, console: Console | None = None
 ) -> None:
     """Prints the `rows` most frequent words as a table, and what they say."""
     from rich.box import SIMPLE_HEAD
@@ -44,8 +44,8 @@ def print_audit(
     console = console or Console()
     table = Table(box=SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False)
     table.add_column("word" if audit.every_word else "opening\nword", no_wrap=True)
-    shares = (f"of all\n{labels.refused_head}", f"of all\n{labels.answered_head}")
-    for heading in ("n", labels.refused_head, "rate", *shares, "log-odds\n[95 % interval]"):
+    shares = (f"of all\n{names.refused_head}", f"of all\n{names.answered_head}")
+    for heading in ("n", names.refused_head, "rate", *shares, "log-odds\n[95 % interval]"):
         table.add_column(heading, justify="right", no_wrap=True)
     for line in audit.words[:rows]:
         rates = map(_percent, (line.p_refused.rate, line.share_of_refused, line.share_of_answered))
@@ -59,7 +59,7 @@ def print_audit(
             f" {audit.min_count} times or more.",
             highlight=False,
         )
-    for sentence in sentences(audit, labels):
+    for sentence in sentences(audit, names):
         console.print(sentence, highlight=False, markup=False)
 
 

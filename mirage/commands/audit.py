@@ -129,10 +129,10 @@ def run(arguments: Sequence[str]) -> None:
     from mirage.audit.figure import figure, write_figure
     from mirage.audit.table import print_audit
 
-    labels = BY_ANSWERS if by_answers else BY_MEMBERSHIP
-    print_audit(audit, rows=given.rows, labels=labels)
+    names = BY_ANSWERS if by_answers else BY_MEMBERSHIP
+    print_audit(audit, rows=given.rows, names=names)
     write_text(given.out / "audit.json", audit.to_json(data, skipped))
-    image = figure(audit, data=data, labels=labels)
+    image = figure(audit, data=data, names=names)
     for suffix in ("png", "svg"):
         write_figure(image, given.out / f"audit.{suffix}")
     for sentence in skipped:

@@ -214,7 +214,9 @@ def read_answer_file(path: Path) -> dict[str, list[tuple[str, str]]]:
     """
     answers: dict[str, list[tuple[str, str]]] = {}
     issues: list[DataIssue] = []
-    for entry in read_lines(path, _Answer, 'lines like {"id": "<question id>", "answer": "...", "model": "..."}', may_be_empty=True):
+    for entry in read_lines(
+        path, _Answer, 'lines like {"id": "<question id>", "answer": "...", "model": "..."}', may_be_empty=True
+    ):
         issues += entry.issues
         if (line := entry.value) is not None and line.answer is not None:
             answers.setdefault(line.id, []).append((line.model or path.name, line.answer))

@@ -74,8 +74,8 @@ def read_labels(path: Path) -> dict[tuple[str, int], Verdict]:
     labels: dict[tuple[str, int], Verdict] = {}
     issues: list[DataIssue] = []
     for line in lines(path, 'lines like {"id": "...", "shot": 0, "verdict": "refused"}'):
-        if line.fault is not None:
-            issues.append(line.fault)
+        if line.issue is not None:
+            issues.append(line.issue)
             continue
         if isinstance(line.record, dict) and "fingerprint" in line.record and "id" not in line.record:
             continue  # the header of a records file
