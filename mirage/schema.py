@@ -168,9 +168,9 @@ class Record:
         try:
             return _record_adapter().validate_json(line, strict=True)
         except ValidationError as error:
-            fault = error.errors(include_url=False)[0]
-            field = ".".join(map(str, fault["loc"])) or "the line"
-            raise ValueError(f"{field} is not that of a record ({fault['msg']})") from None
+            issue = error.errors(include_url=False)[0]
+            field = ".".join(map(str, issue["loc"])) or "the line"
+            raise ValueError(f"{field} is not that of a record ({issue['msg']})") from None
 
 
 @cache

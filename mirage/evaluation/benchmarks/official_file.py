@@ -66,5 +66,7 @@ class OfficialFile:
             raise self.error(f"it is not whole JSON ({error.msg}, line {error.lineno} column {error.colno})") from error
         shaped, issues = checked(shape, {under: content} if under else content, str(self.path), "")
         if shaped is None:
-            raise self.error(f"{issues[0].field} {issues[0].remedy.partition('. ')[0].removesuffix('.')}")
+            # the remedy for an official file is another file, not an edited record
+            problem = issues[0].remedy.removesuffix(" Add it, or remove the record.").removesuffix(" Correct it.")
+            raise self.error(f"{issues[0].field} {problem.removesuffix('.')}")
         return shaped
