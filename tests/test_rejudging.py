@@ -16,7 +16,7 @@ from mirage.evaluation.judge.rescore import rejudge
 from mirage.evaluation.judge.unscored import JudgeError
 from mirage.evaluation.run.counting import summarise
 from mirage.evaluation.run.records import read_records, write_records
-from mirage.report import load_run
+from mirage.report.runs import load_run
 from mirage.schema import Record, Verdict
 
 SHOTS = 3

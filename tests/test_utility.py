@@ -29,7 +29,9 @@ from mirage.images import FileImage
 from mirage.methods import base
 from mirage.models.load import load_model
 from mirage.models.processor import load_processor
-from mirage.report import load_runs, markdown_table, start_vs_aligned
+from mirage.report.markup import markdown_table
+from mirage.report.runs import load_runs
+from mirage.report.tables import start_vs_aligned
 from mirage.schema import EvalSample, Verdict
 from mirage.training import run
 
