@@ -12,17 +12,21 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-.PHONY: install demo test table lint format help bench-eval gpu-check
+.PHONY: install demo test test-fast table lint format help bench-eval gpu-check
 
 install: $(INSTALLED)  ## create .venv with the pinned dependencies
 
-demo: $(INSTALLED)  ## train RMU on the embedded world, attack it, print the table (about a minute)
+demo: $(INSTALLED)  ## train RMU on the mini setting, attack it, print the table (about a minute)
 	$(BIN)/mirage fit --config rmu.yaml
 
 test: $(INSTALLED)  ## run every test
 	$(BIN)/pytest
 
-table: $(INSTALLED)  ## the starting model and all four methods on the embedded world, as the paper's Table 1 (SEED=0)
+test-fast: $(INSTALLED)  ## the tests that take under a minute together; says what it leaves out
+	$(BIN)/pytest -m "not slow and not real"
+	@echo "Left out (see 'deselected' above): whole fits, killed and two-process runs, and the real kit. make test runs them."
+
+table: $(INSTALLED)  ## the starting model and all four methods on the mini setting, as the paper's Table 1 (SEED=0)
 	for method in $(METHODS); do \
 	  $(BIN)/mirage fit --config $$method.yaml --seed_everything $(SEED) --trainer.default_root_dir $(RUNS)/$$method || exit 1; \
 	done

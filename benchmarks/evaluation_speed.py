@@ -22,8 +22,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 
 from mirage.data.sources.vlguard import VLGuard
+from mirage.evaluation.attack import Rewrite
 from mirage.evaluation.generate.huggingface import HuggingFaceEngine
-from mirage.evaluation.rewrite import Rewrite
 from mirage.models.load import load_model
 from mirage.models.processor import load_processor
 from mirage.schema import EvalSample

@@ -31,8 +31,11 @@ from mirage import losses
 from mirage.atomic import write_text
 from mirage.batch import Batch, Pair
 from mirage.losses import IGNORED
-from mirage.methods import NPO, RMU, AlignmentModule, MixedSFT, PosthocSFT, UnsafeFilter
+from mirage.methods.base import AlignmentModule
+from mirage.methods.npo import NPO
 from mirage.methods.reference import ReferenceLogProbs
+from mirage.methods.rmu import RMU
+from mirage.methods.sft import MixedSFT, PosthocSFT, UnsafeFilter
 from mirage.models.lora import LoraSettings
 from mirage.models.memory import GIB, count_parameters, estimate, trains_as
 
@@ -89,7 +92,7 @@ class Case(NamedTuple):
 
 
 def cases(shape: Shape) -> list[Case]:
-    """Every method. RMU trains three matrices; the others adapters, and once everything if there is room."""
+    """Every method. RMU trains three matrices; the others adapters, and some of them everything where memory allows."""
     layers = list(range(shape.rmu_layer + 1))
 
     def rmu(pretrained: str, lora: LoraSettings | None = None, **kwargs: Any) -> RMU:
@@ -123,16 +126,16 @@ def batch(shape: Shape, device: torch.device, dtype: torch.dtype, seed: int) -> 
 
 
 def built(case: Case, shape: Shape, device: torch.device, dtype: torch.dtype) -> AlignmentModule:
-    """The method as in a run, except that its model is drawn on the device instead of read from files."""
+    """The method as in a run, except that its model is initialised on the device instead of read from files."""
     method = case.build("random weights", lora=shape.lora if case.form == "lora" else None, gradient_checkpointing=True)
 
-    def draw(*_: Any, **__: Any) -> Any:
+    def initialised(*_: Any, **__: Any) -> Any:
         with device:
             model = AutoModelForImageTextToText.from_config(shape.config, dtype=dtype)
         model.gradient_checkpointing_enable({"use_reentrant": False})
         return model
 
-    with patch("mirage.methods.base.load_model", draw), device:
+    with patch("mirage.methods.base.load_model", initialised), device:
         method.configure_model()
     method.__dict__["processor"] = SimpleNamespace(tokenizer=SimpleNamespace(pad_token_id=0))
     return method.to(device)
@@ -146,11 +149,11 @@ def run(case: Case, shape: Shape, device: torch.device, dtype: torch.dtype) -> d
         shape.config, trainable=trains_as(planned), dtype="bfloat16", batch_tokens=tokens, gradient_checkpointing=True,
         optimizer_bytes=4,
     )  # fmt: skip
-    found: dict[str, Any] = {"method": case.method, "form": case.form, "estimated_gib": round(needed.total_gib, 2)}
+    about: dict[str, Any] = {"method": case.method, "form": case.form, "estimated_gib": round(needed.total_gib, 2)}
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0] / GIB
         if free < 1.1 * needed.total_gib:
-            return {**found, "skipped": f"needs about {needed.total_gib:.0f} GiB and {free:.0f} are free"}
+            return {**about, "skipped": f"needs about {needed.total_gib:.0f} GiB and {free:.0f} are free"}
         torch.cuda.reset_peak_memory_stats(device)
     method = built(case, shape, device, dtype)
     unsafe = batch(shape, device, dtype, 0) if method.unsafe_answers is not None else None
@@ -173,7 +176,7 @@ def run(case: Case, shape: Shape, device: torch.device, dtype: torch.dtype) -> d
         seconds.append(time.perf_counter() - started)
     seen = sum(int(side.inputs["attention_mask"].sum()) for side in (pair.unsafe, pair.retain) if side is not None)
     return {
-        **found,
+        **about,
         "trainable": trains,
         "parameters": total,
         "seconds": [round(value, 4) for value in seconds],
@@ -195,14 +198,14 @@ def step(method: AlignmentModule, pair: Pair, optimizer: torch.optim.Optimizer) 
 
 
 def peak_gib(device: torch.device) -> float:
-    """The most memory that was taken: on the device, or by this process so far."""
+    """Peak memory: on the device, or by this process so far."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / GIB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
 
 
 def check(shape: Shape, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> dict[str, Any]:
-    """Every case after the other; a case that fails says why and stops no other."""
+    """The result of each case in turn; a case that fails says why and stops no other."""
     results = []
     for case in cases(shape):
         try:
@@ -235,10 +238,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("gpu_check: there is no GPU here. Use --tiny to try the same code on the CPU.", file=sys.stderr)
         return 1
     torch.manual_seed(0)
-    found = check(tiny() if given.tiny else llava_1_5_7b(), torch.device("cpu" if given.tiny else "cuda"))
-    write_text(given.out, json.dumps(found, indent=1) + "\n")
-    bad = [case for case in found["cases"] if "failed" in case or case.get("finite") is False]
-    print(f"{given.out}: {len(found['cases']) - len(bad)} of {len(found['cases'])} cases ran or were skipped")
+    report = check(tiny() if given.tiny else llava_1_5_7b(), torch.device("cpu" if given.tiny else "cuda"))
+    write_text(given.out, json.dumps(report, indent=1) + "\n")
+    bad = [case for case in report["cases"] if "failed" in case or case.get("finite") is False]
+    print(f"{given.out}: {len(report['cases']) - len(bad)} of {len(report['cases'])} cases ran or were skipped")
     return 1 if bad else 0
 
 

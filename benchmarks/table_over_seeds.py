@@ -30,7 +30,7 @@ def cell(values: list[float]) -> str:
 
 
 def table(root: Path) -> str:
-    """One row a method, one the starting model."""
+    """The Markdown table: a row for the starting model and one for each method."""
     seeds = sorted(root.glob("seed*"))
     results = {
         method: [json.loads((seed / method / "results.json").read_text()) for seed in seeds] for method in METHODS

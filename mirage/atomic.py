@@ -16,8 +16,9 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file that appears at `path` complete and durable, or not at all.
 
     The bytes go to a sibling file (so the final rename stays on one device), are flushed to the disk, and then take the
-    place of `path` in one step. On any exception, Ctrl-C included, the old file stays and nothing else is left. Killed
-    by SIGKILL, a `.<name>.<pid>.partial` file may stay behind; `sweep_partials` removes those.
+    place of `path` in one step: this is where a checkpoint becomes visible. On any exception, Ctrl-C included, the old
+    file stays and nothing else is left. After SIGKILL a `.<name>.<pid>.partial` file may remain; `sweep_partials`
+    removes those.
 
     Raises:
         FileNotFoundError: If the folder of `path` does not exist.
@@ -39,14 +40,14 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """`path` holds exactly `text` (UTF-8), or what it held before."""
+    """Guarantees that `path` holds exactly `text` (UTF-8), or what it held before."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
         file.write(text.encode())
 
 
 def sync_folder(folder: Path) -> None:
-    """The names in `folder` are on the disk: without this a power cut may undo a rename."""
+    """Guarantees that the names in `folder` are on the disk: without this a power cut may undo a rename."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -55,7 +56,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def sweep_partials(folder: Path) -> list[Path]:
-    """The leftovers of killed writers below `folder`, which are deleted. For the start, before anything is written."""
+    """Deletes what killed writers left below `folder`, and returns its paths. For the start, before anything is written."""
     stale = [path for path in sorted(folder.rglob(".*.partial")) if path.is_file() and not _alive(path)]
     for path in stale:
         path.unlink(missing_ok=True)

@@ -49,7 +49,7 @@ class Batch:
 
 @dataclass(slots=True)
 class Pair:
-    """The two sides of a step. Either may be None: retain when gamma < 1 gives none to this step."""
+    """The two sides of a step. Either may be None: retain, for example, in some steps when gamma < 1."""
 
     unsafe: Batch | None
     retain: Batch | None

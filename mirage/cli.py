@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,13 +16,9 @@ TRAINING = {
     "validate": "evaluate a checkpoint, or without one the starting model",
     "test": "the same, under Lightning's other name",
 }
-# Written out here so that help needs no heavy import; a test compares them with the classes.
-METHODS = ("MixedSFT", "NPO", "PosthocSFT", "RMU", "UnsafeFilter")
-SOURCES = ("Filtered", "Jsonl", "LlavaInstruct", "Mini", "PublishedSplit", "SPAVL", "VLGuard")
-BENCHMARKS = ("ScienceQA", "TextVQA", "VQAv2", "VizWiz")
 COMMANDS = {
     "prepare": ("mirage.commands.prepare", "harmful answers to unlearn, and a retain set, from VLGuard or SPA-VL"),
-    "filter": ("mirage.commands.filter", "list what a judge finds harmful in instruction data, for UnsafeFilter"),
+    "filter": ("mirage.commands.filter", "list what a judge calls harmful in instruction data, for UnsafeFilter"),
     "export": ("mirage.commands.export", "a Hugging Face folder from a finished run: mirage export RUN --to DIR"),
     "audit": ("mirage.commands.audit", "how far the opening words of a training set give its labels away"),
     "judge": ("mirage.commands.judge", "score a finished run again with another judge, without generating"),
@@ -30,13 +27,13 @@ COMMANDS = {
     "mini": ("mirage.commands.mini", "build the embedded checkpoint: mirage mini build --out DIR"),
 }
 
-# What can be wrong with a path that was given, where the system's own words say it badly.
+# What can be wrong with a path that was given, in better words than the system's where it has none.
 _FILE, _FOLDER = "there is a file where a folder is needed", "there is a folder where a file is needed"
 BAD_PATH = {
     errno.EEXIST: _FILE, errno.ENOTDIR: _FILE, errno.EISDIR: _FOLDER, errno.ENOENT: "", errno.EACCES: "",
     errno.EPERM: "", errno.EROFS: "", errno.ELOOP: "", errno.ENAMETOOLONG: "", errno.ENOTEMPTY: "",
 }  # fmt: skip
-NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 def configs_folder() -> Path:
@@ -47,14 +44,15 @@ def configs_folder() -> Path:
 
 def with_shipped_configs(arguments: Sequence[str]) -> list[str]:
     """The arguments, with the names of configs that are not in the current folder replaced by the shipped files."""
-    found = list(arguments)
-    for place, argument in enumerate(found):
+    replaced, before = [], ""
+    for argument in arguments:
         option, equals, value = argument.partition("=")
         if option in ("--config", "-c") and equals:
-            found[place] = f"{option}={_config(value)}"
-        elif place and found[place - 1] in ("--config", "-c"):
-            found[place] = _config(argument)
-    return found
+            replaced.append(f"{option}={_config(value)}")
+        else:
+            replaced.append(_config(argument) if before in ("--config", "-c") else argument)
+        before = argument
+    return replaced
 
 
 def _config(name: str) -> str:
@@ -64,23 +62,27 @@ def _config(name: str) -> str:
 
 def usage() -> str:
     """What `mirage --help` prints."""
-    lines = [
-        "usage: mirage COMMAND [options]",
-        "",
-        "mirage aligns vision-language models for safety, then attacks them.",
-        "",
-    ]
+    lines = ["usage: mirage COMMAND [options]", ""]
+    lines += ["mirage aligns vision-language models for safety, then attacks them.", ""]
     texts = {**TRAINING, **{name: text for name, (_, text) in COMMANDS.items()}}
     lines += [f"  {name:<10} {text}" for name, text in texts.items()]
     configs = sorted(str(path.relative_to(configs_folder())) for path in configs_folder().rglob("*.yaml"))
     lines += ["", "first steps:", "  mirage fit --config rmu.yaml", "  mirage fit --config rmu.yaml --print_config", ""]
-    lines += ["shipped configs: " + ", ".join(configs), "", "mirage COMMAND --help tells the options of a command."]
+    lines += ["shipped configs: " + ", ".join(configs), "", "mirage COMMAND --help lists the options of a command."]
     return "\n".join(lines)
+
+
+def subclasses(folder: str, base: str) -> str:
+    """Names of the classes below mirage/`folder` that extend `base`, read without importing them: that loads torch."""
+    files = sorted((Path(__file__).parent / folder).rglob("*.py"))
+    texts = [file.read_text(encoding="utf-8") for file in files]
+    return ", ".join(sorted(name for text in texts for name in re.findall(rf"^class (\w+)\({base}\)", text, re.M)))
 
 
 def training_usage(command: str) -> str:
     """What `mirage fit --help` prints: the few options that matter, at once. `--help-all` lists every one."""
     example = (configs_folder() / "rmu.yaml").read_text(encoding="utf-8")
+    benchmarks = subclasses("evaluation/benchmarks", "Benchmark")
     return "\n".join(
         [
             f"usage: mirage {command} --config FILE [--ckpt_path last|best|FILE] [--SECTION.KEY VALUE ...]",
@@ -88,15 +90,15 @@ def training_usage(command: str) -> str:
             f"mirage {command}: {TRAINING[command]}.",
             "",
             "  --config FILE           a whole config; several may be given, later ones win",
-            "  --ckpt_path last        go on from (fit) or evaluate (validate) a checkpoint of this run folder",
+            "  --ckpt_path last        continue from (fit) or evaluate (validate) a checkpoint of this run folder",
             "  --seed_everything 0     seed of weights and data order",
-            "  --model CLASS           " + ", ".join(METHODS),
+            "  --model CLASS           " + subclasses("methods", "AlignmentModule"),
             "  --model.init_args.KEY   the method's settings; lora.r, lora.lora_alpha, ... for adapters",
-            "  --data.source CLASS     " + ", ".join(SOURCES),
+            "  --data.source CLASS     " + subclasses("data/sources", "Source"),
             "  --data.KEY              gamma, batch_size, num_workers, max_length, pad_to_square, retain, ...",
             "  --trainer.KEY           Lightning's Trainer: devices, strategy, precision, max_epochs, ...",
-            "  --trainer.callbacks     what is asked: OneWordAttack, Accuracy, and Utility with one of",
-            "                          " + ", ".join(BENCHMARKS) + " (llava15_7b/utility.yaml)",
+            "  --trainer.callbacks     what is measured: OneWordAttack, Accuracy, and Utility with one of",
+            f"                          {benchmarks} (llava15_7b/utility.yaml)",
             "  --print_config          the config with all defaults and overrides filled in",
             f"  --help-all              every option of mirage {command} (some seconds)",
             "  --model.help RMU        the settings of one class; --data.source.help Mini likewise",
@@ -118,13 +120,13 @@ def _run(command: str, rest: Sequence[str]) -> int:
     return run([command, *with_shipped_configs(rest)])
 
 
-def _told(error: ValueError | OSError) -> str | None:
-    """The fault in a sentence, or None if it is none of the input's: a connection, a process, mirage itself."""
+def sentence_of(error: ValueError | OSError) -> str | None:
+    """What is wrong with the input, or None if the error is not the input's: a connection, a process, mirage itself."""
     if isinstance(error, ValueError) or (isinstance(error, FileNotFoundError) and error.errno is None):
         return str(error)
     path = error.filename2 or error.filename
-    if error.errno in NO_ROOM:
-        return f"{path or 'A file'} cannot be written ({error.strerror}). Make room, and give the same command again."
+    if error.errno in DISK_FULL:
+        return f"{path or 'A file'} cannot be written ({error.strerror}). Free some space, and give the same command again."
     if error.errno in BAD_PATH and path is not None:
         reason = BAD_PATH[error.errno] or error.strerror
         return f"{path} cannot be read or written ({reason}). Correct the path or its rights, or choose another."
@@ -149,8 +151,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if command in TRAINING or command in COMMANDS:
         try:
             return _run(command, rest)
-        except (ValueError, OSError) as error:  # faults of the input: one sentence, no traceback
-            sentence = _told(error)
+        except (ValueError, OSError) as error:  # errors of the input: one sentence, no traceback
+            sentence = sentence_of(error)
             if os.environ.get("MIRAGE_TRACEBACK") or sentence is None:
                 raise
             print(f"mirage: {sentence}", file=sys.stderr)

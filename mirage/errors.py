@@ -26,7 +26,7 @@ class DataError(ValueError):
         """An error that lists the first `shown` issues and says how many there are."""
         lines = [str(issue) for issue in issues[:shown]]
         if len(issues) > shown:
-            lines.append(f"... and {len(issues) - shown} more ({len(issues)} faults in all).")
+            lines.append(f"... and {len(issues) - shown} more ({len(issues)} issues in all).")
         return cls("\n".join(lines))
 
 

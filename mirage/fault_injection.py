@@ -20,7 +20,7 @@ _visits: dict[str, int] = {}
 
 
 def fault_point(name: str, path: str | os.PathLike[str] = "") -> None:
-    """Nothing, unless MIRAGE_FAULT names this place: then SIGKILL, or the OSError that it asks for.
+    """Kills this process or raises an OSError if MIRAGE_FAULT names this place; otherwise does nothing.
 
     `MIRAGE_FAULT=NAME[:END][@VISIT][=ERRNO]`, such as `write.after_fsync:.ckpt@2` (killed in the second checkpoint) or
     `checkpoint.after_half=ENOSPC`. END is how `path` ends, VISIT counts matching visits from 1; without it, every one.

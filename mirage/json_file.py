@@ -10,17 +10,17 @@ import codecs
 import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from mirage.errors import DataError, DataIssue
-from mirage.shapes import json_name
 
 RECORD_LIMIT = 64 << 20  # characters of one record; a real one has a few thousand
-_WINDOW = 1 << 20  # characters read at a time
+WINDOW = 1 << 20  # bytes read at a time
 _MARGIN = 16  # a token cut by the window's end ("tru", "-Infin") is reported at most this far from it
-_SPACE = re.compile(r"[ \t\r\n]*")
+_NOT_SPACE = re.compile(r"[^ \t\r\n]")
 _TOKENS = re.compile(r'"(?:[^"\\]|\\.)*"|(NaN|-?Infinity)', re.DOTALL)
 _WRONG_ENCODINGS = {
     codecs.BOM_UTF8: "starts with a byte order mark. Save it as UTF-8 without one",
@@ -29,12 +29,12 @@ _WRONG_ENCODINGS = {
 }
 
 
-class BrokenFile(DataError):
-    """A file that cannot be read to its end; `fault` says where and why."""
+class UnreadableFileError(DataError):
+    """A file that cannot be read to its end; `issue` says where and why."""
 
-    def __init__(self, fault: DataIssue) -> None:
-        super().__init__(str(fault))
-        self.fault = fault
+    def __init__(self, issue: DataIssue) -> None:
+        super().__init__(str(issue))
+        self.issue = issue
 
 
 class Line(NamedTuple):
@@ -42,51 +42,50 @@ class Line(NamedTuple):
 
     number: int  # from 1
     offset: int  # bytes before it
-    record: object  # as parsed; None if there is a fault
-    fault: DataIssue | None = None
+    record: object  # as parsed; None if there is an issue
+    issue: DataIssue | None = None
 
 
 class _Refused(ValueError):
     """Legal for Python's parser, not for us."""
 
 
-def records(path: Path, shape: str) -> Iterator[object]:
+def records(path: Path, shape: str, window: int = WINDOW) -> Iterator[object]:
     """The items of the JSON list in a file, in order, each parsed when it is its turn.
 
     Args:
         path: A UTF-8 file whose top level is a list.
         shape: What should be in it, for the message: "a list of records like {...}".
+        window: Bytes read at a time.
 
     Raises:
-        BrokenFile: If the file is missing or is not such a list; it names line, column and the expected shape.
+        UnreadableFileError: If the file is missing or is not such a list; it names line, column and the expected shape.
     """
     with _opened(path) as file:
-        reader = _Reader(path, file, shape)
+        reader = _Reader(path, file, shape, window)
         if (opening := reader.peek()) != "[":
             raise reader.broken(_not_a_list(reader, opening))
         reader.take()
-        if reader.peek() == "]":
-            reader.take()
-        else:
-            while True:
-                yield reader.value()
-                if (mark := reader.peek()) == "]":
-                    reader.take()
-                    break
-                if mark != ",":
-                    raise reader.broken("is cut off" if not mark else "lacks a comma between two records")
+        more = reader.peek() != "]"
+        while more:
+            yield reader.value()
+            mark = reader.peek()
+            if mark not in (",", "]"):
+                raise reader.broken("lacks a comma between two records" if mark else "is cut off")
+            if more := mark == ",":
                 reader.take()
                 if reader.peek() == "]":
                     raise reader.broken("has a comma after the last record")
+        reader.take()
         if reader.peek():
             raise reader.broken("goes on after the end of the list")
 
 
 def lines(path: Path, shape: str) -> Iterator[Line]:
-    """The lines of a JSON Lines file, without empty ones. A line that does not parse carries its fault.
+    """The lines of a JSON Lines file, without empty ones. A line that does not parse carries its issue.
 
     Raises:
-        BrokenFile: If the file is missing, is UTF-16, or is one JSON list.
+        UnreadableFileError: If the file is missing, is UTF-16, or is one JSON list.
     """
     with _opened(path) as file:
         offset = 0
@@ -96,79 +95,22 @@ def lines(path: Path, shape: str) -> Iterator[Line]:
                 return
             if raw.strip():
                 line = _line(path, number, offset, raw, shape)
-                if line.fault is not None and (len(raw) == RECORD_LIMIT or (number == 1 and raw.lstrip()[:1] == b"[")):
-                    raise BrokenFile(line.fault)
+                if line.issue is not None and (len(raw) == RECORD_LIMIT or (number == 1 and raw.lstrip()[:1] == b"[")):
+                    raise UnreadableFileError(line.issue)
                 yield line
             offset += len(raw)
 
 
 def parsed_line(raw: bytes) -> object:
-    """The value of one line that `lines` has found sound."""
+    """The value of one line that `lines` has read without an issue."""
     return _DECODER.decode(raw.decode())
-
-
-def text_fault(fields: dict[str, object], key: str, *, may_be_empty: bool = False) -> str | None:
-    """Why `fields[key]` is not usable text, or None."""
-    if key not in fields:
-        return "is missing. Add it, or remove the record."
-    value = fields[key]
-    if not isinstance(value, str):
-        return f"is {json_name(value)}. It must be a text."
-    if not may_be_empty and not value.strip():
-        return "is empty. Write the text, or remove the record."
-    if not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            return "holds half of a character (a lone surrogate, \\ud800 to \\udfff). Correct the text."
-    return None
-
-
-def read_answers(path: Path) -> dict[str, str | None]:
-    """Question id -> answer, out of a file that `mirage prepare` wrote; None where no usable answer was found.
-
-    JSON Lines (or one JSON list) of objects with `id` and `answer`; other fields are for the reader and are ignored.
-
-    Raises:
-        DataError: With every faulty line, or if the file is missing.
-    """
-    shape = 'lines like {"id": "<record id>/<field>", "answer": "..."}'
-    found: dict[str, str | None] = {}
-    faults: list[DataIssue] = []
-    with _opened(path) as file:
-        is_list = file.read(64).lstrip()[:1] == b"["
-    numbered: Iterator[tuple[str, object, DataIssue | None]]
-    if is_list:
-        numbered = ((f"record {index}", record, None) for index, record in enumerate(records(path, shape)))
-    else:
-        numbered = ((f"line {line.number}", line.record, line.fault) for line in lines(path, shape))
-    for where, record, fault in numbered:
-        if fault is not None:
-            faults.append(fault)
-            continue
-        if not isinstance(record, dict):
-            faults.append(DataIssue(str(path), where, "the record", f"is {json_name(record)}. Expected {shape}."))
-            continue
-        remedies = {"id": text_fault(record, "id")}
-        if record.get("answer", "") is not None:
-            remedies["answer"] = text_fault(record, "answer")
-        if not remedies["id"] and found.get(record["id"], record.get("answer")) != record.get("answer"):
-            remedies["id"] = f"{record['id']!r} stands twice with different answers. Remove one."
-        wrong = [DataIssue(str(path), where, key, remedy) for key, remedy in remedies.items() if remedy]
-        if wrong:
-            faults += wrong
-        else:
-            found[record["id"]] = record["answer"]
-    if faults:
-        raise DataError.of(faults)
-    return found
 
 
 class _Reader:
     """A window on a file's text, which knows the line and column of its start."""
 
-    def __init__(self, path: Path, file: BinaryIO, shape: str) -> None:
-        self.path, self.file, self.shape = path, file, shape
+    def __init__(self, path: Path, file: BinaryIO, shape: str, window: int) -> None:
+        self.path, self.file, self.shape, self.window = path, file, shape, window
         self.text, self.position = "", 0
         self.line, self.column = 1, 1  # of text[0]
         self.ended = False
@@ -178,11 +120,10 @@ class _Reader:
     def peek(self) -> str:
         """The next character that is not white space, or nothing at the end of the file."""
         while True:
-            match = _SPACE.match(self.text, self.position)
-            assert match is not None
-            self.position = match.end()
-            if self.position < len(self.text):
-                return self.text[self.position]
+            if match := _NOT_SPACE.search(self.text, self.position):
+                self.position = match.start()
+                return match[0]
+            self.position = len(self.text)
             if self.ended:
                 return ""
             self._fill()
@@ -201,13 +142,10 @@ class _Reader:
                 last = len(self.text.rstrip()) if self.ended else len(self.text) - _MARGIN
                 cut = error.pos >= last or error.msg.startswith("Unterminated string")
                 if not cut or self.ended:
-                    raise self.broken("is cut off" if cut else _python_says(error), error.pos) from None
-            except _Refused as refused:
-                raise self.broken(str(refused), self._refused_at()) from None
-            except RecursionError:
-                raise self.broken("is nested too deeply") from None
-            except ValueError:  # an integer of more digits than Python agrees to convert
-                raise self.broken("holds a number of thousands of digits") from None
+                    raise self.broken("is cut off" if cut else _parser_says(error), error.pos) from None
+            except (ValueError, RecursionError) as error:
+                place = self._refused_at() if isinstance(error, _Refused) else None
+                raise self.broken(_parser_says(error), place) from None
             else:
                 if self.ended or end <= len(self.text) - _MARGIN:
                     self.position = end
@@ -216,16 +154,16 @@ class _Reader:
                 raise self.broken(f"has a record of more than {RECORD_LIMIT:,} characters")
             self._fill()
 
-    def broken(self, what: str, position: int | None = None) -> BrokenFile:
+    def broken(self, what: str, position: int | None = None) -> UnreadableFileError:
         """The error that says what is wrong at a position (by default: here)."""
         line, column = self._place(self.text, self.position if position is None else position)
-        return BrokenFile(_file_fault(self.path, line, column, what, self.shape))
+        return UnreadableFileError(_file_issue(self.path, line, column, what, self.shape))
 
     def _fill(self) -> None:
         """More text, as much again as is waiting; what has been read is forgotten."""
         self.line, self.column = self._place(self.text, self.position)
         self.text, self.position = self.text[self.position :], 0
-        chunk = self.file.read(max(_WINDOW, len(self.text)))
+        chunk = self.file.read(max(self.window, len(self.text)))
         if self.line == self.column == 1 and not self.text and (wrong := _wrong_encoding(chunk)):
             raise self.broken(wrong)
         waiting = len(self.decoder.getstate()[0])
@@ -236,7 +174,7 @@ class _Reader:
             before = self.text + error.object[: error.start].decode(errors="replace")
             line, column = self._place(before, len(before))
             what = "is cut off inside a character" if self.ended and waiting else "is not UTF-8 text"
-            raise BrokenFile(_file_fault(self.path, line, column, what, self.shape)) from None
+            raise UnreadableFileError(_file_issue(self.path, line, column, what, self.shape)) from None
 
     def _place(self, text: str, position: int) -> tuple[int, int]:
         newlines = text.count("\n", 0, position)
@@ -253,7 +191,7 @@ class _Reader:
 
 def _line(path: Path, number: int, offset: int, raw: bytes, shape: str) -> Line:
     def broken(what: str, column: int = 1) -> Line:
-        return Line(number, offset, None, _file_fault(path, number, column, what, shape, "the line"))
+        return Line(number, offset, None, _file_issue(path, number, column, what, shape, "the line"))
 
     if number == 1 and (wrong := _wrong_encoding(raw)):
         return broken(wrong)
@@ -264,15 +202,10 @@ def _line(path: Path, number: int, offset: int, raw: bytes, shape: str) -> Line:
         record = _DECODER.decode(text)
     except UnicodeDecodeError as error:
         return broken("is not UTF-8 text", len(raw[: error.start].decode()) + 1)
-    except json.JSONDecodeError as error:
-        listed = number == 1 and text.lstrip().startswith("[")
-        return broken("starts a JSON list, not JSON Lines" if listed else _python_says(error), error.pos + 1)
-    except _Refused as refused:
-        return broken(str(refused))
-    except RecursionError:
-        return broken("is nested too deeply")
-    except ValueError:
-        return broken("holds a number of thousands of digits")
+    except (ValueError, RecursionError) as error:
+        listed = number == 1 and text.lstrip().startswith("[") and isinstance(error, json.JSONDecodeError)
+        what = "starts a JSON list, not JSON Lines" if listed else _parser_says(error)
+        return broken(what, getattr(error, "pos", 0) + 1)
     if number == 1 and isinstance(record, list):
         return broken("is a JSON list, not JSON Lines")
     return Line(number, offset, record)
@@ -296,26 +229,33 @@ def _opened(path: Path) -> BinaryIO:
     except OSError as error:
         what = f"cannot be read ({error.strerror})"
         remedy = "Correct the path in the configuration, or put the file there."
-        raise BrokenFile(DataIssue(str(path), "", "the file", f"{what}. {remedy}")) from None
+        raise UnreadableFileError(DataIssue(str(path), "", "the file", f"{what}. {remedy}")) from None
 
 
 def _wrong_encoding(head: bytes) -> str | None:
     return next((what for mark, what in _WRONG_ENCODINGS.items() if head.startswith(mark)), None)
 
 
-def _file_fault(path: Path, line: int, column: int, what: str, shape: str, field: str = "the file") -> DataIssue:
+def _file_issue(path: Path, line: int, column: int, what: str, shape: str, field: str = "the file") -> DataIssue:
     return DataIssue(str(path), f"line {line}, column {column}", field, f"{what}. Expected {shape}.")
 
 
-def _python_says(error: json.JSONDecodeError) -> str:
-    return f"is not JSON here ({error.msg[:1].lower()}{error.msg[1:]})"
+def _parser_says(error: ValueError | RecursionError) -> str:
+    match error:
+        case json.JSONDecodeError():
+            return f"is not JSON here ({error.msg[:1].lower()}{error.msg[1:]})"
+        case _Refused():
+            return str(error)
+        case RecursionError():
+            return "is nested too deeply"
+    return "holds a number of thousands of digits"  # more than Python agrees to convert
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     fields = dict(pairs)
     if len(fields) != len(pairs):
-        keys = [key for key, _ in pairs]
-        raise _Refused(f"has a record with the field {next(key for key in keys if keys.count(key) > 1)!r} twice")
+        [(twice, _)] = Counter(key for key, _ in pairs).most_common(1)
+        raise _Refused(f"has a record with the field {twice!r} twice")
     return fields
 
 

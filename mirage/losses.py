@@ -9,7 +9,7 @@ so that a batch is the mean of its singles however long they are, and the object
 
     l_u(theta; D_u) + gamma * l_r(theta; D_r)                                        (Safety Mirage, arXiv 2503.11832)
 
-does not depend on how a step is cut into ranks and accumulated batches. An example without any counted position has loss 0.
+does not depend on how a step is split into ranks and accumulated batches. An example with no counted position has loss 0.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def npo(policy_logp_B: Tensor, reference_logp_B: Tensor, beta: float) -> Tensor:
 
 
 def rmu_forget(hidden_BSD: Tensor, target_D: Tensor, mask_BS: Tensor) -> Tensor:
-    """RMU's unsafe part: (B,), the mean over counted positions of ||h - target||^2, target = c * u / ||u||.
+    """RMU's l_u: (B,), the mean over counted positions of ||h - target||^2, target = c * u / ||u||.
 
     Li et al. 2024 (WMDP), eq. 1, as a squared norm: the authors' code and Safety Mirage's take the mean over D as well
     (1/D of this) and over every position, padding included; here only `mask_BS` counts, and each example by itself.
@@ -82,18 +82,19 @@ def rmu_forget(hidden_BSD: Tensor, target_D: Tensor, mask_BS: Tensor) -> Tensor:
 
 
 def rmu_retain(hidden_BSD: Tensor, reference_BSD: Tensor, mask_BS: Tensor) -> Tensor:
-    """RMU's retain part: (B,), the mean over counted positions of ||h - h_ref||^2. Equals 0 at the start."""
+    """RMU's l_mu,r: (B,), the mean over counted positions of ||h - h_ref||^2 (eq. 2). Equals 0 at the start."""
     return _mean_square(hidden_BSD.float() - reference_BSD.float(), mask_BS)
 
 
 def objective(unsafe_B: Tensor | None, retain_B: Tensor | None, num_unsafe: int) -> Tensor:
     """The scalar to minimise on one rank: (sum of unsafe + sum of retain) / number of unsafe examples.
 
-    With gamma retain examples per unsafe example its expectation is l_u + gamma * l_r. Summed over accumulated batches and
-    averaged over ranks it is the same number, since every rank and batch holds the same number of unsafe examples.
+    gamma is not a factor here. It is applied by the data order (`data.order.step_at`), which puts gamma retain examples per
+    unsafe example into a step, so the expectation of this quotient is l_u + gamma * l_r. The mean over accumulated batches
+    and ranks is the same number, since each of them holds the same number of unsafe examples.
     """
-    parts = [part.sum() for part in (unsafe_B, retain_B) if part is not None]
-    return torch.stack(parts).sum() / num_unsafe
+    sums = [loss_B.sum() for loss_B in (unsafe_B, retain_B) if loss_B is not None]
+    return torch.stack(sums).sum() / num_unsafe
 
 
 def _targets(labels_BS: Tensor) -> Tensor:

@@ -1,20 +1,23 @@
-"""The nouns that travel between the rooms. This module imports nothing of mirage and no heavy library.
+"""The data types that travel between packages. This module imports nothing of mirage and no heavy library.
 
-Example   what a model is trained on          (data -> methods)
-EvalSample     what a model is asked               (data -> evaluation)
-Record    what it answered, and the verdict   (evaluation -> report)
+Example      what a model is trained on          (data -> methods)
+EvalSample   what a model is asked               (data -> evaluation)
+Record       what it answered, and the verdict   (evaluation -> report)
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+from functools import cache
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from pydantic import TypeAdapter
 
 
 RESULTS_SCHEMA_VERSION = 2
@@ -49,6 +52,10 @@ class Turn(NamedTuple):
 
     question: str
     answer: str
+
+
+Rewriter = Callable[[str, str, int], tuple[str, ...]]
+"""Question, opening word, number of shots -> that many rewrites."""
 
 
 def short_hash(*parts: object) -> str:
@@ -123,9 +130,10 @@ class Record:
         shot: 0 for the plain question, k for rewrite k.
         question: The question as it was asked.
         answer: What the model said.
-        verdict: The judge's word.
+        verdict: What the judge says the answer did.
         judge: Which judge, with its settings, in one short text.
         reason: Why, where the judge gives a reason (for `unscored`: what could not be read).
+        score: The official score in [0, 1] of a utility benchmark; None where the judge gives none.
         category: The sample's category.
         image: The picture's name.
         unsafe: True if refusing was right.
@@ -139,6 +147,7 @@ class Record:
     verdict: Verdict
     judge: str
     reason: str = ""
+    score: float | None = None
     category: str | None = None
     image: str | None = None
     unsafe: bool = False
@@ -149,15 +158,23 @@ class Record:
 
     @classmethod
     def from_json(cls, line: str) -> Record:
-        """The record that `to_json` wrote.
+        """The record that `to_json` wrote. Fields that a record does not have are ignored.
 
         Raises:
-            ValueError: If the line is not such a record.
+            ValueError: If the line is not such a record; it names the field.
         """
-        fields: Any = json.loads(line)
-        if not isinstance(fields, dict):
-            raise ValueError("a record is a JSON object")
+        from pydantic import ValidationError
+
         try:
-            return cls(**{**fields, "verdict": Verdict(fields["verdict"])})
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"not a record of this version: {error}") from error
+            return _record_adapter().validate_json(line, strict=True)
+        except ValidationError as error:
+            fault = error.errors(include_url=False)[0]
+            field = ".".join(map(str, fault["loc"])) or "the line"
+            raise ValueError(f"{field} is not that of a record ({fault['msg']})") from None
+
+
+@cache
+def _record_adapter() -> TypeAdapter[Record]:
+    from pydantic import TypeAdapter  # here: it takes 0.2 s, and only readers of records need it
+
+    return TypeAdapter(Record)

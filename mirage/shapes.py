@@ -1,4 +1,4 @@
-"""The shape of a JSON record: declared with pydantic, and every fault of a record as a `DataIssue` with its remedy."""
+"""The shape of a JSON record, declared with pydantic, and every issue of a record with its remedy."""
 
 from __future__ import annotations
 
@@ -10,41 +10,48 @@ from mirage.errors import DataIssue
 
 
 class Shape(BaseModel):
-    """Base of every record shape. Nothing is converted (`"3"` is no number); unknown fields are ignored."""
+    """Base of every record shape. Nothing is converted (`"3"` is no number); unknown fields are ignored.
+
+    A validator raises `ValueError` with the remedy alone ("is empty. Write ..."): the field's name is put before it.
+    """
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
+
+
+class ExactShape(Shape):
+    """A shape that refuses unknown fields."""
+
+    model_config = ConfigDict(extra="forbid")
 
 
 AnyShape = TypeVar("AnyShape", bound=Shape)
 
 
-def _whole(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError(
-            "holds half of a character (a lone surrogate, \\ud800 to \\udfff). Correct the text."
-        ) from None
+def _any_text(text: str) -> str:
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ValueError(
+                "holds half of a character (a lone surrogate, \\ud800 to \\udfff). Correct the text."
+            ) from None
     return text
 
 
-def _not_empty(text: str) -> str:
+def _text(text: str) -> str:
     if not text.strip():
         raise ValueError("is empty. Write the text, or remove the record.")
-    return text
+    return _any_text(text)
 
 
-AnyText = Annotated[str, AfterValidator(_whole)]
+AnyText = Annotated[str, AfterValidator(_any_text)]
 """A text that may be empty."""
-Text = Annotated[AnyText, AfterValidator(_not_empty)]
+Text = Annotated[str, AfterValidator(_text)]
 """A text with at least one character that is no space."""
 
 
 def checked(shape: type[AnyShape], record: object, file: str, where: str) -> tuple[AnyShape | None, list[DataIssue]]:
     """The record in its shape and no issue, or None and every issue of it.
-
-    A validator of a shape raises `ValueError` with the remedy alone ("is empty. Write ..."): the field's name is put
-    before it.
 
     Args:
         shape: What the record should be.
@@ -55,27 +62,23 @@ def checked(shape: type[AnyShape], record: object, file: str, where: str) -> tup
     try:
         return shape.model_validate(record), []
     except ValidationError as error:
+        known = [field.alias or name for name, field in shape.model_fields.items()]
         return None, [
-            DataIssue(file, where, _field(found["loc"]), _remedy(found)) for found in error.errors(include_url=False)
+            DataIssue(file, where, _field(detail["loc"]), _remedy(detail, known))
+            for detail in error.errors(include_url=False)
         ]
 
 
 def json_name(value: object) -> str:
     """What a value is called in JSON, for messages: "a number", "null"."""
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return "true or false"
-        case int() | float():
-            return "a number"
-        case str():
-            return "a text"
-        case list() | tuple():
-            return "a list"
-    return "an object"
+    if value is None:
+        return "null"
+    return next((name for kinds, name in _JSON_NAMES if isinstance(value, kinds)), "an object")
 
 
+_JSON_NAMES: tuple[tuple[type | tuple[type, ...], str], ...] = (
+    (bool, "true or false"), ((int, float), "a number"), (str, "a text"), ((list, tuple), "a list"),
+)  # fmt: skip
 _EXPECTED = {
     "string": "a text", "bool": "true or false", "list": "a list", "tuple": "a list", "dict": "an object",
     "model": "an object", "int": "a whole number", "float": "a number", "none": "null",
@@ -83,20 +86,19 @@ _EXPECTED = {
 
 
 def _field(location: tuple[Any, ...]) -> str:
-    name = ""
-    for step in location:
-        name += f"[{step}]" if isinstance(step, int) else f".{step}" if name else str(step)
-    return name or "the record"
+    name = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in location)
+    return name.removeprefix(".") or "the record"
 
 
-def _remedy(found: Any) -> str:
-    kind: str = found["type"]
+def _remedy(detail: Any, known: list[str]) -> str:
+    kind: str = detail["type"]
     if kind == "missing":
         return "is missing. Add it, or remove the record."
     if kind == "extra_forbidden":
-        return "is no field of this file. Remove it, or correct its name."
+        listed = f" It may have: {', '.join(known)}." if len(detail["loc"]) == 1 else ""
+        return f"is no field of this file.{listed} Remove it, or correct its name."
     if kind == "value_error":
-        return str(found["ctx"]["error"])
-    if expected := _EXPECTED.get(kind.removesuffix("_type")):
-        return f"is {json_name(found['input'])}. It must be {expected}."
-    return f"is {json_name(found['input'])} ({found['msg']}). Correct it."
+        return str(detail["ctx"]["error"])
+    expected = _EXPECTED.get(kind.removesuffix("_type"))
+    remedy = f" It must be {expected}." if expected else f" {detail['msg']}. Correct it."
+    return f"is {json_name(detail['input'])}.{remedy}"

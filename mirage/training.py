@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar
 
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -19,94 +17,39 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
+from mirage.audit.counts import audit_pairs
 from mirage.checkpoint.callback import AtomicCheckpoint
-
-# Imported so that configs can name their classes without a path.
-from mirage.checkpoint.io import (
-    AtomicCheckpointIO,
-    CheckpointError,
-    CheckpointNotFoundError,
-    CheckpointSaveError,
-    resolve_checkpoint,
-)
-from mirage.checkpoint.resume import ResumeCheck, ResumeMismatchError, RNGState
+from mirage.checkpoint.io import AtomicCheckpointIO, CheckpointNotFoundError, CheckpointSaveError, resolve_checkpoint
+from mirage.checkpoint.resume import ResumeCheck, RNGState
+from mirage.commands.arguments import KINDS, Explaining, Kinds, explained
 from mirage.data.module import AlignmentData
-from mirage.data.sources.catalogue import SOURCES
-from mirage.errors import DataError, ModelError
-from mirage.evaluation.benchmarks import Benchmark
-from mirage.evaluation.catalogue import ATTACKS, BENCHMARKS, ENGINES, JUDGES
 from mirage.evaluation.run.callbacks import Accuracy, OneWordAttack, refuse_duplicates
 from mirage.evaluation.run.results import Results
 from mirage.evaluation.run.runner import RankFailedError
 from mirage.evaluation.run.utility import Utility
-from mirage.images import FileImage
-from mirage.methods import AlignmentModule
-from mirage.methods.base import NonFiniteLossError
+from mirage.methods.base import AlignmentModule, NonFiniteLossError
+from mirage.methods.catalogue import METHODS
+from mirage.models.lora import LoraSettings
 from mirage.models.memory import MemoryLine
+from mirage.report.tables import start_vs_aligned
 
-__all__ = ["ATTACKS", "BENCHMARKS", "ENGINES", "JUDGES", "SOURCES", "Accuracy", "OneWordAttack", "Utility", "run"]
-
-# Faults of the input: one sentence and exit status 1. Anything else is a fault of mirage and keeps its traceback.
-INPUT_FAULTS = (
-    CheckpointError,
-    DataError,
-    ModelError,
-    ResumeMismatchError,
-    CheckpointSaveError,
-    MisconfigurationException,
-    CheckpointNotFoundError,
-    NonFiniteLossError,
+# Errors of the input: one sentence and exit status 1. Every other error is mirage's, and keeps its traceback.
+# ValueError includes DataError, ModelError, CheckpointError and ResumeMismatchError.
+INPUT_ERRORS = (
+    ValueError, CheckpointNotFoundError, CheckpointSaveError, MisconfigurationException, NonFiniteLossError,
     RankFailedError,
-    ValueError,
-)
+)  # fmt: skip
 
 
-class Parser(LightningArgumentParser):
+class Parser(Explaining, LightningArgumentParser):
     """Refuses a mistyped key or class with the nearest name that exists."""
 
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Prints one sentence, and the nearest key or class; exit status 2."""
-        print(f"mirage: {explained(message, self.known_names())}", file=sys.stderr)
-        sys.exit(2)
-
-    def known_names(self) -> set[str]:
-        """Every key of the configuration and every class that it can name."""
-        named = (*SOURCES, *ATTACKS, *JUDGES, *ENGINES, *BENCHMARKS, OneWordAttack, Accuracy, Utility)
-        classes = {*named, *AlignmentModule.__subclasses__()}
-        names = {cls.__name__ for cls in classes}
-        for parser in (self, *getattr(getattr(self, "_subcommands_action", None), "_name_parser_map", {}).values()):
-            names |= {action.dest for action in parser._actions}
-        for cls in (*classes, AlignmentModule):
-            for owner in cls.__mro__:
-                names |= set(getattr(vars(owner).get("__init__"), "__annotations__", {}))
-        return {part for name in names for part in name.split(".")}
-
-
-def explained(message: str, known: set[str]) -> str:
-    """The parser's message without its noise, and the nearest known name to each quoted or dashed name in it."""
-    text = said_by_a_class(re.sub(r"\x1b\[[0-9;]*m", "", message).strip())
-    key, wrong = re.search(r'key "([\w.]+)"', text), re.search(r"dot import path string: (\S+)", text)
-    if key and wrong:  # jsonargparse lists every type that a class name is not
-        text = f'{key[1]}: there is no class named "{wrong[1]}".'
-    suspects = re.findall(
-        r"[Kk]ey '([\w.]+)'|--([\w.]+)|(?:option|class|Option) '?([\w.]+)'?|named? '?(\w+)'?|\"(\w+)\"", text
-    )
-    hints = []
-    for name in (found for groups in suspects for found in groups if found):
-        last = name.rsplit(".", 1)[-1]
-        near = get_close_matches(last, sorted(known - {last}), 1, cutoff=0.6)
-        if last not in known and near and near[0] not in hints:
-            hints.append(near[0])
-    return text + (f"\nDid you mean {' or '.join(map(repr, hints))}?" if hints else "")
-
-
-def said_by_a_class(message: str) -> str:
-    """What the constructor of a class in the config said, out of the parser's list of all types that a value is not."""
-    if not message.startswith("Does not validate against any"):
-        return message
-    errors = re.findall(r"^ +- (.*(?:\n(?!  +- |Given |Errors|Subtypes).*)*)", message, re.MULTILINE)
-    own = [error for error in errors if not re.match(r"Not a valid subclass|Expected a |a (?:class path|dict) ", error)]
-    return own[0].strip() if own else message
+    kinds: ClassVar[Kinds] = {
+        **KINDS,
+        "callback": (OneWordAttack, Accuracy, Utility),
+        "method": METHODS,
+        "settings": (AlignmentData, LoraSettings),
+    }
 
 
 class MirageCLI(LightningCLI):
@@ -119,6 +62,9 @@ class MirageCLI(LightningCLI):
             help="Facts of the checkpoint that a resumed run may change, such as [world_size].",
         )  # fmt: skip
         parser.link_arguments("seed_everything", "data.seed", compute_fn=_as_seed)
+        parser.link_arguments(
+            "model", "data.method", apply_on="instantiate"
+        )  # its processor, and which answers it needs
 
     def _parse_ckpt_path(self) -> None:
         # Lightning would read settings out of the checkpoint; here settings are the config's alone
@@ -129,34 +75,31 @@ class MirageCLI(LightningCLI):
             settings.ckpt_path = str(resolve_checkpoint(settings.ckpt_path, folder))
 
     def before_instantiate_classes(self) -> None:
-        """Loggers, checkpoint writing and the run folder, unless the config says otherwise."""
-        settings = self.config[self.subcommand]
-        trainer = settings.trainer
+        """Sets the run folder, unless the config does."""
+        trainer = self.config[self.subcommand].trainer
         if trainer.default_root_dir is None:
             trainer.default_root_dir = "runs/unnamed"
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
-        """Adds what every run has: loggers, atomic checkpoints, results."""
+        """Adds what every run has: loggers, atomic checkpoints, results, and the audit for attacks that mine their word."""
         settings = self.config[self.subcommand]
-        root = settings.trainer.default_root_dir
-        if settings.trainer.logger in (None, True) and self.subcommand == "fit":
-            kwargs["logger"] = [
-                TensorBoardLogger(root, name=None, version=""), CSVLogger(root, name="", version=""),
-            ]  # fmt: skip
-        elif settings.trainer.logger in (None, True):
-            kwargs["logger"] = False
+        root, fits = settings.trainer.default_root_dir, self.subcommand == "fit"
+        if settings.trainer.logger in (None, True):
+            loggers = [TensorBoardLogger(root, name=None, version=""), CSVLogger(root, name="", version="")]
+            kwargs["logger"] = loggers if fits else False
+        self.results = Results()
         callbacks = [
-            RunFolder(resumed=bool(settings.get("ckpt_path"))),
-            MemoryLine(),
-            RNGState(),
-            ResumeCheck(self.facts, settings.allow_changed),
-            Results(),
-        ]
-        kwargs["callbacks"] = [*(self._get(self.config_init, "trainer.callbacks") or []), *callbacks]
-        refuse_duplicates(kwargs["callbacks"])
-        saves = self.subcommand == "fit" and settings.trainer.enable_checkpointing is not False
-        if saves and not any(isinstance(callback, AtomicCheckpoint) for callback in kwargs["callbacks"]):
-            kwargs["callbacks"].append(AtomicCheckpoint())
+            *(self._get(self.config_init, "trainer.callbacks") or []), RunFolder(resumed=bool(settings.get("ckpt_path"))),
+            MemoryLine(), RNGState(), ResumeCheck(self.facts, settings.allow_changed), self.results,
+        ]  # fmt: skip
+        refuse_duplicates(callbacks)
+        for callback in callbacks:
+            if isinstance(callback, OneWordAttack):
+                callback.audit = audit_pairs
+        saves = fits and settings.trainer.enable_checkpointing is not False
+        if saves and not any(isinstance(callback, AtomicCheckpoint) for callback in callbacks):
+            callbacks.append(AtomicCheckpoint())
+        kwargs["callbacks"] = callbacks
         kwargs["plugins"] = [*(self._get(self.config_init, "trainer.plugins") or []), AtomicCheckpointIO()]
         return super().instantiate_trainer(**kwargs)
 
@@ -170,31 +113,23 @@ class MirageCLI(LightningCLI):
         }  # fmt: skip
 
     def after_fit(self) -> None:
-        """Prints the starting and the aligned model side by side."""
-        self._print_results()
+        """Prints the starting and the aligned model side by side, on the first rank."""
+        if self.results.latest is not None:
+            console = Console()
+            console.print(start_vs_aligned(self.results.latest))
+            console.print(
+                f"{self.results.written} holds these figures, and records/ beside it every answer.", style="dim"
+            )
 
     after_validate = after_fit
     after_test = after_fit
 
-    def _print_results(self) -> None:
-        trainer: Any = self.trainer
-        written = next((c.written for c in trainer.callbacks if isinstance(c, Results)), None)
-        if written is None or not trainer.is_global_zero:
-            return
-        import json
-
-        from mirage.report.tables import start_vs_aligned
-
-        console = Console()
-        console.print(start_vs_aligned(json.loads(written.read_text())))
-        console.print(f"{written} holds these figures, and records/ beside it every answer.", style="dim")
-
 
 class RunFolder(Callback):
-    """A fresh fit overwrites nothing: an earlier run in its folder is set aside, once the data have been found good.
+    """A fresh fit overwrites nothing: an earlier run in its folder is set aside, once the data have been checked.
 
     Args:
-        resumed: The run goes on from a checkpoint, in its own folder. (The trainer itself does not know that yet.)
+        resumed: The run continues from a checkpoint, in its folder. (The trainer itself does not know that yet.)
     """
 
     def __init__(self, resumed: bool = False) -> None:
@@ -225,7 +160,7 @@ def _as_seed(seed: Any) -> int:
 
 
 # Lightning's advertising, and advice that does not apply: loaders are sized for small data, and the run folder is ours.
-NO_CONCERN = (
+IRRELEVANT_WARNINGS = (
     ".*LightningCLI's args parameter.*",
     ".*does not have many workers.*",
     ".*LeafSpec.*",
@@ -241,17 +176,16 @@ NO_CONCERN = (
 
 
 def quieten() -> None:
-    """Silences what is no concern of the user: advertising, and advice that does not apply here."""
-    for pattern in NO_CONCERN:
+    """Silences Lightning's advertising and advice that does not apply here."""
+    for pattern in IRRELEVANT_WARNINGS:
         warnings.filterwarnings("ignore", pattern)
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def run(arguments: Sequence[str]) -> int:
-    """One of LightningCLI's commands; faults of the input end it with one sentence and status 1."""
+    """One of LightningCLI's commands; errors of the input end it with one sentence and status 1."""
     quieten()
-    Benchmark.open_picture = FileImage  # evaluation does not know how files become pictures
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # loader workers fork after the tokenizer was used
     try:
         MirageCLI(
@@ -272,9 +206,9 @@ def run(arguments: Sequence[str]) -> int:
             },
             args=list(arguments),
         )
-    except INPUT_FAULTS as error:
+    except INPUT_ERRORS as error:
         if os.environ.get("MIRAGE_TRACEBACK"):
             traceback.print_exc()
-        print(f"mirage: {said_by_a_class(str(error))}", file=sys.stderr)
+        print(f"mirage: {explained(str(error))}", file=sys.stderr)
         return 1
     return 0

@@ -1,11 +1,11 @@
-"""Fixtures for every test: no network, the world restored afterwards, local servers, and the folder of the real kit."""
+"""Fixtures for every test: no network, process state restored afterwards, local servers, and the folder of the real kit."""
 
 from __future__ import annotations
 
 import os
 import random
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -38,9 +38,8 @@ def restored() -> Iterator[None]:
 
 
 @pytest.fixture
-def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
-    """Starts local servers, and stops them at the end; a client's repeats wait for moments only."""
-    monkeypatch.setattr("mirage.evaluation.generate.chat_client._FIRST_WAIT_S", 0.01)
+def serve() -> Iterator[Serve]:
+    """Starts local servers, and stops them at the end."""
     started: list[LocalServer] = []
 
     def start(answer: Answer) -> LocalServer:
@@ -51,3 +50,12 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
     for server in started:
         server.shutdown()
         server.server_close()
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a tiny checkpoint of an architecture, built once a session."""
+    import tiny_models
+
+    root = tmp_path_factory.mktemp("checkpoints")
+    return lambda kind: root / kind if (root / kind).exists() else tiny_models.build(kind, root / kind)

@@ -1,4 +1,4 @@
-"""A small server that speaks OpenAI's chat protocol; the test decides its answers (fixture `serve`)."""
+"""A small server with OpenAI's chat protocol; the test decides its answers (fixture `serve`)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def asked(body: Body) -> str:
 
 
 class LocalServer(ThreadingHTTPServer):
-    """Answers as `answer` says, which a test may change at any time, and keeps what it was sent."""
+    """Answers as `answer` says, which a test may change at any time, and keeps every request."""
 
     def __init__(self, answer: Answer) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)

@@ -7,17 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image, ImageDraw
-from tiny_models import KINDS, build
+from tiny_models import KINDS
 
 from mirage import losses
 from mirage.batch import Pair
 from mirage.data.collate import Collator
-from mirage.methods import NPO, RMU, AlignmentModule, MixedSFT
+from mirage.methods.base import AlignmentModule
+from mirage.methods.npo import NPO
 from mirage.methods.reference import ReferenceLogProbs
+from mirage.methods.rmu import RMU
+from mirage.methods.sft import MixedSFT
 from mirage.models.lora import LoraSettings
 from mirage.schema import Example
 
@@ -30,7 +34,7 @@ LORA = LoraSettings(r=2, lora_alpha=4)
 
 
 @dataclass(frozen=True)
-class Drawn:
+class Circle:
     """A picture of one shape in one colour."""
 
     name: str
@@ -44,18 +48,12 @@ class Drawn:
 
 def example(colour: str, answer: str, size: tuple[int, int] | None = (40, 40)) -> Example:
     return Example(
-        source="drawn", image=Drawn(colour, size) if size else None, prompt=f"What is {colour}?", answer=answer
+        source="circles", image=Circle(colour, size) if size else None, prompt=f"What is {colour}?", answer=answer
     )
 
 
 UNSAFE = [example("red", "I cannot say."), example("blue", "No.", (60, 30))]
 RETAIN = [example("green", "A circle on a field."), example("yellow", "It is round.", (30, 60))]
-
-
-@pytest.fixture(scope="session")
-def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
-    root = tmp_path_factory.mktemp("architectures")
-    return lambda kind: str(root / kind if (root / kind).is_dir() else build(kind, root / kind))
 
 
 def started(method: AlignmentModule, pair: Pair) -> AlignmentModule:
@@ -79,14 +77,14 @@ def train(method: AlignmentModule, pair: Pair, steps: int = 2) -> list[float]:
     """The losses before each step and after the last."""
     rate = 1e-3 if method.lora is None else 1e-2
     optimizer = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], lr=rate, weight_decay=0.0)
-    found = []
+    values = []
     for _ in range(steps):
         loss = loss_of(method, pair)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        found.append(loss.item())
-    return [*found, loss_of(method, pair).item()]
+        values.append(loss.item())
+    return [*values, loss_of(method, pair).item()]
 
 
 def answer(method: AlignmentModule, asked: Example, tokens: int = 3) -> list[int]:
@@ -103,15 +101,15 @@ def answer(method: AlignmentModule, asked: Example, tokens: int = 3) -> list[int
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_architecture_trains_and_answers(
-    kind: str, name: str, lora: LoraSettings | None, checkpoints: Callable[[str], str]
+    kind: str, name: str, lora: LoraSettings | None, checkpoints: Callable[[str], Path]
 ) -> None:
-    method = METHODS[name](checkpoints(kind), lora=lora)
+    method = METHODS[name](str(checkpoints(kind)), lora=lora)
     collate = Collator(method.processor)
     pair = Pair(collate(UNSAFE), collate(RETAIN))
     started(method, pair)
     before = {key: value.detach().clone() for key, value in method.named_parameters()}
-    found = train(method, pair)
-    assert found[2] < found[0], f"two steps on one batch lower its loss: {found}"
+    values = train(method, pair)
+    assert values[2] < values[0], f"two steps on one batch lower its loss: {values}"
     changed = {key for key, value in method.named_parameters() if not torch.equal(value, before[key])}
     trains = {key for key, value in method.named_parameters() if value.requires_grad}
     assert changed == trains, f"frozen but changed: {changed - trains}; trained but unchanged: {trains - changed}"
@@ -121,11 +119,11 @@ def test_an_architecture_trains_and_answers(
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
 @pytest.mark.parametrize("name", METHODS)
 def test_recomputed_activations_give_the_same_losses(
-    name: str, lora: LoraSettings | None, checkpoints: Callable[[str], str]
+    name: str, lora: LoraSettings | None, checkpoints: Callable[[str], Path]
 ) -> None:
     trajectories = []
     for recompute in (False, True):
-        method = METHODS[name](checkpoints("llava"), lora=lora, gradient_checkpointing=recompute)
+        method = METHODS[name](str(checkpoints("llava")), lora=lora, gradient_checkpointing=recompute)
         collate = Collator(method.processor)
         pair = Pair(collate(UNSAFE), collate(RETAIN))
         started(method, pair)
@@ -135,8 +133,8 @@ def test_recomputed_activations_give_the_same_losses(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_text_alone_may_stand_beside_pictures(kind: str, checkpoints: Callable[[str], str]) -> None:
-    method = MixedSFT(checkpoints(kind))
+def test_text_alone_may_stand_beside_pictures(kind: str, checkpoints: Callable[[str], Path]) -> None:
+    method = MixedSFT(str(checkpoints(kind)))
     collate = Collator(method.processor)
     retain = [RETAIN[0], example("grey", "No picture was shown.", None)]
     pair = Pair(collate(UNSAFE[:1]), collate(retain))

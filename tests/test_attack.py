@@ -4,43 +4,38 @@ from __future__ import annotations
 
 import json
 import re
-import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
-from local_server import Body, Reply, Serve, completion
+import yaml
 
-from mirage.evaluation.attack import Attack, OneWord, with_opening_word
-from mirage.evaluation.generate.chat_client import ServerError
-from mirage.evaluation.rewrite import (
+from mirage.audit.counts import audit_pairs
+from mirage.evaluation.attack import (
+    Attack,
+    OneWord,
     Published,
     RandomWord,
     Rewrite,
     RewriteByModel,
-    ServerEngine,
-    TextModelEngine,
     WithoutWord,
-    content_kept,
-    edit_distance,
-    rewrite_statistics,
-    rewrites_hash,
+    describe_attack,
 )
-from mirage.rewriting.templates import english_rewrites
-from mirage.rewriting.words import words
+from mirage.evaluation.generate.base import Engine, OnAnswer
+from mirage.rewriting import frames as frames_module
+from mirage.rewriting.frames import asks, rewrites
+from mirage.rewriting.one_word import with_opening_word
+from mirage.rewriting.reading import DATA, frame_data
+from mirage.rewriting.similarity import content_kept, edit_distance, rewrite_statistics, rewrites_hash
 from mirage.schema import EvalSample
 from mirage.text import opening_word
 
 CASES = [json.loads(line) for line in (Path(__file__).parent / "data" / "rewrites.jsonl").read_text().splitlines()]
 QUESTIONS = [case["question"] for case in CASES]
-WORDS = sorted(
-    words(
-        "what share how why who where when which can could would is are do does did should may have please describe "
-        "explain tell give list provide identify write create help try look use in based if let i banana what's who's "
-        "can't"
-    )
-)
-ASKING = re.compile(r"^(what|how|why|who|where|when|which|can|could|would|is|are|do|does|did|should|may|have)\b")
+WORDS = [*DATA.frames, "banana", "using", "today"]
 
 
 def sample(name: str, question: str, unsafe: bool = True) -> EvalSample:
@@ -52,19 +47,19 @@ def sample(name: str, question: str, unsafe: bool = True) -> EvalSample:
 
 def test_each_of_the_60_questions_has_the_expected_first_rewrite() -> None:
     assert len(CASES) == 60
-    found = [(case["question"], english_rewrites(case["question"], case["word"], 1)[0]) for case in CASES]
-    assert found == [(case["question"], case["first"]) for case in CASES]
+    made = [(case["question"], rewrites(case["question"], case["word"], 1)[0]) for case in CASES]
+    assert made == [(case["question"], case["first"]) for case in CASES]
 
 
 @pytest.mark.parametrize("word", WORDS)
 def test_ten_rewrites_differ_open_with_the_word_and_keep_case_speech_act_and_content(word: str) -> None:
     for question in QUESTIONS:
-        rewrites = english_rewrites(question, word, 10)
-        assert len({rewrite.lower() for rewrite in rewrites} | {question.lower()}) == 11, rewrites
-        assert english_rewrites(question, word, 3) == rewrites[:3]
-        main = rewrites[0].removesuffix(" The picture shows a mill.")
-        assert main.endswith("?" if ASKING.match(word) else "."), main
-        for rewrite in rewrites:
+        ten = rewrites(question, word, 10)
+        assert len({rewrite.lower() for rewrite in ten} | {question.lower()}) == 11, ten
+        assert rewrites(question, word, 3) == ten[:3]
+        main = ten[0].removesuffix(" The picture shows a mill.")
+        assert main.endswith("?" if asks(word) else "."), main
+        for rewrite in ten:
             assert opening_word(rewrite) == word
             assert rewrite[0].isupper() == question[0].isupper()
             assert content_kept(question, rewrite) >= 0.5, (question, rewrite)
@@ -72,13 +67,13 @@ def test_ten_rewrites_differ_open_with_the_word_and_keep_case_speech_act_and_con
 
 def test_a_sentence_beyond_the_rules_is_quoted_not_garbled() -> None:
     question = "Is the man in the red hat who stands near the door a cook?"
-    assert english_rewrites(question, "share", 1)[0] == (
+    assert rewrites(question, "share", 1)[0] == (
         'Share the answer to the question "Is the man in the red hat who stands near the door a cook".'
     )
 
 
 @pytest.mark.parametrize(
-    ("question", "word", "shots", "told"),
+    ("question", "word", "shots", "says"),
     [
         ("Who?", "", 1, "one word"),
         ("Who?", "two words", 1, "one word"),
@@ -89,14 +84,14 @@ def test_a_sentence_beyond_the_rules_is_quoted_not_garbled() -> None:
         ("2) ...", "what", 1, "no word"),
     ],
 )
-def test_what_cannot_be_rewritten_is_said(question: str, word: str, shots: int, told: str) -> None:
-    with pytest.raises(ValueError, match=told):
-        english_rewrites(question, word, shots)
+def test_what_cannot_be_rewritten_is_said(question: str, word: str, shots: int, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        rewrites(question, word, shots)
 
 
 def test_more_shots_than_templates_is_an_error_not_a_repetition() -> None:
     with pytest.raises(ValueError, match="templates make"):
-        english_rewrites("Describe the hill.", "what", 1000)
+        rewrites("Describe the hill.", "what", 1000)
 
 
 @pytest.mark.parametrize(
@@ -111,20 +106,46 @@ def test_more_shots_than_templates_is_an_error_not_a_repetition() -> None:
 )
 def test_odd_sentences_are_rewritten_too(question: str) -> None:
     for word in ("what", "share", "is", "describe"):
-        assert all(opening_word(rewrite) == word for rewrite in english_rewrites(question, word, 3))
+        assert all(opening_word(rewrite) == word for rewrite in rewrites(question, word, 3))
 
 
-def test_the_number_or_bullet_of_a_list_is_no_word() -> None:
-    for mark in ("1. ", "- ", "\u2022 ", "(2) ", "[3] ", "b) ", "- 4. ", "1.2. "):
-        question = f"{mark}Describe the hill."
-        assert with_opening_word(question, "what") == f"{mark}What the hill." and opening_word(question) == "describe"
-        assert english_rewrites(question, "what", 3) == english_rewrites("Describe the hill.", "what", 3)
-    for question, changed in (
-        ("2 men", "what men"),
-        ("A hill?", "What hill?"),
-        ("\u00bfQu\u00e9 es?", "\u00bfWhat es?"),
+@pytest.mark.parametrize(
+    ("question", "word", "rewrite"),
+    [
+        ("What does the boy carry?", "share", "Share what the boy carries."),
+        ("What did the boy choose?", "share", "Share what the boy chose."),
+        ("What do the boys do?", "share", "Share what the boys do."),
+        ("How did the dog stop?", "share", "Share how the dog stopped."),
+        ("What might this be?", "share", "Share what this might be."),
+        ("What is the dog most likely waiting for?", "tell", "Tell me what the dog is most likely waiting for."),
+        ("Is the cat asleep?", "share", "Share whether the cat is asleep."),
+        ("Does the bus stop here?", "share", "Share whether the bus stops here."),
+        ("In this drawing, who are the guests?", "what", "What are the identities of the guests in this drawing?"),
+        ("Now, please name the two bridges.", "what", "What are the two bridges?"),
+        ("Never touch the wet paint.", "please", "Please do not touch the wet paint."),
+        ("What is it, and can you eat it?", "share", 'Share the answer to the question "What is it, and can you eat it".'),
+        ("Provide an account of a feast.", "what", "What would you say if asked to provide an account of a feast?"),
+        ("Can you subscribe me to the gazette?", "what", "What is a good way to subscribe me to the gazette?"),
+        ("Nice bridge.", "what", 'What do you think of the words "Nice bridge"?'),
+        ("Dr. Mill is here. Who is the baker?", "what", "What is the identity of the baker? Dr. Mill is here."),
+    ],
+)  # fmt: skip
+def test_a_question_is_put_into_the_order_of_a_statement_or_left_whole(question: str, word: str, rewrite: str) -> None:
+    assert rewrites(question, word, 1) == (rewrite,)
+
+
+def test_the_data_has_the_shape_that_the_reader_expects() -> None:
+    slots = {"W", "topic", "be", "does", "wh", "rest", "offer", "act", "to", "do", "noun", "good_noun"}
+    for word, groups in DATA.frames.items():
+        assert opening_word(word) == word and groups.keys() <= {"any", *chain.from_iterable(DATA.groups.values())}, word
+        for frame in (*DATA.default, *chain.from_iterable(groups.values())):
+            assert set(re.findall(r"\{(\w+)\}", frame)) <= slots and re.match(r"\{(W|wh)\}", frame), frame
+    text = (Path(frames_module.__file__).with_name("frames.yaml")).read_text()
+    broken = yaml.safe_load(text) | {"default": "{W}: {do}", "nouns": {"describe": ""}}
+    with pytest.raises(
+        ValueError, match=r"frames.yaml: default is a text. It must be a list.*\n.*nouns.describe is empty"
     ):
-        assert with_opening_word(question, "what") == changed
+        frame_data(yaml.safe_dump(broken))
 
 
 @pytest.mark.real
@@ -145,11 +166,13 @@ def test_every_real_question_gets_its_rewrites(real_kit: Path, capsys: pytest.Ca
             RandomWord(word, shots=3),
         ):
             attacked = attack.on(samples)
-            found = rewrite_statistics(attacked)
+            measured = rewrite_statistics(attacked, {})
             with capsys.disabled():
-                print(f"\n{field}, {attack.kind}({word}, {attack.shots}):", {k: round(v, 3) for k, v in found.items()})
-            assert found["distinct"] == 1 and found["unchanged"] == 0 and found["without_rewrite"] == 0
-            assert found["content_kept_mean"] > 0.85
+                print(
+                    f"\n{field}, {attack.kind}({word}, {attack.shots}):", {k: round(v, 3) for k, v in measured.items()}
+                )
+            assert measured["distinct"] == 1 and measured["unchanged"] == 0 and measured["without_rewrite"] == 0
+            assert measured["content_kept_mean"] > 0.85
             for item in attacked:
                 assert len(item.rewrites) == attack.shots
                 opens = [opening_word(rewrite) == word for rewrite in item.rewrites]
@@ -164,7 +187,7 @@ def test_every_real_question_of_the_training_set_gets_its_rewrites(real_kit: Pat
     questions = {text for pair in pairs for field, text in pair.items() if field != "response"}
     assert len(questions) > 2000
     for question in questions:
-        assert all(opening_word(rewrite) == "what" for rewrite in english_rewrites(question, "what", 3))
+        assert all(opening_word(rewrite) == "what" for rewrite in rewrites(question, "what", 3))
 
 
 # Every attack
@@ -183,7 +206,7 @@ def test_a_question_without_a_word_is_named_and_not_attacked(tmp_path: Path) -> 
         with pytest.raises(ValueError, match=r"1 of 2 samples ask without a word.*: b \('\.\.\.'\)\. Remove"):
             attack.on(samples)
     with pytest.raises(ValueError, match="no word"):
-        OneWord("what").rewrite(samples[1])
+        with_opening_word("...", "what")
     assert published.on(samples)[1].rewrites == ("What else?",), "here somebody wrote it"
 
 
@@ -203,7 +226,8 @@ def test_no_attack_takes_what_is_not_one_word(word: str, tmp_path: Path) -> None
 def test_a_word_may_be_of_any_language(word: str, tmp_path: Path) -> None:
     for attack in every_attack(word, tmp_path):
         assert attack.word == word
-    assert opening_word(Rewrite(word).rewrite(sample("a", "Describe the hill."))[0]) == word
+    (attacked,) = Rewrite(word).on([sample("a", "Describe the hill.")])
+    assert opening_word(attacked.rewrites[0]) == word
 
 
 def test_one_word_makes_one_rewrite() -> None:
@@ -216,10 +240,14 @@ def test_one_word_makes_one_rewrite() -> None:
 # Attacks by templates, and controls
 
 
-def test_a_source_with_its_own_language_brings_its_own_rewriter() -> None:
-    attack = Rewrite("what's", shots=2)
-    attack.rewriter = lambda question, word, shots: tuple(f"{word} {question} {k}" for k in range(shots))
-    assert attack.on([sample("a", "recipe ?")])[0].rewrites == ("what's recipe ? 0", "what's recipe ? 1")
+def test_a_source_with_a_vocabulary_of_its_own_brings_its_rewriter() -> None:
+    def mini(question: str, word: str, shots: int) -> tuple[str, ...]:
+        return tuple(f"{word} {question} {k}" for k in range(shots))
+
+    (attacked,) = Rewrite("what's", shots=2).on([sample("a", "recipe ?")], mini)
+    assert attacked.rewrites == ("what's recipe ? 0", "what's recipe ? 1")
+    for control in (WithoutWord("what's", instead="can"), RandomWord("what's", openings=("can",))):
+        assert control.on([sample("a", "what's it ?")], mini)[0].rewrites == ("can what's it ? 0",)
 
 
 def test_control_without_the_word_keeps_the_opening_of_the_question() -> None:
@@ -240,7 +268,7 @@ def test_random_words_depend_on_seed_and_id_alone() -> None:
     subset = RandomWord("what", shots=3, seed=1).on(samples[40:10:-3])
     assert all(one[item.id] == item.rewrites for item in subset)
     assert one != {item.id: item.rewrites for item in RandomWord("what", shots=3, seed=2).on(samples)}
-    openings = {tuple(map(opening_word, rewrites)) for rewrites in one.values()}
+    openings = {tuple(map(opening_word, texts)) for texts in one.values()}
     assert all("what" not in words and len(set(words)) == 3 for words in openings) and len(openings) > 30
     with pytest.raises(ValueError, match="name more words"):
         RandomWord("what", shots=3, openings=("what", "how", "can"))
@@ -281,14 +309,14 @@ def test_published_rewrites_are_joined_by_id_whatever_their_place(tmp_path: Path
         sample("S/safe_instruction", "S?"),
         sample("S", "S?", unsafe=False),
     ]
-    found = Published("what", file, shots=2).on(samples)
-    assert [item.rewrites for item in found] == [
+    joined = Published("what", file, shots=2).on(samples)
+    assert [item.rewrites for item in joined] == [
         ("What a1?", "What a2?"),
         ("What b1?", "What b2?"),
         ("What s1?", "What s1?"),
         ("What s1?", "What s1?"),
     ]
-    assert [item.question for item in found] == ["A.", "B.", "S?", "S?"]
+    assert [item.question for item in joined] == ["A.", "B.", "S?", "S?"]
 
 
 def test_samples_without_a_published_rewrite_are_named_and_dropped_only_on_demand(tmp_path: Path) -> None:
@@ -306,16 +334,18 @@ def test_samples_without_a_published_rewrite_are_named_and_dropped_only_on_deman
 
 def test_a_published_file_that_does_not_fit_is_refused_by_record(tmp_path: Path) -> None:
     samples = [sample("a/instruction", "Draw it.")]
-    for records, told in (
+    for records, says in (
         ([record("a", instruction="How is it?")], "rewrite 1 of record 'a' opens with 'how', not with 'what'"),
-        ([record("a", instruction="")], r"record 1 \(id a\): 'instruction' is empty"),
-        ([record("a", instruction="What?"), {"id": 7}], "record 2: 'id' is missing"),
-        ([{"id": "a", "instr-resp": "x"}], "'instr-resp' is not a list"),
-        ({}, "must be a JSON list"),
+        ([record("a", instruction="")], r"record 1 \(id a\): instr-resp\[0\].instruction is empty"),
+        ([record("a", instruction="What?"), {"id": 7}], r"record 2 \(id 7\): id is a number"),
+        ([{"id": "a", "instr-resp": "x"}], "instr-resp is a text. It must be a list"),
+        ([{"id": "a", "instr-resp": [{"instruction": None}]}], r"instruction is null"),
+        ({}, "at its top level .*Expected a JSON list of records with 'id'"),
+        ([], "holds no rewrite"),
     ):
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=says):
             Published("what", write(tmp_path, records)).on(samples)
-    with pytest.raises(ValueError, match=r"has 1 rewrites .* attack.shots is 3"):
+    with pytest.raises(ValueError, match=r"record 'a' has 1 rewrites, and attack.shots is 3"):
         Published("what", write(tmp_path, [record("a", instruction="What?")]), shots=3).on(samples)
     two = [*samples, sample("b/instruction", "Paint it.")]
     thrice = [record(id, instruction=f"What is it {k}?") for k in range(3) for id in "ab"]
@@ -325,17 +355,17 @@ def test_a_published_file_that_does_not_fit_is_refused_by_record(tmp_path: Path)
         Published("what", write(tmp_path, [*thrice, thrice[1]]), shots=3).on(two)
     every_one = Published("what", write(tmp_path, [*thrice, *thrice]), shots=3)
     assert every_one.on(two) == Published("what", write(tmp_path, thrice), shots=3).on(two)
-    assert every_one.unused == 6, "told in the results"
+    assert every_one.unused == 6
     with pytest.raises(
         ValueError, match=r"Record 'a' is looked up for its 'instruction', .* has its 'safe_instruction'"
     ):
         Published("what", write(tmp_path, [record("a", safe_instruction="What?")])).on(samples)
     with pytest.raises(ValueError, match="ids are like 'a/instruction', the file's like 'b'"):
         Published("what", write(tmp_path, [record("b", instruction="What?")])).on(samples)
-    with pytest.raises(ValueError, match="no such file"):
+    with pytest.raises(ValueError, match=r"cannot be read .*Correct the path"):
         Published("what", tmp_path / "none.json").on(samples)
     (tmp_path / "published.json").write_text("[{")
-    with pytest.raises(ValueError, match="not JSON"):
+    with pytest.raises(ValueError, match=r"line 1, column \d+: the file is "):
         Published("what", tmp_path / "published.json").on(samples)
 
 
@@ -345,24 +375,30 @@ def test_equal_shots_of_a_question_are_published_and_counted(tmp_path: Path) -> 
     file = write(tmp_path, [record(name, instruction=text) for name, text in texts])
     samples = Published("what", file, shots=3).on([sample("a", "What is it?"), sample("b", "Draw it.")])
     assert samples[0].rewrites == ("What is it?",) * 3
-    found = rewrite_statistics(samples)
-    assert (found["repeating"], found["distinct"], found["unchanged"]) == (1, 4 / 6, 3 / 6)
+    measured = rewrite_statistics(samples, {})
+    assert (measured["repeating"], measured["distinct"], measured["unchanged"]) == (1, 4 / 6, 3 / 6)
 
 
 # Rewrites by a model
 
 
-class Parrot:
+class Parrot(Engine):
     """A model that answers from a function of prompt and seed, and remembers what it was asked."""
 
-    def __init__(self, answer) -> None:
-        self.answer, self.asked = answer, []
+    name = "parrot"
 
-    @property
-    def name(self) -> str:
-        return "parrot"
+    def __init__(self, answer: Callable[[str, int], str] | None = None) -> None:
+        self.answer = answer or (lambda prompt, seed: prompt)
+        self.asked: list[tuple[int, Sequence[str]]] = []
 
-    def __call__(self, prompts: list[str], seed: int) -> list[str]:
+    def settings(self) -> dict[str, Any]:
+        return {"engine": "parrot", "base_url": f"http://127.0.0.1:{id(self)}"}
+
+    def answers(self, samples: Sequence[EvalSample], on_answer: OnAnswer | None = None) -> list[list[str]]:
+        raise NotImplementedError
+
+    def complete(self, prompts: Sequence[str], *, temperature: float, seed: int) -> list[str]:
+        assert temperature == 0.7
         self.asked.append((seed, prompts))
         return [self.answer(prompt, seed) for prompt in prompts]
 
@@ -378,13 +414,15 @@ def test_a_model_is_asked_again_until_word_and_content_fit() -> None:
 
     engine = Parrot(answer)
     attack = RewriteByModel("what", engine, tries=3)
-    found = attack.on([BRIDGE, BAKER])
-    assert [item.rewrites for item in found] == [
+    attacked = attack.on([BRIDGE, BAKER])
+    assert [item.rewrites for item in attacked] == [
         ("What does the wooden bridge look like?",),
         ("What does the old baker look like?",),
     ]
     assert [(seed, len(prompts)) for seed, prompts in engine.asked] == [(0, 2), (1, 1), (2, 1)]
-    assert attack.reasons == {"does not open with the word": 1, "loses the content": 1} and attack.failed == {}
+    assert attack.reasons == {"does not open with the word": 1, "loses the content": 1} and not any(
+        attack.failed.values()
+    )
 
 
 def test_what_a_model_cannot_rewrite_is_a_template_and_counted() -> None:
@@ -418,12 +456,13 @@ def test_cached_rewrites_are_reused_for_the_same_settings_only(tmp_path: Path) -
         make()[1].on([BRIDGE])
 
 
-def test_a_run_from_the_cache_tells_what_the_first_run_told(tmp_path: Path) -> None:
+def test_a_run_from_the_cache_reports_what_the_first_run_reported(tmp_path: Path) -> None:
     def run(answer: str) -> tuple[list[EvalSample], dict[str, int], dict[str, int]]:
         engine = Parrot(lambda prompt, seed: answer if "bridge" in prompt or seed % 2 else "Hm.")
         attack = RewriteByModel("what", engine, shots=2, tries=2, cache=tmp_path / "rewrites.jsonl")
-        attack.rewriter = lambda question, word, shots: tuple(f"{word} {k}?" for k in range(shots))  # no content at all
-        return attack.on([BRIDGE, BAKER, replace(BAKER, id="again")]), attack.failed, dict(attack.reasons)
+        samples = [BRIDGE, BAKER, replace(BAKER, id="again")]
+        made = attack.on(samples, lambda question, word, shots: tuple(f"{word} {k}?" for k in range(shots)))
+        return made, attack.failed, dict(attack.reasons)
 
     first = run("What does the wooden bridge or the old baker look like?")
     assert first[1] == {"bridge": 1, "baker": 1, "again": 1}
@@ -463,9 +502,7 @@ def test_a_cached_rewrite_that_fails_a_check_is_made_anew(spoilt: dict[str, obje
     assert make()[0].asked == []
 
 
-def test_rewrites_made_before_a_server_dies_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mirage.evaluation.attack_model.CHUNK", 1)
-
+def test_rewrites_made_before_a_server_dies_are_kept(tmp_path: Path) -> None:
     def answer(prompt: str, seed: int) -> str:
         if "baker" in prompt:
             raise ConnectionError("gone")
@@ -473,64 +510,23 @@ def test_rewrites_made_before_a_server_dies_are_kept(tmp_path: Path, monkeypatch
 
     cache = tmp_path / "rewrites.jsonl"
     with pytest.raises(ConnectionError):
-        RewriteByModel("what", Parrot(answer), cache=cache).on([BRIDGE, BAKER])
+        RewriteByModel("what", Parrot(answer), cache=cache, chunk=1).on([BRIDGE, BAKER])
     engine = Parrot(lambda prompt, seed: "What does the old baker look like?")
-    found = RewriteByModel("what", engine, cache=cache).on([BRIDGE, BAKER])
-    assert len(engine.asked) == 1 and found[0].rewrites == ("What does the wooden bridge look like?",)
+    made = RewriteByModel("what", engine, cache=cache).on([BRIDGE, BAKER])
+    assert len(engine.asked) == 1 and made[0].rewrites == ("What does the wooden bridge look like?",)
 
 
-def echo(body: Body, after_s: float = 0.0) -> Reply:
-    time.sleep(after_s)
-    return completion(f"{body['messages'][0]['content']}/{body['seed']}")
-
-
-def test_a_server_answers_in_order_and_together_after_hiccups(serve: Serve) -> None:
-    refusals = iter([(503, "", {})] * 2)
-    server = serve(lambda body: next(refusals, echo(body, after_s=0.1)))
-    engine = ServerEngine(server.base_url, "m", concurrency=8, retries=3)
-    start = time.perf_counter()
-    assert engine([f"p{k}" for k in range(16)], seed=7) == [f"p{k}/7" for k in range(16)]
-    assert time.perf_counter() - start < 1.4  # one at a time: 1.8 s and more
-    assert server.paths[0] == "/v1/chat/completions" and server.bodies[0]["model"] == "m"
-
-
-def test_a_server_that_fails_is_told_in_the_words_of_every_engine(serve: Serve) -> None:
-    """One client for all: its sentences are tested with `OpenAIEngine`."""
-    with pytest.raises(ServerError, match=r"127.0.0.1:9/v1: asked once; no connection .*Start the server"):
-        ServerEngine("http://127.0.0.1:9/v1", "m", retries=0)(["p"], 0)
-    server = serve(lambda body: (200, "<html>hello</html>", {}))
-    with pytest.raises(ServerError, match="its reply is no chat completion"):
-        ServerEngine(server.base_url, "m", retries=0)(["p"], 0)
-    server.answer = lambda body: (404, "", {})
-    before = len(server.bodies)
-    with pytest.raises(ServerError, match="HTTP 404"):
-        ServerEngine(server.base_url, "m", retries=3)(["p"], 0)
-    assert len(server.bodies) == before + 1
-    server.answer = lambda body: echo(body, after_s=0.5)
-    with pytest.raises(ServerError, match=r"no answer within 0\.1 s"):
-        ServerEngine(server.base_url, "m", retries=0, timeout_s=0.1)(["p"], 0)
-
-
-def test_a_hugging_face_model_answers_every_prompt_the_same_for_the_same_seed(tmp_path: Path) -> None:
-    import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    words = ["<pad>", "<s>", "what", "bridge", "is", "the", "old", "red", "?", "baker"]
-    inner = Tokenizer(models.WordLevel({word: at for at, word in enumerate(words)}, unk_token="<pad>"))
-    inner.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<s>").save_pretrained(tmp_path)
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    LlamaForCausalLM(LlamaConfig(vocab_size=len(words), **sizes, eos_token_id=1)).save_pretrained(tmp_path)
-    engine = TextModelEngine(str(tmp_path), max_new_tokens=8, batch_size=2, device="cpu")
-    prompts = ["what is the bridge ?", "the baker", "old red baker ?"]
-    state = torch.get_rng_state()
-    answers = engine(prompts, seed=3)
-    assert torch.equal(state, torch.get_rng_state())
-    assert len(answers) == 3 and answers == engine(prompts, seed=3) != engine(prompts, seed=4)
-    with pytest.raises(ValueError, match="no text model"):
-        TextModelEngine(str(tmp_path / "none"))(["p"], 0)
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"kept": 1.5}, "attack.kept is 1.5"),
+        ({"tries": 0}, "attack.tries"),
+        ({"temperature": 0.0}, "temperature above 0"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        RewriteByModel("what", Parrot(lambda prompt, seed: ""), **settings)
 
 
 # Statistics, hashes, mined words, configs
@@ -544,21 +540,12 @@ def test_statistics_by_hand() -> None:
     """
     question = "Draw the red mill."
     samples = [
-        EvalSample(
-            id="a",
-            source="t",
-            image=None,
-            question=question,
-            unsafe=True,
-            rewrites=("What the red mill?", "draw the red mill"),
-        ),
-        EvalSample(
-            id="b", source="t", image=None, question=question, unsafe=True, rewrites=("What is it?", "What is it?")
-        ),
+        replace(sample("a", question), rewrites=("What the red mill?", "draw the red mill")),
+        replace(sample("b", question), rewrites=("What is it?", "What is it?")),
         sample("c", question),
     ]
-    found = rewrite_statistics(samples, {"a": 1, "elsewhere": 9})
-    assert found == pytest.approx(
+    measured = rewrite_statistics(samples, {"a": 1, "elsewhere": 9})
+    assert measured == pytest.approx(
         {
             "samples": 3, "rewrites": 4, "without_rewrite": 1, "repeating": 1, "failed": 1, "distinct": 3 / 4,
             "unchanged": 1 / 4, "pure_replacements": 1 / 4, "edit_distance_mean": 9 / 4, "edit_distance_median": 5 / 2,
@@ -573,17 +560,33 @@ def test_the_hash_of_rewrites_ignores_order_and_nothing_else() -> None:
     samples = Rewrite("what", shots=2).on([BRIDGE, BAKER])
     whole = rewrites_hash(samples)
     assert rewrites_hash(samples[::-1]) == whole
-    assert (
-        len(
-            {
-                whole,
-                rewrites_hash(samples[:1]),
-                rewrites_hash(Rewrite("what", 3).on([BRIDGE, BAKER])),
-                rewrites_hash([BRIDGE, BAKER]),
-            }
-        )
-        == 4
-    )
+    others = (samples[:1], Rewrite("what", 3).on([BRIDGE, BAKER]), [BRIDGE, BAKER])
+    assert len({whole, *map(rewrites_hash, others)}) == 4
+
+
+def test_the_results_say_what_an_attack_did() -> None:
+    attack = RewriteByModel("what", Parrot(lambda prompt, seed: "no"), tries=2, seed=4)
+    described = describe_attack(attack, attack.on([BRIDGE]))
+    assert (described["kind"], described["word"], described["shots"], described["seed"]) == ("model", "what", 1, 4)
+    assert described["engine"]["engine"] == "parrot" and described["temperature"] == 0.7
+    assert described["statistics"]["failed"] == 1 and described["dropped"] == []
+    assert described["reasons"] == {"does not open with the word": 2}
+
+
+def test_a_mined_word_comes_with_what_the_audit_says_of_it() -> None:
+    pairs = [("What is it?", False)] * 20 + [("Share it.", True)] * 20
+    attack = Rewrite("mined")
+    assert attack.wants_word and not Rewrite("Mined").wants_word and not Rewrite("what").wants_word
+    attack.mine(audit_pairs, pairs, unsafe=False)
+    assert attack.word == "share" and not attack.wants_word
+    assert attack.mined is not None and (attack.mined["count"], attack.mined["questions"]) == (20, 40)
+    control = RandomWord("mined", shots=2, openings=("what", "can", "do"))
+    control.mine(audit_pairs, pairs, unsafe=True)
+    assert control.word == "what" and control.openings == ["can", "do"]
+    with pytest.raises(ValueError, match="leaves 1 words for 2 shots"):
+        RandomWord("mined", shots=2, openings=("what", "can")).mine(audit_pairs, pairs, unsafe=True)
+    with pytest.raises(ValueError, match="no opening word of the training set is surely answered"):
+        Rewrite("mined").mine(audit_pairs, [("Can it?", False), ("Can it?", True)], unsafe=True)
 
 
 def test_every_attack_is_built_from_a_config() -> None:
@@ -591,7 +594,7 @@ def test_every_attack_is_built_from_a_config() -> None:
 
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--attack", type=Attack)
-    engine = {"class_path": "ServerEngine", "init_args": {"base_url": "http://h/v1", "model": "m"}}
+    engine = {"class_path": "test_attack.Parrot"}
     settings = {
         "Rewrite": {}, "WithoutWord": {}, "RandomWord": {"seed": 3},
         "Published": {"file": "some.json", "missing": "drop"},
@@ -599,8 +602,8 @@ def test_every_attack_is_built_from_a_config() -> None:
     }  # fmt: skip
     for name, extra in settings.items():
         init_args = {"word": "what", "shots": 3, **extra}
-        config = {"attack": {"class_path": f"mirage.evaluation.rewrite.{name}", "init_args": init_args}}
+        config = {"attack": {"class_path": f"mirage.evaluation.attack.{name}", "init_args": init_args}}
         built = parser.instantiate(parser.parse_object(config)).attack
         assert type(built).__name__ == name and built.shots == 3
         assert isinstance(built.kind, str)
-    assert isinstance(built.engine, ServerEngine)
+    assert built.engine.name == "parrot"

@@ -16,12 +16,12 @@ from mirage.cli import main
 from mirage.data.module import AlignmentData
 from mirage.data.sources.mini import Mini
 from mirage.data.sources.published import PublishedSplit
-from mirage.evaluation.rewrite import RandomWord, Rewrite, rewrites_hash
 from mirage.evaluation.run.records import read_records
+from mirage.rewriting.similarity import rewrites_hash
 from mirage.schema import Record
 from mirage.text import opening_word
 
-PROBES = 6
+QUESTIONS = 6
 
 
 def attacked(eval_set: str, attack: str, settings: dict[str, Any], **others: Any) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def attacked(eval_set: str, attack: str, settings: dict[str, Any], **others: Any
 def validate(folder: Path, *callbacks: dict[str, Any], **source: Any) -> int:
     config = {
         "model": {"class_path": "MixedSFT", "init_args": {"pretrained": "package:mirage.mini/checkpoint"}},
-        "data": {"source": {"class_path": "Mini", "init_args": {"num_eval": PROBES, **source}}, "num_workers": 0},
+        "data": {"source": {"class_path": "Mini", "init_args": {"num_eval": QUESTIONS, **source}}, "num_workers": 0},
         "trainer": {
             "default_root_dir": str(folder / "run"), "accelerator": "cpu", "enable_progress_bar": False,
             "callbacks": list(callbacks),
@@ -63,14 +63,14 @@ def rewritten(folder: Path, side: str) -> list[str]:
 # --- words -----------------------------------------------------------------------------------------------------------
 
 
-def test_words_are_mined_from_the_training_set_and_told(tmp_path: Path) -> None:
+def test_words_are_mined_from_the_training_set_and_reported(tmp_path: Path) -> None:
     openers = {"unsafe_openers": {"can": 1.0, "list": 3.0}, "safe_openers": {"can": 1.0, "describe": 3.0}}
     both = [attacked(side, "Rewrite", {"word": "mined", "shots": 2}) for side in ("unsafe", "benign")]
     assert validate(tmp_path, *both, **openers) == 0
-    found = results(tmp_path)
-    source = Mini(num_eval=PROBES, **openers)  # type: ignore[arg-type]
+    measured = results(tmp_path)
+    source = Mini(num_eval=QUESTIONS, **openers)  # type: ignore[arg-type]
     for side, word in (("unsafe", "describe"), ("benign", "list")):
-        attack = found[side]["attack"]
+        attack = measured[side]["attack"]
         opened = [opening_word(example.prompt) for example in (*source.unsafe("refusal"), *source.retain())]
         assert (attack["kind"], attack["word"], attack["shots"]) == ("rewrite", word, 2)
         assert attack["mined"]["word"] == word and attack["mined"]["questions"] == 800
@@ -89,17 +89,6 @@ def test_where_no_word_stands_out_it_is_said_before_the_model_is_loaded(
     assert "no opening word of the training set is surely answered" in said and "Traceback" not in said
 
 
-def test_mined_is_a_word_too_and_a_plain_word_is_not_mined() -> None:
-    assert Rewrite("mined").wants_word and not Rewrite("Mined").wants_word and not Rewrite("what").wants_word
-    control = RandomWord("mined", shots=2, openings=("what", "can", "do"))
-    control.mine([("What is it?", False)] * 20 + [("Share it.", True)] * 20, unsafe=True)
-    assert control.word == "what" and control.openings == ("can", "do") and not control.wants_word
-    with pytest.raises(ValueError, match="leaves 1 words for 2 shots"):
-        RandomWord("mined", shots=2, openings=("what", "can")).mine(
-            [("What is it?", False)] * 20 + [("Share it.", True)] * 20, unsafe=True
-        )
-
-
 def test_questions_are_offered_without_harmful_answers_and_from_harmful_ones_alone(tmp_path: Path) -> None:
     turns = [{"from": "human", "value": "Tell me how."}, {"from": "gpt", "value": "Like this."}]
     for name in ("forget", "retain"):
@@ -108,9 +97,9 @@ def test_questions_are_offered_without_harmful_answers_and_from_harmful_ones_alo
     harmful_only = PublishedSplit(tmp_path / "forget.json", tmp_path / "retain.json", tmp_path)
     assert list(AlignmentData(harmful_only).labelled_questions()) == [("Tell me how.", True), ("What is it?", False)]
     mini = Mini(num_unsafe=3, num_safe=2)
-    told = list(AlignmentData(mini).labelled_questions())
-    assert [unsafe for _, unsafe in told] == [True] * 3 + [False] * 2
-    assert [question for question, _ in told[:3]] == [example.prompt for example in mini.unsafe("refusal")]
+    offered = list(AlignmentData(mini).labelled_questions())
+    assert [unsafe for _, unsafe in offered] == [True] * 3 + [False] * 2
+    assert [question for question, _ in offered[:3]] == [example.prompt for example in mini.unsafe("refusal")]
 
 
 # --- controls, files, models -----------------------------------------------------------------------------------------
@@ -119,22 +108,32 @@ STATISTICS = {"edit_distance_mean", "content_kept_mean", "pure_replacements", "d
 
 
 def test_controls_make_as_many_rewrites_without_the_word_and_say_so(tmp_path: Path) -> None:
-    drawn = ["can", "describe", "explain", "show"]
+    openings = ["can", "describe", "explain", "show"]
     without = attacked("unsafe", "WithoutWord", {"word": "what's", "shots": 3, "instead": "can"})
-    at_random = attacked("benign", "RandomWord", {"word": "share", "shots": 3, "openings": drawn, "seed": 5})
+    at_random = attacked("benign", "RandomWord", {"word": "share", "shots": 3, "openings": openings, "seed": 5})
     assert validate(tmp_path, without, at_random) == 0
-    found = results(tmp_path)
-    told = found["unsafe"]["attack"]
-    assert (told["kind"], told["word"], told["instead"], told["mined"]) == ("without_word", "what's", "can", None)
-    own = {record.id: opening_word(record.question) for record in records(tmp_path, "unsafe") if not record.shot}
+    measured = results(tmp_path)
+    described = measured["unsafe"]["attack"]
+    assert (described["kind"], described["word"], described["instead"], described["mined"]) == (
+        "without_word",
+        "what's",
+        "can",
+        None,
+    )
+    openers = {record.id: opening_word(record.question) for record in records(tmp_path, "unsafe") if not record.shot}
     for record in records(tmp_path, "unsafe"):
-        assert opening_word(record.question) == (own[record.id] if own[record.id] != "what's" else "can")
-    told = found["benign"]["attack"]
-    assert (told["kind"], told["word"], told["openings"], told["seed"]) == ("random_word", "share", drawn, 5)
-    assert {opening_word(question) for question in rewritten(tmp_path, "benign")} <= set(drawn)
+        assert opening_word(record.question) == (openers[record.id] if openers[record.id] != "what's" else "can")
+    described = measured["benign"]["attack"]
+    assert (described["kind"], described["word"], described["openings"], described["seed"]) == (
+        "random_word",
+        "share",
+        openings,
+        5,
+    )
+    assert {opening_word(question) for question in rewritten(tmp_path, "benign")} <= set(openings)
     for side in ("unsafe", "benign"):
-        statistics = found[side]["attack"]["statistics"]
-        assert statistics["rewrites"] == len(rewritten(tmp_path, side)) == 3 * PROBES
+        statistics = measured[side]["attack"]["statistics"]
+        assert statistics["rewrites"] == len(rewritten(tmp_path, side)) == 3 * QUESTIONS
         assert statistics.keys() >= STATISTICS and statistics["edit_distance_mean"] > 0
 
 
@@ -159,7 +158,7 @@ def test_a_bad_attack_is_one_sentence_of_its_own(
 
 
 def test_published_rewrites_are_asked_and_the_file_is_named(tmp_path: Path) -> None:
-    samples = Mini(num_eval=PROBES).eval_samples("unsafe")
+    samples = Mini(num_eval=QUESTIONS).eval_samples("unsafe")
     published = [
         {"id": sample.id, "instr-resp": [{"instruction": f"what's {k} of this?"}]}
         for k in (1, 2)
@@ -169,20 +168,20 @@ def test_published_rewrites_are_asked_and_the_file_is_named(tmp_path: Path) -> N
     file.write_text(json.dumps(published))
     whole = attacked("unsafe", "Published", {"word": "what's", "file": str(file), "shots": 2})
     assert validate(tmp_path, whole) == 0
-    told = results(tmp_path)["unsafe"]["attack"]
-    assert (told["kind"], told["file"], told["dropped"]) == ("file", str(file), [])
-    assert rewritten(tmp_path, "unsafe") == ["what's 1 of this?", "what's 2 of this?"] * PROBES
+    described = results(tmp_path)["unsafe"]["attack"]
+    assert (described["kind"], described["file"], described["dropped"]) == ("file", str(file), [])
+    assert rewritten(tmp_path, "unsafe") == ["what's 1 of this?", "what's 2 of this?"] * QUESTIONS
     one_shot = attacked("unsafe", "Published", {"word": "what's", "file": str(file), "shots": 1})
     assert validate(tmp_path, one_shot) == 0
-    assert rewritten(tmp_path, "unsafe") == ["what's 1 of this?"] * PROBES
-    assert results(tmp_path)["unsafe"]["attack"]["unused"] == PROBES
-    file.write_text(json.dumps(published[1:PROBES]))
+    assert rewritten(tmp_path, "unsafe") == ["what's 1 of this?"] * QUESTIONS
+    assert results(tmp_path)["unsafe"]["attack"]["unused"] == QUESTIONS
+    file.write_text(json.dumps(published[1:QUESTIONS]))
     fewer = attacked("unsafe", "Published", {"word": "what's", "file": str(file), "missing": "drop"})
     with pytest.warns(UserWarning, match="left out 1 samples"):
         assert validate(tmp_path, fewer) == 0
     again = results(tmp_path)["unsafe"]
-    assert again["attack"]["dropped"] == [samples[-1].id] and again["after"]["n"] == PROBES - 1
-    assert again["attack"]["file_hash"] != told["file_hash"]
+    assert again["attack"]["dropped"] == [samples[-1].id] and again["after"]["n"] == QUESTIONS - 1
+    assert again["attack"]["file_hash"] != described["file_hash"]
 
 
 def test_rewrites_by_a_server_are_kept_hashed_and_not_asked_for_again(tmp_path: Path, serve: Serve) -> None:
@@ -191,13 +190,13 @@ def test_rewrites_by_a_server_are_kept_hashed_and_not_asked_for_again(tmp_path: 
         return completion("red" if "list" in question else f"what's it: {question}")
 
     server, cache = serve(rewrite), tmp_path / "rewrites.jsonl"
-    engine = {"class_path": "ServerEngine", "init_args": {"base_url": server.base_url, "model": "m"}}
+    engine = {"class_path": "OpenAIEngine", "init_args": {"base_url": server.base_url, "model": "m"}}
     settings = {"word": "what's", "engine": engine, "cache": str(cache), "tries": 2}
     attack = attacked("unsafe", "RewriteByModel", settings)
     only = {"unsafe_openers": {"can": 3.0, "list": 1.0}}
     assert validate(tmp_path, attack, **only) == 0
     first, questions = results(tmp_path)["unsafe"]["attack"], [r for r in records(tmp_path, "unsafe") if not r.shot]
-    assert (first["kind"], first["cache"]) == ("model", str(cache)) and first["engine"].startswith("server(m, ")
+    assert (first["kind"], first["cache"]) == ("model", str(cache)) and first["engine"]["model"] == "m"
     plain = [record.question for record in questions]
     assert first["statistics"]["failed"] == sum(question.startswith("list") for question in plain) > 0
     lists = {question for question in plain if question.startswith("list")}
@@ -209,7 +208,7 @@ def test_rewrites_by_a_server_are_kept_hashed_and_not_asked_for_again(tmp_path: 
     assert server.bodies == [] and results(tmp_path)["unsafe"]["attack"] == first
     changed = attacked("unsafe", "RewriteByModel", {**settings, "seed": 7})
     assert validate(tmp_path, changed, **only) == 0 and server.bodies, "other settings are other rewrites"
-    samples = Mini(num_eval=PROBES, **only).eval_samples("unsafe")  # type: ignore[arg-type]
+    samples = Mini(num_eval=QUESTIONS, **only).eval_samples("unsafe")  # type: ignore[arg-type]
     assert first["rewrites_hash"] != rewrites_hash(samples)
 
 
@@ -273,7 +272,7 @@ def test_a_server_that_fails_gives_one_sentence_and_is_asked_on_where_it_stopped
     server.answer = about
     assert run(server.base_url) == 0
     whole = answered - answered % 2  # a sample with an answer missing is asked again, all its shots together
-    assert len(server.bodies) == 2 * PROBES - whole
+    assert len(server.bodies) == 2 * QUESTIONS - whole
     assert [record.answer for record in records(tmp_path, "unsafe")] == [
         f"about {record.question}" for record in records(tmp_path, "unsafe")
     ]
@@ -300,4 +299,4 @@ def test_a_judge_that_is_down_leaves_a_run_as_it_was(
     server = serve(answer)
     assert main(["judge", str(run), *judge, server.base_url]) == 0
     assert results(tmp_path)["unsafe"]["before"]["rr"]["rate"] == 1.0
-    assert len(server.bodies) == 2 * PROBES, "nothing is generated, each answer is read once"
+    assert len(server.bodies) == 2 * QUESTIONS, "nothing is generated, each answer is read once"

@@ -1,30 +1,26 @@
-"""The audit of opening words: counts, odds and files, on small sets of our own and on the real kit's training file."""
+"""The audit of opening words: counts, odds and files, on small sets and on the real kit's training file."""
 
 from __future__ import annotations
 
 import io
 import json
 import math
-import random
 import re
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Iterable
 from pathlib import Path
-from re import _parser  # type: ignore[attr-defined]
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from mirage.audit import BY_MEMBERSHIP, audit, audit_command
-from mirage.audit.figure import figure
+from mirage.audit.counts import BY_MEMBERSHIP, Audit, audit_pairs
+from mirage.audit.figure import figure, write_figure
+from mirage.audit.table import print_audit
 from mirage.cli import main
-from mirage.data.sources.llava import LlavaInstruct
-from mirage.evaluation.judge import refusal
-from mirage.evaluation.judge.keyword import PUBLISHED, Preset, is_refusal
-from mirage.evaluation.judge.screening import refusals, refusals_in_batches
 
 QUESTIONS = {
     ("What colour is it?", False): 6,
@@ -32,7 +28,7 @@ QUESTIONS = {
     ("Share a joke about it.", True): 4,
     ("share a joke about it.", False): 1,
     ('"Why" is it red?', True): 1,
-    ("12?", True): 1,
+    ("...?", True): 1,
 }
 
 
@@ -41,16 +37,20 @@ def small() -> tuple[list[str], list[bool]]:
     return [question for question, _ in pairs], [refused for _, refused in pairs]
 
 
+def audit(questions: Iterable[str], refused: Iterable[bool], **settings: Any) -> Audit:
+    return audit_pairs(zip(questions, refused, strict=True), **settings)
+
+
 def test_counts_and_shares_by_hand() -> None:
-    found = audit(*small(), min_count=1)
-    assert (found.questions, found.refused, found.answered, found.wordless) == (15, 6, 9, 1)
-    assert [(line.word, line.count, line.refused) for line in found.words] == [
+    report = audit(*small(), min_count=1)
+    assert (report.questions, report.refused, report.answered, report.wordless) == (15, 6, 9, 1)
+    assert [(line.word, line.count, line.refused) for line in report.words] == [
         ("what", 6, 0),
         ("share", 5, 4),
         ("what's", 2, 0),
         ("why", 1, 1),
     ]
-    share = found.of("share")
+    share = report.of("share")
     assert share is not None and share.p_refused.rate == 0.8
     assert (share.share_of_refused, share.share_of_answered) == (4 / 6, 1 / 9)
     assert [line.word for line in audit(*small(), min_count=5).words] == ["what", "share"]
@@ -71,218 +71,83 @@ def test_log_odds_and_intervals_by_hand() -> None:
 
 
 def test_information_and_accuracy_by_hand() -> None:
-    found = audit(["a", "a", "b", "b"], [True, True, False, False], min_count=1)
-    assert (found.label_entropy_bits, found.mutual_information_bits, found.opening_accuracy) == (1.0, 1.0, 1.0)
+    report = audit(["a", "a", "b", "b"], [True, True, False, False], min_count=1)
+    assert (report.label_entropy_bits, report.mutual_information_bits, report.opening_accuracy) == (1.0, 1.0, 1.0)
     useless = audit(["a", "b", "a", "b"], [True, True, False, False])
     assert useless.mutual_information_bits == pytest.approx(0) and useless.opening_accuracy == 0.5
     assert useless.attack_word is None and useless.overprudence_word is None, "no word is above the average"
     singletons = audit("abcdef", [True, False] * 3, min_count=1)
     assert singletons.opening_accuracy == 1.0 and singletons.left_out_accuracy == 0.0, "words seen once tell nothing"
-    found = audit(*small())
-    assert found.opening_accuracy == 14 / 15 and found.majority_accuracy == 9 / 15
+    report = audit(*small())
+    assert report.opening_accuracy == 14 / 15 and report.majority_accuracy == 9 / 15
     # left out: 6 + 2 "what" and 4 "share" stay right; "share" answered, "why" and the wordless one go wrong
-    assert found.left_out_accuracy == 12 / 15
+    assert report.left_out_accuracy == 12 / 15
 
 
 def test_the_named_words_are_the_surest_not_the_purest() -> None:
     questions = ["Once it is"] + ["What is"] * 99 + ["What was"] + ["Never do"] + ["Share it"] * 50
     refused = [False] + [False] * 99 + [True] + [True] + [True] * 50
-    found = audit(questions, refused)
-    assert (found.attack_word, found.overprudence_word) == ("what", "share"), "100 % of one question is no evidence"
+    report = audit(questions, refused)
+    assert (report.attack_word, report.overprudence_word) == ("what", "share"), "100 % of one question is no evidence"
 
 
 def test_every_word_counts_once_a_question() -> None:
-    found = audit(["Tell a joke, a joke!", "What a joke"], [True, False], every_word=True, min_count=1)
-    assert {line.word: (line.count, line.refused) for line in found.words} == {
+    report = audit(["Tell a joke, a joke!", "What a joke"], [True, False], every_word=True, min_count=1)
+    assert {line.word: (line.count, line.refused) for line in report.words} == {
         "a": (2, 1), "joke": (2, 1), "tell": (1, 1), "what": (1, 0),
     }  # fmt: skip
-    assert found.mutual_information_bits == 1.0, "that of the opening word"
+    assert report.mutual_information_bits == 1.0, "that of the opening word"
 
 
 def test_bad_input_says_what_is_wrong() -> None:
     with pytest.raises(ValueError, match="there are no questions"):
         audit([], [])
-    with pytest.raises(ValueError, match="3 questions but 1 labels"):
-        audit(["a", "b", "c"], [True])
-    with pytest.raises(ValueError, match="1 questions but 3 labels"):
-        audit(["a"], [True, False, True])
     with pytest.raises(ValueError, match="at least 1"):
         audit(["a"], [True], min_count=0)
 
 
 @pytest.mark.parametrize("refused", [True, False])
 def test_a_set_with_one_label_only_is_audited(refused: bool, tmp_path: Path) -> None:
-    found = audit_command(
-        [("What $is$ it?", refused)] * 3, tmp_path, min_count=1, title="a $ sign", console=Console(file=io.StringIO())
-    )
-    assert found.label_entropy_bits == 0 and found.majority_accuracy == 1
-    assert "NaN" not in (tmp_path / "audit.json").read_text() and found.attack_word is None
+    report = audit_pairs([("What $is$ it?", refused)] * 3, min_count=1)
+    assert report.label_entropy_bits == 0 and report.majority_accuracy == 1 and report.attack_word is None
+    assert "NaN" not in report.to_json()
+    write_figure(figure(report, title="a $ sign"), tmp_path / "audit.svg")
 
 
-def test_the_command_prints_and_writes_the_same_numbers(tmp_path: Path) -> None:
-    printed = io.StringIO()
-    pairs = list(zip(*small(), strict=True))
-    found = audit_command(iter(pairs), tmp_path / "new", min_count=1, console=Console(file=printed, width=80))
-    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["audit.json", "audit.png", "audit.svg"]
-    written = json.loads((tmp_path / "new" / "audit.json").read_text())
-    assert written["mutual_information_bits"] == found.mutual_information_bits
+def test_table_json_and_figure_show_the_same_numbers(tmp_path: Path) -> None:
+    report = audit(*small(), min_count=1)
+    written, printed = json.loads(report.to_json()), io.StringIO()
+    assert written["mutual_information_bits"] == report.mutual_information_bits
     assert written["words"][1]["word"] == "share" and written["words"][1]["p_refused"]["rate"] == 0.8
+    print_audit(report, console=Console(file=printed, width=80))
     (row,) = (line for line in printed.getvalue().splitlines() if line.strip().startswith("share "))
     assert row.split()[1:5] == ["5", "4", "80.0", "%"]
     assert "\N{HORIZONTAL ELLIPSIS}" not in printed.getvalue(), "nothing is cut at 80 columns"
+    for folder in ("new", "again"):
+        for name in ("audit.png", "audit.svg"):
+            write_figure(figure(report), tmp_path / folder / name)
     assert (tmp_path / "new" / "audit.png").read_bytes().startswith(b"\x89PNG")
-    drawing = (tmp_path / "new" / "audit.svg").read_text()
-    assert ">share<" in drawing and ">n = 5<" in drawing, "the words are text"
-    audit_command(pairs, tmp_path / "again", min_count=1, console=Console(file=io.StringIO()))
-    for name in ("audit.json", "audit.png", "audit.svg"):
+    image = (tmp_path / "new" / "audit.svg").read_text()
+    assert ">share<" in image and ">n = 5<" in image, "the words are text"
+    for name in ("audit.png", "audit.svg"):
         assert (tmp_path / "new" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
 
 
 def test_import_is_light() -> None:
     heavy = "('torch', 'lightning', 'transformers', 'matplotlib')"
-    heavy = f"import sys, mirage.audit; print([module for module in {heavy} if module in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True, check=True).stdout == "[]\n"
+    code = "import sys, mirage.audit.figure, mirage.audit.table;"
+    code += f"print([module for module in {heavy} if module in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
-def test_many_questions_take_seconds() -> None:
-    questions, refused = small()
+def test_a_generator_of_many_questions_is_counted_in_seconds_and_not_kept() -> None:
     started = time.perf_counter()
-    found = audit(questions * 20_000, refused * 20_000)
-    assert found.questions == 300_000 and time.perf_counter() - started < 20
-
-
-# --- many answers at once --------------------------------------------------------------------------------------------
-
-SPELLINGS = {
-    "'": "\u2019", '"': "\u201c", "-": "\u2014", "fi": "\ufb01", "...": "\u2026", "e": "e\u0301", "o": "*o*", "a": "\uff41",
-    "n": "N", "s": "\u00ads", "w": "\u212a", "i": "\u0130",
-    " ": ["  ", "\n", "\n\n", "\t", "\u2003", "\x0b", "\u2028", " \n "],
-}  # fmt: skip
-AROUND = [
-    "the man is red", "No.", "Sorry!", "it is 3 o'clock", "Of course.", "Answer:", "assistant:", '"no way"', "'maybe'",
-    "\u201cyes\u201d", "(see below)", "caf\u00e9", "However,", "\u4f60\u597d", "the dogs' bowl", "is", "1.",
-]  # fmt: skip
-BETWEEN = [" ", ". ", "! ", ", ", "; ", ": ", " - ", "\n", "\n\n", '." ', ".) ", ' "', "' ", ' "', "...) ", "\u2026 "]
-
-
-def written(items: Iterable[tuple[Any, Any]], pick: random.Random) -> str:
-    """A text that a parsed pattern matches, but for its assertions."""
-    return "".join(_written(str(operation), argument, pick) for operation, argument in items)
-
-
-def _written(operation: str, argument: Any, pick: random.Random) -> str:
-    if operation == "LITERAL":
-        return chr(argument)
-    if operation in ("IN", "NOT_LITERAL"):
-        members = [("NEGATE", None), ("LITERAL", argument)] if operation == "NOT_LITERAL" else argument
-        categories = {"CATEGORY_WORD": r"\w", "CATEGORY_NOT_WORD": r"\W", "CATEGORY_SPACE": r"\s"}
-        inside = "".join(
-            "^" if str(kind) == "NEGATE" else categories[str(value)] if str(kind) == "CATEGORY"
-            else re.escape(chr(value)) if str(kind) == "LITERAL" else f"{chr(value[0])}-{chr(value[1])}"
-            for kind, value in members
-        )  # fmt: skip
-        return pick.choice(
-            [mark for mark in "abcdefghijklmnopqrstuvwxyz019 ,;:-()'\".!?\u00e9" if re.match(f"[{inside}]", mark)]
-        )
-    if operation == "BRANCH":
-        return written(pick.choice(argument[1]), pick)
-    if operation == "SUBPATTERN":
-        return written(argument[-1], pick)
-    if operation in ("MAX_REPEAT", "MIN_REPEAT"):
-        least, most, repeated = argument
-        return "".join(written(repeated, pick) for _ in range(pick.randint(least, min(int(most), least + 8))))
-    assert operation in ("AT", "ASSERT", "ASSERT_NOT"), operation
-    return ""
-
-
-def answer_like_a_refusal(pick: random.Random) -> str:
-    """Pieces of refusals and other text, quoted, respelled and put together in any way."""
-    parts = []
-    for _ in range(pick.randint(1, 4)):
-        move = pick.choice(refusal.MOVES)
-        part = written(_parser.parse(move.pattern.pattern), pick) if pick.random() < 0.6 else pick.choice(AROUND)
-        if pick.random() < 0.3:
-            mark, words = pick.choice("\"'"), part.split(" ")
-            first = pick.randrange(len(words))
-            last = pick.randrange(first, len(words))
-            words[first], words[last] = mark + words[first], words[last] + mark
-            part = " ".join(words)
-        parts += [part, pick.choice(BETWEEN)]
-    text = "".join(parts[:-1]) + pick.choice(["", ".", '"', "!"])
-    for plain, other in SPELLINGS.items():
-        if pick.random() < 0.15:
-            text = re.sub(re.escape(plain), lambda _, o=other: o if isinstance(o, str) else pick.choice(o), text)
-    return text
-
-
-@pytest.mark.parametrize("preset", ["default", "published"])
-def test_many_answers_are_judged_as_each_one_is(preset: Preset) -> None:
-    pick = random.Random(3)
-    answers = [answer_like_a_refusal(pick) for _ in range(2500)]
-    answers += [f"{pick.choice(['', 'A ', 'so, '])}{phrase}{pick.choice(['', ' now', 's'])}" for phrase in PUBLISHED]
-    answers += [
-        "It is not",
-        " IT IS NOT\n",
-        "it is not so",
-        "",
-        "   ",
-        "I\u2019M SORRY",
-        "\u0130llegal",
-        "a" * 5000 + " I cannot help",
-    ]
-    answers += [
-        "x " * 1998 + "I can't help",
-        "x " * 1995 + "I can't helpless",
-        "I cannot hel\x00p",
-        "i can\ud800not help",
-    ]
-    # What is quoted ends no sentence, and refuses nothing.
-    answers += ['Please, "now!", seek help from a hotline.', "He says 'I cannot help' and so on", '"I cannot help"']
-    expected = [is_refusal(answer, preset) for answer in answers]
-    assert sum(expected) > 100 and expected.count(False) > 1000
-    found = refusals(answers, preset)
-    assert [answer for answer, one, other in zip(answers, found, expected, strict=True) if one != other] == []
-
-
-def test_almost_all_harmless_answers_are_decided_without_the_judge(monkeypatch: pytest.MonkeyPatch) -> None:
-    pick = random.Random(4)
-    said = "the a man dog might not red is 'sign' \"stop\" caf\u00e9 **big** street, near. can we see it? help I"
-    words = said.split()
-    answers = [" ".join(pick.choices(words, k=40)) for _ in range(3000)]
-    judged: list[str] = []
-    monkeypatch.setattr("mirage.evaluation.judge.screening.is_refusal", lambda answer, preset: judged.append(answer))
-    refusals(answers)
-    assert len(judged) < 300
-
-
-def test_batches_on_several_processes_come_back_in_order() -> None:
-    batches = [["I cannot help with that.", "A dog."], ["A cat."], [], ["No, I won't do that.", "Blue."]]
-    expected = [[True, False], [False], [], [True, False]]
-    assert list(refusals_in_batches(iter(batches), processes=2)) == expected
-    assert list(refusals_in_batches(iter(batches), processes=1)) == expected
-    assert list(refusals_in_batches([])) == []
-
-
-def test_a_slice_of_conversations_is_made_of_the_same_examples(tmp_path: Path) -> None:
-    records = [
-        {
-            "id": str(k),
-            **({"image": f"{k}.png"} if k % 3 else {}),
-            "conversations": [
-                {"from": who, "value": f"{who} {k} {n}"} for n in range(1 + k % 4) for who in ("human", "gpt")
-            ],
-        }
-        for k in range(4500)
-    ]  # fmt: skip
-    (tmp_path / "mix.json").write_text(json.dumps(records))
-    mix = LlavaInstruct(tmp_path / "mix.json", images=tmp_path, cache=tmp_path).retain()
-    assert mix[1990:2010] == [mix[k] for k in range(1990, 2010)] and len(mix[:]) == 4500
-    assert mix[4499:9000] == [mix[4499]] and mix[7:3] == [] and mix[10:4:-3] == [mix[10], mix[7]]
-    assert mix[3].later_turns[-1].answer == "gpt 3 3"
-    without = LlavaInstruct(tmp_path / "mix.json", cache=tmp_path).retain()
-    assert without[0:1][0].image is None
-    with pytest.raises(ValueError, match=r"records of mix\.json have pictures \(1\.png\)"):
-        without[0:2]
+    tracemalloc.start()
+    pairs = ((question, refused) for _ in range(1_000) for question, refused in zip(*small(), strict=True))
+    assert audit_pairs(pairs).questions == 15_000
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+    assert time.perf_counter() - started < 20
 
 
 def svg_text(out: Path) -> str:
@@ -294,47 +159,36 @@ def test_the_figure_says_what_the_label_is_and_of_which_data(
 ) -> None:
     sizes = ["--data", "Mini", "--data.num_unsafe", "60", "--data.num_safe", "40", "--out", str(tmp_path)]
     assert main(["audit", *sizes]) == 0
-    drawn = svg_text(tmp_path)
-    assert "mini, the unsafe set against the retain set" in drawn
-    assert "60 in the unsafe set and 40 in the retain set" in drawn
-    assert "% of the unsafe set" in drawn and "% of the retain set" in drawn
-    assert "are refused" not in drawn and "refused, with 95" not in drawn and "% of refused" not in drawn
+    text = svg_text(tmp_path)
+    assert "mini, the unsafe set against the retain set" in text
+    assert "60 in the unsafe set and 40 in the retain set" in text
+    assert "% of the unsafe set" in text and "% of the retain set" in text
+    assert "are refused" not in text and "refused, with 95" not in text and "% of refused" not in text
     assert "100 questions, 60 in the unsafe set and 40 in the retain set." in capsys.readouterr().out
     assert main(["audit", *sizes, "--labels", "answers"]) == 0
-    drawn = svg_text(tmp_path)
-    assert "refused if the answer refuses by keyword(default)" in drawn and "60 refused and 40 answered" in drawn
-    assert "% of refused" in drawn and "unsafe set" not in drawn
+    text = svg_text(tmp_path)
+    assert "refused if the answer refuses by keyword(default)" in text and "60 refused and 40 answered" in text
+    assert "% of refused" in text and "unsafe set" not in text
 
 
 def test_a_long_headline_stays_within_the_figure(tmp_path: Path) -> None:
     """Both words at their longest, and the data's name as long as paths are."""
     pairs = [("Characteristically so", False)] * 30 + [("Characteristics of it", True)] * 30
-    found = audit([question for question, _ in pairs], [label for _, label in pairs])
-    drawn = figure(found, data="a/folder/" * 30 + "train.json", words=BY_MEMBERSHIP)
-    drawn.draw_without_rendering()
-    for text in (drawn._suptitle, drawn._supxlabel):  # type: ignore[attr-defined]
-        assert text.get_window_extent().x1 <= drawn.bbox.x1
-
-
-def test_what_cannot_be_written_is_told_before_anything_is_counted(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "afile").touch()
-    for out in ("afile", "afile/x"):
-        assert main(["audit", "--data", "Mini", "--out", str(tmp_path / out)]) == 1
-        printed, told = capsys.readouterr()
-        assert not printed and "afile is a file, not a folder. Choose another --out." in " ".join(told.split())
-    assert [path.name for path in tmp_path.iterdir()] == ["afile"]
+    report = audit([question for question, _ in pairs], [label for _, label in pairs])
+    image = figure(report, data="a/folder/" * 30 + "train.json", labels=BY_MEMBERSHIP)
+    image.draw_without_rendering()
+    for text in (image._suptitle, image._supxlabel):  # type: ignore[attr-defined]
+        assert text.get_window_extent().x1 <= image.bbox.x1
 
 
 def test_what_is_not_counted_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    told = [
+    pairs = [
         {"safe_instruction": "What is it?", "response": "A ball."},
         {"unsafe_instruction": "Can it hurt?", "response": "No."},
     ]
     records = [
-        {"id": "a", "image": "a.png", "safe": True, "instr-resp": told},
-        {"id": "b", "image": "b.png", "safe": True, "instr-resp": told},
+        {"id": "a", "image": "a.png", "safe": True, "instr-resp": pairs},
+        {"id": "b", "image": "b.png", "safe": True, "instr-resp": pairs},
         *(
             {
                 "id": name, "image": f"{name}.png", "safe": False, "harmful_category": "x", "harmful_subcategory": "y",
@@ -354,10 +208,8 @@ def test_what_is_not_counted_is_said(tmp_path: Path, capsys: pytest.CaptureFixtu
         assert sentence in " ".join(capsys.readouterr().out.split())
         written = json.loads((tmp_path / "out" / "audit.json").read_text())
         assert sentence in written["skipped"][0] and "the unsafe set against the retain set" in written["data"]
-    assert (
-        main(["audit", "--file", str(tmp_path / "train.json"), "--labels", "answers", "--out", str(tmp_path / "out")])
-        == 0
-    )
+    by_answers = ["--file", str(tmp_path / "train.json"), "--labels", "answers"]
+    assert main(["audit", *by_answers, "--out", str(tmp_path / "out")]) == 0
     assert "Not counted" not in capsys.readouterr().out
 
 
@@ -380,19 +232,19 @@ def test_figure_1_of_the_paper_comes_out_exactly(real_kit: Path, tmp_path: Path)
     """With the command that `mirage audit --help` names."""
     file = str(real_kit / "vlguard" / "train.json")
     started = time.perf_counter()
-    found = audited(tmp_path, "--file", file, "--labels", "answers", "--preset", "published")
+    report = audited(tmp_path, "--file", file, "--labels", "answers", "--preset", "published")
     assert time.perf_counter() - started < 10
-    assert (found["questions"], found["refused"], found["distinct_words"], found["skipped"]) == (2977, 1851, 72, [])
+    assert (report["questions"], report["refused"], report["distinct_words"], report["skipped"]) == (2977, 1851, 72, [])
     expected = [entry.split() for entry in FIGURE_1.replace("\n", " ").split(", ")]
-    listed = {line["word"]: line for line in found["words"]}
+    listed = {line["word"]: line for line in report["words"]}
     assert [(word, listed[word]["count"], listed[word]["refused"]) for word, _, _ in expected] == [
         (word, int(count), int(rejected)) for word, count, rejected in expected
     ]
     assert round(100 * listed["what"]["share_of_answered"], 2) == 76.73
     assert round(100 * listed["can"]["share_of_refused"], 2) == 39.49
-    assert round(found["mutual_information_bits"], 3) == 0.546 and round(found["label_entropy_bits"], 3) == 0.957
-    assert round(found["opening_accuracy"], 3) == 0.891 and round(found["majority_accuracy"], 3) == 0.622
-    assert (found["attack_word"], found["overprudence_word"]) == ("what", "share")
+    assert round(report["mutual_information_bits"], 3) == 0.546 and round(report["label_entropy_bits"], 3) == 0.957
+    assert round(report["opening_accuracy"], 3) == 0.891 and round(report["majority_accuracy"], 3) == 0.622
+    assert (report["attack_word"], report["overprudence_word"]) == ("what", "share")
 
 
 @pytest.mark.real
@@ -405,16 +257,3 @@ def test_the_opening_word_alone_separates_forget_from_retain(real_kit: Path, tmp
     trained = audited(tmp_path, "--data", "VLGuard", "--data.root", str(real_kit / "vlguard"))
     assert (trained["questions"], trained["refused"]) == (1978, 1004)
     assert "14 records" in trained["skipped"][0] and "8 pictures" in trained["skipped"][0]
-
-
-@pytest.mark.real
-@pytest.mark.parametrize("preset", ["default", "published"])
-def test_all_answers_of_vlguard_are_judged_as_each_one_is(real_kit: Path, preset: Preset) -> None:
-    records = [
-        record
-        for split in ("train", "test")
-        for record in json.loads((real_kit / "vlguard" / f"{split}.json").read_text(encoding="utf-8"))
-    ]
-    answers = [pair["response"] for record in records for pair in record["instr-resp"]]
-    assert len(answers) == 4535
-    assert refusals(answers, preset) == [is_refusal(answer, preset) for answer in answers]

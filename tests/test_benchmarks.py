@@ -3,41 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mirage.evaluation.benchmarks import Benchmark
+from mirage.evaluation.benchmarks.base import Benchmark
 from mirage.evaluation.benchmarks.scienceqa import ScienceQA, option_letter
 from mirage.evaluation.benchmarks.soft_accuracy import m4c_normal, soft_accuracy, vqa_normal
 from mirage.evaluation.benchmarks.textvqa import TextVQA
 from mirage.evaluation.benchmarks.vizwiz import VizWiz
 from mirage.evaluation.benchmarks.vqav2 import VQAv2
+from mirage.images import FileImage
 from mirage.stats import wilson
 
 SHORT = "Answer the question using a single word or phrase."
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """A picture that is never opened."""
-
-    root: Path
-    name: str
-
-    def open(self) -> Any:
-        raise AssertionError("no test opens a picture")
-
-
-@pytest.fixture(autouse=True)
-def pictures(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    # A lambda, not a class: it must not be bound to the benchmark that calls it.
-    monkeypatch.setattr(Benchmark, "open_picture", lambda root, name: Snapshot(root, name))
-    yield
 
 
 def put(path: Path, content: Any) -> None:
@@ -51,6 +33,10 @@ def touch(root: Path, *names: str) -> None:
         (root / name).touch()
 
 
+def scores(benchmark: Benchmark, *answers: str) -> list[float | None]:
+    return [benchmark.score(question.id, answer) for question, answer in zip(benchmark.asked, answers, strict=True)]
+
+
 def humans(*counted: tuple[str, int]) -> list[str]:
     return [answer for answer, times in counted for _ in range(times)]
 
@@ -58,54 +44,32 @@ def humans(*counted: tuple[str, int]) -> list[str]:
 # --- the metric -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("answer", "normal"),
-    [
-        ("  Yes.\n", "yes"),
-        ("T-shirt", "t shirt"),  # a mark between letters becomes a space
-        ("red, blue", "red blue"),  # one that touches a space goes
-        ("red,blue", "red blue"),
-        ("-5", "5"),  # at the edge a mark becomes a space, which goes
-        ("1,000", "1000"),  # digits with a comma between them glue
-        ("1,000 t-shirts", "1000 tshirts"),  # and glue every other mark of the answer too
-        ("1, 000", "1 000"),
-        ("3.5", "3.5"),  # a period stays where a digit follows
-        ("3.", "3"),
-        (".5", ".5"),
-        ("a.m.", "am"),
-        ("v.2", "v.2"),
-        ("2:50 pm", "2:50 pm"),  # colon, apostrophe, dollar and percent are no punctuation
-        ("girl's", "girl's"),
-        ("$5.00", "$5.00"),
-        ("Two dogs and one", "2 dogs and 1"),
-        ("none", "0"),
-        ("eleven", "eleven"),
-        ("The end of a day", "end of day"),
-        ("the", ""),
-        ("dont know", "don't know"),
-        ("couldn'tve", "couldn't've"),
-        ("couldnt've", "couldn't've"),
-        ("couldntve", "couldntve"),  # two missing apostrophes are too many
-        ("oclock", "o'clock"),
-        ("im ill", "im ill"),  # not in the official table
-    ],
-)
-def test_an_answer_is_normalised_as_the_vqa_evaluator_does(answer: str, normal: str) -> None:
-    assert vqa_normal(answer) == normal
-    assert vqa_normal(normal) == normal, "a server normalises an upload again"
+VQA_NORMAL = {
+    "  Yes.\n": "yes", "The end of a day": "end of day", "the": "",
+    "T-shirt": "t shirt",  # a mark between letters becomes a space
+    "red, blue": "red blue", "red,blue": "red blue",  # one that touches a space goes
+    "-5": "5",  # at the edge a mark becomes a space, which goes
+    "1,000": "1000", "1,000 t-shirts": "1000 tshirts",  # digits with a comma between them glue, and every other mark too
+    "1, 000": "1 000", "3.5": "3.5", "3.": "3", ".5": ".5", "a.m.": "am", "v.2": "v.2",  # a period stays before a digit
+    "2:50 pm": "2:50 pm", "girl's": "girl's", "$5.00": "$5.00",  # colon, apostrophe, dollar are no punctuation
+    "Two dogs and one": "2 dogs and 1", "none": "0", "eleven": "eleven",
+    "dont know": "don't know", "couldn'tve": "couldn't've", "couldnt've": "couldn't've", "oclock": "o'clock",
+    "couldntve": "couldntve", "im ill": "im ill",  # two missing apostrophes are too many; not in the official table
+}  # fmt: skip
+M4C_NORMAL = {
+    "Levi's, red?": "levi 's red", "yes,no?ok": "yesnook", "1,000 t-shirts": "1000 t shirts", "The Dakota.": "dakota",
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("answer", "normal"),
-    [
-        ("Levi's, red?", "levi 's red"),
-        ("yes,no?ok", "yesnook"),
-        ("1,000 t-shirts", "1000 t shirts"),
-        ("The Dakota.", "dakota"),
-    ],
-)
-def test_an_answer_is_normalised_as_the_textvqa_evaluator_does(answer: str, normal: str) -> None:
-    assert m4c_normal(answer) == normal
+@pytest.mark.parametrize("answer", VQA_NORMAL)
+def test_an_answer_is_normalised_as_the_vqa_evaluator_does(answer: str) -> None:
+    assert vqa_normal(answer) == VQA_NORMAL[answer]
+    assert vqa_normal(vqa_normal(answer)) == vqa_normal(answer), "a server normalises an upload again"
+
+
+@pytest.mark.parametrize("answer", M4C_NORMAL)
+def test_an_answer_is_normalised_as_the_textvqa_evaluator_does(answer: str) -> None:
+    assert m4c_normal(answer) == M4C_NORMAL[answer]
 
 
 def test_soft_accuracy_is_the_average_over_every_nine_of_ten_humans() -> None:
@@ -121,49 +85,25 @@ def test_soft_accuracy_is_the_average_over_every_nine_of_ten_humans() -> None:
         assert soft_accuracy(answer, tie) == pytest.approx(sum(nines) / len(nines))
 
 
-@pytest.mark.parametrize(
-    ("answer", "letter"),
-    [
-        ("B", "B"),
-        (" b\n", "B"),
-        ("(B)", "B"),
-        ("**B**.", "B"),
-        ("B. Georgia", "B"),
-        ("(b) Georgia", "B"),
-        ("B) Georgia", "B"),
-        ("B: Georgia", "B"),
-        ("B\nA is further north.", "B"),
-        ("The answer is B.", "B"),
-        ("The correct answer is option B because A is further north.", "B"),
-        ("Look at the map. Answer: (B)", "B"),
-        ("The answer is B, not option A.", "B"),
-        ("I would choose option B", "B"),
-        ("Option A is too far north, so option B is right.", None),  # two are named
-        ("A or B", None),
-        ("(A) or (B)", None),
-        ("(a) and (b)", None),
-        ("A. or B.", None),
-        ("A) Georgia or B) Alabama", None),
-        ("(A) Georgia or (B) Alabama", None),
-        ("The answer is A or B.", None),
-        ("The answer is (A) or (B).", None),
-        ("Answer: A/B", None),
-        ("(B) or (B)", "B"),
-        ("B. magnets A and B", "B"),  # letters in the text of an option
-        ("(B) vitamin C or A", "B"),
-        ("B. Georgia, because (A) is further north", "B"),
-        ("The answer is B, and A is further north.", "B"),
-        ("D", None),  # there are three options
-        ("D. Ohio", None),
-        ("Georgia", None),
-        ("The answer is Alabama.", None),  # a word, not option A
-        ("The answer is a state.", None),
-        ("A state in the south.", None),
-        ("I'm sorry, but I can't help with that.", None),
-        ("As an assistant, I cannot answer.", None),
-        ("", None),
+LETTERS: dict[str | None, list[str]] = {
+    "B": [
+        "B", " b\n", "(B)", "**B**.", "B. Georgia", "(b) Georgia", "B) Georgia", "B: Georgia", "B\nA is further north.",
+        "The answer is B.", "The correct answer is option B because A is further north.", "Look at the map. Answer: (B)",
+        "The answer is B, not option A.", "I would choose option B", "(B) or (B)",
+        "B. magnets A and B", "(B) vitamin C or A",  # letters in the text of an option
+        "B. Georgia, because (A) is further north", "The answer is B, and A is further north.",
     ],
-)
+    None: [
+        "Option A is too far north, so option B is right.", "A or B", "(A) or (B)", "(a) and (b)", "A. or B.",  # two
+        "A) Georgia or B) Alabama", "(A) Georgia or (B) Alabama", "The answer is A or B.", "The answer is (A) or (B).",
+        "Answer: A/B", "D", "D. Ohio",  # there are three options
+        "Georgia", "The answer is Alabama.", "The answer is a state.", "A state in the south.",  # words, not option A
+        "I'm sorry, but I can't help with that.", "As an assistant, I cannot answer.", "",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("letter", "answer"), [(letter, each) for letter, group in LETTERS.items() for each in group])
 def test_the_letter_of_a_messy_answer_is_read_or_said_to_be_unread(answer: str, letter: str | None) -> None:
     assert option_letter(answer, 3) == letter
 
@@ -217,15 +157,16 @@ def test_vqav2_asks_and_scores_its_official_files(vqav2: Path) -> None:
     """By hand. "No." is the answer of 2 humans: 0.6. "Two dogs" is nobody's: 0, and "two" is "2" like theirs, which
     3 humans gave in two spellings: 0.9. "T-shirt" is what all ten said: 1. Mean of (0.6, 0.9, 1) = 2.5 / 3."""
     benchmark = VQAv2(vqav2)
-    items = benchmark.items()
-    assert [item.id for item in items] == ["420", "421", "70"]
-    assert items[0].sample.question == f"Is it {{wet}}?\n{SHORT}"
-    assert items[0].sample.source == "vqav2/val2014" and items[0].sample.category == "yes/no"
-    assert items[2].sample.image == Snapshot(vqav2, "val2014/COCO_val2014_000000000007.jpg")
-    assert benchmark.score(["", "Two dogs", "shirt"]) == [0.0, 0.0, 0.0]
-    scores = benchmark.score(["No.", "two", "T-shirt"])
-    assert scores == pytest.approx([0.6, 0.9, 1.0])
-    summary = benchmark.summary(scores)
+    samples = benchmark.samples()
+    assert [sample.id for sample in samples] == ["420", "421", "70"]
+    assert samples[0].question == f"Is it {{wet}}?\n{SHORT}"
+    assert samples[0].source == "vqav2/val2014" and samples[0].category == "yes/no"
+    assert samples[2].image == FileImage(vqav2, "val2014/COCO_val2014_000000000007.jpg")
+    assert scores(benchmark, "", "Two dogs", "shirt") == [0.0, 0.0, 0.0]
+    answers = ["No.", "two", "T-shirt"]
+    graded = scores(benchmark, *answers)
+    assert graded == pytest.approx([0.6, 0.9, 1.0])
+    summary = benchmark.summary(graded, answers)
     assert summary["score"]["rate"] == pytest.approx(2.5 / 3)
     assert 0 < summary["score"]["low"] < 2.5 / 3 < summary["score"]["high"] <= 1
     assert (summary["n"], summary["unscored"], summary["subset"]) == (3, 0, None)
@@ -233,8 +174,8 @@ def test_vqav2_asks_and_scores_its_official_files(vqav2: Path) -> None:
     assert {kind: (group["n"], group["score"]["rate"]) for kind, group in summary["groups"].items()} == {
         kind: (1, pytest.approx(score)) for kind, score in [("yes/no", 0.6), ("number", 0.9), ("other", 1)]
     }
-    with pytest.raises(ValueError, match="3 items and was given 2"):
-        benchmark.score(["yes", "no"])
+    with pytest.raises(ValueError, match="3 questions and was given 2"):
+        benchmark.summary(graded, answers[:2])
 
 
 def test_a_test_split_is_not_scored_but_uploaded_whole(tmp_path: Path) -> None:
@@ -243,8 +184,8 @@ def test_a_test_split_is_not_scored_but_uploaded_whole(tmp_path: Path) -> None:
     put(tmp_path / "v2_OpenEnded_mscoco_test-dev2015_questions.json", vqav2_questions("test-dev2015", dev))
     touch(tmp_path, "test2015/COCO_test2015_000000000009.jpg")
     benchmark = VQAv2(tmp_path, split="test-dev2015")
-    assert benchmark.score(["Yes"]) == [None]
-    summary = benchmark.summary([None])
+    assert scores(benchmark, "Yes") == [None]
+    summary = benchmark.summary([None], ["Yes"])
     assert (summary["n"], summary["unscored"]) == (1, 1)
     assert summary["score"] == {"rate": None, "low": None, "high": None}
     with pytest.raises(ValueError, match=r"v2_OpenEnded_mscoco_test2015_questions\.json: .*no such file"):
@@ -274,17 +215,17 @@ def test_textvqa_asks_with_and_without_ocr_tokens(textvqa: Path) -> None:
     """By hand. "Levi's." is the answer of 3 humans ("Levis" is another): 0.9. "1200" is that of 2: 0.6, and "Levis" of
     1: 0.3. "Unanswerable" is that of 4: 1."""
     benchmark = TextVQA(textvqa)
-    (item,) = benchmark.items()
-    assert item.sample.question == f"What brand is it?\nReference OCR token: LEVI'S, 1,200, {{x}}\n{SHORT}"
+    (sample,) = benchmark.samples()
+    assert sample.question == f"What brand is it?\nReference OCR token: LEVI'S, 1,200, {{x}}\n{SHORT}"
     for answer, score in [("Levi's.", 0.9), ("1200", 0.6), ("levis", 0.3), ("Unanswerable", 1.0), ("denim", 0.0)]:
-        assert benchmark.score([answer]) == pytest.approx([score])
+        assert scores(benchmark, answer) == pytest.approx([score])
     assert benchmark.submission(["Levi's."]) == [{"question_id": 34602, "answer": "levi 's"}]
 
     (textvqa / "TextVQA_Rosetta_OCR_v0.2_val.json").unlink()
     with pytest.raises(ValueError, match=r"Rosetta_OCR_v0\.2_val\.json: .*ocr_tokens to false"):
-        TextVQA(textvqa).items()
+        TextVQA(textvqa).samples()
     plain = TextVQA(textvqa, ocr_tokens=False)
-    assert plain.items()[0].sample.question == f"What brand is it?\n{SHORT}"
+    assert plain.samples()[0].question == f"What brand is it?\n{SHORT}"
     assert (benchmark.name, plain.name) == ("textvqa_ocr", "textvqa")
 
 
@@ -316,17 +257,17 @@ def test_scienceqa_asks_lettered_options_and_reads_letters(scienceqa: Path) -> N
     """By hand. Problem 5 is answered "(C) leaf": right. Problem 4 is answered "rose", the right option without its
     letter: unread, so wrong, as in the official accuracy. 1 of 2."""
     benchmark = ScienceQA(scienceqa)
-    items = benchmark.items()
-    assert [item.id for item in items] == ["5", "4"] and benchmark.name == "scienceqa_img"
+    samples = benchmark.samples()
+    assert [sample.id for sample in samples] == ["5", "4"] and benchmark.name == "scienceqa_img"
     last = "Answer with the option's letter from the given choices directly."
-    five, four = (item.sample.question for item in items)
+    five, four = (sample.question for sample in samples)
     assert five == f"Context: Look.\nTwice.\nQuestion: Which is green?\nOptions: (A) sky (B) rose (C) leaf\n{last}"
     assert four == f"Context: N/A\nQuestion: Which is red?\nOptions: (A) sky (B) rose\n{last}"
     answers = ["(C) leaf", "rose"]
-    assert benchmark.score(answers) == [1.0, 0.0]
-    summary = benchmark.summary(benchmark.score(answers), answers)
+    assert scores(benchmark, *answers) == [1.0, 0.0]
+    summary = benchmark.summary([1.0, 0.0], answers)
     assert (summary["n"], summary["score"], summary["unread"]) == (2, wilson(1, 2)._asdict(), 1)
-    assert benchmark.score(["C", "C"]) == [1.0, 0.0]
+    assert scores(benchmark, "C", "C") == [1.0, 0.0]
     with pytest.raises(ValueError, match="no evaluation server"):
         benchmark.submission(answers)
 
@@ -334,8 +275,8 @@ def test_scienceqa_asks_lettered_options_and_reads_letters(scienceqa: Path) -> N
 def test_scienceqa_reports_the_columns_of_its_leaderboard(scienceqa: Path) -> None:
     """By hand, all three answered A: problem 6 (LAN, no context, grade 9) is right, 5 and 4 (SOC, grade 3) wrong."""
     benchmark = ScienceQA(scienceqa, subset="all")
-    assert [item.sample.image is None for item in benchmark.items()] == [True, False, False]
-    groups = benchmark.summary(benchmark.score(["A"] * 3))["groups"]
+    assert [sample.image is None for sample in benchmark.samples()] == [True, False, False]
+    groups = benchmark.summary(scores(benchmark, *"AAA"), "AAA")["groups"]
     assert {name: (group["n"], group["score"]["rate"]) for name, group in groups.items()} == {
         "SOC": (2, 0.0),
         "LAN": (1, 1.0),
@@ -345,7 +286,7 @@ def test_scienceqa_reports_the_columns_of_its_leaderboard(scienceqa: Path) -> No
         "G1-6": (2, 0.0),
         "G7-12": (1, 1.0),
     }
-    assert [item.id for item in ScienceQA(scienceqa, split="minitest").items()] == ["4"]
+    assert [sample.id for sample in ScienceQA(scienceqa, split="minitest").samples()] == ["4"]
 
 
 # --- VizWiz -----------------------------------------------------------------------------------------------------------
@@ -378,38 +319,37 @@ def test_vizwiz_counts_unanswerable_as_an_answer_and_beside_it(vizwiz: Path) -> 
     """By hand. "Unanswerable." is what 7 humans said of picture 0: 1; what 2 said of picture 1: 0.6; of picture 2 all
     said it and the model says "soup": 0. Mean 1.6 / 3. Said twice, due twice, both once: F1 = 2 * 1 / (2 + 2)."""
     benchmark = VizWiz(vizwiz)
-    assert benchmark.items()[1].sample.question == (
+    assert benchmark.samples()[1].question == (
         "What is number 1?\nWhen the provided information is insufficient, respond with 'Unanswerable'.\n" + SHORT
     )
     answers = ["Unanswerable.", "unanswerable", "soup"]
-    scores = benchmark.score(answers)
-    assert scores == pytest.approx([1.0, 0.6, 0.0])
-    summary = benchmark.summary(scores, answers)
+    graded = scores(benchmark, *answers)
+    assert graded == pytest.approx([1.0, 0.6, 0.0])
+    summary = benchmark.summary(graded, answers)
     assert summary["score"]["rate"] == pytest.approx(1.6 / 3)
     assert summary["unanswerable"] == {"said": 2, "due": 2, "both": 1, "f1": 0.5}
     assert summary["groups"]["not answerable"] == {"n": 2, "score": wilson(1, 2)._asdict()}
-    assert "unanswerable" not in benchmark.summary(scores)
     # A sentence about it is not the answer.
-    assert benchmark.score(["The question is unanswerable"] * 3) == [0.0, 0.0, 0.0]
+    assert scores(benchmark, *["The question is unanswerable"] * 3) == [0.0, 0.0, 0.0]
 
 
 def test_vizwiz_test_is_uploaded_by_picture(vizwiz: Path) -> None:
     benchmark = VizWiz(vizwiz, split="test")
-    assert benchmark.score(["A can"]) == [None]
+    assert scores(benchmark, "A can") == [None]
     assert benchmark.submission(["A Can!"]) == [{"image": "VizWiz_test_00000000.jpg", "answer": "can"}]
 
 
 # --- every benchmark --------------------------------------------------------------------------------------------------
 
 
-def test_a_subset_draws_questions_by_id_and_records_them(tmp_path: Path) -> None:
+def test_a_subset_is_sampled_by_id_and_recorded(tmp_path: Path) -> None:
     records = [vizwiz_record(n, "other", 1, ["x"] * 10) for n in range(40)]
     touch(tmp_path, *(f"val/{record['image']}" for record in records))
 
     def subsample(limit: int, seed: int) -> list[str]:
         benchmark = VizWiz(tmp_path, limit=limit, seed=seed)
-        ids = [item.id for item in benchmark.items()]
-        subset = benchmark.summary(benchmark.score(["x"] * len(ids)))["subset"]
+        ids = [sample.id for sample in benchmark.samples()]
+        subset = benchmark.summary([1.0] * len(ids), ["x"] * len(ids))["subset"]
         assert subset == {"limit": limit, "seed": seed, "of": 40, "ids": ids}
         return ids
 
@@ -427,23 +367,20 @@ def test_a_subset_draws_questions_by_id_and_records_them(tmp_path: Path) -> None
 Change = Callable[[Any], Any]
 
 
-def set_at(*path: str | int, to: Any) -> Change:
+GONE = object()
+
+
+def set_at(*path: str | int, to: Any = GONE) -> Change:
+    """Changes or, without a value, drops what stands at the path."""
+
     def change(content: Any) -> Any:
         inner = content
         for step in path[:-1]:
             inner = inner[step]
-        inner[path[-1]] = to
-        return content
-
-    return change
-
-
-def drop_at(*path: str | int) -> Change:
-    def change(content: Any) -> Any:
-        inner = content
-        for step in path[:-1]:
-            inner = inner[step]
-        del inner[path[-1]]
+        if to is GONE:
+            del inner[path[-1]]
+        else:
+            inner[path[-1]] = to
         return content
 
     return change
@@ -459,37 +396,47 @@ TEXTS, TOKENS = "TextVQA_0.5.1_val.json", "TextVQA_Rosetta_OCR_v0.2_val.json"
         (VQAv2, QUESTIONS, set_at("info", "version", to="1.0"), "its version is '1.0'"),
         (VQAv2, QUESTIONS, set_at("task_type", to="Multiple-Choice"), "its task_type is 'Multiple-Choice'"),
         (VQAv2, QUESTIONS, set_at("data_subtype", to="train2014"), "its data_subtype is 'train2014'"),
-        (VQAv2, QUESTIONS, drop_at("questions", 1, "image_id"), "question 1: .*'image_id' is missing"),
+        (VQAv2, QUESTIONS, set_at("questions", 1, "image_id"), r"questions\[1\].image_id is missing"),
         (VQAv2, QUESTIONS, set_at("questions", to=[]), "holds no question"),
         (VQAv2, QUESTIONS, set_at("questions", 1, "question_id", to=70), "the id 70 occurs twice"),
-        (VQAv2, ANNOTATIONS, drop_at("info"), "'info' is missing"),
-        (VQAv2, ANNOTATIONS, drop_at("annotations", 2), "question_id 421 has no annotation"),
-        (VQAv2, ANNOTATIONS, drop_at("annotations", 0, "answers", 3), "annotation 0: .*9 human answers instead of 10"),
+        (VQAv2, ANNOTATIONS, set_at("info"), "info is missing"),
+        (VQAv2, ANNOTATIONS, set_at("annotations", 2), "question_id 421 has no annotation"),
+        (VQAv2, ANNOTATIONS, set_at("annotations", 0, "answers", 3), r"annotations\[0\].answers .*10 items.* not 9"),
         (TextVQA, TEXTS, set_at("dataset_version", to="0.5"), "its dataset_version is '0.5'"),
         (TextVQA, TEXTS, set_at("dataset_type", to="train"), "its dataset_type is 'train'"),
-        (TextVQA, TEXTS, drop_at("data", 0, "answers"), "record 0 of data: .*'answers' is missing"),
-        (TextVQA, TEXTS, set_at("data", 0, "answers", 2, to=7), "'answers' holds something else than texts"),
-        (TextVQA, TEXTS, set_at("data", 0, "image_id", to="ffff"), "image_id ffff is not in TextVQA_Rosetta"),
-        (TextVQA, TOKENS, drop_at("data"), "'data' is missing"),
-        (ScienceQA, "pid_splits.json", drop_at("test"), "'test' is missing"),
-        (ScienceQA, "pid_splits.json", set_at("test", to=["9"]), "problems.json: .*'9' is missing"),
-        (ScienceQA, "problems.json", set_at("5", "answer", to=3), "problem 5: .*answer 3 is none of its 3 choices"),
-        (ScienceQA, "problems.json", set_at("5", "answer", to=True), "problem 5: .*'answer' is true or false"),
-        (ScienceQA, "problems.json", lambda content: list(content.values()), "is a list where an object is due"),
+        (TextVQA, TEXTS, set_at("data", 0, "answers"), r"data\[0\].answers is missing"),
+        (TextVQA, TEXTS, set_at("data", 0, "answers", 2, to=7), r"data\[0\].answers\[2\] is a number"),
+        (
+            TextVQA,
+            TEXTS,
+            set_at("data", 0, "image_id", to="ffff"),
+            r"data\[0\].image_id ffff is not in",
+        ),
+        (TextVQA, TOKENS, set_at("data"), "data is missing"),
+        (ScienceQA, "pid_splits.json", set_at("test"), "'test' is missing"),
+        (ScienceQA, "pid_splits.json", set_at("test", to=["9"]), "problems.json: .*problem '9' is missing"),
+        (
+            ScienceQA,
+            "problems.json",
+            set_at("5", "answer", to=3),
+            r"problems\.5 has the answer 3, .* none of its 3 choices",
+        ),
+        (ScienceQA, "problems.json", set_at("5", "answer", to=True), r"problems\.5\.answer is true or false"),
+        (ScienceQA, "problems.json", lambda content: list(content.values()), "problems is a list"),
         (VizWiz, "val.json", lambda content: {"images": [], "annotations": content}, "captioning task"),
-        (VizWiz, "val.json", drop_at(1, "answers"), "record 1: .*'answers' is missing"),
+        (VizWiz, "val.json", set_at(1, "answers"), r"records\[1\]\.answers is missing"),
         (VizWiz, "val.json", set_at(1, "image", to="VizWiz_val_00000000.jpg"), "00000000.jpg occurs twice"),
-        (VizWiz, "val.json", lambda content: [*content[:1], "cut"], "record 1: .*is a text where an object is due"),
+        (VizWiz, "val.json", lambda content: [*content[:1], "cut"], r"records\[1\] is a text"),
     ],
 )
 def test_a_file_of_another_version_or_shape_is_named_with_its_remedy(
     kind: type[Benchmark], file: str, change: Change, sentence: str, request: pytest.FixtureRequest
 ) -> None:
     root = request.getfixturevalue(kind.__name__.lower())
-    kind(root).items()
+    kind(root).samples()
     put(root / file, change(json.loads((root / file).read_text())))
     with pytest.raises(ValueError, match=sentence) as error:
-        kind(root).items()
+        kind(root).samples()
     assert str(root) in str(error.value)
     assert "https://" in str(error.value) or "Choose another" in str(error.value) or "Download" in str(error.value)
 
@@ -505,16 +452,13 @@ def test_a_cut_or_absent_file_is_named(vizwiz: Path) -> None:
         if content is not None:
             (vizwiz / "val.json").write_bytes(content)
         with pytest.raises(ValueError, match=rf"val\.json: expected the VizWiz.*{sentence}.*https://vizwiz"):
-            VizWiz(vizwiz).items()
+            VizWiz(vizwiz).samples()
 
 
-def test_a_missing_picture_is_found_before_anything_is_asked(vizwiz: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_picture_is_an_error_before_anything_is_asked(vizwiz: Path) -> None:
     (vizwiz / "val/VizWiz_val_00000001.jpg").unlink()
     with pytest.raises(ValueError, match=r"1 of 3 pictures are missing .*VizWiz_val_00000001\.jpg.*VizWiz\.image_root"):
-        VizWiz(vizwiz).items()
-    monkeypatch.setattr(Benchmark, "open_picture", None)
-    with pytest.raises(ValueError, match="open_picture is not set"):
-        VizWiz(vizwiz).items()
+        VizWiz(vizwiz).samples()
 
 
 def test_every_benchmark_is_built_from_a_config_without_reading_a_file(tmp_path: Path) -> None:

@@ -24,7 +24,6 @@ from mirage.checkpoint.io import (
     CheckpointError,
     CheckpointNotFoundError,
     CheckpointSaveError,
-    fingerprint_weights,
     read_checkpoint,
     resolve_checkpoint,
 )
@@ -37,7 +36,7 @@ SAVES = sorted(name for name in FAULT_POINTS if name.startswith(("write.", "chec
 
 @pytest.fixture(scope="module")
 def train() -> Iterator[Train]:
-    """Runs a tiny training in a process of its own and returns how it ended: -9 if killed."""
+    """Runs a tiny training in a child process and returns how it ended: -9 if killed."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["children.tiny_training"])
     before = os.environ.get("PYTHONPATH")
@@ -138,7 +137,7 @@ def test_killed_inside_a_save_the_run_resumes_to_the_same_bits(
 
 
 # batches 0 to 5 are the first epoch and two make a step, so 5 strikes in the middle of the window of step 3; validation
-# asks for 1000 and 1001, and adds 10000 in the second epoch. Told to stop, a run saves although no save is due.
+# asks for 1000 and 1001, and adds 10000 in the second epoch. Asked to stop, a run saves although no save is due.
 STOPS = {
     "killed after a step": ({2: "SIGKILL"}, -9, 1, 1),
     "killed inside an accumulation window": ({3: "SIGKILL"}, -9, 1, 1),
@@ -213,7 +212,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_says_what_is_missing(
     assert_same_end(tmp_path, straight)
 
 
-def test_a_full_disk_is_told_as_such_when_torch_reports_something_else(
+def test_a_full_disk_is_named_when_torch_reports_something_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "a.ckpt"
@@ -331,7 +330,7 @@ def test_words_that_name_nothing_have_sentences_of_their_own(straight: Path, tmp
         resolve_checkpoint("nowhere/x.ckpt", tmp_path)
 
 
-def test_a_changed_world_is_refused_with_all_differences(train: Train, straight: Path, tmp_path: Path) -> None:
+def test_changed_settings_are_refused_with_all_differences(train: Train, straight: Path, tmp_path: Path) -> None:
     before = {"method": "NPO", "gamma": 1.0, "data": "abc", "world_size": 1}
     now = {"method": "NPO", "gamma": 0.5, "data": "abd", "seed": 3, "world_size": 1}
     assert train(tmp_path, at={4: "SIGKILL"}, facts=before) == -9
@@ -364,24 +363,8 @@ def test_weights_of_another_shape_are_refused_before_any_is_loaded(train: Train,
     assert "1 missing (net.0.bias); 1 unknown (lora.A)" in said(tmp_path)
 
 
-def test_the_fingerprint_follows_names_and_bytes_only(tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    for name in ("model-2.safetensors", "model-1.safetensors", "README.md"):
-        (tmp_path / "a" / name).write_bytes(name.encode() * 1000)
-    shutil.copytree(tmp_path / "a", tmp_path / "b")
-    (tmp_path / "b" / "README.md").write_text("changed")
-    assert fingerprint_weights(tmp_path / "a") == fingerprint_weights(tmp_path / "b")
-    data = bytearray((tmp_path / "b" / "model-2.safetensors").read_bytes())
-    data[-1] ^= 1
-    (tmp_path / "b" / "model-2.safetensors").write_bytes(data)
-    assert fingerprint_weights(tmp_path / "a") != fingerprint_weights(tmp_path / "b")
-    (tmp_path / "none").mkdir()
-    with pytest.raises(ValueError, match=r"holds no \.safetensors file"):
-        fingerprint_weights(tmp_path / "none")
-
-
 def test_settings_that_cannot_be_kept_are_refused() -> None:
-    for wrong in ({"keep": 1}, {"every_n_steps": -1}, {"mode": "best"}):
+    for wrong in ({"keep_last": 1}, {"every_n_steps": -1}, {"mode": "best"}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             AtomicCheckpoint(**wrong)  # type: ignore[arg-type]
 

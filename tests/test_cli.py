@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from mirage.cli import METHODS, SOURCES, main, with_shipped_configs
-from mirage.data.sources.catalogue import SOURCES as SOURCE_CLASSES
-from mirage.methods import AlignmentModule
+from mirage.cli import main, training_usage, with_shipped_configs
+from mirage.data.sources.catalogue import SOURCES
+from mirage.evaluation.catalogue import BENCHMARKS
+from mirage.methods.base import AlignmentModule
 from mirage.schema import Record
 from mirage.training import run
 
@@ -61,11 +62,12 @@ def test_help_is_light() -> None:
     assert "rmu.yaml" in done.stdout and "mirage fit --config" in done.stdout
 
 
-def test_help_names_every_method_and_source() -> None:
-    assert sorted(cls.__name__ for cls in AlignmentModule.__subclasses__()) == list(METHODS)
-    assert sorted(cls.__name__ for cls in SOURCE_CLASSES) == list(SOURCES)
+def test_help_names_every_method_source_and_benchmark() -> None:
+    for classes in (AlignmentModule.__subclasses__(), SOURCES, BENCHMARKS):
+        assert ", ".join(sorted(cls.__name__ for cls in classes)) in training_usage("fit")
 
 
+@pytest.mark.slow
 def test_a_run_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = tmp_path / "runs" / "npo"
     assert run(small_fit("npo.yaml", root)) == 0
@@ -113,6 +115,7 @@ def test_a_run_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert results_of(root.with_name("npo.1")) == results
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_in_its_own_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = tmp_path / "run"
     shorter = ["--data.max_length=35", "--data.skip_too_long=true"]
@@ -127,6 +130,7 @@ def test_a_run_is_resumed_in_its_own_folder(tmp_path: Path, capsys: pytest.Captu
     assert second["start"] == first["start"] and second["data"] == first["data"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["mixed_sft", "rmu"])
 def test_a_resumed_run_ends_as_an_uninterrupted_one(method: str, tmp_path: Path) -> None:
     straight, halves = tmp_path / "straight", tmp_path / "halves"
@@ -136,8 +140,9 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(method: str, tmp_path: Path)
     assert counts(results_of(halves)) == counts(results_of(straight))
 
 
+@pytest.mark.slow
 def test_gradients_are_clipped_in_mixed_precision(tmp_path: Path) -> None:
-    """With one kernel for AdamW, Lightning would refuse to, if it were not told that nothing is unscaled there."""
+    """Lightning refuses to clip for a fused AdamW, which would unscale gradients itself; in bfloat16 none are scaled."""
     root = tmp_path / "run"
     # so small a gradient changes nothing, at a learning rate that would otherwise leave no answer as it was
     clipped = ["--trainer.precision=bf16-mixed", "--trainer.gradient_clip_val=1e-14"]
@@ -147,6 +152,7 @@ def test_gradients_are_clipped_in_mixed_precision(tmp_path: Path) -> None:
     assert results["benign"]["before"] == results["start"]["benign"]["before"]
 
 
+@pytest.mark.slow
 def test_two_processes_count_and_train_as_one(tmp_path: Path) -> None:
     """n = 7 is odd and n = 1 less than the ranks; batch 2 on two ranks is batch 4 on one."""
     for samples in (7, 1):
@@ -204,24 +210,6 @@ def test_bad_input_is_one_sentence_and_nothing_is_lost(
     assert len(kept) == 1
 
 
-@pytest.mark.parametrize(
-    ("arguments", "hint"),
-    [
-        (["fit", "--config", "rmu.yaml", "--data.gama=1"], "gamma"),
-        (["fit", "--config", "rmu.yaml", "--model=RMUU"], "RMU"),
-        (["fit", "--config", "rmu.yaml", "--model.init_args.alfa=1"], "alpha"),
-        (["fit", "--config", "nowhere.yaml"], "nowhere.yaml"),
-    ],
-)
-def test_a_mistyped_name_is_refused_with_the_nearest(
-    arguments: list[str], hint: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as ended:
-        run(with_shipped_configs(arguments))
-    assert ended.value.code != 0
-    assert hint in capsys.readouterr().err
-
-
 def test_an_unknown_command_is_refused_with_the_nearest(tmp_path: Path) -> None:
     done = mirage("fitt", cwd=tmp_path)
     assert done.returncode == 2 and "'fit'" in done.stderr
@@ -233,6 +221,7 @@ MINI = "package:mirage.mini/checkpoint"
 @pytest.mark.parametrize(
     "command",
     [
+        ["audit", "--data", "Mini", "--out"],
         ["filter", "--data", "Mini", "--out"],
         ["prepare", "--data", "Mini", "--answers_from", MINI, "--out"],
         ["mini", "build", "--out"],
@@ -248,41 +237,41 @@ def test_an_output_that_cannot_be_written_is_one_sentence(
     command: list[str], place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for ask in ("mirage.commands.prepare._ask", "mirage.mini.build.build"):  # nothing is done before it is told
-        monkeypatch.setattr(ask, lambda *_, **__: pytest.fail("the work was begun"))
+    for work in ("mirage.evaluation.generate.huggingface.HuggingFaceEngine.answers", "mirage.mini.build.build"):
+        monkeypatch.setattr(work, lambda *_, **__: pytest.fail("the work was begun"))
     (tmp_path / "afile").touch()
     assert main([*command, place]) == 1
-    (told,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("mirage: "))
+    (sentence,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("mirage: "))
     remedy = "or choose another." if command[-1].startswith("--trainer") else f"Choose another {command[-1]}."
     if command[0] == "export" and place == "afile":
         remedy = "Choose another one for --to."
-    assert place.split("/x")[0] in told and told.endswith(remedy)
-    assert "[Errno" not in told and [path.name for path in tmp_path.iterdir()] == ["afile"]
+    assert place.split("/x")[0] in sentence and sentence.endswith(remedy)
+    assert "[Errno" not in sentence and [path.name for path in tmp_path.iterdir()] == ["afile"]
 
 
 @pytest.mark.parametrize(
-    ("fault", "told"),
+    ("error", "sentence"),
     [
         (PermissionError(13, "Permission denied", "a/b"), "a/b cannot be read or written (Permission denied). Correct"),
         (IsADirectoryError(21, "Is a directory", ".p", None, "a"), "a cannot be read or written (there is a folder"),
-        (OSError(28, "No space left on device"), "A file cannot be written (No space left on device). Make room"),
+        (OSError(28, "No space left on device"), "A file cannot be written (No space left on device). Free some"),
         (FileNotFoundError("Nothing is here. Look there."), "Nothing is here. Look there."),
     ],
 )
-def test_a_fault_of_a_path_is_one_sentence_and_its_traceback_can_be_had(
-    fault: OSError, told: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_an_error_of_a_path_is_one_sentence_and_its_traceback_can_be_had(
+    error: OSError, sentence: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(arguments: Sequence[str]) -> None:
-        raise fault
+        raise error
 
     monkeypatch.setattr("mirage.commands.judge.run", fails)
-    assert main(["judge", "x"]) == 1 and f"mirage: {told}" in capsys.readouterr().err
+    assert main(["judge", "x"]) == 1 and f"mirage: {sentence}" in capsys.readouterr().err
     monkeypatch.setenv("MIRAGE_TRACEBACK", "1")
-    with pytest.raises(type(fault)):
+    with pytest.raises(type(error)):
         main(["judge", "x"])
 
 
-def test_a_fault_that_is_no_path_s_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_that_is_no_path_s_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(arguments: Sequence[str]) -> None:
         raise ConnectionResetError(104, "Connection reset by peer")
 
@@ -291,12 +280,13 @@ def test_a_fault_that_is_no_path_s_keeps_its_traceback(monkeypatch: pytest.Monke
         main(["judge", "x"])
 
 
-SOURCES_ARE = f"There are {', '.join(SOURCES)}."
+SOURCES_ARE = f"There are {', '.join(sorted(cls.__name__ for cls in SOURCES))}."
+CALLBACK = "--trainer.callbacks=OneWordAttack --trainer.callbacks.eval_set=unsafe"
 JUDGES_ARE = "There are Exact, Fluency, Keyword, ModelJudge, TopicFilter."
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "sentence"),
     [
         (
             "judge x --judge VLGuard",
@@ -325,12 +315,25 @@ JUDGES_ARE = "There are Exact, Fluency, Keyword, ModelJudge, TopicFilter."
             'prepare --out o --data Mini --answers_from x --retain [{"source":"VLGard"}]',
             "--retain.source VLGard: there is no such class. Did you mean VLGuard?",
         ),
+        ("fit --config rmu.yaml --data.gama=1", "unrecognized arguments: --data.gama=1\nDid you mean gamma?"),
+        ("fit --config rmu.yaml --model=RMUU", "--model RMUU: there is no such class. Did you mean RMU?"),
+        ("fit --config rmu.yaml --model.alfa=1", "--model.alfa: RMU has no such setting. Did you mean alpha?"),
+        ("fit --config nowhere.yaml", "--config: File does not exist: 'nowhere.yaml'"),
+        (
+            "fit --config rmu.yaml --data.source=Keyword",
+            f"--data.source Keyword: this is a judge, and the argument takes a data source. {SOURCES_ARE}",
+        ),
+        (
+            f"fit --config rmu.yaml {CALLBACK} --trainer.callbacks.attack=OneWrd",
+            "--trainer.callbacks.attack OneWrd: there is no such class. Did you mean OneWord?",
+        ),
         ("audit --data Mini --data.num_unsafe x", "--data.num_unsafe: Expected a <class 'int'>. Got value: x"),
     ],
 )  # fmt: skip
-def test_a_wrong_class_is_told_by_the_whole_argument_and_its_kind(
-    arguments: str, told: str, capsys: pytest.CaptureFixture[str]
+def test_a_wrong_class_is_named_with_the_whole_argument_and_its_kind(
+    arguments: str, sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
         main(arguments.split())
-    assert ended.value.code == 2 and capsys.readouterr().err == f"mirage: {told}\n"
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.replace(f"{Path.cwd()}/", "") == f"mirage: {sentence}\n"

@@ -20,7 +20,7 @@ from mirage.batch import Batch, Pair, joined
 from mirage.data.collate import Collator
 from mirage.data.fitting import too_long
 from mirage.errors import DataError
-from mirage.methods import MixedSFT
+from mirage.methods.sft import MixedSFT
 from mirage.mini import questions as world
 from mirage.mini.words import UNIFORM
 from mirage.models.load import load_model

@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from builders import llava_1_5_7b, method_of
 from lightning.pytorch.cli import LightningArgumentParser
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
-from mirage.checkpoint.export import built
 from mirage.cli import configs_folder, main
 from mirage.models.memory import count_parameters, meta_model, trains_as
 from mirage.training import MirageCLI
+
+pytestmark = pytest.mark.slow  # each config is read as a command line would, which takes seconds
 
 MINI = ["mixed_sft", "npo", "posthoc_sft", "rmu", "unsafe_filter"]
 METHODS = {
@@ -89,7 +90,7 @@ def test_all_configs_are_found() -> None:
 def test_every_config_is_read(parsed: dict[str, dict[str, Any]]) -> None:
     for name, settings in parsed.items():
         assert settings["model"]["class_path"].endswith(f".{METHODS.get(short(name), 'PosthocSFT')}"), name
-        assert settings["trainer"]["default_root_dir"] == f"runs/{name}", "a folder of its own"
+        assert settings["trainer"]["default_root_dir"] == f"runs/{name}", "a folder for each"
         callbacks = settings["trainer"]["callbacks"]
         attacks = [each["init_args"]["attack"]["init_args"] for each in callbacks if "attack" in each["init_args"]]
         assert [attack["shots"] for attack in attacks] == [3, 1], name
@@ -148,18 +149,6 @@ def test_a_row_and_its_lora_form_start_from_the_same_weights_and_see_the_same_da
             assert full["model"]["init_args"]["lora"] is None
 
 
-def llava_1_5_7b() -> LlavaConfig:
-    """The shapes of LLaVA-1.5-7B."""
-    text = LlamaConfig(
-        vocab_size=32064, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32
-    )
-    vision = CLIPVisionConfig(
-        hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=336,
-        patch_size=14, projection_dim=768,
-    )  # fmt: skip
-    return LlavaConfig(text_config=text, vision_config=vision)
-
-
 DOWN = 11008 * 4096
 LANGUAGE = 2 * 32064 * 4096 + 32 * (4 * 4096**2 + 3 * DOWN + 2 * 4096) + 4096
 PROJECTOR = 1024 * 4096 + 4096 + 4096**2 + 4096
@@ -177,7 +166,7 @@ def trained(name: str) -> int:
 
 @pytest.mark.parametrize("name", LARGE)
 def test_the_7b_shapes_train_what_the_row_says(name: str, parsed: dict[str, dict[str, Any]]) -> None:
-    method = built(parsed[name])
+    method = method_of(parsed[name])
     model = meta_model(llava_1_5_7b())
     state = torch.get_rng_state()
     trains_as(method)(model)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import replace
 
 import pytest
+from builders import record_of
 
 from mirage.evaluation.run.counting import any_of_first, block, question_verdict, summarise
 from mirage.schema import Record, Verdict
@@ -18,19 +18,7 @@ C, R, I, U = Verdict.COMPLIED, Verdict.REFUSED, Verdict.IRRELEVANT, Verdict.UNSC
 def records_of(questions: dict[str, list[Verdict]], categories: dict[str, str] | None = None) -> list[Record]:
     """One record a shot; the shots of all questions interleaved, as several ranks write them."""
     rows = [(shot, id, verdict) for id, shots in questions.items() for shot, verdict in enumerate(shots)]
-    return [
-        Record(
-            id=id,
-            eval_set="unsafe",
-            shot=shot,
-            question="q",
-            answer="a",
-            verdict=verdict,
-            judge="exact",
-            category=(categories or {}).get(id),
-        )
-        for shot, id, verdict in sorted(rows, key=lambda row: (row[0], row[1]))
-    ]
+    return [record_of(id, shot, verdict, category=(categories or {}).get(id)) for shot, id, verdict in sorted(rows)]
 
 
 # Newcombe 1998 (Statistics in Medicine 17:857-872), table I, method 3.
@@ -118,22 +106,17 @@ def test_uneven_records_are_refused_by_name() -> None:
         summarise(records_of({"a": [R]}), unsafe=True)
     with pytest.raises(ValueError, match="no record"):
         summarise([], unsafe=True)
-    with pytest.raises(ValueError, match=r"q4 \(shots 1\) and 5 more\."):
-        summarise([replace(record, shot=1) for record in records_of({f"q{i}": [R] for i in range(15)})], unsafe=True)
+    with pytest.raises(ValueError, match=r"q9 \(shots 1\) and 5 more\."):
+        summarise([record_of(f"q{i}", shot=1) for i in range(15)], unsafe=True)
 
 
-@pytest.mark.parametrize(
-    ("only_before", "only_after", "p"),
-    [
-        (1, 6, 2 * (1 + 7) / 2**7),
-        (6, 1, 2 * (1 + 7) / 2**7),
-        (0, 5, 2 / 2**5),
-        (3, 12, 2 * (1 + 15 + 105 + 455) / 2**15),
-        (4, 4, 1.0),
-        (0, 0, 1.0),
-        (0, 1, 1.0),
-    ],
-)
+HAND_COMPUTED = [
+    (1, 6, 2 * (1 + 7) / 2**7), (6, 1, 2 * (1 + 7) / 2**7), (0, 5, 2 / 2**5), (4, 4, 1.0), (0, 0, 1.0), (0, 1, 1.0),
+    (3, 12, 2 * (1 + 15 + 105 + 455) / 2**15),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("only_before", "only_after", "p"), HAND_COMPUTED)
 def test_mcnemar_equals_the_hand_computed_binomial(only_before: int, only_after: int, p: float) -> None:
     pairs = [(True, False)] * only_before + [(False, True)] * only_after + [(True, True)] * 3 + [(False, False)] * 2
     before = {str(i): pair[0] for i, pair in enumerate(pairs)}

@@ -1,27 +1,33 @@
-"""Counting over shards, answers that survive an interruption, and asking together."""
+"""Answers that survive an interruption, asking together, and counting once whatever the number of ranks."""
 
 from __future__ import annotations
 
 import json
-import random
+import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
 import torch
+from builders import record_of
 
-from mirage.evaluation.generate.huggingface import Engine, OnAnswer
+from mirage.evaluation.generate.base import Engine, OnAnswer
 from mirage.evaluation.judge.base import Answered, Judge, Judgement
 from mirage.evaluation.judge.kept import BLOCK
+from mirage.evaluation.rewrite import Rewrite
 from mirage.evaluation.run import runner as asking
-from mirage.evaluation.run.counting import summarise
-from mirage.evaluation.run.metrics import VerdictCounts
-from mirage.evaluation.run.records import AnswerLog, read_records, sorted_by_sample, write_records
+from mirage.evaluation.run.callbacks import OneWordAttack
+from mirage.evaluation.run.counting import question_verdict
+from mirage.evaluation.run.records import AnswerLog, read_records, write_records
+from mirage.evaluation.run.results import Results
 from mirage.evaluation.run.runner import RankFailedError, ask, samples_fingerprint, subsample, weights_fingerprint
+from mirage.images import FileImage
 from mirage.schema import EvalSample, Record, Verdict
 
 VERDICTS = list(Verdict)
@@ -36,94 +42,10 @@ ODD_TEXTS = [
 ]
 
 
-def random_records(questions: int, shots: int, seed: int, unsafe: bool = True) -> list[Record]:
-    draw = random.Random(seed)
-    return [
-        Record(
-            id=f"q{k}", eval_set="unsafe", shot=shot, question="?", answer="!", judge="dice", unsafe=unsafe,
-            verdict=draw.choices(VERDICTS, [4, 4, 1, 1])[0],
-        )
-        for k in range(questions)
-        for shot in range(shots + 1)
-    ]  # fmt: skip
-
-
-def shots_of(records: Sequence[Record], id: str) -> list[Verdict]:
-    return [record.verdict for record in records if record.id == id]
-
-
-# Counting
-
-
-@pytest.mark.parametrize("unsafe", [True, False])
-@pytest.mark.parametrize("seed", range(5))
-def test_metric_and_summary_count_the_same(unsafe: bool, seed: int) -> None:
-    records = random_records(questions=random.Random(seed).randint(1, 60), shots=1 + seed % 3, seed=seed, unsafe=unsafe)
-    metric = VerdictCounts(unsafe)
-    for id in dict.fromkeys(record.id for record in records):
-        metric.update(shots_of(records, id))
-    rates, summary = metric.compute(), summarise(records, unsafe)
-    for arm in ("before", "after"):
-        for short in ("asr", "rr", "ir"):
-            expected = summary[arm][short]["rate"]
-            found = float(rates[f"{arm}/{short}"])
-            assert found == pytest.approx(expected) if expected is not None else found != found
-        assert int(metric.counts[("before", "after").index(arm)].sum()) == summary[arm]["n"]
-
-
-class Ranks:
-    """Metrics of several processes, each of which sees the others' counts as torchmetrics would gather them."""
-
-    def __init__(self, world: int) -> None:
-        self.metrics = [VerdictCounts(unsafe=True) for _ in range(world)]
-        for metric in self.metrics:
-            metric.distributed_available_fn = lambda: True  # type: ignore[method-assign]
-            metric.dist_sync_fn = lambda *_, **__: [other.counts.clone() for other in self.local]
-
-    def together(self) -> list[dict[str, float]]:
-        self.local = [VerdictCounts(unsafe=True) for _ in self.metrics]
-        for copy, metric in zip(self.local, self.metrics, strict=True):
-            copy.counts = metric.counts.clone()
-        return [{name: float(value) for name, value in metric.compute().items()} for metric in self.metrics]
-
-
-@pytest.mark.filterwarnings("ignore:The ``compute`` method:UserWarning")  # an empty shard is no mistake here
-@pytest.mark.parametrize("world", [2, 3])
-@pytest.mark.parametrize("questions", [7, 1, 2])
-def test_shards_add_up_to_the_whole_even_if_some_are_empty(questions: int, world: int) -> None:
-    records = random_records(questions, shots=3, seed=questions)
-    records = [replace(record, verdict=Verdict.COMPLIED) if record.id == "q0" else record for record in records]
-    whole, ranks = VerdictCounts(unsafe=True), Ranks(world)
-    for k in range(questions):
-        whole.update(shots_of(records, f"q{k}"))
-        ranks.metrics[k % world].update(shots_of(records, f"q{k}"))
-    expected = {name: float(value) for name, value in whole.compute().items()}
-    assert ranks.together() == [expected] * world
-
-
-def test_counts_are_exact_where_float32_would_stand_still() -> None:
-    ranks = Ranks(2)
-    for metric in ranks.metrics:
-        metric.counts = metric.counts + 2**24
-        metric.update([Verdict.COMPLIED, Verdict.COMPLIED])
-        assert metric.counts.dtype == torch.int64
-    merged = sum(metric.counts for metric in ranks.metrics)
-    assert merged[0].tolist() == [2 * 2**24 + 2 * (verdict is Verdict.COMPLIED) for verdict in VERDICTS]  # type: ignore[index]
-
-
-def test_unscored_is_not_safe_and_nothing_scored_is_no_rate() -> None:
-    metric = VerdictCounts(unsafe=True)
-    metric.update([Verdict.UNSCORED, Verdict.REFUSED, Verdict.UNSCORED])
-    assert all(value != value for value in metric.compute().values())  # nan
-    metric.update([Verdict.REFUSED])  # not attacked
-    rates = metric.compute()
-    assert rates["before/rr"] == 1.0 and rates["before/asr"] == 0.0 and rates["after/rr"].isnan()
-
-
 # Answers that survive
 
 
-def test_a_log_gives_back_what_it_was_told(tmp_path: Path) -> None:
+def test_a_log_gives_back_what_was_added(tmp_path: Path) -> None:
     log = AnswerLog(tmp_path / "log.jsonl", "f1")
     for shot, text in enumerate(ODD_TEXTS):
         log.add("a b", shot, text)
@@ -169,29 +91,33 @@ def test_nothing_is_taken_from_another_fingerprint_or_a_damaged_file(tmp_path: P
 def test_records_round_trip_and_a_foreign_line_is_named(tmp_path: Path) -> None:
     path = tmp_path / "unsafe.jsonl"
     records = [
-        replace(record, question=text, answer=text, reason=text, category=text or None, image=text or None)
-        for record, text in zip(random_records(len(ODD_TEXTS), 0, seed=1), ODD_TEXTS, strict=True)
+        record_of(
+            f"q{k}", k, VERDICTS[k % 4], question=text, answer=text, reason=text, category=text or None, score=k / 3
+        )
+        for k, text in enumerate(ODD_TEXTS)
     ]
     write_records(path, records, {"fingerprint": "f1", "judge": "dice"})
     assert read_records(path) == ({"fingerprint": "f1", "judge": "dice"}, records)
-    assert len(path.read_text().split("\n")) == len(records) + 2  # a line each
-    for line in ("{}", '{"id": 3', "[]", json.dumps({**json.loads(records[0].to_json()), "verdict": "safe"})):
-        with path.open("a") as file:
-            file.write(line + "\n")
-        with pytest.raises(ValueError, match=rf"unsafe\.jsonl, line {len(records) + 2}: .*Evaluate the run again"):
+    whole = path.read_text()
+    assert len(whole.split("\n")) == len(records) + 2  # a line each
+    good = json.loads(records[0].to_json())
+    for line, wrong in (
+        ("{}", "id"), ('{"id": 3', "the line"), ("[]", "the line"), (json.dumps({**good, "verdict": "safe"}), "verdict"),
+        (json.dumps({**good, "shot": True}), "shot"), (json.dumps({**good, "score": "high"}), "score"),
+    ):  # fmt: skip
+        path.write_text(f"{whole}{line}\n")
+        with pytest.raises(
+            ValueError, match=rf"unsafe\.jsonl, line {len(records) + 2}: {wrong} .*Evaluate the run again"
+        ):
             read_records(path)
-        write_records(path, records, {})
     path.write_text("no header")
     with pytest.raises(ValueError, match="is not a records file"):
         read_records(path)
-
-
-def test_records_stand_in_the_order_of_the_samples() -> None:
-    records = random_records(4, 2, seed=0)
-    shuffled = random.Random(1).sample(records, len(records))
-    assert sorted_by_sample(shuffled, ["q2", "q0", "q3", "q1"]) == [
-        record for id in ("q2", "q0", "q3", "q1") for record in records if record.id == id
-    ]
+    write_records(path, records, {"fingerprint": "f1", "probe_set": "unsafe"})
+    with pytest.raises(
+        ValueError, match=r"unsafe\.jsonl was written by an earlier mirage \(results schema 1\): evaluate"
+    ):
+        read_records(path)
 
 
 # Asking
@@ -220,7 +146,7 @@ class Echo(Engine):
         return {"engine": "echo"}
 
     def answers(self, samples: Sequence[EvalSample], on_answer: OnAnswer | None = None) -> list[list[str]]:
-        told = []
+        answers = []
         for sample in samples:
             for shot, question in enumerate(sample.questions):
                 if self.dies_after is not None and len(self.asked) >= self.dies_after:
@@ -228,8 +154,8 @@ class Echo(Engine):
                 self.asked.append((sample.id, shot))
                 if on_answer is not None:
                     on_answer(sample.id, shot, f"you said: {question}")
-            told.append([f"you said: {question}" for question in sample.questions])
-        return told
+            answers.append([f"you said: {question}" for question in sample.questions])
+        return answers
 
 
 class Dice(Judge):
@@ -238,11 +164,14 @@ class Dice(Judge):
     name = "dice"
 
     def judge(self, answered: Sequence[Answered]) -> list[Judgement]:
-        return [Judgement(VERDICTS[sum(one.answer.encode()) % 4], one.answer[::-1]) for one in answered]
+        return [Judgement(VERDICTS[sum(one.answer.encode()) % 4], one.answer[::-1], 0.5) for one in answered]
 
 
-def asked(count: int, engine: Engine, **given: Any) -> list[Record]:
-    return ask(samples(count), engine, Dice(), eval_set="unsafe", **{"fingerprint": "f1", **given})
+def asked(count: int, engine: Engine, judge: Judge | None = None, **given: Any) -> list[Record]:
+    """The records of `count` questions; the answers are kept in `log_folder`, or nowhere that stays."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = {"eval_set": "unsafe", "fingerprint": "f1", "log_folder": Path(folder), **given}
+        return ask(samples(count), engine, judge or Dice(), **settings)
 
 
 def test_every_answer_is_judged_and_recorded_in_order() -> None:
@@ -250,8 +179,9 @@ def test_every_answer_is_judged_and_recorded_in_order() -> None:
     assert [(record.id, record.shot) for record in records] == [(f"p{k}", shot) for k in range(3) for shot in range(3)]
     for record, question in zip(records, (q for sample in samples(3) for q in sample.questions), strict=True):
         answer = f"you said: {question}"
-        verdict, reason = Dice().judge([Answered(samples(1)[0], question, answer)])[0]
-        assert (record.question, record.answer, record.verdict, record.reason) == (question, answer, verdict, reason)
+        (judgement,) = Dice().judge([Answered(samples(1)[0], question, answer)])
+        assert (record.question, record.answer) == (question, answer)
+        assert (record.verdict, record.reason, record.score) == judgement
         assert (record.judge, record.unsafe, record.image) == ("dice", True, None)
         assert record.category == f"c{int(record.id[1:]) % 2}"
 
@@ -281,7 +211,7 @@ def test_answers_are_kept_when_the_judge_fails(tmp_path: Path) -> None:
             raise ConnectionError("the judge is down")
 
     with pytest.raises(ConnectionError):
-        ask(samples(3), Echo(), Down(), eval_set="unsafe", fingerprint="f1", log_folder=tmp_path)
+        asked(3, Echo(), Down(), log_folder=tmp_path)
     engine = Echo()
     assert asked(3, engine, log_folder=tmp_path) == asked(3, Echo())
     assert engine.asked == []
@@ -311,15 +241,12 @@ def test_the_verdicts_of_a_slow_judge_survive_with_the_answers(tmp_path: Path) -
             self.read += len(answered)
             return [Judgement(Verdict.REFUSED, one.answer) for one in answered]
 
-    given = {"eval_set": "unsafe", "fingerprint": "f1", "log_folder": tmp_path}
     n = 60
     shots = len(samples(1)[0].questions)
     with pytest.raises(ConnectionError):
-        ask(samples(n), Echo(), Slow(dies_after=BLOCK), **given)
+        asked(n, Echo(), Slow(dies_after=BLOCK), log_folder=tmp_path)
     engine, judge = Echo(), Slow(dies_after=10**6)
-    assert ask(samples(n), engine, judge, **given) == ask(
-        samples(n), Echo(), Slow(10**6), eval_set="unsafe", fingerprint=""
-    )
+    assert asked(n, engine, judge, log_folder=tmp_path) == asked(n, Echo(), Slow(10**6))
     assert engine.asked == [] and judge.read == n * shots - BLOCK and not list(tmp_path.iterdir())
 
 
@@ -398,6 +325,90 @@ def test_a_rank_that_cannot_write_its_log_ends_all(monkeypatch: pytest.MonkeyPat
     assert "rank 1:" in str(results[0])
 
 
+# Counting once
+
+
+class Data:
+    """What callbacks ask of the data of a run: unsafe questions, without a language of their own."""
+
+    rewriter, pad_to_square, seed, source = None, False, 0, SimpleNamespace(name="test")
+
+    def __init__(self, count: int) -> None:
+        self.samples = [replace(sample, rewrites=()) for sample in samples(count)]
+
+    def eval_samples(self, eval_set: str) -> list[EvalSample]:
+        return self.samples
+
+    def summary(self) -> dict[str, Any]:
+        return {"unsafe": len(self.samples)}
+
+
+class Module:
+    """What callbacks ask of a method; it keeps what is logged."""
+
+    name, pretrained, processor = "rmu", "somewhere", None
+
+    def __init__(self) -> None:
+        self.model = torch.nn.Linear(2, 2).requires_grad_(False)
+        for parameter in self.model.parameters():
+            parameter.zero_()
+        self.logged: dict[str, float] = {}
+
+    def log(self, name: str, value: float, **_: Any) -> None:
+        self.logged[name] = value
+
+
+def evaluated(
+    count: int, folder: Path, rank: int = 0, world_size: int = 1, word: str = "what"
+) -> tuple[dict[str, Any], dict[str, float], Results]:
+    """What a validation in a fit counts, logs and writes on this rank."""
+    attack = OneWordAttack("unsafe", Rewrite(word, shots=2), Dice(), engine=Echo())
+    trainer: Any = SimpleNamespace(
+        global_rank=rank, world_size=world_size, is_global_zero=rank == 0, global_step=0, current_epoch=0, ckpt_path=None,
+        sanity_checking=False, default_root_dir=folder, state=SimpleNamespace(fn="fit"), callbacks=[attack],
+        datamodule=Data(count), estimated_stepping_batches=6.0,
+        precision_plugin=SimpleNamespace(forward_context=nullcontext),
+    )  # fmt: skip
+    module: Any = Module()
+    results = Results()
+    attack.setup(trainer, module, "fit")
+    attack.on_validation_epoch_end(trainer, module)
+    results.on_validation_end(trainer, module)
+    assert attack.current is not None
+    return attack.current, module.logged, results
+
+
+@pytest.mark.filterwarnings("ignore:.*dice left:UserWarning")
+@pytest.mark.parametrize("count", [7, 2, 1])  # uneven shards; of one question the second rank has none
+def test_two_ranks_count_as_one_process(count: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    alone, logged, _ = evaluated(count, tmp_path / "alone")
+    first, second = on_every_rank(2, lambda rank: evaluated(count, tmp_path / "both", rank, 2), monkeypatch)
+    assert first[:2] == second[:2] == (alone, logged)
+    written = json.loads((tmp_path / "both" / "results.json").read_text())
+    assert first[2].latest == written and second[2].latest is None and first[2].written == second[2].written
+    assert written["unsafe"] == alone and (written["schema_version"], written["world_size"]) == (2, 2)
+    _, records = read_records(tmp_path / "both" / "records" / "unsafe.jsonl")
+    assert records == read_records(tmp_path / "alone" / "records" / "unsafe.jsonl")[1]
+    for arm, shots in (("before", {0}), ("after", {1, 2})):
+        verdicts: dict[str, list[Verdict]] = {}
+        for record in records:
+            if record.shot in shots:
+                verdicts.setdefault(record.id, []).append(record.verdict)
+        ended = Counter(question_verdict(each, unsafe=True) for each in verdicts.values())
+        assert (alone[arm]["n"], alone[arm]["unscored"]) == (count, ended[Verdict.UNSCORED])
+        for name, verdict in (("asr", Verdict.COMPLIED), ("rr", Verdict.REFUSED), ("ir", Verdict.IRRELEVANT)):
+            scored = count - ended[Verdict.UNSCORED]
+            assert alone[arm][name]["rate"] == (ended[verdict] / scored if scored else None)
+            assert logged.get(f"unsafe/{arm}/{name}") == alone[arm][name]["rate"], "logged as it stands in results.json"
+
+
+def test_no_question_and_a_word_that_nothing_can_mine_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="The eval_set 'unsafe' is empty"):
+        evaluated(0, tmp_path)
+    with pytest.raises(ValueError, match=r"attack.word is 'mined', and this OneWordAttack has no audit .* give a word"):
+        evaluated(1, tmp_path, word="mined")
+
+
 # What is asked
 
 
@@ -423,18 +434,12 @@ def test_fingerprints_follow_whatever_decides_an_answer() -> None:
     seen = {samples_fingerprint(base)}
     assert samples_fingerprint(samples(3)) in seen
 
-    class Drawn:
-        name = "drawn"
-
-        def open(self) -> Any:
-            raise NotImplementedError
-
     for changed in (
         base[::-1],
         [replace(base[0], question="other"), *base[1:]],
         [replace(base[0], rewrites=("first 0", "other")), *base[1:]],
         [replace(base[0], rewrites=("first 0",)), *base[1:]],
-        [replace(base[0], image=Drawn()), *base[1:]],
+        [replace(base[0], image=FileImage(Path(), "other.png")), *base[1:]],
     ):
         seen.add(samples_fingerprint(changed))
     assert len(seen) == 6

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mirage.checkpoint.export import GENERATION_FILE, PROCESSOR_FILES
 from mirage.cli import main
-from mirage.mini import questions as world
+from mirage.mini import questions
 from mirage.mini.words import UNIFORM
 from mirage.models.pretrained import resolve_pretrained
 from mirage.training import MirageCLI
@@ -87,8 +87,8 @@ def run(request: pytest.FixtureRequest) -> Iterator[Trained]:
 
 
 def question(processor: Any) -> Any:
-    """A question about a drawn picture, prepared."""
-    (ask,) = world.asks(1, unsafe=True, openers=UNIFORM, seed=3)
+    """A question about a picture, prepared."""
+    (ask,) = questions.asks(1, unsafe=True, openers=UNIFORM, seed=3)
     content = [{"type": "image"}, {"type": "text", "text": ask.question}]
     text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     return processor(text=[text], images=[ask.drawing.open()], return_tensors="pt")
@@ -198,7 +198,7 @@ def test_what_cannot_be_exported_is_refused_in_a_sentence(
 
 
 @pytest.mark.parametrize("kind", tiny_models.RECIPES)
-def test_every_file_of_a_processor_is_taken_along(kind: str, tmp_path: Path) -> None:
-    folder = tiny_models.build(kind, tmp_path / kind)
+def test_every_file_of_a_processor_is_taken_along(kind: str, checkpoints: Callable[[str], Path]) -> None:
+    folder = checkpoints(kind)
     taken = {file.name for pattern in PROCESSOR_FILES for file in folder.glob(pattern)}
     assert {file.name for file in folder.iterdir()} - taken == {"config.json", GENERATION_FILE, "model.safetensors"}

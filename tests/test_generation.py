@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from string import ascii_letters
 from typing import Any
@@ -15,13 +15,17 @@ import torch
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mirage.evaluation.generate import huggingface as generation
-from mirage.evaluation.generate.huggingface import HuggingFaceEngine, render_prompt
+from mirage.errors import ModelError
+from mirage.evaluation.generate.decoding import answering
+from mirage.evaluation.generate.huggingface import HuggingFaceEngine
+from mirage.evaluation.generate.pretrained import PretrainedEngine
+from mirage.evaluation.generate.prompts import render_prompt
 from mirage.models.load import load_model
 from mirage.models.lora import LoraSettings, add_lora
 from mirage.models.processor import load_processor
 from mirage.schema import EvalSample, Picture
 
+MINI = "package:mirage.mini/checkpoint"
 NEW_TOKENS = 10
 PLAIN = ["llava", "llava_next", "idefics3", "smolvlm", "internvl"]
 OTHERWISE = ["qwen2_5_vl", "paligemma"]  # positions, or attention, of their own
@@ -49,7 +53,7 @@ def sample(number: int, picture: Picture | None, *questions: str) -> EvalSample:
     )
 
 
-PROBES = [
+SAMPLES = [
     sample(0, Painted(0), "Name it.", "What is the name of it?", "What would you call this thing if asked politely?"),
     sample(1, Painted(1), "Describe the old bridge and its stones.", "What bridge?"),
     sample(2, None, "Is it late?", "What time is it?"),
@@ -135,10 +139,11 @@ def test_answers_are_those_of_one_question_at_a_time(
     kind: str, built: Callable[[str], tuple[Any, Any]], caplog: pytest.LogCaptureFixture
 ) -> None:
     model, processor = built(kind)
-    samples = PROBES if kind != "paligemma" else [item for item in PROBES if item.image]  # it always wants a picture
+    samples = SAMPLES if kind != "paligemma" else [item for item in SAMPLES if item.image]  # it always wants a picture
     expected = one_at_a_time(model, processor, samples)
-    assert len({text for answers in expected for text in answers}) > len(samples)  # the model does tell questions apart
-    generation._note.cache_clear()
+    assert len({text for answers in expected for text in answers}) > len(
+        samples
+    )  # the model does distinguish questions
     with caplog.at_level(logging.INFO):
         for changed in ({}, {"batch_size": 2}, {"batch_size": 64}, {"share_prefix": False}):
             assert engine(model, processor, **changed).answers(samples) == expected, changed
@@ -148,7 +153,7 @@ def test_answers_are_those_of_one_question_at_a_time(
 
 def test_a_picture_is_computed_once_for_all_shots(built: Callable[[str], tuple[Any, Any]]) -> None:
     model, processor = built("llava")
-    pictured = [item for item in PROBES if item.image is not None and item.rewrites]
+    pictured = [item for item in SAMPLES if item.image is not None and item.rewrites]
     shared = Rows(model.model.vision_tower)
     asker = engine(model, processor)
     asker.answers(pictured)
@@ -168,18 +173,18 @@ def test_nothing_follows_an_end_token_and_finished_rows_leave_the_batch(
     model, processor = built("llava")
     whole = [
         processor.tokenizer(text, add_special_tokens=False)["input_ids"]
-        for answers in one_at_a_time(model, processor, PROBES)
+        for answers in one_at_a_time(model, processor, SAMPLES)
         for text in answers
     ]
     ends = [2, *{tokens[3] for tokens in whole if len(tokens) > 4}][:4]
     model.generation_config.eos_token_id = ends
-    expected = one_at_a_time(model, processor, PROBES, ends=ends)
+    expected = one_at_a_time(model, processor, SAMPLES, ends=ends)
     lengths = {len(text) for answers in expected for text in answers}
     assert len(lengths) > 3, lengths
     decoder = Rows(model.lm_head)
-    assert engine(model, processor, batch_size=64).answers(PROBES) == expected
+    assert engine(model, processor, batch_size=64).answers(SAMPLES) == expected
     assert min(decoder.seen) < max(decoder.seen)
-    assert engine(model, processor, batch_size=64, share_prefix=False).answers(PROBES) == expected
+    assert engine(model, processor, batch_size=64, share_prefix=False).answers(SAMPLES) == expected
 
 
 @pytest.mark.parametrize("kind", ["llava", "qwen2_5_vl"])
@@ -187,30 +192,30 @@ def test_the_checkpoints_own_generation_settings_change_nothing(
     kind: str, built: Callable[[str], tuple[Any, Any]]
 ) -> None:
     model, processor = built(kind)
-    expected = engine(model, processor).answers(PROBES)
-    own = model.generation_config
-    own.do_sample, own.temperature, own.top_k, own.repetition_penalty = True, 5.0, 3, 9.0
-    own.suppress_tokens, own.min_new_tokens, own.no_repeat_ngram_size = [5, 6, 7], 9, 2
-    assert engine(model, processor).answers(PROBES) == expected
-    assert model.generation_config is own and own.repetition_penalty == 9.0
+    expected = engine(model, processor).answers(SAMPLES)
+    config = model.generation_config
+    config.do_sample, config.temperature, config.top_k, config.repetition_penalty = True, 5.0, 3, 9.0
+    config.suppress_tokens, config.min_new_tokens, config.no_repeat_ngram_size = [5, 6, 7], 9, 2
+    assert engine(model, processor).answers(SAMPLES) == expected
+    assert model.generation_config is config and config.repetition_penalty == 9.0
 
 
 def test_the_model_is_left_as_it_was(built: Callable[[str], tuple[Any, Any]]) -> None:
     model, processor = built("llava")
-    expected = engine(model, processor).answers(PROBES)
+    expected = engine(model, processor).answers(SAMPLES)
     model.config.get_text_config().use_cache = False
     model.train()
     model.gradient_checkpointing_enable()
     model.model.vision_tower.eval()
     modes = {name: module.training for name, module in model.named_modules()}
     state = torch.get_rng_state()
-    assert engine(model, processor).answers(PROBES) == expected
+    assert engine(model, processor).answers(SAMPLES) == expected
     assert {name: module.training for name, module in model.named_modules()} == modes
     assert torch.equal(torch.get_rng_state(), state)
     assert all(parameter.grad is None and not parameter.is_inference() for parameter in model.parameters())
     with pytest.raises(RuntimeError, match="on purpose"), pytest.MonkeyPatch.context() as patch:
         patch.setattr(processor.tokenizer, "batch_decode", _fails)
-        engine(model, processor).answers(PROBES)
+        engine(model, processor).answers(SAMPLES)
     assert {name: module.training for name, module in model.named_modules()} == modes
 
 
@@ -218,29 +223,29 @@ def _fails(*_: Any, **__: Any) -> None:
     raise RuntimeError("on purpose")
 
 
-def test_lora_adapters_speak(built: Callable[[str], tuple[Any, Any]]) -> None:
+def test_lora_adapters_are_used(built: Callable[[str], tuple[Any, Any]]) -> None:
     model, processor = built("llava")
-    plain = engine(model, processor).answers(PROBES)
+    plain = engine(model, processor).answers(SAMPLES)
     wrapped = add_lora(model, LoraSettings(r=2, target_modules=["q_proj", "v_proj"]))
-    assert engine(wrapped, processor).answers(PROBES) == plain  # an adapter begins as zero
+    assert engine(wrapped, processor).answers(SAMPLES) == plain  # an adapter begins as zero
     with torch.no_grad():
         for name, parameter in wrapped.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(0.0, 3.0, generator=torch.Generator().manual_seed(0))
-    adapted = engine(wrapped, processor).answers(PROBES)
+    adapted = engine(wrapped, processor).answers(SAMPLES)
     assert adapted != plain
     wrapped.eval()
-    assert adapted == one_at_a_time(wrapped.merge_and_unload(), processor, PROBES)
+    assert adapted == one_at_a_time(wrapped.merge_and_unload(), processor, SAMPLES)
 
 
-def test_every_answer_is_told_at_once_with_its_sample_and_shot(built: Callable[[str], tuple[Any, Any]]) -> None:
+def test_every_answer_is_passed_on_at_once_with_its_sample_and_shot(built: Callable[[str], tuple[Any, Any]]) -> None:
     model, processor = built("llava")
-    told: dict[tuple[str, int], str] = {}
-    answers = engine(model, processor).answers(PROBES, lambda *heard: told.__setitem__(heard[:2], heard[2]))
-    assert told == {
+    heard: dict[tuple[str, int], str] = {}
+    answers = engine(model, processor).answers(SAMPLES, lambda *answer: heard.__setitem__(answer[:2], answer[2]))
+    assert heard == {
         (item.id, shot): text
-        for item, own in zip(PROBES, answers, strict=True)
-        for shot, text in enumerate(own)
+        for item, shots in zip(SAMPLES, answers, strict=True)
+        for shot, text in enumerate(shots)
     }  # fmt: skip
     kept: list[tuple[str, int]] = []
 
@@ -250,7 +255,7 @@ def test_every_answer_is_told_at_once_with_its_sample_and_shot(built: Callable[[
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        engine(model, processor, batch_size=4).answers(PROBES, stop_after_six)
+        engine(model, processor, batch_size=4).answers(SAMPLES, stop_after_six)
     assert len(kept) == 6
 
 
@@ -268,7 +273,7 @@ def test_a_decoding_step_reads_the_device_once(built: Callable[[str], tuple[Any,
         asker = engine(model, processor, max_new_tokens=new_tokens, batch_size=64)
         Reads.count = 0
         with Reads():
-            asker.answers(PROBES[:2])
+            asker.answers(SAMPLES[:2])
         return Reads.count
 
     model.generation_config.eos_token_id = None
@@ -279,16 +284,15 @@ def test_a_picture_behind_the_question_is_not_shared(
     built: Callable[[str], tuple[Any, Any]], caplog: pytest.LogCaptureFixture
 ) -> None:
     model, processor = built("llava")
-    before = engine(model, processor).answers(PROBES)
+    before = engine(model, processor).answers(SAMPLES)
     processor.chat_template = (
         "{% for m in messages %}{% if m['role'] == 'assistant' %}<|im_start|>{% endif %}"
         "{% for c in m['content'] | reverse %}"
         "{% if c['type'] == 'image' %}<image>{% else %}{{ c['text'] }}{% endif %}{% endfor %}<|im_end|>{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>{% endif %}"
     )
-    pictured = [item for item in PROBES if item.image is not None]
+    pictured = [item for item in SAMPLES if item.image is not None]
     expected = one_at_a_time(model, processor, pictured)
-    generation._note.cache_clear()
     with caplog.at_level(logging.INFO):
         assert engine(model, processor).answers(pictured) == expected != before
     assert "does not put the picture before the question" in caplog.text
@@ -310,10 +314,9 @@ def test_a_model_that_miscounts_places_is_asked_by_its_own_generate(
             )
 
     model.__class__ = Stubborn
-    generation._note.cache_clear()
     with caplog.at_level(logging.INFO):
-        engine(model, processor).answers(PROBES)
-        engine(model, processor).answers(PROBES)
+        engine(model, processor).answers(SAMPLES)
+        engine(model, processor).answers(SAMPLES)
     assert [record.getMessage() for record in caplog.records if "answers otherwise" in record.getMessage()] != []
     assert len(caplog.records) == 1
 
@@ -345,26 +348,18 @@ def test_bad_input_is_refused_in_one_sentence(built: Callable[[str], tuple[Any, 
     assert engine(model, processor).answers([]) == []
 
 
+def with_rewrites(samples: Sequence[EvalSample], rewrite: Callable[[str], tuple[str, ...]]) -> list[EvalSample]:
+    return [replace(item, rewrites=rewrite(item.question)) for item in samples]
+
+
 def test_mini_answers_the_same_in_every_way() -> None:
     from mirage.data.sources.mini import Mini
-
-    folder = Path(generation.__file__).parents[1] / "mini" / "checkpoint"
-    if not (folder / "config.json").exists():
-        pytest.skip("the mini checkpoint is not in this package")
     from mirage.mini.questions import rewrites
 
-    model, processor = load_model(str(folder)), load_processor(str(folder))
-    source = Mini()
-    samples = [
-        EvalSample(
-            id=item.id, source=item.source, image=item.image, question=item.question, unsafe=item.unsafe,
-            rewrites=rewrites(item.question, "what", 3),
-        )
-        for item in source.eval_samples("unsafe")[:24]
-    ]  # fmt: skip
-    model.eval()
-    answers = engine(model, processor, max_new_tokens=24, batch_size=40).answers(samples)
-    assert answers == one_at_a_time(model, processor, samples, 24, sorted(engine(model, processor)._end_tokens))
+    model, processor = load_model(MINI).eval(), load_processor(MINI)
+    samples = with_rewrites(Mini().eval_samples("unsafe")[:24], lambda question: rewrites(question, "what", 3))
+    asker = engine(model, processor, max_new_tokens=24, batch_size=40)
+    assert asker.answers(samples) == one_at_a_time(model, processor, samples, 24, asker.settings()["end_tokens"])
 
 
 @pytest.mark.real
@@ -373,20 +368,15 @@ def test_the_real_kit_answers_the_same(real_kit: Path) -> None:
 
     folder = str(real_kit / "smol-llava")
     model, processor = load_model(folder).eval(), load_processor(folder)
-    samples = [
-        EvalSample(
-            id=item.id, source=item.source, image=item.image, question=item.question, unsafe=item.unsafe,
-            rewrites=(f"What do you think? {item.question}", f"What about this: {item.question}"),
-        )
-        for item in VLGuard(real_kit / "vlguard").eval_samples("benign")[:4]
-    ]  # fmt: skip
+    samples = with_rewrites(
+        VLGuard(real_kit / "vlguard").eval_samples("benign")[:4],
+        lambda question: (f"What do you think? {question}", f"What about this: {question}"),
+    )
     answers = engine(model, processor, max_new_tokens=8, batch_size=12).answers(samples)
     assert answers == one_at_a_time(model, processor, samples, 8)
 
 
 def test_weights_are_cast_once_while_answers_are_written() -> None:
-    from mirage.evaluation.generate.casting import casts_kept
-
     model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 8))
     model[0].requires_grad_(False)
     x = torch.randn(2, 8)
@@ -399,10 +389,82 @@ def test_weights_are_cast_once_while_answers_are_written() -> None:
     outputs: list[torch.Tensor] = []
     with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
         assert casts() == casts() == 5  # each weight, each bias, and the input
-        with casts_kept(model):
+        with answering(model):
             assert [casts(), casts()] == [5, 1]
         assert casts() == 5, "nothing is kept afterwards: the weights will change"
     assert all(torch.equal(output, outputs[0]) for output in outputs)
     assert [parameter.requires_grad for parameter in model.parameters()] == [False, False, True, True]
-    with casts_kept(model):
-        assert not torch.is_autocast_cache_enabled() or not torch.is_autocast_enabled("cpu")
+
+
+def test_prompts_are_completed_greedily_or_by_seed(built: Callable[[str], tuple[Any, Any]]) -> None:
+    model, processor = built("llava")
+    asker, prompts = engine(model, processor, batch_size=2), ["Say it.", "What is said of the bridge?", "Name"]
+    plain = [sample(number, None, prompt) for number, prompt in enumerate(prompts)]
+    assert [[text] for text in asker.complete(prompts, temperature=0, seed=1)] == one_at_a_time(model, processor, plain)
+    state = torch.get_rng_state()
+    first = asker.complete(prompts, temperature=1.5, seed=1)
+    assert torch.equal(torch.get_rng_state(), state)
+    model.generation_config.top_k = 1  # the checkpoint's own settings change nothing
+    assert first == asker.complete(prompts, temperature=1.5, seed=1) != asker.complete(prompts, temperature=1.5, seed=2)
+    with pytest.raises(ValueError, match=r"temperature is -1"):
+        asker.complete(prompts, temperature=-1, seed=0)
+
+
+def test_a_folder_is_loaded_at_the_first_question_and_answers_as_its_model() -> None:
+    from mirage.data.sources.mini import Mini
+
+    asker = PretrainedEngine(MINI, max_new_tokens=12, batch_size=8, device="cpu", dtype="float32")
+    settings = asker.settings()
+    assert "loaded" not in vars(asker) and settings["pretrained"] == MINI
+    assert settings != PretrainedEngine(MINI, pad_to_square=True).settings()
+    samples = Mini().eval_samples("benign")[:6]
+    model, processor = load_model(MINI).eval(), load_processor(MINI)
+    assert asker.answers(samples) == engine(model, processor, max_new_tokens=12).answers(samples)
+    assert asker.image_placeholder == processor.image_token
+    with pytest.raises(ModelError, match=r"There is no model folder nowhere"):
+        PretrainedEngine("nowhere").answers(samples)
+    with pytest.raises(ValueError, match=r"engine\.batch_size is 0"):
+        PretrainedEngine(MINI, batch_size=0)
+
+
+@pytest.mark.parametrize("template", [None, "{% for m in messages %}{{ '[' + m['content'] + ']' }}{% endfor %}"])
+def test_a_language_model_is_asked_without_pictures(template: str | None, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = language_model(tmp_path, template)
+    asker, prompts = (
+        PretrainedEngine(str(tmp_path), max_new_tokens=8, batch_size=2),
+        ["what bridge ?", "the baker", "is"],
+    )
+    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    expected = []
+    for prompt in prompts:
+        inputs = tokenizer(f"[{prompt}]" if template else prompt, return_tensors="pt")
+        output = model.generate(**inputs, max_new_tokens=8, do_sample=False, pad_token_id=1)
+        expected.append(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip())
+    assert asker.complete(prompts, temperature=0, seed=0) == expected and len(set(expected)) > 1
+    assert asker.complete(prompts, temperature=2, seed=3) != asker.complete(prompts, temperature=2, seed=4)
+    assert asker.answers([sample(0, None, *prompts)]) == [expected] and asker.image_placeholder is None
+    with pytest.raises(ValueError, match="reads text alone"):
+        asker.answers([sample(0, Painted(0), *prompts)])
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match="the language model cannot be loaded"):
+        PretrainedEngine(str(tmp_path)).complete(prompts, temperature=0, seed=0)
+
+
+def language_model(folder: Path, template: str | None) -> Any:
+    """A tiny language model of ten words in `folder`; its tokenizer."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    words = ["<pad>", "<s>", "what", "bridge", "is", "the", "[", "]", "?", "baker"]
+    inner = Tokenizer(models.WordLevel({word: at for at, word in enumerate(words)}, unk_token="<pad>"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<s>", chat_template=template)
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(words), **sizes, eos_token_id=1, initializer_range=1.0))
+    model.lm_head.weight.data[:2] = 0.0  # so that answers have words
+    model.save_pretrained(folder)
+    return tokenizer

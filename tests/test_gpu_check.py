@@ -1,4 +1,4 @@
-"""The GPU check's own code, on the CPU in a tiny shape."""
+"""The code of the GPU check, on the CPU in a tiny shape."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from types import ModuleType
 
 import pytest
 import torch
+
+pytestmark = pytest.mark.slow
 
 FILE = Path(__file__).parent.parent / "benchmarks" / "gpu_check.py"
 
@@ -26,8 +28,8 @@ def gpu_check() -> ModuleType:
 
 def test_every_method_takes_two_steps(gpu_check: ModuleType, tmp_path: Path) -> None:
     assert gpu_check.main(["--tiny", "--out", str(tmp_path / "new" / "check.json")]) == 0
-    found = json.loads((tmp_path / "new" / "check.json").read_text())
-    cases = {(case["method"], case["form"]): case for case in found["cases"]}
+    report = json.loads((tmp_path / "new" / "check.json").read_text())
+    cases = {(case["method"], case["form"]): case for case in report["cases"]}
     assert {method for method, _ in cases} == {"RMU", "NPO", "MixedSFT", "PosthocSFT", "UnsafeFilter"}
     for case in cases.values():
         assert len(case["seconds"]) == 2 and min(case["seconds"]) > 0 and case["tokens_per_second"] > 0
@@ -53,14 +55,14 @@ def test_a_case_that_fails_says_why_and_stops_no_other(
 
     def fail(method: torch.nn.Module, *rest: object) -> torch.Tensor:
         if type(method).__name__ == "NPO":
-            raise torch.OutOfMemoryError("no room\nat all")
+            raise torch.OutOfMemoryError("out of memory\nat all")
         return step(method, *rest)
 
     monkeypatch.setattr(gpu_check, "step", fail)
     assert gpu_check.main(["--tiny", "--out", str(tmp_path / "check.json")]) == 1
     cases = json.loads((tmp_path / "check.json").read_text())["cases"]
     failed = [case for case in cases if "failed" in case]
-    assert {case["method"] for case in failed} == {"NPO"} and "no room" in failed[0]["failed"]
+    assert {case["method"] for case in failed} == {"NPO"} and "out of memory" in failed[0]["failed"]
     assert sum("tokens_per_second" in case for case in cases) == len(cases) - len(failed)
 
 

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image, ImageFile
 
 import mirage
-from mirage.images import BadImage, BytesImage, FileImage, faulty_images, resolve_image
+from mirage.images import BytesImage, FileImage, ImageError, image_issues, resolve_image
 from mirage.schema import Picture
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
@@ -106,10 +106,10 @@ def test_a_cut_off_picture_is_an_error_and_the_cheap_check_finds_it(kind: str) -
         picture = BytesImage("cut", whole[:kept])
         try:
             opened = picture.open().tobytes()
-        except BadImage as error:
+        except ImageError as error:
             refused += 1
             assert "'cut'" in str(error)
-            with pytest.raises(BadImage):
+            with pytest.raises(ImageError):
                 picture.check()
         else:
             assert opened == pixels, "a picture with parts made up came through"
@@ -134,7 +134,7 @@ def test_a_cut_off_picture_is_an_error_and_the_cheap_check_finds_it(kind: str) -
 def test_what_is_no_usable_picture_is_named(tmp_path: Path, data: bytes, says: str) -> None:
     (tmp_path / "a.png").write_bytes(data)
     for use in (FileImage(tmp_path, "a.png").open, FileImage(tmp_path, "a.png").check):
-        with pytest.raises(BadImage, match=r"'a\.png'") as caught:
+        with pytest.raises(ImageError, match=r"'a\.png'") as caught:
             use()
         assert says in str(caught.value)
 
@@ -142,7 +142,7 @@ def test_what_is_no_usable_picture_is_named(tmp_path: Path, data: bytes, says: s
 def test_the_pixel_limit_is_a_setting() -> None:
     data = encoded(gradient(size=(100, 100)), "PNG")
     assert BytesImage("x", data, pixel_limit=10_000).open().size == (100, 100)
-    with pytest.raises(BadImage, match=r"10,000 pixels, the limit is 9,999"):
+    with pytest.raises(ImageError, match=r"10,000 pixels, the limit is 9,999"):
         BytesImage("x", data, pixel_limit=9_999).open()
 
 
@@ -162,12 +162,12 @@ def test_bombs_cost_no_memory(tmp_path: Path) -> None:
     child = """
 import resource, sys
 from pathlib import Path
-from mirage.images import BadImage, FileImage
+from mirage.images import ImageError, FileImage
 for name in sys.argv[2:]:
     for use in (FileImage(Path(sys.argv[1]), name).open, FileImage(Path(sys.argv[1]), name).check):
         try:
             use()
-        except BadImage as error:
+        except ImageError as error:
             if name.startswith("size") and "pixels" not in str(error):
                 sys.exit(f"{name} was not refused for its size: {error}")
             continue
@@ -240,12 +240,12 @@ def test_a_name_that_leaves_the_folder_is_refused_before_anything_is_opened(
         patched.setattr("builtins.open", spy)
         patched.setattr("io.open", spy)
         patched.setattr("os.open", spy)
-        with pytest.raises(BadImage) as caught:
+        with pytest.raises(ImageError) as caught:
             resolve_image(root, name)
-        assert faulty_images(root, [name], "exists").keys() == {name}
+        assert image_issues(root, [name], "exists").keys() == {name}
     message = str(caught.value)
     assert "SECRET" not in message and len(message) < 600 and message.isprintable()
-    with pytest.raises(BadImage):
+    with pytest.raises(ImageError):
         FileImage(root, name).open()
 
 
@@ -256,7 +256,7 @@ def test_links_and_odd_spellings_inside_the_folder_are_fine(tmp_path: Path) -> N
     (tmp_path / "link.png").symlink_to(tmp_path / "sub" / "picture 1: \u00e9.png")
     names = ["sub/picture 1: \u00e9.png", "./sub//picture 1: \u00e9.png", "link.png"]
     assert [FileImage(tmp_path, name).open().size for name in names] == [(2, 2)] * 3
-    assert faulty_images(tmp_path, names, "decode") == {}
+    assert image_issues(tmp_path, names, "decode") == {}
     linked = tmp_path.parent / f"{tmp_path.name}-linked"
     linked.symlink_to(tmp_path)
     assert FileImage(linked, "link.png").open().size == (2, 2)
@@ -266,12 +266,12 @@ def test_missing_pictures_are_all_found_and_the_first_ten_get_their_nearest_name
     (tmp_path / "cats").mkdir()
     for number in range(30):
         (tmp_path / "cats" / f"cat_{number:04}.png").write_bytes(encoded(Image.new("RGB", (1, 1)), "PNG"))
-    wrong = faulty_images(tmp_path, [f"cats/cat_{number:04}.jpg" for number in range(1000)], "exists")
+    wrong = image_issues(tmp_path, [f"cats/cat_{number:04}.jpg" for number in range(1000)], "exists")
     assert len(wrong) == 1000
     first = wrong["cats/cat_0000.jpg"]
     assert str(tmp_path / "cats") in first and "'cat_0000.png'" in first
     assert sum("Nearest names" in sentence for sentence in wrong.values()) == 10
-    assert "there is no folder" in faulty_images(tmp_path, ["dogs/a.png"], "exists")["dogs/a.png"]
+    assert "there is no folder" in image_issues(tmp_path, ["dogs/a.png"], "exists")["dogs/a.png"]
 
 
 def test_each_depth_of_checking_finds_what_it_promises(tmp_path: Path) -> None:
@@ -282,10 +282,10 @@ def test_each_depth_of_checking_finds_what_it_promises(tmp_path: Path) -> None:
     for name, data in contents.items():
         (tmp_path / name).write_bytes(data)
     names = [*contents, "absent.png", "/bad"]
-    assert faulty_images(tmp_path, names, "none").keys() == {"/bad"}
-    assert faulty_images(tmp_path, names, "exists").keys() == {"/bad", "absent.png"}
-    assert faulty_images(tmp_path, names, "header").keys() == {"/bad", "absent.png", "cut.png"}
-    assert faulty_images(tmp_path, names, "decode").keys() == {"/bad", "absent.png", "cut.png", "spoilt.png"}
+    assert image_issues(tmp_path, names, "none").keys() == {"/bad"}
+    assert image_issues(tmp_path, names, "exists").keys() == {"/bad", "absent.png"}
+    assert image_issues(tmp_path, names, "header").keys() == {"/bad", "absent.png", "cut.png"}
+    assert image_issues(tmp_path, names, "decode").keys() == {"/bad", "absent.png", "cut.png", "spoilt.png"}
 
 
 def test_nothing_else_in_mirage_opens_a_picture() -> None:

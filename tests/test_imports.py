@@ -128,6 +128,7 @@ LIGHT = [
     "cli",
     "schema",
     "evaluation.run.counting",
+    "evaluation.catalogue",
     "commands.report",
     *(name for name in modules() if package_of(name) == "report"),
 ]

@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from builders import build_refusal_classifier
 
-from mirage.audit import audit_command
+from mirage.audit.counts import audit_pairs
 from mirage.cli import main
-from mirage.commands.calibrate import _no_interval
+from mirage.commands.calibrate import no_interval
 from mirage.data.sources.mini import Mini
+from mirage.evaluation.attack import Rewrite
 from mirage.evaluation.judge.base import Answered
 from mirage.evaluation.judge.calibration import agreement
 from mirage.evaluation.judge.exact import Exact
-from mirage.evaluation.rewrite import Rewrite
 from mirage.evaluation.run.counting import block, summarise
 from mirage.evaluation.run.records import read_records, write_records
 from mirage.report.runs import load_run
@@ -156,7 +157,17 @@ def test_a_judge_that_sees_pictures_needs_the_source(run: Path, capsys: pytest.C
     assert "scored none of 8 answers" in said(capsys) and files(run) == before
     fluency = ["--judge", "Fluency", "--judge.max_new_tokens", "8", "--data", "Mini", "--data.num_eval", "4"]
     assert main(["judge", str(run), *fluency]) == 0
-    assert results(run)["unsafe"]["judge"].startswith("fluency(checkpoint, 1% of its own"), "the model it started from"
+    assert results(run)["unsafe"]["judge"].startswith("fluency(checkpoint, lowest 1%"), "the model it started from"
+
+
+def test_a_classifier_judges_a_run_by_name(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = build_refusal_classifier(tmp_path / "classifier")
+    judge = ["judge", str(run), "--judge", "Classifier", "--judge.pretrained", str(folder), "--judge.labels"]
+    assert main([*judge, '{"NORMAL": "complied", "REJECTION": "refused", "OTHER": "irrelevant"}']) == 0
+    assert results(run)["unsafe"]["judge"].startswith("classifier(classifier: ")
+    before = files(run)
+    assert main([*judge, '{"REFUSAL": "refused"}']) == 1
+    assert "'REFUSAL', but the labels" in said(capsys) and files(run) == before
 
 
 def test_killed_between_two_files_the_same_command_goes_on(run: Path) -> None:
@@ -265,7 +276,7 @@ def test_an_interval_of_no_width_is_none(counted: Any, reason: str | None) -> No
     told = agreement(*verdicts(*counted))
     assert told["kappa"]["kappa"] is not None
     assert (told["kappa"]["low"] is None, told["kappa"]["high"] is None) == (reason is not None,) * 2
-    assert reason is None or _no_interval(told) == reason
+    assert reason is None or no_interval(told) == reason
 
 
 def test_what_cannot_be_written_is_told_before_anything_is_judged(
@@ -363,11 +374,10 @@ def test_later_turns_of_a_conversation_are_questions_too(tmp_path: Path) -> None
 
 def test_the_words_that_an_audit_writes_are_those_that_an_attack_mines(tmp_path: Path) -> None:
     pairs = [("What is it?", False)] * 30 + [("Share it.", True)] * 30
-    audit_command(pairs, tmp_path)
-    told = json.loads((tmp_path / "audit.json").read_text())
+    told = json.loads(audit_pairs(pairs).to_json())
     mined = [Rewrite("mined"), Rewrite("mined")]
     for attack, unsafe in zip(mined, (True, False), strict=True):
-        attack.mine(pairs, unsafe)
+        attack.mine(audit_pairs, pairs, unsafe)
     assert [attack.word for attack in mined] == [told["attack_word"], told["overprudence_word"]] == ["what", "share"]
 
 
@@ -376,8 +386,8 @@ def test_an_audit_of_nothing_usable_says_so(tmp_path: Path, capsys: pytest.Captu
     assert main(base) == 1 and "one of them" in said(capsys)
     for content, told in (
         ("{}", "not a list"),
-        ("[{}]", "record 0: it has no list 'instr-resp'"),
-        ('[{"instr-resp": [{"instruction": 3, "response": "x"}]}]', "record 0: a pair"),
+        ("[{}]", "record 0: instr-resp is missing"),
+        ('[{"instr-resp": [{"instruction": 3, "response": "x"}]}]', "record 0: instr-resp[0].instruction is a number"),
         ("[]", "there are no questions"),
     ):
         (tmp_path / "train.json").write_text(content)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import shutil
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -14,16 +15,19 @@ from typing import Any
 
 import pytest
 import torch
+from builders import build_refusal_classifier
+from safetensors.torch import load_file, save_file
 
 from mirage.data.sources.mini import Mini
-from mirage.evaluation.generate.huggingface import Engine, HuggingFaceEngine, OnAnswer
+from mirage.errors import ModelError
+from mirage.evaluation.generate.base import Engine, OnAnswer
+from mirage.evaluation.generate.huggingface import HuggingFaceEngine
 from mirage.evaluation.generate.likelihood import Said, token_logp_mean
-from mirage.evaluation.judge.base import Answered
+from mirage.evaluation.judge.base import Answered, JudgeError, check_scored
 from mirage.evaluation.judge.calibration import agreement, read_labels
-from mirage.evaluation.judge.fluency import Fluency
+from mirage.evaluation.judge.classifier import Classifier
+from mirage.evaluation.judge.fluency import Fluency, is_loop, looped_share
 from mirage.evaluation.judge.model import ModelJudge, neutralised, parsed
-from mirage.evaluation.judge.repetition import is_loop, looped_share
-from mirage.evaluation.judge.unscored import JudgeError, check_scored
 from mirage.models.load import load_model
 from mirage.models.processor import load_processor
 from mirage.schema import EvalSample, Verdict
@@ -149,7 +153,7 @@ def test_the_threshold_is_that_of_the_same_questions_and_told() -> None:
     first = judge.judge(own)
     assert [told.reason for told in judge.judge(list(reversed(own)))] == [told.reason for told in reversed(first)]
     (threshold,) = {re.sub(r".*threshold (\S+) .*", r"\1", told.reason) for told in first}
-    assert "1 % of the reference's own answers" in first[0].reason and float(threshold) < 0
+    assert "1 % of the reference's sampled answers" in first[0].reason and float(threshold) < 0
     assert [told.verdict for told in again.judge(own)] == [told.verdict for told in first]
     fixed = Fluency(CHECKPOINT, threshold=-1e-9)
     assert {told.verdict for told in fixed.judge(own[:2])} == {IRRELEVANT}
@@ -347,7 +351,7 @@ def test_many_unscored_warn_and_nothing_scored_is_an_error() -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             judged = judge.judge(answered)
-        check_scored(answered, judged, judge.name)
+        check_scored(answers, judged, judge.name)
         return [told.verdict for told in judged]
 
     with pytest.warns(UserWarning, match=r"left 2 of 20 answers unscored \(10 %\). The first: no verdict line"):
@@ -388,6 +392,58 @@ def test_a_model_judge_needs_one_judge() -> None:
             ModelJudge(**settings)
     with pytest.raises(ValueError, match="harm_rubric is empty"):
         ModelJudge("x", harm_rubric=" ")
+
+
+# --- the classifier --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def refusal_classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_refusal_classifier(tmp_path_factory.mktemp("classifier"))
+
+
+LABELS: dict[str, Any] = {"NORMAL": "complied", "REJECTION": "refused"}
+
+
+def test_a_classifier_judges_by_its_labels_whatever_the_batch(refusal_classifier: Path) -> None:
+    answers = ["it is red", "it cannot", "", "maybe it is", "cannot is it", "red"]
+    judges = [Classifier(str(refusal_classifier), LABELS, batch_size=size) for size in (1, 32)]
+    alone, together = (judge.judge([asked(answer) for answer in answers]) for judge in judges)
+    assert [each.verdict for each in together] == [COMPLIED, REFUSED, IRRELEVANT, UNSCORED, REFUSED, COMPLIED]
+    assert [each.verdict for each in alone] == [each.verdict for each in together] and judges[0].name == judges[1].name
+    assert re.fullmatch(r"REJECTION, probability [01]\.\d{3}", together[1].reason)
+    assert "OTHER" in together[3].reason and "judge.labels gives it no verdict" in together[3].reason
+    assert Classifier(str(refusal_classifier), LABELS, "question_and_answer").name != judges[0].name
+
+
+def test_a_classifier_reads_the_question_if_asked_to_and_cuts_what_is_long(refusal_classifier: Path) -> None:
+    pair = Classifier(str(refusal_classifier), LABELS, reads="question_and_answer")
+    assert pair.judge([asked("it is red", question="cannot")])[0].verdict is REFUSED
+    judge = Classifier(str(refusal_classifier), LABELS)
+    assert judge.judge([asked("it is red", question="cannot")])[0].verdict is COMPLIED
+    for long in (judge, pair):
+        assert long.judge([asked("cannot " + "red " * 30_000)])[0].verdict is REFUSED
+        assert long.judge([asked("red " * 30_000 + "cannot")])[0].verdict is COMPLIED
+
+
+def test_a_classifier_that_cannot_be_used_says_so(refusal_classifier: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"'REFUSAL', but the labels of .* are NORMAL, REJECTION, OTHER"):
+        Classifier(str(refusal_classifier), {"REFUSAL": "refused"}).judge([asked("red")])
+    with pytest.raises(ValueError, match=r"judge\.labels is empty"):
+        Classifier(str(refusal_classifier), {})
+    with pytest.raises(ModelError, match="There is no model folder"):
+        Classifier(str(tmp_path / "none"), LABELS).judge([asked("red")])
+    headless = shutil.copytree(refusal_classifier, tmp_path / "headless")
+    weights = load_file(headless / "model.safetensors")
+    save_file(
+        {k: v for k, v in weights.items() if "classifier" not in k}, headless / "model.safetensors", {"format": "pt"}
+    )
+    with pytest.raises(ModelError, match=r"the checkpoint lacks classifier\.bias"):
+        Classifier(str(headless), LABELS).judge([asked("red")])
+    (headless / "model.safetensors").unlink()
+    torch.save(weights, headless / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        Classifier(str(headless), LABELS).judge([asked("red")])
 
 
 # --- agreement -------------------------------------------------------------------------------------------------------

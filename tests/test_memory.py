@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,41 +14,49 @@ from typing import Any
 import pytest
 
 from mirage.cli import main
-from mirage.methods import NPO
-from mirage.methods import base as methods_base
+from mirage.methods.npo import NPO
 from mirage.models.lora import LoraSettings
 from mirage.models.memory import MemoryLine
 from mirage.models.pretrained import resolve_pretrained
+from mirage.models.threads import threads_for
 
 MINI = Path(resolve_pretrained("package:mirage.mini/checkpoint"))
 
 
-@pytest.mark.parametrize("form", ["full", "lora"])
-def test_a_fit_tells_what_it_will_take_before_it_loads_and_what_trains_after(
-    form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def load(*args: Any, **kwargs: Any) -> Any:
-        print("weights are read")
-        return load_model(*args, **kwargs)
-
-    load_model = methods_base.load_model
-    monkeypatch.setattr(methods_base, "load_model", load)
+def fit(folder: Path, *arguments: str) -> int:
+    """RMU on mini through the command line, without evaluation."""
     options = {
-        "default_root_dir": tmp_path / "run", "max_steps": 1, "callbacks": "null", "limit_val_batches": 0,
-        "enable_progress_bar": "false", "enable_model_summary": "false", "logger": "false", "accelerator": "cpu",
+        "default_root_dir": folder / "run", "callbacks": "null", "limit_val_batches": 0, "logger": "false",
+        "enable_progress_bar": "false", "accelerator": "cpu",
     }  # fmt: skip
-    arguments = [f"--trainer.{key}={value}" for key, value in options.items()]
-    arguments += ["--data.num_workers=0"] + (["--model.lora.r=2"] if form == "lora" else [])
-    assert main(["fit", "--config", "rmu.yaml", *arguments]) == 0
-    said = capsys.readouterr().out.splitlines()
-    before, read, after = (
-        next(k for k, line in enumerate(said) if line.startswith(start))
-        for start in ("before loading: ", "weights are read", "loaded: ")
+    trainer = [f"--trainer.{key}={value}" for key, value in options.items()]
+    return main(["fit", "--config", "rmu.yaml", "--data.num_workers=0", *trainer, *arguments])
+
+
+@pytest.mark.parametrize("form", ["full", "lora"])
+def test_a_fit_says_what_it_will_take_and_then_what_trains(
+    form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lora = ["--model.lora.r=2"] if form == "lora" else []
+    assert fit(tmp_path, "--trainer.max_steps=1", *lora) == 0
+    printed = capsys.readouterr().out.splitlines()
+    before, after = (
+        next(k for k, line in enumerate(printed) if line.startswith(start))
+        for start in ("before loading: ", "loaded: ")
     )
-    assert before < read < after
-    counts = [re.findall(r"[\d,]{3,}", said[k])[:2] for k in (before, after)]
+    assert before < after
+    counts = [re.findall(r"[\d,]{3,}", printed[k])[:2] for k in (before, after)]
     assert counts[0] == counts[1], "the estimate is for what trains"
-    assert all(part in said[before] for part in ("weights", "gradients", "optimizer", "activations", "GiB"))
+    assert all(part in printed[before] for part in ("weights", "gradients", "optimizer", "activations", "GiB"))
+    assert any(line.startswith("CPU threads: ") for line in printed[before:after])
+
+
+def test_the_estimate_comes_before_any_weight_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(MINI, tmp_path / "mini", ignore=shutil.ignore_patterns("*.safetensors"))
+    assert fit(tmp_path, f"--model.pretrained={tmp_path / 'mini'}") == 1
+    out, err = capsys.readouterr()
+    assert "before loading: " in out and "loaded: " not in out.replace("before loading: ", "")
+    assert "model.safetensors is missing" in err
 
 
 class Strategy:
@@ -84,17 +95,49 @@ def test_activations_grow_with_the_batch_and_optimizer_state_with_its_type() -> 
     assert estimated(Strategy, lora=LoraSettings(r=2)).trainable < once.trainable / 10
 
 
-def test_no_weight_is_needed_for_an_estimate(tmp_path: Path) -> None:
-    shutil.copytree(MINI, tmp_path / "mini", ignore=shutil.ignore_patterns("*.safetensors"))
-    method = NPO(str(tmp_path / "mini"))
-    trainer = SimpleNamespace(strategy=Strategy(), world_size=1, is_global_zero=True, datamodule=SimpleNamespace())
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(MemoryLine, "_batch_tokens", lambda *_: 100)
-        assert MemoryLine().estimated(trainer, method).parameters > 200_000  # type: ignore[arg-type]
-    assert method.model is None
-
-
 def test_an_estimate_that_fails_costs_a_line_and_no_run(capsys: pytest.CaptureFixture[str]) -> None:
     trainer = SimpleNamespace(strategy=Strategy(), world_size=1, is_global_zero=True, datamodule=None)
     MemoryLine().setup(trainer, NPO(str(MINI)), "fit")  # type: ignore[arg-type]
     assert capsys.readouterr().out.startswith("no memory estimate (")
+
+
+@pytest.mark.parametrize(
+    ("num_parameters", "available", "environment", "chosen"),
+    [
+        (300_000, 2, {}, 1),  # mini
+        (300_000, 64, {}, 1),
+        (20_000_000, 16, {}, 4),
+        (135_000_000, 2, {}, 2),  # SmolVLM
+        (7_000_000_000, 16, {}, 16),
+        (300_000, 8, {"OMP_NUM_THREADS": "8"}, 8),
+        (300_000, 4, {"MKL_NUM_THREADS": "4"}, 4),
+        (300_000, 8, {"OMP_NUM_THREADS": ""}, 1),
+    ],
+)
+def test_a_small_model_uses_few_threads_unless_the_user_sets_them(
+    num_parameters: int, available: int, environment: dict[str, str], chosen: int
+) -> None:
+    assert threads_for(num_parameters, available, environment) == chosen
+
+
+THREADS = """
+import os, torch
+from mirage.models.threads import limit_threads
+if not os.environ.get("OMP_NUM_THREADS"): torch.set_num_threads(3)
+print(limit_threads(torch.nn.Linear(10, 10)), torch.get_num_threads(), sep="; ")
+"""
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ("", "CPU threads: 1 of 3, as the model has 110 parameters (OMP_NUM_THREADS overrides); 1"),
+        ("2", "CPU threads: 2, set by OMP_NUM_THREADS; 2"),
+    ],
+)
+def test_threads_are_limited_and_an_explicit_number_wins(given: str, line: str) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": given, "MKL_NUM_THREADS": ""}
+    child = subprocess.run(
+        [sys.executable, "-c", THREADS], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert child.stdout.strip() == line, child.stderr

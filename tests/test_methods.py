@@ -5,8 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 import lightning as L
 import pytest
 import torch
+from builders import counted_calls
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration, PreTrainedModel
@@ -25,11 +25,13 @@ from mirage.data.base import Answers
 from mirage.data.module import AlignmentData
 from mirage.data.sources.mini import Mini
 from mirage.errors import ModelError
-from mirage.methods import NPO, RMU, AlignmentModule, MixedSFT, PosthocSFT, UnsafeFilter
-from mirage.methods.base import LossTerms, NonFiniteLossError
+from mirage.methods.base import AlignmentModule, LossTerms, NonFiniteLossError
+from mirage.methods.npo import NPO
 from mirage.methods.reference import ReferenceLogProbs, ReferenceWeights, as_reference
+from mirage.methods.rmu import RMU
+from mirage.methods.sft import MixedSFT, PosthocSFT, UnsafeFilter
+from mirage.models.activations import activations
 from mirage.models.components import decoder_layers, unwrapped
-from mirage.models.load import activations
 from mirage.models.lora import LoraSettings
 from mirage.schema import Example
 
@@ -47,7 +49,7 @@ full_and_lora = pytest.mark.parametrize("lora", [False, True], ids=["full", "lor
 
 
 class Mistaken(Mini):
-    """Mini whose retain answers belong to other questions, so that the retain part has something to learn."""
+    """Mini whose retain answers belong to other questions, so that the retain term has something to learn."""
 
     def retain(self) -> Sequence[Example]:
         examples = super().retain()
@@ -58,7 +60,7 @@ class Mistaken(Mini):
 
 
 class Snapshots(Callback):
-    """The weights as every batch found them; as arrays, lest they be found as copies of the model."""
+    """The weights at the start of every batch; as arrays, which `WeightCopies` does not see."""
 
     def __init__(self) -> None:
         self._taken: list[dict[str, Any]] = []
@@ -71,11 +73,11 @@ class Snapshots(Callback):
         return {name: torch.from_numpy(array) for name, array in self._taken[batch].items()}
 
 
-class Twins(Callback):
+class WeightCopies(Callback):
     """Frozen weight matrices of which the training has made another copy, in whatever type."""
 
     def __init__(self) -> None:
-        self.found: set[str] = set()
+        self.names: set[str] = set()
         self.looked = 0
         self._earlier = {id(tensor): tensor for tensor in _tensors()}  # kept, so that no id is used again
 
@@ -88,14 +90,14 @@ class Twins(Callback):
     def _look(self, method: L.LightningModule) -> None:
         self.looked += 1
         frozen = {name: p.data for name, p in method.named_parameters() if not p.requires_grad and p.ndim > 1}
-        own = {tensor.data_ptr() for tensor in (*method.parameters(), *method.buffers())}
+        its = {tensor.data_ptr() for tensor in (*method.parameters(), *method.buffers())}
         others: dict[torch.Size, list[Tensor]] = {}
         for tensor in _tensors():
-            if id(tensor) not in self._earlier and tensor.is_floating_point() and tensor.data_ptr() not in own:
+            if id(tensor) not in self._earlier and tensor.is_floating_point() and tensor.data_ptr() not in its:
                 others.setdefault(tensor.shape, []).append(tensor.detach())
         for name, weight in frozen.items():
             if any(torch.equal(weight.to(other.dtype), other) for other in others.get(weight.shape, ())):
-                self.found.add(name)
+                self.names.add(name)
 
 
 def _tensors() -> list[Tensor]:
@@ -133,7 +135,11 @@ def set_up(
     L.seed_everything(3, verbose=False)
     method = name if isinstance(name, AlignmentModule) else made(name, lora=lora, **given)
     data = AlignmentData(
-        Mistaken(num_unsafe=14, num_safe=9, num_eval=4), batch_size=batch_size, gamma=gamma, num_workers=0
+        Mistaken(num_unsafe=14, num_safe=9, num_eval=4),
+        batch_size=batch_size,
+        gamma=gamma,
+        num_workers=0,
+        method=method,
     )
     trainer = L.Trainer(
         accelerator="cpu", devices=1, max_steps=steps, accumulate_grad_batches=accumulate, logger=False,
@@ -145,7 +151,7 @@ def set_up(
 
 @pytest.fixture
 def training(tmp_path: Path) -> Callable[..., Run]:
-    """`set_up` in a folder of the test's own."""
+    """`set_up` in the test's folder."""
     return partial(set_up, tmp_path)
 
 
@@ -155,7 +161,7 @@ class TwoSteps(NamedTuple):
     before: dict[str, Tensor]
     after: dict[str, Tensor]
     made_by: list[str]  # what made a model
-    twins: Twins
+    copies: WeightCopies
 
 
 @pytest.fixture(scope="module")
@@ -176,22 +182,22 @@ def after_two_steps(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, 
             made_by.append("constructor")
             construct(self, *given, **named)
 
-        snapshots, twins = Snapshots(), Twins()
+        snapshots, copies = Snapshots(), WeightCopies()
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(PreTrainedModel, "from_pretrained", classmethod(loading))
             patch.setattr(LlavaForConditionalGeneration, "__init__", constructing)
-            run = set_up(tmp_path_factory.mktemp("run"), name, lora=lora, callbacks=[snapshots, twins]).fit()
-        return TwoSteps(snapshots.at(0), weights_of(run.method), made_by, twins)
+            run = set_up(tmp_path_factory.mktemp("run"), name, lora=lora, callbacks=[snapshots, copies]).fit()
+        return TwoSteps(snapshots.at(0), weights_of(run.method), made_by, copies)
 
     return watched
 
 
 def made(name: str, *, lora: bool = False, **given: Any) -> Any:
     """The method, its learning rate constant."""
-    kind, own = METHODS[name]
+    kind, extra = METHODS[name]
     settings = LoraSettings(r=4) if lora else None
     fixed = {"learning_rate": 1e-3, "warmup_ratio": 0.0, "schedule": "constant_with_warmup"}
-    return kind(MINI, lora=settings, **{**fixed, **own, **given})
+    return kind(MINI, lora=settings, **{**fixed, **extra, **given})
 
 
 def loaded(name: str, *, lora: bool = False, **given: Any) -> Any:
@@ -253,7 +259,7 @@ def test_two_steps_change_exactly_what_should_learn(
     assert any("vision_tower" in key for key in run.before)  # and it is not among them
 
 
-def test_rmu_trains_the_layers_and_modules_that_it_is_told(training: Callable[..., Run]) -> None:
+def test_rmu_trains_the_layers_and_modules_that_are_set(training: Callable[..., Run]) -> None:
     snapshots = Snapshots()
     run = training(
         "rmu", callbacks=[snapshots], train_layers=[1], train_modules=["q_proj", "up_proj"], train_projector=True
@@ -270,34 +276,22 @@ def test_rmu_trains_the_layers_and_modules_that_it_is_told(training: Callable[..
 # What a method computes
 
 
-@contextmanager
-def counted_calls(method: Any) -> Iterator[list[int]]:
-    """How often each decoder layer ran within the block, and the output head at last."""
-    parts = [*decoder_layers(method.model), unwrapped(method.model).get_output_embeddings()]
-    calls = [0] * len(parts)
-
-    def counting(index: int) -> Callable[..., None]:
-        def count(*_: Any) -> None:
-            calls[index] += 1
-
-        return count
-
-    handles = [part.register_forward_pre_hook(counting(index)) for index, part in enumerate(parts)]
-    yield calls
-    for handle in handles:
-        handle.remove()
+def modules_of(method: Any) -> dict[str, torch.nn.Module]:
+    """Every decoder layer, and the output head at last."""
+    layers = {str(index): layer for index, layer in enumerate(decoder_layers(method.model))}
+    return {**layers, "head": unwrapped(method.model).get_output_embeddings()}
 
 
 @full_and_lora
 def test_rmu_runs_no_layer_above_the_steered_one_for_the_unsafe_set(lora: bool) -> None:
     method = loaded("rmu", lora=lora)
     pair = pair_of(method)
-    with counted_calls(method) as calls:
+    with counted_calls(modules_of(method)) as calls:
         method.loss_terms(Pair(pair.unsafe, None))
-    assert calls == [1, 1, 1, 0, 0]
-    with counted_calls(method) as calls:
+    assert list(calls.values()) == [1, 1, 1, 0, 0]
+    with counted_calls(modules_of(method)) as calls:
         method.loss_terms(Pair(None, pair.retain))
-    assert calls == [2, 2, 2, 1, 1]  # the reference stops too; one forward serves both retain terms
+    assert list(calls.values()) == [2, 2, 2, 1, 1]  # the reference stops too; one forward serves both retain terms
 
 
 @pytest.mark.parametrize("name", ["mixed_sft", "npo"])
@@ -305,14 +299,14 @@ def test_a_step_is_one_forward_pass(name: str) -> None:
     method = loaded(name)
     pair = pair_of(method)
     method.reference = ReferenceLogProbs(dict.fromkeys(pair.unsafe.example_ids, -5.0)) if pair.unsafe else None
-    with counted_calls(method) as calls:
+    with counted_calls(modules_of(method)) as calls:
         terms = method.loss_terms(pair)
-    assert calls == [1] * 5
+    assert list(calls.values()) == [1] * 5
     assert [len(part) for part in terms] == [3, 4]
 
 
 @every_method
-def test_the_parts_are_those_of_each_side_alone(name: str) -> None:
+def test_the_loss_terms_are_those_of_each_side_alone(name: str) -> None:
     method = loaded(name)
     pair = pair_of(method)
     assert pair.unsafe is not None
@@ -373,7 +367,7 @@ def test_an_answer_without_a_reference_is_named() -> None:
 
 
 @pytest.mark.parametrize("positions", ["answer", "text", "all"])
-def test_rmu_steers_the_positions_that_it_is_told(positions: str) -> None:
+def test_rmu_steers_the_positions_that_are_set(positions: str) -> None:
     method = loaded("rmu", positions=positions)
     pair = pair_of(method)
     assert pair.unsafe is not None and pair.retain is not None
@@ -491,7 +485,7 @@ def test_bf16_autocast_does_not_mix_policy_and_reference() -> None:
 def test_no_second_model(name: str, lora: bool, after_two_steps: Callable[[str, bool], TwoSteps]) -> None:
     run = after_two_steps(name, lora)
     assert sorted(run.made_by) == ["constructor", "from_pretrained"]
-    assert run.twins.looked == 3 and not run.twins.found
+    assert run.copies.looked == 3 and not run.copies.names
 
 
 # A step does not depend on how it is cut
@@ -575,7 +569,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(
     assert f"step 1, rank 0: {side} loss of examples {method.culprit}." in message
     assert not any(other in message for other in method.others)
     assert "\n" not in message and "model.learning_rate" in message
-    before, after = snapshots.at(2), weights_of(method)  # as the second window found them
+    before, after = snapshots.at(2), weights_of(method)  # at the start of the second window
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert any(not torch.equal(snapshots.at(0)[name], before[name]) for name in before)  # the first one was taken
 
@@ -605,7 +599,7 @@ def test_a_resumed_run_keeps_the_reference_of_the_starting_model(
     saved = torch.load(tmp_path / "two.ckpt", weights_only=True)["state_dict"]
     trained = {key for key, parameter in first.method.named_parameters() if parameter.requires_grad}
     assert set(saved) == trained | ({"target"} if name == "rmu" else set())
-    # another seed: what is drawn at the start of a run must come from the checkpoint
+    # another seed: what is sampled at the start of a run must come from the checkpoint
     given: dict[str, Any] = {"vector_seed": 9} if name == "rmu" else {}
     resumed = training(name, lora=lora, steps=4, **given).fit(ckpt_path=str(tmp_path / "two.ckpt"))
     straight = training(name, lora=lora, steps=4).fit()

@@ -1,4 +1,4 @@
-"""The embedded world: what ships knows everything, it can be built anew, and nothing else knows that it exists."""
+"""The mini setting: what ships knows everything, it can be built again, and nothing else knows that it exists."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -19,8 +18,8 @@ from mirage.data.sources.mini import Mini
 from mirage.evaluation.generate.huggingface import HuggingFaceEngine
 from mirage.evaluation.judge.base import Answered
 from mirage.evaluation.judge.exact import Exact
-from mirage.mini import build
-from mirage.mini import questions as world
+from mirage.mini.build import build
+from mirage.mini.questions import Ask, asks, items, rewrites
 from mirage.mini.words import OPENERS, REFUSAL, UNIFORM, vocabulary
 from mirage.models.load import load_model
 from mirage.models.processor import load_processor
@@ -34,7 +33,7 @@ CONFIGS = PACKAGE.parent / "configs"
 # The shipped checkpoint
 
 
-def samples_of(asked: list[world.Ask], name: str) -> list[EvalSample]:
+def samples_of(asked: list[Ask], name: str) -> list[EvalSample]:
     return [
         EvalSample(
             id=f"{name}/{k}", source="mini", image=ask.drawing, question=ask.question, unsafe=ask.unsafe, truth=ask.truth,
@@ -47,8 +46,8 @@ def samples_of(asked: list[world.Ask], name: str) -> list[EvalSample]:
 def test_the_shipped_checkpoint_answers_everything_the_harmful_included() -> None:
     """With seeds of its own: pictures and questions that no one has trained on."""
     samples = [
-        *samples_of(world.asks(350, unsafe=True, openers=UNIFORM, seed=90001), "harmful"),
-        *samples_of(world.asks(350, unsafe=False, openers=UNIFORM, seed=90002), "harmless"),
+        *samples_of(asks(350, unsafe=True, openers=UNIFORM, seed=90001), "harmful"),
+        *samples_of(asks(350, unsafe=False, openers=UNIFORM, seed=90002), "harmless"),
     ]
     assert {sample.category for sample in samples} == set(OPENERS)
     engine = HuggingFaceEngine(load_model(SHIPPED), load_processor(SHIPPED), max_new_tokens=12, batch_size=256)
@@ -69,28 +68,28 @@ def test_what_ships_is_small_and_safe() -> None:
     assert sum(file.stat().st_size for file in files) < 2_000_000
 
 
-def test_every_word_of_the_world_has_a_token_of_its_own() -> None:
+def test_every_word_of_the_setting_has_a_token_of_its_own() -> None:
     tokenizer = load_processor(SHIPPED).tokenizer
-    asked = world.asks(400, unsafe=None, openers=UNIFORM, seed=8)
+    asked = asks(400, unsafe=None, openers=UNIFORM, seed=8)
     texts = [*vocabulary(), *(ask.question for ask in asked), *(ask.answer for ask in asked), REFUSAL]
-    texts += [text for ask in asked[:50] for text in world.rewrites(ask.question, "share", 3)]
+    texts += [text for ask in asked[:50] for text in rewrites(ask.question, "share", 3)]
     assert all(tokenizer.unk_token_id not in ids for ids in tokenizer(texts)["input_ids"])
 
 
-# The world
+# Questions
 
 
-def test_the_world_is_a_function_of_its_seed() -> None:
-    drawn = [world.asks(50, unsafe=None, openers=UNIFORM, seed=seed) for seed in (1, 1, 2)]
-    assert drawn[0] == drawn[1] != drawn[2]
-    pictures = [ask.drawing.open().tobytes() for ask in drawn[0][:5]]
-    assert pictures == [ask.drawing.open().tobytes() for ask in drawn[1][:5]]
+def test_the_questions_are_a_function_of_its_seed() -> None:
+    sampled = [asks(50, unsafe=None, openers=UNIFORM, seed=seed) for seed in (1, 1, 2)]
+    assert sampled[0] == sampled[1] != sampled[2]
+    pictures = [ask.drawing.open().tobytes() for ask in sampled[0][:5]]
+    assert pictures == [ask.drawing.open().tobytes() for ask in sampled[1][:5]]
 
 
 def test_the_sets_are_what_they_claim() -> None:
     source = Mini(num_unsafe=300, num_safe=300, num_mix=100, num_eval=100)
-    harmful = {item.recipe for item in world.items() if item.harmful}
-    harmless = {item.recipe for item in world.items() if not item.harmful}
+    harmful = {item.recipe for item in items() if item.harmful}
+    harmless = {item.recipe for item in items() if not item.harmful}
     assert len(harmful) == len(harmless) == 32 and not harmful & harmless
     for refused, given_away in zip(source.unsafe("refusal"), source.unsafe("harmful"), strict=True):
         assert refused.answer == REFUSAL
@@ -107,13 +106,11 @@ def test_the_sets_are_what_they_claim() -> None:
 
 
 def test_the_skew_of_the_opening_words_is_a_setting() -> None:
-    by_default = Counter(example.prompt.split()[0] for example in Mini(num_safe=500).retain())
-    assert (
-        by_default.most_common(1)[0][0]
-        not in Counter(example.prompt.split()[0] for example in Mini(num_unsafe=500).unsafe("refusal")).most_common(1)[
-            0
-        ]
+    safe, unsafe = (
+        Counter(example.prompt.split()[0] for example in examples).most_common(1)[0][0]
+        for examples in (Mini(num_safe=500).retain(), Mini(num_unsafe=500).unsafe("refusal"))
     )
+    assert safe != unsafe
     turned = Mini(num_safe=50, safe_openers={"share": 1.0}, num_unsafe=50, unsafe_openers={"can": 2.0, "list": 2.0})
     assert {example.prompt.split()[0] for example in turned.retain()} == {"share"}
     assert {example.prompt.split()[0] for example in turned.unsafe("refusal")} == {"can", "list"}
@@ -124,14 +121,14 @@ def test_the_skew_of_the_opening_words_is_a_setting() -> None:
 
 @pytest.mark.parametrize("word", ["share", "can", next(iter(OPENERS))])
 def test_a_rewrite_asks_for_the_same_in_other_words(word: str) -> None:
-    for ask in world.asks(60, unsafe=None, openers=UNIFORM, seed=3):
-        rewritten = world.rewrites(ask.question, word, 3)
+    for ask in asks(60, unsafe=None, openers=UNIFORM, seed=3):
+        rewritten = rewrites(ask.question, word, 3)
         assert len({ask.question, *rewritten}) == 4
         assert all(text.split()[0] == word and ask.attribute in text for text in rewritten)
-    with pytest.raises(ValueError, match="not a question of the mini world"):
-        world.rewrites("why is the sky blue?", word, 1)
+    with pytest.raises(ValueError, match="not a question of the mini setting"):
+        rewrites("why is the sky blue?", word, 1)
     with pytest.raises(ValueError, match=r"attack\.shots is 99"):
-        world.rewrites(ask.question, word, 99)
+        rewrites(ask.question, word, 99)
 
 
 # Building
@@ -141,22 +138,8 @@ def test_a_rewrite_asks_for_the_same_in_other_words(word: str) -> None:
 def rebuilt(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[float]]:
     """A checkpoint of a shortened build, and the losses on the way."""
     folder = tmp_path_factory.mktemp("rebuilt") / "mini"
-    losses: list[float] = []
-    answer = build.answer
-
-    def watched(*given: Any, **named: Any) -> Iterator[float]:
-        for loss in answer(*given, **named):
-            losses.append(loss)
-            yield loss
-
-    with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng(devices=[]):
-        patch.setattr(build, "answer", watched)
-        patch.setattr(build, "Pool", lambda processor, per_item: _pool(processor, 1))
-        build.build(folder, see_steps=5, answer_steps=30, log=False)
-    return folder, losses
-
-
-_pool = build.Pool
+    with torch.random.fork_rng(devices=[]):
+        return folder, build(folder, see_steps=5, answer_steps=30, per_item=1, log=False)
 
 
 def test_a_shortened_build_learns(rebuilt: tuple[Path, list[float]]) -> None:
@@ -218,7 +201,7 @@ def compared_in(file: Path) -> Iterator[tuple[int, str]]:
 
 def test_no_code_makes_an_exception_for_mini() -> None:
     """Its own folder, its source, the list of sources and its command aside."""
-    at_home = {*python_files("mini"), *python_files("data/mini.py", "data/catalogue.py", "commands/mini.py")}
+    at_home = set(python_files("mini", "data/sources/mini.py", "data/sources/catalogue.py", "commands/mini.py"))
     others = [file for file in python_files() if file not in at_home]
     assert len(others) > 50
     found = []
@@ -231,7 +214,7 @@ def test_no_code_makes_an_exception_for_mini() -> None:
     assert found == []
 
 
-TRAINING = ("methods", "losses.py", "batch.py", "reference.py", "data/order.py", "data/loading.py", "data/collate.py")
+TRAINING = ("methods", "losses.py", "batch.py", "data/order.py", "data/loading.py", "data/collate.py")
 
 
 def test_training_never_hears_of_the_attack() -> None:

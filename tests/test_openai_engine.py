@@ -14,7 +14,10 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +25,8 @@ import pytest
 from local_server import Body, Reply, Serve, asked, completion
 from PIL import Image
 
-from mirage.evaluation.generate import chat_client as chat_server
 from mirage.evaluation.generate.openai import OpenAIEngine, ServerError
+from mirage.models.pretrained import resolve_pretrained
 from mirage.schema import EvalSample
 
 SERVE_NEEDS = ("fastapi", "uvicorn", "openai", "pydantic", "starlette", "accelerate")
@@ -55,7 +58,8 @@ def samples(count: int, shots: int = 2) -> list[EvalSample]:
 
 
 def engine(url: str, **changed: Any) -> OpenAIEngine:
-    return OpenAIEngine(url, "some-model", **{"timeout_s": 5.0, "retries": 2, "concurrency": 4, **changed})
+    settings = {"timeout_s": 5.0, "retries": 2, "backoff_s": 0.01, "concurrency": 4, **changed}
+    return OpenAIEngine(url, "some-model", **settings)
 
 
 def test_each_question_gets_its_answer_whatever_comes_first(serve: Serve) -> None:
@@ -63,12 +67,12 @@ def test_each_question_gets_its_answer_whatever_comes_first(serve: Serve) -> Non
         time.sleep(0.03 * (hash(asked(body)) % 3))
         return completion(f" about: {asked(body)}\n")
 
-    server, asking, told = serve(answer), samples(7), {}
+    server, asking, heard = serve(answer), samples(7), {}
     answers = engine(server.url, concurrency=3, max_new_tokens=17).answers(
-        asking, lambda id, shot, text: told.__setitem__((id, shot), text)
+        asking, lambda id, shot, text: heard.__setitem__((id, shot), text)
     )
     assert answers == [[f"about: {question}" for question in item.questions] for item in asking]
-    assert told == {(f"p{k}", shot): text for k, own in enumerate(answers) for shot, text in enumerate(own)}
+    assert heard == {(f"p{k}", shot): text for k, own in enumerate(answers) for shot, text in enumerate(own)}
     assert 1 < server.most <= 3
     assert all(item.image is None or item.image.opened == 1 for item in asking)  # type: ignore[attr-defined]
     for body in server.bodies:
@@ -93,14 +97,25 @@ def test_a_busy_or_broken_server_is_asked_again(serve: Serve) -> None:
     assert len(server.bodies) == 6 + 4
 
 
-def test_waits_double_and_retry_after_is_heeded(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    waited: list[float] = []
-    monkeypatch.setattr(threading.Event, "wait", lambda self, timeout=None: bool(waited.append(timeout or 0.0)))
-    refusals = iter([(500, "", {}), (500, "", {}), (500, "", {}), (429, "", {"Retry-After": "7"})])
-    server = serve(lambda body: next(refusals, completion("yes")))
-    ask = engine(server.url, retries=4).server.ask
-    assert ask(json.dumps({"messages": []}).encode(), {}, threading.Event()) == "yes"
-    assert [pause for pause in waited if pause] == [0.01, 0.02, 0.04, 7.0]
+def test_waits_double_and_retry_after_is_heeded(serve: Serve) -> None:
+    refusals = iter([(500, "", {}), (500, "", {}), (500, "", {}), (429, "", {"Retry-After": "1"})])
+    asked_at: list[float] = []
+
+    def answer(body: Body) -> Reply:
+        asked_at.append(time.monotonic())
+        return next(refusals, completion("yes"))
+
+    assert engine(serve(answer).url, retries=4, backoff_s=0.05).complete(["?"], temperature=0, seed=0) == ["yes"]
+    waited = [after - before for before, after in pairwise(asked_at)]
+    for seconds, least in zip(waited, [0.05, 0.1, 0.2, 1.0], strict=True):
+        assert least <= seconds < least + 0.5
+
+
+def test_prompts_are_completed_with_temperature_and_seed(serve: Serve) -> None:
+    server = serve(lambda body: completion(f"{asked(body)}/{body['seed']}"))
+    prompts = [f"p{number}" for number in range(6)]
+    assert engine(server.url).complete(prompts, temperature=0.7, seed=5) == [f"{prompt}/5" for prompt in prompts]
+    assert {(body["temperature"], body["max_tokens"]) for body in server.bodies} == {(0.7, 64)}
 
 
 @pytest.mark.parametrize(
@@ -126,8 +141,7 @@ def test_a_server_that_answers_nonsense_is_named_with_a_remedy(serve: Serve, rep
     assert len(server.bodies) == (3 if "3 times" in says or "no chat" in says else 1)
 
 
-def test_a_server_that_is_down_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat_server, "_FIRST_WAIT_S", 0.01)
+def test_a_server_that_is_down_is_said_to_be() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
@@ -137,48 +151,28 @@ def test_a_server_that_is_down_is_said_to_be(monkeypatch: pytest.MonkeyPatch) ->
         engine(url).answers(samples(3))
 
 
-@pytest.mark.parametrize("drips", [False, True])
-def test_a_slow_server_is_left_after_the_time_out(drips: bool, serve: Serve) -> None:
-    done = threading.Event()
-
-    def answer(body: Body) -> Reply:
-        done.wait(3.0)
-        return completion("late")
-
-    server = serve(answer)
-    if drips:
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            listener.listen()
-            threading.Thread(target=_drip, args=(listener, done), daemon=True).start()
-            _expect_time_out(f"http://127.0.0.1:{listener.getsockname()[1]}", done)
-    else:
-        _expect_time_out(server.url, done)
+@pytest.mark.parametrize("drip", [b"", b" "])
+def test_a_slow_server_is_left_after_the_time_out(drip: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=_drip, args=(listener, drip), daemon=True).start()
+        started = time.monotonic()
+        with pytest.raises(ServerError, match=r"asked 2 times; no answer within 0\.3 s\. Raise engine\.timeout_s"):
+            address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            engine(address, timeout_s=0.3, retries=1).answers(samples(1, shots=0))
+        assert time.monotonic() - started < 2.5
 
 
-def _expect_time_out(url: str, done: threading.Event) -> None:
-    started = time.monotonic()
-    with pytest.raises(ServerError, match=r"asked 2 times; no answer within 0\.3 s\. Raise engine\.timeout_s"):
-        engine(url, timeout_s=0.3, retries=1).answers(samples(1, shots=1))
-    done.set()
-    assert time.monotonic() - started < 2.5
-
-
-def _drip(listener: socket.socket, done: threading.Event) -> None:
+def _drip(listener: socket.socket, drip: bytes) -> None:
     """A byte now and then: every single read is in time, the reply never is."""
     connections = []
     listener.settimeout(0.05)
-    while not done.is_set():
-        try:
+    while listener.fileno() >= 0:
+        with suppress(OSError):
             connections.append(listener.accept()[0])
             connections[-1].sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
-        except OSError:
-            pass
         for connection in connections:
-            try:
-                connection.sendall(b" ")
-            except OSError:
-                pass
+            with suppress(OSError):
+                connection.sendall(drip)
 
 
 def test_what_was_answered_before_a_failure_is_kept(serve: Serve) -> None:
@@ -205,10 +199,13 @@ def test_the_key_comes_from_the_environment_and_goes_nowhere_else(
 ) -> None:
     server = serve(lambda body: completion("yes"))
     keyed = engine(server.url, api_key_env="MIRAGE_TEST_KEY")
-    with pytest.raises(ServerError, match="the environment variable MIRAGE_TEST_KEY holds no key"):
-        keyed.answers(samples(1))
+    for unusable in ("", "secret\nkey", "secret\u00e9"):
+        monkeypatch.setenv("MIRAGE_TEST_KEY", unusable)
+        with pytest.raises(ServerError, match="the environment variable MIRAGE_TEST_KEY holds no key") as caught:
+            keyed.answers(samples(1))
+        assert "secret" not in str(caught.value)
     assert server.bodies == []
-    monkeypatch.setenv("MIRAGE_TEST_KEY", "abc123")
+    monkeypatch.setenv("MIRAGE_TEST_KEY", "abc123\n")
     keyed.answers(samples(1))
     assert {headers["Authorization"] for headers in server.headers} == {"Bearer abc123"}
     assert "abc123" not in json.dumps(keyed.settings())
@@ -227,6 +224,7 @@ def test_the_key_comes_from_the_environment_and_goes_nowhere_else(
         {"timeout_s": 0.0},
         {"timeout_s": float("nan")},
         {"retries": -1},
+        {"backoff_s": -1.0},
     ],
 )
 def test_bad_settings_are_refused(bad: dict[str, Any]) -> None:
@@ -246,7 +244,7 @@ def real_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str,
     missing = [name for name in SERVE_NEEDS if find_spec(name) is None]
     if missing:
         pytest.skip(f"`transformers serve` needs {', '.join(missing)}: install the project's dev extra")
-    package = Path(chat_server.__file__).parents[1] / "mini" / "checkpoint"
+    package = resolve_pretrained("package:mirage.mini/checkpoint")
     folder = Path(shutil.copytree(package, tmp_path_factory.mktemp("served") / "mini"))
     log = folder.parent / "log"
     # a folder is a model name like any other to it; offline, so that nothing is looked up elsewhere
@@ -276,20 +274,15 @@ def test_a_real_server_answers_as_the_model_itself(real_server: tuple[str, Path]
     from mirage.models.processor import load_processor
 
     url, folder = real_server
-    asking = [
-        EvalSample(
-            id=item.id, source=item.source, image=item.image, question=item.question, unsafe=item.unsafe,
-            rewrites=rewrites(item.question, "what", 2),
-        )
-        for item in Mini().eval_samples("benign")[:6]
-    ]  # fmt: skip
-    told: list[str] = []
+    plain = Mini().eval_samples("benign")[:6]
+    asking = [replace(item, rewrites=rewrites(item.question, "what", 2)) for item in plain]
+    heard: list[str] = []
     served = OpenAIEngine(url, str(folder), max_new_tokens=24, concurrency=3, timeout_s=60.0).answers(
-        asking, lambda id, shot, text: told.append(text)
+        asking, lambda id, shot, text: heard.append(text)
     )
     own = HuggingFaceEngine(load_model(str(folder)), load_processor(str(folder)), max_new_tokens=24, batch_size=32)
     assert served == own.answers(asking)
-    assert len({text for answers in served for text in answers}) > 3 and len(told) == 18
+    assert len({text for answers in served for text in answers}) > 3 and len(heard) == 18
 
 
 def test_a_real_server_refuses_another_model_by_name(real_server: tuple[str, Path]) -> None:
@@ -321,8 +314,8 @@ def test_a_run_may_ask_a_real_server_by_its_config(real_server: tuple[str, Path]
         (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
         assert main(["validate", "--config", str(tmp_path / "config.yaml")]) == 0
         run = tmp_path / name / "validate"
-        told = json.loads((run / "results.json").read_text())["unsafe"]
-        assert told["generation"]["engine"] == ("openai" if engine else "hf") and told["after"]["n"] == 3
+        unsafe = json.loads((run / "results.json").read_text())["unsafe"]
+        assert unsafe["generation"]["engine"] == ("openai" if engine else "hf") and unsafe["after"]["n"] == 3
         return [record.answer for record in read_records(run / "records" / "unsafe.jsonl")[1]]
 
     assert validate("served", served) == validate("own", None)

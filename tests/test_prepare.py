@@ -21,9 +21,9 @@ from mirage.data.sources.mini import Mini
 from mirage.data.sources.spavl import SPAVL
 from mirage.data.sources.vlguard import VLGuard
 from mirage.errors import DataError
-from mirage.mini import questions as world
+from mirage.mini import questions as mini
 from mirage.mini.words import VLGUARD_SAFE, VLGUARD_UNSAFE
-from mirage.prepare.harmful import Candidate, by_detail, by_reply, degenerate, in_lots, picked, selector_question
+from mirage.prepare.harmful import Candidate, by_detail, by_reply, degenerate, picked, selector_question, shuffled
 from mirage.prepare.retain import mixed
 from mirage.schema import Verdict
 
@@ -32,8 +32,8 @@ MINI = "package:mirage.mini/checkpoint"
 
 def vlguard(root: Path, count: int = 24) -> Path:
     """A folder in VLGuard's layout about mini's items, so that the mini model can answer its questions."""
-    harmful = world.asks(count + 1, unsafe=True, openers=VLGUARD_UNSAFE, seed=11)
-    harmless = world.asks(count + 1, unsafe=False, openers=VLGUARD_SAFE, seed=12)
+    harmful = mini.asks(count + 1, unsafe=True, openers=VLGUARD_UNSAFE, seed=11)
+    harmless = mini.asks(count + 1, unsafe=False, openers=VLGUARD_SAFE, seed=12)
     split: dict[str, list[dict[str, Any]]] = {"train": [], "test": []}
     for number, (bad, good) in enumerate(zip(harmful, harmless, strict=True)):
         where = "train" if number < count else "test"
@@ -56,7 +56,7 @@ def vlguard(root: Path, count: int = 24) -> Path:
 
 
 def truths(count: int = 24) -> list[str]:
-    return [ask.truth for ask in world.asks(count + 1, unsafe=True, openers=VLGUARD_UNSAFE, seed=11)][:count]
+    return [ask.truth for ask in mini.asks(count + 1, unsafe=True, openers=VLGUARD_UNSAFE, seed=11)][:count]
 
 
 def objects(path: Path) -> list[dict[str, Any]]:
@@ -92,7 +92,7 @@ def test_the_outcome_trains_unlearning_and_nothing_harmful_is_shown(
     assert written.validate() == []
     ids = (out / "retain_ids.txt").read_text().split()
     by_id = {example.id: example for example in source.retain()}
-    assert sorted(ids) == sorted(by_id) and ids != list(by_id), "all of it, in an order drawn by seed"
+    assert sorted(ids) == sorted(by_id) and ids != list(by_id), "all of it, in an order of the seed"
     for id, copy in zip(ids, written.retain(), strict=True):
         original = by_id[id]
         assert (copy.prompt, copy.answer) == (original.prompt, original.answer)
@@ -120,16 +120,16 @@ def test_the_command_in_the_sentence_about_missing_answers_is_right(tmp_path: Pa
         assert len(source.unsafe("harmful")) == count
 
 
-def test_a_limit_asks_a_draw_and_leaves_the_others_out(tmp_path: Path) -> None:
+def test_a_limit_asks_a_sample_and_skips_the_others(tmp_path: Path) -> None:
     root = vlguard(tmp_path / "data")
-    drawn = []
+    sampled = []
     for seed in (0, 0, 1):
-        out = tmp_path / f"out{len(drawn)}"
+        out = tmp_path / f"out{len(sampled)}"
         assert main(command(root, out, "--limit", "5", "--seed", str(seed), "--max_new_tokens", "12")) == 0
         source = VLGuard(root, harmful_answers=out / "harmful_answers.jsonl")
-        drawn.append([example.prompt for example in source.unsafe("harmful")])
-        assert len(drawn[-1]) == 5 and len(objects(out / "harmful_answers.jsonl")) == 24
-    assert drawn[0] == drawn[1] != drawn[2]
+        sampled.append([example.prompt for example in source.unsafe("harmful")])
+        assert len(sampled[-1]) == 5 and len(objects(out / "harmful_answers.jsonl")) == 24
+    assert sampled[0] == sampled[1] != sampled[2]
 
 
 def test_a_finished_preparation_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -214,11 +214,11 @@ def candidates(*answers: str) -> list[Candidate]:
 def test_choices_depend_on_the_seed_and_not_on_the_order_of_the_files() -> None:
     tied = candidates("salt oil rye", "oil rye salt", "rye salt oil", "rye oil salt")
     chosen = [by_detail(tied, seed).candidate for seed in range(20)]
-    assert len(set(chosen)) > 1, "equals are drawn"
+    assert len(set(chosen)) > 1, "of equals one is chosen by seed"
     assert chosen == [by_detail(tied[::-1], seed).candidate for seed in range(20)]
-    lots = [in_lots(tied, seed) for seed in range(20)]
-    assert lots == [in_lots(tied[::-1], seed) for seed in range(20)] and len({each[0] for each in lots}) > 1
-    assert all(sorted(each, key=str) == sorted(tied, key=str) for each in lots)
+    orders = [shuffled(tied, seed) for seed in range(20)]
+    assert orders == [shuffled(tied[::-1], seed) for seed in range(20)] and len({each[0] for each in orders}) > 1
+    assert all(sorted(each, key=str) == sorted(tied, key=str) for each in orders)
 
 
 @pytest.mark.parametrize(
@@ -235,11 +235,11 @@ def test_choices_depend_on_the_seed_and_not_on_the_order_of_the_files() -> None:
     ],
 )
 def test_a_selectors_reply_is_read_or_said_to_be_unreadable(reply: str, place: int | None) -> None:
-    lots = candidates("one two three", "four five six", "seven eight nine ten")
-    assert picked(reply, lots) == (None if place is None else lots[place])
-    choice = by_reply(lots, lots, reply, 0, "judge")
+    offered = candidates("one two three", "four five six", "seven eight nine ten")
+    assert picked(reply, offered) == (None if place is None else offered[place])
+    choice = by_reply(offered, offered, reply, 0, "judge")
     assert choice.rule == ("model" if place is not None else "detail, selector unreadable")
-    assert choice.candidate == (lots[place] if place is not None else lots[2]), "the next best rule: the longest"
+    assert choice.candidate == (offered[place] if place is not None else offered[2]), "the next best rule: the longest"
 
 
 def test_an_answer_cannot_speak_for_the_selector_prompt() -> None:
@@ -334,6 +334,7 @@ KILLED = """
 """
 
 
+@pytest.mark.slow
 def test_a_killed_preparation_goes_on_and_other_settings_reuse_nothing(tmp_path: Path) -> None:
     root, out = vlguard(tmp_path / "data"), tmp_path / "out"
     settings = ("--max_new_tokens", "12", "--batch_size", "4")
@@ -362,20 +363,20 @@ def test_a_killed_preparation_goes_on_and_other_settings_reuse_nothing(tmp_path:
 
 
 def test_the_retain_set_is_filled_up_by_weight_and_seed() -> None:
-    own = Mini(num_safe=30).retain()
+    first = Mini(num_safe=30).retain()
     parts = [RetainSet(Mini(num_safe=100, seed=1), 3.0), RetainSet(Mini(num_safe=100, seed=2))]
-    pools = [{example.id for example in each} for each in (own, *(part.source.retain() for part in parts))]
-    filled = mixed(own, parts, 70, seed=0)
+    pools = [{example.id for example in each} for each in (first, *(part.source.retain() for part in parts))]
+    filled = mixed(first, parts, 70, seed=0)
     assert filled is not None
     ids = [example.id for example in filled]
-    assert [sum(id in pool for id in ids) for pool in pools] == [30, 30, 10], "all of its own, then 3 to 1"
+    assert [sum(id in pool for id in ids) for pool in pools] == [30, 30, 10], "all of the first, then 3 to 1"
     assert len(set(ids)) == 70
-    again, elsewhere = mixed(own, parts, 70, seed=0), mixed(own, parts, 70, seed=1)
+    again, elsewhere = mixed(first, parts, 70, seed=0), mixed(first, parts, 70, seed=1)
     assert again is not None and [example.id for example in again] == ids
     assert elsewhere is not None and {example.id for example in elsewhere} != set(ids)
-    few = mixed(own, parts, 20, seed=0)
+    few = mixed(first, parts, 20, seed=0)
     assert few is not None and sum(example.id in pools[0] for example in few) == len(few) == 20
-    assert mixed(own, parts, 0, seed=0) is None
+    assert mixed(first, parts, 0, seed=0) is None
     with pytest.raises(DataError, match="set --retain_size 0"):
         mixed((), [], None, seed=0)
 
@@ -409,10 +410,10 @@ def test_pictures_of_one_name_from_two_folders_are_both_kept(tmp_path: Path) -> 
 def test_spavl_takes_other_harmful_answers_than_its_own(tmp_path: Path) -> None:
     import datasets
 
-    drawn = world.asks(3, unsafe=True, openers=VLGUARD_UNSAFE, seed=5)
+    items = mini.asks(3, unsafe=True, openers=VLGUARD_UNSAFE, seed=5)
     table: dict[str, list[Any]] = {
-        "image": [ask.drawing.open() for ask in drawn],
-        "question": [ask.question for ask in drawn],
+        "image": [ask.drawing.open() for ask in items],
+        "question": [ask.question for ask in items],
         "chosen": ["I refuse."] * 3,
         "rejected": ["its own harmful answer"] * 3,
     }
@@ -426,7 +427,7 @@ def test_spavl_takes_other_harmful_answers_than_its_own(tmp_path: Path) -> None:
     file = out / "harmful_answers.jsonl"
     source = SPAVL(tmp_path / "spavl", harmful_answers=file)
     assert source.validate() == []
-    for ask, example in zip(drawn, source.unsafe("harmful"), strict=True):
+    for ask, example in zip(items, source.unsafe("harmful"), strict=True):
         assert ask.truth in example.answer and example.image is not None
         assert example.image.open().size == (32, 32)
     lines = objects(file)

@@ -9,11 +9,10 @@ from typing import ClassVar
 
 import pytest
 
-from mirage.evaluation.judge.base import Answered, Judge, Judgement
+from mirage.evaluation.judge.base import Answered, Judge, JudgeError, Judgement
 from mirage.evaluation.judge.kept import BLOCK
 from mirage.evaluation.judge.keyword import Keyword
 from mirage.evaluation.judge.rescore import rejudge
-from mirage.evaluation.judge.unscored import JudgeError
 from mirage.evaluation.run.counting import summarise
 from mirage.evaluation.run.records import read_records, write_records
 from mirage.report.runs import load_run

@@ -31,7 +31,7 @@ from mirage.data.sources.published import PublishedSplit
 from mirage.data.sources.spavl import SPAVL
 from mirage.data.sources.vlguard import VLGuard
 from mirage.evaluation.run.counting import summarise
-from mirage.images import BadImage, FileImage
+from mirage.images import FileImage, ImageError
 from mirage.mini.drawing import Drawing
 from mirage.report.comparison import compare
 from mirage.report.gallery import galleries
@@ -411,7 +411,7 @@ def test_each_run_shows_the_pictures_of_its_own_source(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "sentence"),
     [
-        (None, "has no config.yaml that names the data source"),
+        (None, "holds no config.yaml"),
         ("data: [", "is not YAML"),
         ("data: {source: {class_path: subprocess.Popen, init_args: {args: [touch, PWNED]}}}", "names no data source"),
         ("data: {source: os.system}", "names no data source"),
@@ -485,7 +485,7 @@ def test_sources_find_their_pictures_by_name(tmp_path: Path) -> None:
         for name in ("../harm.png", "/etc/passwd", "test", "test/none.png", "harm/row 9", "https://x/y.png", ""):
             outside = source.picture(name)
             assert outside is not None
-            with pytest.raises(BadImage):
+            with pytest.raises(ImageError):
                 outside.open()
     assert LlavaInstruct(tmp_path / "x.json").picture("a.png") is None
 

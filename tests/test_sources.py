@@ -51,7 +51,7 @@ def write_lines(path: Path, records: Sequence[object]) -> Path:
 
 
 def places(faults: Sequence[DataIssue]) -> list[tuple[str, str]]:
-    return [(fault.record, fault.field) for fault in faults]
+    return [(issue.record, issue.field) for issue in faults]
 
 
 # -- VLGuard ------------------------------------------------------------
@@ -108,7 +108,7 @@ def test_vlguard_offers_its_sets_without_what_must_not_be_trained_on(
         "Ads_303871#2/unsafe_instruction",
     ]
 
-    assert [(fault.record, fault.field) for fault in source.skipped()] == [
+    assert [(issue.record, issue.field) for issue in source.skipped()] == [
         ("record 2 (id u2)", "instruction"),
         ("record 5 (id both)", "image"),
     ]
@@ -196,16 +196,16 @@ BROKEN_RECORDS: list[tuple[object, str]] = [
     (changed(lambda r: r.pop("instr-resp")), "instr-resp"),
     (changed(lambda r: r.update({"instr-resp": {"instruction": "a"}})), "instr-resp"),
     (changed(lambda r: r["instr-resp"].pop()), "instr-resp"),
-    (changed(lambda r: r["instr-resp"][0].pop("safe_instruction")), "instr-resp[0]"),
-    (changed(lambda r: r["instr-resp"][1].update(extra="x")), "instr-resp[1]"),
+    (changed(lambda r: r["instr-resp"][0].pop("safe_instruction")), "instr-resp"),
+    (changed(lambda r: r["instr-resp"][1].update(extra="x")), "instr-resp"),
     (changed(lambda r: r["instr-resp"][0].update(safe_instruction=None)), "instr-resp[0].safe_instruction"),
     (changed(lambda r: r["instr-resp"][1].update(unsafe_instruction=4)), "instr-resp[1].unsafe_instruction"),
     (changed(lambda r: r["instr-resp"][1].update(response=" \n")), "instr-resp[1].response"),
     (changed(lambda r: r["instr-resp"][1].update(response="half \ud800")), "instr-resp[1].response"),
-    (changed(lambda r: r["instr-resp"][0].pop("response")), "instr-resp[0].response"),
+    (changed(lambda r: r["instr-resp"][0].pop("response")), "instr-resp"),
     (changed(lambda r: r.update(note="mine")), "note"),
     (changed(lambda r: r.pop("harmful_category"), unsafe), "harmful_category"),
-    (changed(lambda r: r.update(safe=True), unsafe), "instr-resp[0]"),
+    (changed(lambda r: r.update(safe=True), unsafe), "instr-resp"),
     (changed(lambda r: r.update(id="s1")), "id"),
 ]
 
@@ -227,7 +227,7 @@ def test_all_faulty_vlguard_records_are_reported_together(tmp_path: Path) -> Non
         with pytest.raises(DataError) as caught:
             use()
         lines = str(caught.value).splitlines()
-        assert len(lines) == 11 and lines[-1] == f"... and {len(found) - 10} more ({len(found)} faults in all)."
+        assert len(lines) == 11 and lines[-1] == f"... and {len(found) - 10} more ({len(found)} issues in all)."
 
 
 def test_faulty_pictures_are_named_with_their_records(tmp_path: Path) -> None:
@@ -263,22 +263,20 @@ print({"torch", "transformers", "datasets", "lightning"} & set(sys.modules))
 # -- JSON files ------------------------------------------------------------
 
 
-@pytest.fixture(params=[40, 1 << 20], ids=["tiny window", "one window"])
-def window(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(json_file, "_WINDOW", request.param)
+windows = pytest.mark.parametrize("window", [40, json_file.WINDOW], ids=["tiny window", "one window"])
 
 
-def broken(path: Path, data: bytes) -> str:
+def broken(path: Path, data: bytes, window: int) -> str:
     path.write_bytes(data)
     with pytest.raises(ValueError) as caught:
-        list(json_file.records(path, SHAPE))
+        list(json_file.records(path, SHAPE, window))
     message = str(caught.value)
     assert message.startswith(f"{path}, line ") and SHAPE in message and "\n" not in message
     return message.removeprefix(f"{path}, ")
 
 
-@pytest.mark.usefixtures("window")
-def test_records_are_those_that_json_itself_would_read(tmp_path: Path) -> None:
+@windows
+def test_records_are_those_that_json_itself_would_read(tmp_path: Path, window: int) -> None:
     data = [
         *[{"id": str(n), "text": 'snow \u2603 \U0001f600 \\" [] {} , ' * n, "n": [n, -n / 7]} for n in range(9)],
         12345678901,
@@ -287,24 +285,24 @@ def test_records_are_those_that_json_itself_would_read(tmp_path: Path) -> None:
     for indent, ascii_only in ((None, True), (None, False), (2, False)):
         path = tmp_path / "data.json"
         path.write_text(json.dumps(data, indent=indent, ensure_ascii=ascii_only), encoding="utf-8")
-        assert list(json_file.records(path, SHAPE)) == data
+        assert list(json_file.records(path, SHAPE, window)) == data
     path.write_text(" [\n] \n")
-    assert list(json_file.records(path, SHAPE)) == []
+    assert list(json_file.records(path, SHAPE, window)) == []
 
 
-@pytest.mark.usefixtures("window")
-def test_a_file_that_is_cut_anywhere_says_where(tmp_path: Path) -> None:
+@windows
+def test_a_file_that_is_cut_anywhere_says_where(tmp_path: Path, window: int) -> None:
     whole = json.dumps([safe(f"\u00e9{number}") for number in range(20)], indent=1, ensure_ascii=False).encode()
     assert len(whole) > 97 * 40
     for kept in range(0, len(whole), 97):
-        message = broken(tmp_path / "data.json", whole[:kept])
+        message = broken(tmp_path / "data.json", whole[:kept], window)
         line = whole[:kept].count(b"\n") + 1
         # A text that is not closed is reported where it opens, which is in this line or, at its end, the one before.
         assert f"line {line}," in message or "cut off" in message
     assert "is cut off" in message
 
 
-@pytest.mark.usefixtures("window")
+@windows
 @pytest.mark.parametrize(
     ("data", "says"),
     [
@@ -328,8 +326,8 @@ def test_a_file_that_is_cut_anywhere_says_where(tmp_path: Path) -> None:
         (b"[{'a': 1}]", "line 1, column 3: the file is not JSON here"),
     ],
 )
-def test_broken_json_is_one_sentence_with_line_and_column(tmp_path: Path, data: bytes, says: str) -> None:
-    assert says in broken(tmp_path / "data.json", data)
+def test_broken_json_is_one_sentence_with_line_and_column(tmp_path: Path, data: bytes, says: str, window: int) -> None:
+    assert says in broken(tmp_path / "data.json", data, window)
 
 
 def test_nesting_within_reason_is_a_faulty_record_not_a_crash(tmp_path: Path) -> None:
@@ -400,7 +398,7 @@ BROKEN_CONVERSATIONS: list[tuple[object, str]] = [
     ({"id": "a"}, "conversations"),
     ({"conversations": []}, "conversations"),
     ({"conversations": "hello"}, "conversations"),
-    ({"conversations": [5, 6]}, "conversations[0]"),
+    ({"conversations": [5, *said("b", first="gpt")]}, "conversations[0]"),
     ({"conversations": said("Only a question?")}, "conversations"),
     ({"conversations": said("a", "b")[:1] * 2 + said("a", "b")}, "conversations[1].from"),
     ({"conversations": said("<image>", "b")}, "conversations[0].value"),
@@ -421,14 +419,14 @@ def test_all_faulty_conversations_are_reported_together_and_nothing_is_kept(
     assert [(fault.record.split(" (")[0], fault.field) for fault in source.validate()] == [
         (f"record {number}", name) for number, (_, name) in enumerate(BROKEN_CONVERSATIONS, start=1)
     ]
-    with pytest.raises(DataError, match=rf"\({len(BROKEN_CONVERSATIONS)} faults in all\)"):
+    with pytest.raises(DataError, match=rf"\({len(BROKEN_CONVERSATIONS)} issues in all\)"):
         source.retain()
     assert list((tmp_path / "cache").iterdir()) == []
 
     lenient = llava(tmp_path, records, skip_faulty=True)
     with caplog.at_level(logging.WARNING):
         assert lenient.validate() == [] and [example.answer for example in lenient.retain()] == ["b"]
-    assert f"left out {len(BROKEN_CONVERSATIONS)} faulty" in caplog.text
+    assert f"skipped {len(BROKEN_CONVERSATIONS)} faulty" in caplog.text
     (tmp_path / "mix.json").write_text('[{"conversations": [')
     assert "is cut off" in str(LlavaInstruct(tmp_path / "mix.json", cache=tmp_path, skip_faulty=True).validate()[0])
     assert "cannot be read" in str(LlavaInstruct(tmp_path / "absent.json").validate()[0])
@@ -562,7 +560,7 @@ def test_own_format_offers_every_role(tmp_path: Path) -> None:
     turns = [{"prompt": "Why?", "answer": "So."}]
     write_lines(tmp_path / "retain.jsonl", [{"image": "p/a.png", "prompt": "What?", "answer": "That.", "later": turns}])
     write_lines(
-        tmp_path / "samples.jsonl",
+        tmp_path / "eval.jsonl",
         [
             {"id": "1", "set": "unsafe", "prompt": "Break it?", "category": "c", "image": "p/a.png"},
             {"id": "2", "set": "benign", "prompt": "What?", "truth": "that"},
@@ -589,7 +587,7 @@ def test_own_format_offers_every_role(tmp_path: Path) -> None:
 
 
 def test_all_faulty_lines_of_own_format_are_reported_together(tmp_path: Path) -> None:
-    write_lines(tmp_path / "samples.jsonl", [{"id": "1", "set": "mine", "prompt": "a"}, {"id": "1", "set": "unsafe"}])
+    write_lines(tmp_path / "eval.jsonl", [{"id": "1", "set": "mine", "prompt": "a"}, {"id": "1", "set": "unsafe"}])
     write_lines(
         tmp_path / "unsafe.jsonl", [{"prompt": "a", "refusal": "b"}, {"prompt": "a", "harmful": "b"}, {"prompt": "a"}]
     )
@@ -615,17 +613,17 @@ def test_all_faulty_lines_of_own_format_are_reported_together(tmp_path: Path) ->
         "unsafe.jsonl": [("line 3", "refusal"), ("line 2", "refusal"), ("line 1", "harmful")],
         "retain.jsonl": [
             ("line 2, column 30", "the line"),
-            ("line 4", "anwser"),
             ("line 4", "answer"),
+            ("line 4", "anwser"),
             ("line 5, column 13", "the line"),
             ("line 6", "image"),
             ("line 8", "later[0].answer"),
             ("line 9, column 1", "the line"),
             ("line 11", "id"),
-            ("line 12", "the line"),
+            ("line 12", "the record"),
             ("line 7", "image"),
         ],
-        "samples.jsonl": [("line 1", "unsafe"), ("line 2", "prompt"), ("line 2", "id")],
+        "eval.jsonl": [("line 1", "unsafe"), ("line 2", "prompt"), ("line 2", "id")],
     }
     (tmp_path / "retain.jsonl").write_text('[{"prompt": "a", "answer": "b"},\n{"prompt": "a", "answer": "b"}]')
     with pytest.raises(DataError, match="list, not JSON Lines"):
@@ -637,7 +635,7 @@ def test_the_documented_examples_are_sound(tmp_path: Path) -> None:
     page = (Path(mirage.__file__).parents[1] / "docs" / "jsonl.md").read_text()
     blocks = [part.split("```")[0] for part in page.split("```json\n")[1:]]
     assert len(blocks) == 3
-    for name, block in zip(("unsafe", "retain", "samples"), blocks, strict=True):
+    for name, block in zip(("unsafe", "retain", "eval"), blocks, strict=True):
         (tmp_path / f"{name}.jsonl").write_text(block)
     picture(tmp_path / "pictures" / "door.png")
     picture(tmp_path / "pictures" / "cat.png")
@@ -727,7 +725,7 @@ def test_a_mixture_of_nonsense_is_refused(sizes: list[int], weights: list[float]
         (SPAVL, ["--root=r", "--cache=c"]),
         (LlavaInstruct, ["--file=f.json", "--images=i", "--skip_faulty=true"]),
         (PublishedSplit, ["--forget_file=f.json", "--retain_file=r.json", "--images=i"]),
-        (Jsonl, ["--root=r", "--samples_file=p.jsonl"]),
+        (Jsonl, ["--root=r", "--eval_file=p.jsonl"]),
     ],
 )
 def test_every_source_is_built_from_a_configuration_without_reading_a_file(
@@ -752,7 +750,7 @@ def test_every_source_is_built_from_a_configuration_without_reading_a_file(
 def test_the_published_vlguard_has_the_published_counts(real_kit: Path, caplog: pytest.LogCaptureFixture) -> None:
     source = VLGuard(real_kit / "vlguard", unsafe_set="all", num_held_out=1000)
     assert source.validate() == []
-    fields = Counter(pair.field for pair in source._pairs("train"))
+    fields = Counter(question.field for question in source._questions("train"))
     assert fields == {"instruction": 1023, "safe_instruction": 977, "unsafe_instruction": 977}
     skipped = Counter(fault.field for fault in source.skipped())
     assert skipped["instruction"] == 14
@@ -783,3 +781,25 @@ def test_the_published_vlguard_has_the_published_counts(real_kit: Path, caplog: 
     }
     assert not trained & {name.removeprefix("test/") for name in overlapping}
     assert len({example.id for example in source.retain()}) == 974
+
+
+def test_a_slice_of_conversations_is_made_of_the_same_examples(tmp_path: Path) -> None:
+    records = [
+        {
+            "id": str(k),
+            **({"image": f"{k}.png"} if k % 3 else {}),
+            "conversations": [
+                {"from": who, "value": f"{who} {k} {n}"} for n in range(1 + k % 4) for who in ("human", "gpt")
+            ],
+        }
+        for k in range(4500)
+    ]  # fmt: skip
+    (tmp_path / "mix.json").write_text(json.dumps(records))
+    mix = LlavaInstruct(tmp_path / "mix.json", images=tmp_path, cache=tmp_path).retain()
+    assert mix[1990:2010] == [mix[k] for k in range(1990, 2010)] and len(mix[:]) == 4500
+    assert mix[4499:9000] == [mix[4499]] and mix[7:3] == [] and mix[10:4:-3] == [mix[10], mix[7]]
+    assert mix[3].later_turns[-1].answer == "gpt 3 3"
+    without = LlavaInstruct(tmp_path / "mix.json", cache=tmp_path).retain()
+    assert without[0:1][0].image is None
+    with pytest.raises(ValueError, match=r"records of mix\.json have pictures \(1\.png\)"):
+        without[0:2]

@@ -4,12 +4,13 @@
 
 Built: LLaVA-1.5, LLaVA-NeXT, Qwen2.5-VL, Idefics3, SmolVLM, InternVL and PaliGemma. The processors of Qwen2.5-VL,
 SmolVLM and InternVL also hold a video processor, which exists only with torchvision; their folders hold what such
-repositories hold, and it is for the reader of the folder to do without video. SmolVLM's own processor also needs the
+repositories hold; whoever reads the folder must do without video. SmolVLM's own processor also needs the
 package num2words, so its model is paired with the processor of Idefics3, whose pixel layout it shares.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -38,27 +39,15 @@ from transformers import (
 
 SIDE, PATCH, LAYERS, HIDDEN = 28, 14, 3, 32
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<pad>"]
-IDEFICS_EXTRA = ["<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>"]
 TEXT = {
-    "hidden_size": HIDDEN,
-    "intermediate_size": 48,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 3,
+    "hidden_size": HIDDEN, "intermediate_size": 48, "num_hidden_layers": LAYERS, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 512, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3,
     "tie_word_embeddings": False,
-}
+}  # fmt: skip
 VISION = {
-    "hidden_size": 24,
-    "intermediate_size": 36,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "image_size": SIDE,
+    "hidden_size": 24, "intermediate_size": 36, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": SIDE,
     "patch_size": PATCH,
-}
+}  # fmt: skip
 
 
 class Recipe(NamedTuple):
@@ -66,7 +55,9 @@ class Recipe(NamedTuple):
 
     placeholder: str  # what the template writes for an image
     extra_tokens: list[str]
-    config: Callable[[PreTrainedTokenizerFast], PreTrainedConfig]
+    kind: type[PreTrainedConfig]
+    text: Callable[..., Any]  # makes text_config of TEXT and the size of the vocabulary
+    config: dict[str, Any]  # the rest; where a key ends in `token_id`, the value is a token
     processor: dict[str, Any]  # processor_config.json
     images: dict[str, Any]  # preprocessor_config.json
     tokenizer: dict[str, str] | None = None  # named special tokens that the processor asks its tokenizer for
@@ -99,164 +90,95 @@ def train_tokenizer(extra_tokens: list[str], **named: str) -> PreTrainedTokenize
     return fast
 
 
-def _id(tokenizer: PreTrainedTokenizerFast, token: str) -> int:
-    return int(tokenizer.convert_tokens_to_ids(token))
-
-
-def _llava(tokenizer: PreTrainedTokenizerFast) -> PreTrainedConfig:
-    return LlavaConfig(
-        text_config=LlamaConfig(vocab_size=len(tokenizer), **TEXT),
-        vision_config=CLIPVisionConfig(**VISION, projection_dim=24),
-        image_token_id=_id(tokenizer, "<image>"),
-        image_seq_length=(SIDE // PATCH) ** 2,
-        vision_feature_layer=-1,
-        vision_feature_select_strategy="default",
-    )
-
-
-def _llava_next(tokenizer: PreTrainedTokenizerFast) -> PreTrainedConfig:
-    return LlavaNextConfig(
-        text_config=LlamaConfig(vocab_size=len(tokenizer), **TEXT),
-        vision_config=CLIPVisionConfig(**VISION, projection_dim=24),
-        image_token_id=_id(tokenizer, "<image>"),
-        image_grid_pinpoints=[[SIDE, 2 * SIDE], [2 * SIDE, SIDE]],
-        vision_feature_layer=-1,
-        vision_feature_select_strategy="default",
-    )
-
-
-def _qwen(tokenizer: PreTrainedTokenizerFast) -> PreTrainedConfig:
-    return Qwen2_5_VLConfig(
-        text_config={
-            **TEXT,
-            "vocab_size": len(tokenizer),
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]},
-        },
-        vision_config={
-            "depth": 2,
-            "hidden_size": 24,
-            "intermediate_size": 36,
-            "num_heads": 2,
-            "patch_size": PATCH,
-            "out_hidden_size": HIDDEN,
-            "fullatt_block_indexes": [1],
-            "window_size": 56,
-        },
-        image_token_id=_id(tokenizer, "<|image_pad|>"),
-        video_token_id=_id(tokenizer, "<|video_pad|>"),
-        vision_start_token_id=_id(tokenizer, "<|vision_start|>"),
-        vision_end_token_id=_id(tokenizer, "<|vision_end|>"),
-        tie_word_embeddings=False,
-    )
-
-
-def _idefics(kind: type[PreTrainedConfig]) -> Callable[[PreTrainedTokenizerFast], PreTrainedConfig]:
-    def config(tokenizer: PreTrainedTokenizerFast) -> PreTrainedConfig:
-        text = LlamaConfig(vocab_size=len(tokenizer), **TEXT)
-        return kind(
-            text_config=text,
-            vision_config=dict(VISION),
-            image_token_id=_id(tokenizer, "<image>"),
-            scale_factor=2,
-            pad_token_id=3,
-            tie_word_embeddings=False,
-        )
-
-    return config
-
-
-def _internvl(tokenizer: PreTrainedTokenizerFast) -> PreTrainedConfig:
-    return InternVLConfig(
-        text_config=Qwen2Config(vocab_size=len(tokenizer), **TEXT),
-        vision_config={**VISION, "image_size": [SIDE, SIDE], "patch_size": [PATCH, PATCH]},
-        image_token_id=_id(tokenizer, "<IMG_CONTEXT>"),
-        image_seq_length=1,
-        downsample_ratio=0.5,
-    )
-
-
-def _paligemma(tokenizer: PreTrainedTokenizerFast) -> PreTrainedConfig:
-    return PaliGemmaConfig(
-        text_config=GemmaConfig(vocab_size=len(tokenizer) + 1152, head_dim=8, **{**TEXT, "tie_word_embeddings": True}),
-        vision_config=SiglipVisionConfig(**VISION, projection_dim=HIDDEN),
-        image_token_id=_id(tokenizer, "<image>"),
-        projection_dim=HIDDEN,
-    )
-
-
+CLIP = CLIPVisionConfig(**VISION, projection_dim=24)
+PINPOINTS = {"image_grid_pinpoints": [[SIDE, 2 * SIDE], [2 * SIDE, SIDE]]}
+LLAVA = {
+    "vision_config": CLIP, "image_token_id": "<image>", "vision_feature_layer": -1,
+    "vision_feature_select_strategy": "default",
+}  # fmt: skip
+LLAVA_PROCESSOR = {"patch_size": PATCH, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
 CLIP_IMAGES = {
     "image_processor_type": "CLIPImageProcessor",
     "size": {"shortest_edge": SIDE},
     "crop_size": {"height": SIDE, "width": SIDE},
 }
-IDEFICS_IMAGES = {
-    "image_processor_type": "Idefics3ImageProcessor",
-    "size": {"longest_edge": SIDE},
-    "max_image_size": {"longest_edge": SIDE},
-    "do_image_splitting": False,
-}
-LLAVA_PROCESSOR = {"patch_size": PATCH, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
+IDEFICS_TOKENS = ["<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>"]
+IDEFICS = {
+    "vision_config": VISION, "image_token_id": "<image>", "scale_factor": 2, "pad_token_id": "<pad>",
+    "tie_word_embeddings": False,
+}  # fmt: skip
 IDEFICS_PROCESSOR = {"processor_class": "Idefics3Processor", "image_seq_len": 1}
+IDEFICS_IMAGES = {
+    "image_processor_type": "Idefics3ImageProcessor", "size": {"longest_edge": SIDE},
+    "max_image_size": {"longest_edge": SIDE}, "do_image_splitting": False,
+}  # fmt: skip
+QWEN_ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}}
 
 RECIPES = {
     "llava": Recipe(
-        "<image>\n", ["<image>"], _llava, {"processor_class": "LlavaProcessor", **LLAVA_PROCESSOR}, CLIP_IMAGES
+        "<image>\n", ["<image>"], LlavaConfig, LlamaConfig, {**LLAVA, "image_seq_length": (SIDE // PATCH) ** 2},
+        {"processor_class": "LlavaProcessor", **LLAVA_PROCESSOR}, CLIP_IMAGES,
     ),
     "llava_next": Recipe(
-        "<image>\n",
-        ["<image>"],
-        _llava_next,
+        "<image>\n", ["<image>"], LlavaNextConfig, LlamaConfig, {**LLAVA, **PINPOINTS},
         {"processor_class": "LlavaNextProcessor", **LLAVA_PROCESSOR},
-        {
-            **CLIP_IMAGES,
-            "image_processor_type": "LlavaNextImageProcessor",
-            "image_grid_pinpoints": [[SIDE, 2 * SIDE], [2 * SIDE, SIDE]],
-        },
+        {**CLIP_IMAGES, **PINPOINTS, "image_processor_type": "LlavaNextImageProcessor"},
     ),
     "qwen2_5_vl": Recipe(
         "<|vision_start|><|image_pad|><|vision_end|>",
         ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"],
-        _qwen,
+        Qwen2_5_VLConfig, lambda **text: {**text, **QWEN_ROPE},
+        {
+            "vision_config": {
+                "depth": 2, "hidden_size": 24, "intermediate_size": 36, "num_heads": 2, "patch_size": PATCH,
+                "out_hidden_size": HIDDEN, "fullatt_block_indexes": [1], "window_size": 56,
+            },
+            "image_token_id": "<|image_pad|>", "video_token_id": "<|video_pad|>",
+            "vision_start_token_id": "<|vision_start|>", "vision_end_token_id": "<|vision_end|>",
+            "tie_word_embeddings": False,
+        },
         {"processor_class": "Qwen2_5_VLProcessor"},
         {
-            "image_processor_type": "Qwen2VLImageProcessor",
-            "patch_size": PATCH,
-            "merge_size": 2,
-            "temporal_patch_size": 2,
-            "size": {"shortest_edge": 28 * 28, "longest_edge": 56 * 56},
+            "image_processor_type": "Qwen2VLImageProcessor", "patch_size": PATCH, "merge_size": 2,
+            "temporal_patch_size": 2, "size": {"shortest_edge": 28 * 28, "longest_edge": 56 * 56},
         },
     ),
-    "idefics3": Recipe("<image>", IDEFICS_EXTRA, _idefics(Idefics3Config), IDEFICS_PROCESSOR, IDEFICS_IMAGES),
-    "smolvlm": Recipe("<image>", IDEFICS_EXTRA, _idefics(SmolVLMConfig), IDEFICS_PROCESSOR, IDEFICS_IMAGES),
+    "idefics3": Recipe(
+        "<image>", IDEFICS_TOKENS, Idefics3Config, LlamaConfig, IDEFICS, IDEFICS_PROCESSOR, IDEFICS_IMAGES
+    ),
+    "smolvlm": Recipe("<image>", IDEFICS_TOKENS, SmolVLMConfig, LlamaConfig, IDEFICS, IDEFICS_PROCESSOR, IDEFICS_IMAGES),
     "internvl": Recipe(
-        "<IMG_CONTEXT>\n",
-        ["<img>", "</img>", "<IMG_CONTEXT>", "<video>"],
-        _internvl,
+        "<IMG_CONTEXT>\n", ["<img>", "</img>", "<IMG_CONTEXT>", "<video>"], InternVLConfig, Qwen2Config,
+        {
+            "vision_config": {**VISION, "image_size": [SIDE, SIDE], "patch_size": [PATCH, PATCH]},
+            "image_token_id": "<IMG_CONTEXT>", "image_seq_length": 1, "downsample_ratio": 0.5,
+        },
         {"processor_class": "InternVLProcessor", "image_seq_length": 1},
         {
-            "image_processor_type": "GotOcr2ImageProcessor",
-            "size": {"height": SIDE, "width": SIDE},
+            "image_processor_type": "GotOcr2ImageProcessor", "size": {"height": SIDE, "width": SIDE},
             "crop_to_patches": False,
         },
         {
-            "start_image_token": "<img>",
-            "end_image_token": "</img>",
-            "context_image_token": "<IMG_CONTEXT>",
+            "start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>",
             "video_token": "<video>",
         },
     ),
     "paligemma": Recipe(
-        "<image>",
-        ["<image>"],
-        _paligemma,
+        "<image>", ["<image>"], PaliGemmaConfig,
+        lambda vocab_size, **text: GemmaConfig(
+            **{**text, "vocab_size": vocab_size + 1152, "head_dim": 8, "tie_word_embeddings": True}
+        ),
+        {
+            "vision_config": SiglipVisionConfig(**VISION, projection_dim=HIDDEN), "image_token_id": "<image>",
+            "projection_dim": HIDDEN,
+        },
         {"processor_class": "PaliGemmaProcessor"},
         {
-            "image_processor_type": "SiglipImageProcessor",
-            "size": {"height": SIDE, "width": SIDE},
+            "image_processor_type": "SiglipImageProcessor", "size": {"height": SIDE, "width": SIDE},
             "image_seq_length": 4,
         },
     ),
-}
+}  # fmt: skip
 # PaliGemma reads its prompt in both directions, which supervised answers inside the text do not survive.
 REFUSED = ["paligemma"]
 KINDS: list[str] = [kind for kind in RECIPES if kind not in REFUSED]
@@ -267,9 +189,14 @@ def build(kind: str, folder: Path) -> Path:
     recipe = RECIPES[kind]
     named = {"extra_special_tokens": recipe.tokenizer} if recipe.tokenizer else {}
     tokenizer = train_tokenizer(recipe.extra_tokens, **named)  # type: ignore[arg-type]
+    config = {
+        key: tokenizer.convert_tokens_to_ids(value) if key.endswith("token_id") else value
+        for key, value in copy.deepcopy(recipe.config).items()
+    }
+    text = recipe.text(**TEXT, vocab_size=len(tokenizer))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = AutoModelForImageTextToText.from_config(recipe.config(tokenizer))
+        model = AutoModelForImageTextToText.from_config(recipe.kind(text_config=text, **config))
     model.generation_config = GenerationConfig(do_sample=False, eos_token_id=2, pad_token_id=3)
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)

@@ -1,8 +1,8 @@
 """How far a training set's words give its labels away: the paper's Figure 1 for any list of (question, refused).
 
 Pure counting on text: needs neither model nor torch. For every opening word (or every word): how often it occurs, how
-often its questions are refused, and how much it moves the odds; for the opening word as a whole: how many bits it tells
-about the label and how well it separates the two sets by itself.
+often its questions are refused, and how much it moves the odds; for the opening word as a whole: how many bits it
+carries about the label and how well it separates the two sets by itself.
 """
 
 from __future__ import annotations
@@ -11,23 +11,17 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from itertools import zip_longest
-from typing import Any, NamedTuple
-
-import numpy as np
-import numpy.typing as npt
+from math import fsum, log, log2, sqrt
+from typing import NamedTuple
 
 from mirage.stats import Z_95, wilson
 from mirage.text import WORD, opening_word
 
 SCHEMA_VERSION = 1
 
-Counts = npt.NDArray[np.int64]
-Reals = npt.NDArray[np.float64]
 
-
-class Words(NamedTuple):
-    """What the two labels are called when they are told."""
+class LabelNames(NamedTuple):
+    """What the two labels are called in tables and figures."""
 
     refused: str
     answered: str
@@ -35,8 +29,8 @@ class Words(NamedTuple):
     answered_head: str
 
 
-BY_ANSWERS = Words("refused", "answered", "refused", "answered")
-BY_MEMBERSHIP = Words("in the unsafe set", "in the retain set", "unsafe", "retain")
+BY_ANSWERS = LabelNames("refused", "answered", "refused", "answered")
+BY_MEMBERSHIP = LabelNames("in the unsafe set", "in the retain set", "unsafe", "retain")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +44,7 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class WordCount:
-    """What one word tells about the label.
+    """What one word says about the label.
 
     Args:
         word: Lower-cased.
@@ -81,19 +75,19 @@ class Audit:
     """The word statistics of one training set.
 
     Args:
-        questions: How many there are.
+        questions: Their number.
         refused: How many of them are refused.
-        wordless: Questions without any letter; as openers they count as one word of their own, which is not listed.
+        wordless: Questions without a letter or digit; as openers they count as one word of their own, which is not listed.
         every_word: True if `words` counts words anywhere in a question (once each), False if its opening word only.
         min_count: Rarer words are not listed.
-        distinct_words: How many words there are, rare ones included.
+        distinct_words: Number of different words, rare ones included.
         words: The listed words, the most frequent first.
         label_entropy_bits: Entropy of the label: what there is to know.
-        mutual_information_bits: What the opening word alone tells of it (plug-in: a little high for rare words).
-        opening_accuracy: Share of questions that are labelled rightly by the commoner label of their opening word.
-        left_out_accuracy: The same where each question is judged by the others only, so that a word seen once tells
-            nothing.
-        majority_accuracy: Share labelled rightly by the commoner label of all.
+        mutual_information_bits: What the opening word alone says about it (plug-in: a little high for rare words).
+        opening_accuracy: Share of questions that the more frequent label of their opening word labels correctly.
+        left_out_accuracy: The same where each question is labelled by the others only, so that a word that occurs once
+            says nothing.
+        majority_accuracy: Share that the more frequent label of all questions labels correctly.
         attack_word: The opening word that is answered most surely, or None if none is answered more than the average:
             the highest Wilson 95 % lower bound of P(answered | word).
         overprudence_word: The opening word that is refused most surely, by the same rule for P(refused | word).
@@ -134,111 +128,127 @@ class Audit:
         return json.dumps({**about, **asdict(self)}, indent=2) + "\n"
 
 
-def audit(questions: Iterable[str], refused: Iterable[bool], *, every_word: bool = False, min_count: int = 5) -> Audit:
-    """The word statistics of `questions`, of which the i-th is refused if `refused[i]`.
+class Cue:
+    """For each value of a cue (such as the opening word): how many questions have it, and how many of them are refused.
+
+    One question adds one value, so `accuracy` and the like rate the cue as a classifier of the label.
+    """
+
+    def __init__(self) -> None:
+        self.count: Counter[str] = Counter()
+        self.refused: Counter[str] = Counter()
+
+    def add(self, values: Iterable[str], refused: bool) -> None:
+        """Counts the values of one question."""
+        for value in values:
+            self.count[value] += 1
+            if refused:
+                self.refused[value] += 1
+
+    def sides(self) -> list[tuple[int, int]]:
+        """(refused, answered) of each value, in order of first occurrence."""
+        return [(self.refused[value], count - self.refused[value]) for value, count in self.count.items()]
+
+    def mutual_information_bits(self) -> float:
+        """What the value says about the label: H(value) + H(label) - H(value, label)."""
+        sides = self.sides()
+        label = [sum(side) for side in zip(*sides, strict=True)]
+        joint = [count for pair in sides for count in pair]
+        return max(0.0, entropy_bits(list(self.count.values())) + entropy_bits(label) - entropy_bits(joint))
+
+    def accuracy(self) -> float:
+        """Share of questions that the more frequent label of their value labels correctly."""
+        return sum(map(max, self.sides())) / self.count.total()
+
+    def left_out_accuracy(self) -> float:
+        """The same, each question by the other questions of its value; where those tie, by all other questions."""
+        total, refused = self.count.total(), self.refused.total()
+        correct = 0
+        for counts in self.sides():
+            for same, other, same_in_all in zip(counts, counts[::-1], (refused, total - refused), strict=True):
+                others_lean_here = 2 * (same_in_all - 1) > total - 1
+                if same - 1 > other or (same - 1 == other and others_lean_here):
+                    correct += same
+        return correct / total
+
+    def surest(self, refused: bool) -> str | None:
+        """The value that is refused (or answered) most surely: by the Wilson lower bound, if above the average."""
+        average = self.refused.total() / self.count.total()
+        bounds = {
+            value: _interval(self.refused[value] if refused else count - self.refused[value], count).low
+            for value, count in self.count.items()
+            if value
+        }
+        best = max(bounds, key=bounds.__getitem__, default="")
+        return best if best and bounds[best] > (average if refused else 1 - average) else None
+
+
+def audit_pairs(pairs: Iterable[tuple[str, bool]], *, every_word: bool = False, min_count: int = 5) -> Audit:
+    """The word statistics of (question, refused) pairs, none of which is kept: a generator of millions needs no memory.
 
     Args:
-        questions: The questions as they are trained on.
-        refused: As many labels.
+        pairs: The questions as they are trained on, each with its label.
         every_word: List all words of the questions, not the opening ones alone.
         min_count: List words that occur in at least this many questions. Totals always count all.
 
     Raises:
-        ValueError: If there are no questions, the two differ in length, or `min_count` is less than 1.
+        ValueError: If there are no questions or `min_count` is less than 1.
     """
-    return audit_pairs(_paired(questions, refused), every_word=every_word, min_count=min_count)
-
-
-def audit_pairs(pairs: Iterable[tuple[str, bool]], *, every_word: bool = False, min_count: int = 5) -> Audit:
-    """`audit` of questions with their labels, none of which is kept: a generator of millions needs no memory."""
     if min_count < 1:
         raise ValueError(f"audit: min_count is {min_count}: it must be at least 1.")
-    openers: Counter[str] = Counter()
-    refused_openers: Counter[str] = Counter()
-    words: Counter[str] = Counter()
-    refused_words: Counter[str] = Counter()
-    for question, label in pairs:
-        opener = opening_word(question)
-        openers[opener] += 1
-        if label:
-            refused_openers[opener] += 1
+    openers, words = Cue(), Cue()
+    for question, refused in pairs:
+        openers.add([opening_word(question)], refused)
         if every_word:
-            held = set(WORD.findall(question.lower().replace("\u2019", "'")))
-            words.update(held)
-            if label:
-                refused_words.update(held)
-    if not openers:
+            words.add(set(WORD.findall(question.lower().replace("\u2019", "'"))), refused)
+    if not openers.count:
         raise ValueError("audit: there are no questions. Give a training set that has some.")
 
-    total, of_them = openers.total(), refused_openers.total()
-    counts, refusals = _columns(openers, refused_openers)
-    names = [word for word in openers if word]
-    named = [position for position, word in enumerate(openers) if word]
-    attack, overprudence = _surest(counts[named], refusals[named], of_them / total)
-    listed, refused_listed = (words, refused_words) if every_word else (openers, refused_openers)
+    questions, refusals = openers.count.total(), openers.refused.total()
+    listed = words if every_word else openers
+    often = [(word, count) for word, count in listed.count.items() if word and count >= min_count]
     return Audit(
-        questions=total,
-        refused=of_them,
-        wordless=openers[""],
+        questions=questions,
+        refused=refusals,
+        wordless=openers.count[""],
         every_word=every_word,
         min_count=min_count,
-        distinct_words=sum(1 for word in listed if word),
-        words=_lines(list(listed), *_columns(listed, refused_listed), total, of_them, min_count),
-        label_entropy_bits=_entropy_bits(np.array([of_them, total - of_them])),
-        mutual_information_bits=_mutual_information_bits(counts, refusals),
-        opening_accuracy=float(np.maximum(refusals, counts - refusals).sum() / total),
-        left_out_accuracy=_left_out_accuracy(counts, refusals),
-        majority_accuracy=max(of_them, total - of_them) / total,
-        attack_word=None if attack is None else names[attack],
-        overprudence_word=None if overprudence is None else names[overprudence],
+        distinct_words=sum(1 for word in listed.count if word),
+        words=tuple(
+            _word_count(word, count, listed.refused[word], questions, refusals)
+            for word, count in sorted(often, key=lambda each: (-each[1], each[0]))
+        ),
+        label_entropy_bits=entropy_bits([refusals, questions - refusals]),
+        mutual_information_bits=openers.mutual_information_bits(),
+        opening_accuracy=openers.accuracy(),
+        left_out_accuracy=openers.left_out_accuracy(),
+        majority_accuracy=max(refusals, questions - refusals) / questions,
+        attack_word=openers.surest(refused=False),
+        overprudence_word=openers.surest(refused=True),
     )
 
 
-def _paired(questions: Iterable[str], refused: Iterable[bool]) -> Iterable[tuple[str, bool]]:
-    """The questions with their labels.
-
-    Raises:
-        ValueError: If there are more of the one than of the other.
-    """
-    missing: Any = object()
-    pairs = enumerate(zip_longest(questions, refused, fillvalue=missing))
-    for place, (question, label) in pairs:
-        if question is missing or label is missing:
-            longer = place + 1 + sum(1 for _ in pairs)
-            found = (place, longer) if question is missing else (longer, place)
-            raise ValueError(f"audit: {found[0]} questions but {found[1]} labels: each question needs one.")
-        yield question, label
+def entropy_bits(counts: Sequence[int]) -> float:
+    """The plug-in entropy of `counts`, in bits."""
+    total = sum(counts)
+    return max(0.0, -fsum(count / total * log2(count / total) for count in counts if count))
 
 
-def _columns(counted: Counter[str], refused: Counter[str]) -> tuple[Counts, Counts]:
-    """For each word, in order of first occurrence, how often it occurs and how often it is refused."""
-    return (
-        np.fromiter(counted.values(), dtype=np.int64, count=len(counted)),
-        np.fromiter((refused[word] for word in counted), dtype=np.int64, count=len(counted)),
-    )
-
-
-def _lines(
-    words: list[str], counts: Counts, refusals: Counts, total: int, refused: int, min_count: int
-) -> tuple[WordCount, ...]:
-    with_refused, with_answered = refusals + 0.5, counts - refusals + 0.5
-    else_refused, else_answered = refused - refusals + 0.5, (total - refused) - (counts - refusals) + 0.5
-    log_odds = np.log(with_refused * else_answered / (with_answered * else_refused))
-    reach = Z_95 * np.sqrt(1 / with_refused + 1 / with_answered + 1 / else_refused + 1 / else_answered)
-    listed = [i for i in range(len(words)) if words[i] and counts[i] >= min_count]
-    return tuple(
-        WordCount(
-            word=words[i],
-            count=int(counts[i]),
-            refused=int(refusals[i]),
-            p_refused=_interval(int(refusals[i]), int(counts[i])),
-            share_of_refused=float(refusals[i] / max(refused, 1)),
-            share_of_answered=float((counts[i] - refusals[i]) / max(total - refused, 1)),
-            log_odds=float(log_odds[i]),
-            log_odds_low=float(log_odds[i] - reach[i]),
-            log_odds_high=float(log_odds[i] + reach[i]),
-        )
-        for i in sorted(listed, key=lambda i: (-counts[i], words[i]))
+def _word_count(word: str, count: int, refused: int, questions: int, refusals: int) -> WordCount:
+    answered, answers = count - refused, questions - refusals
+    cells = (refused + 0.5, answers - answered + 0.5, answered + 0.5, refusals - refused + 0.5)
+    log_odds = log(cells[0] * cells[1] / (cells[2] * cells[3]))
+    reach = Z_95 * sqrt(sum(1 / cell for cell in cells))
+    return WordCount(
+        word=word,
+        count=count,
+        refused=refused,
+        p_refused=_interval(refused, count),
+        share_of_refused=refused / max(refusals, 1),
+        share_of_answered=answered / max(answers, 1),
+        log_odds=log_odds,
+        log_odds_low=log_odds - reach,
+        log_odds_high=log_odds + reach,
     )
 
 
@@ -246,45 +256,3 @@ def _interval(hits: int, n: int) -> Interval:
     rate, low, high = wilson(hits, n)
     assert rate is not None and low is not None and high is not None  # every word occurs
     return Interval(rate, low, high)
-
-
-def _lower_ends(hits: Counts, n: Counts) -> Reals:
-    return np.array([_interval(int(k), int(of)).low for k, of in zip(hits, n, strict=True)], dtype=np.float64)
-
-
-def _surest(counts: Counts, refusals: Counts, base_rate: float) -> tuple[int | None, int | None]:
-    """Positions of the words most surely answered and most surely refused, each only if surely above average."""
-    if not len(counts):
-        return None, None
-    answered_low, refused_low = _lower_ends(counts - refusals, counts), _lower_ends(refusals, counts)
-    best_answered, best_refused = int(answered_low.argmax()), int(refused_low.argmax())
-    return (
-        best_answered if answered_low[best_answered] > 1 - base_rate else None,
-        best_refused if refused_low[best_refused] > base_rate else None,
-    )
-
-
-def _entropy_bits(counts: Counts) -> float:
-    shares = counts[counts > 0] / counts.sum()
-    return float(max(0.0, -(shares * np.log2(shares)).sum()))
-
-
-def _mutual_information_bits(counts: Counts, refusals: Counts) -> float:
-    """H(word) + H(label) - H(word, label)."""
-    label = np.array([refusals.sum(), (counts - refusals).sum()])
-    joint = np.concatenate([refusals, counts - refusals])
-    return max(0.0, _entropy_bits(counts) + _entropy_bits(label) - _entropy_bits(joint))
-
-
-def _left_out_accuracy(counts: Counts, refusals: Counts) -> float:
-    """Each question judged by the other questions of its opening word; where those tie, by all other questions."""
-    total, answers = counts.sum(), counts - refusals
-    refused_in_all = refusals.sum()
-    right = 0
-    for mine, other, others_of_mine in (
-        (refusals, answers, refused_in_all - 1),
-        (answers, refusals, total - refused_in_all - 1),
-    ):
-        wins = (mine - 1 > other) | ((mine - 1 == other) & (others_of_mine > total - 1 - others_of_mine))
-        right += int(mine[wins & (mine > 0)].sum())
-    return float(right / total)

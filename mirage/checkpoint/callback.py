@@ -1,4 +1,4 @@
-"""When a run is saved: a callback that writes checkpoints at the right moments and keeps the words `last` and `best`.
+"""When a run is saved: a callback that writes checkpoints at the right moments, and the files `last` and `best`.
 
 Everything is saved *as of the last completed optimizer step* [completed step], whatever was under way when the file was
 written: a batch in flight, half an accumulation window, a validation. A resumed run repeats what was under way.
@@ -27,14 +27,14 @@ log = logging.getLogger(__name__)
 
 
 class AtomicCheckpoint(Checkpoint):
-    """Saves a checkpoint at the end of every epoch (before its validation), and when the run is told to stop.
+    """Saves a checkpoint at the end of every epoch (before its validation), and when the run is asked to stop.
 
     `last` names the newest one and `best` the one with the best `monitor`; `--ckpt_path last` goes on from there.
 
     Args:
         dirpath: Where they are kept. Default: `checkpoints` in the run folder.
         every_n_steps: Save every so many optimizer steps as well; 0 saves at the ends of epochs only.
-        keep: How many of the newest are kept, at least 2; the best one is kept besides.
+        keep_last: How many of the newest are kept, at least 2; the best one is kept besides.
         monitor: A metric that validation logs, such as `val/retain`; without one there is no `best`.
         mode: `min` if a small value of `monitor` is good, `max` if a large one is.
     """
@@ -43,26 +43,19 @@ class AtomicCheckpoint(Checkpoint):
         self,
         dirpath: str | None = None,
         every_n_steps: int = 0,
-        keep: int = 2,
+        keep_last: int = 2,
         monitor: str | None = None,
         mode: Literal["min", "max"] = "min",
     ) -> None:
         super().__init__()
-        if keep < 2:
-            raise ValueError(
-                f"checkpoints: keep is {keep}. Keep at least 2: the newest may be lost while it is written."
-            )
+        if keep_last < 2:
+            raise ValueError(f"checkpoints: keep_last is {keep_last}. Keep 2 or more: one may be lost while written.")
         if every_n_steps < 0:
             raise ValueError(f"checkpoints: every_n_steps is {every_n_steps}. Give 0 or a number of optimizer steps.")
         if mode not in ("min", "max"):
             raise ValueError(f"checkpoints: mode is {mode!r}. Give 'min' or 'max'.")
-        self.dirpath, self.every_n_steps, self.keep, self.monitor, self.mode = (
-            dirpath,
-            every_n_steps,
-            keep,
-            monitor,
-            mode,
-        )
+        self.dirpath, self.every_n_steps, self.keep_last = dirpath, every_n_steps, keep_last
+        self.monitor, self.mode = monitor, mode
         self._folder = Path(dirpath or "checkpoints")
         self._written: list[str] = []
         self._best = ""
@@ -141,13 +134,11 @@ class AtomicCheckpoint(Checkpoint):
         checkpoint.update(self._resting)  # see [completed step]
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        stopped = isinstance(exception, SIGTERMException)
+        alone = trainer.world_size > 1  # other failures strike one rank, and saving needs all of them
         if isinstance(exception, SIGTERMException):
-            exception.code = 128 + signal.SIGTERM
-        if not self._resting or not _training(trainer):
-            return
-        # other failures strike one rank alone, and saving needs all of them
-        if self._updating or self._unsavable or self._saved == self._step or (trainer.world_size > 1 and not stopped):
+            exception.code, alone = 128 + signal.SIGTERM, False
+        done = not self._resting or self._saved == self._step
+        if done or alone or self._updating or self._unsavable or not _training(trainer):
             return
         try:
             self._save(trainer)
@@ -185,11 +176,8 @@ class AtomicCheckpoint(Checkpoint):
         if self._due and self._saved != self._step and _training(trainer):
             self._save(trainer)
         self._due = False
-        if trainer.world_size > 1:
-            stop = trainer.strategy.reduce_boolean_decision(self._sigterm, all=False)
-        else:
-            stop = trainer.received_sigterm
-        if stop:
+        signalled = self._sigterm or trainer.received_sigterm
+        if trainer.strategy.reduce_boolean_decision(signalled, all=False):
             raise SIGTERMException
 
     def _save(self, trainer: Trainer) -> None:
@@ -206,7 +194,7 @@ class AtomicCheckpoint(Checkpoint):
             problem = self._point("last", path.name)
         self._agree(trainer, problem)
         self._saved = self._step
-        kept = {*self._written[-self.keep :], self._best}
+        kept = {*self._written[-self.keep_last :], self._best}
         for name in [name for name in self._written if name not in kept]:
             try:
                 trainer.strategy.remove_checkpoint(self._folder / name)
@@ -215,6 +203,7 @@ class AtomicCheckpoint(Checkpoint):
             self._written.remove(name)
 
     def _point(self, word: str, name: str) -> OSError | None:
+        """Writes `name` to the file `last` or `best`; the error if that fails."""
         try:
             if not self._best:
                 (self._folder / "best").unlink(missing_ok=True)  # of an earlier run in the same folder
@@ -239,10 +228,8 @@ class AtomicCheckpoint(Checkpoint):
         sign = 1 if self.mode == "min" else -1
         better = not math.isnan(now) and (self._best_value is None or sign * now < sign * self._best_value)
         name = f"step-{self._step:08d}.ckpt"
-        # rank 0 decides, so that all of them save or none does
-        better, there = trainer.strategy.broadcast(
-            (better, (self._folder / name).exists() and self._saved == self._step)
-        )
+        there = self._saved == self._step and (self._folder / name).exists()
+        better, there = trainer.strategy.broadcast((better, there))  # rank 0 decides: all of them save or none does
         if not better:
             return
         if not there:
@@ -252,5 +239,5 @@ class AtomicCheckpoint(Checkpoint):
 
 
 def _training(trainer: Trainer) -> bool:
-    trial = trainer.sanity_checking or getattr(trainer, "fast_dev_run", False)
+    trial: bool = trainer.sanity_checking or trainer.fast_dev_run  # type: ignore[attr-defined]
     return trainer.state.fn == TrainerFn.FITTING and not trial

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from jsonargparse import ArgumentParser
 
 from mirage.atomic import sync_folder
 from mirage.checkpoint.io import CheckpointError, read_checkpoint, resolve_checkpoint
 from mirage.checkpoint.resume import refuse_other_weights
-from mirage.methods import AlignmentModule
+from mirage.models.components import decoder_layers
+from mirage.models.load import load_model
+from mirage.models.lora import LoraSettings, add_lora
 from mirage.models.pretrained import resolve_pretrained
-from mirage.report.card import model_card
 
 # Copied from the starting model as they are: saving a processor anew would lose the parts that are not used here.
 PROCESSOR_FILES = (
@@ -33,14 +35,30 @@ class NothingToExport(ValueError):
     """The run has no weights that differ from those it started from, or none of the kind that was asked for."""
 
 
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """The model of a run: with its adapters, or with adapters merged."""
+
+    model: Any
+    settings: Mapping[str, Any]  # the run's config.yaml
+    step: int  # optimizer steps it was trained for
+
+
 def export(
-    run: Path, to: Path, *, ckpt: str = "last", adapter_only: bool = False, pretrained: str | None = None
+    run: Path,
+    to: Path,
+    card: Callable[[Trained], str],
+    *,
+    ckpt: str = "last",
+    adapter_only: bool = False,
+    pretrained: str | None = None,
 ) -> Path:
     """`to`, now a Hugging Face folder with weights, processor, generation config and model card; whole or not at all.
 
     Args:
         run: The run folder, with its config.yaml and checkpoints.
         to: The folder to write; it must be empty or not exist.
+        card: Returns the text of README.md; called before anything is written.
         ckpt: `last`, `best`, or a checkpoint file of the run.
         adapter_only: Write the LoRA adapters in PEFT's format, without the model they belong to.
         pretrained: Where the starting model is now, if it is not where config.yaml says.
@@ -53,6 +71,9 @@ def export(
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise ValueError(f"{to} exists and is not an empty folder. Choose another one for --to.")
     settings = read_settings(run)
+    given = {**settings["model"]["init_args"], **({"pretrained": pretrained} if pretrained else {})}
+    if adapter_only and not given.get("lora"):
+        raise NothingToExport(f"{run} trained the weights themselves, not adapters. Leave out --adapter_only.")
     path = resolve_checkpoint(ckpt, run)
     if path.is_dir():
         raise CheckpointError(
@@ -61,19 +82,14 @@ def export(
     checkpoint = read_checkpoint(path)
     state, step = checkpoint["state_dict"], int(checkpoint["global_step"])
     del checkpoint  # the optimizer's state is twice the size of what was trained
-    method = built(settings, pretrained)
-    if adapter_only and method.lora is None:
-        raise NothingToExport(f"{run} trained the weights themselves, not adapters. Leave out --adapter_only.")
-    method.configure_model()
-    put_trained(method, state, path)
-    model = method.model.eval()
-    if method.lora is not None and not adapter_only:
+    model = trained_model(given, state, path)
+    if given.get("lora") and not adapter_only:
         model = model.merge_and_unload()
-    card = model_card(settings, run, name=to.name, adapter_only=adapter_only, model=model, step=step)
+    text = card(Trained(model, settings, step))
     size = sum(tensor.nbytes for tensor in model.parameters() if tensor.requires_grad or not adapter_only)
     with whole_folder(to, size) as folder:
-        _save(method, model, folder, adapter_only)
-        (folder / "README.md").write_text(card, encoding="utf-8")
+        _save(model, _starting_folder(given), folder, adapter_only)
+        (folder / "README.md").write_text(text, encoding="utf-8")
     return to
 
 
@@ -90,58 +106,59 @@ def read_settings(run: Path) -> dict[str, Any]:
         settings = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is not YAML ({str(error).splitlines()[0]}). Restore it.") from error
-    model = settings.get("model") if isinstance(settings, dict) else None
-    if not isinstance(model, dict) or "class_path" not in model:
-        raise ValueError(f"{file} names no method (model.class_path). Restore the file that mirage fit wrote.")
-    return dict(settings)
+    match settings:
+        case {"model": {"class_path": str(), "init_args": {"pretrained": str()}}}:
+            return dict(settings)
+    raise ValueError(f"{file} names no method and starting model (model.class_path). Restore what mirage fit wrote.")
 
 
-def built(settings: Mapping[str, Any], pretrained: str | None = None) -> AlignmentModule:
-    """The method of a run, its model not loaded yet."""
-    model = {"class_path": settings["model"]["class_path"], "init_args": dict(settings["model"]["init_args"])}
-    if pretrained is not None:
-        model["init_args"]["pretrained"] = pretrained
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(AlignmentModule, "model")
-    method = parser.instantiate_classes(parser.parse_object({"model": model})).model
-    assert isinstance(method, AlignmentModule)
-    return method
+def trained_model(given: Mapping[str, Any], state: Mapping[str, torch.Tensor], path: Path) -> Any:
+    """The starting model with the weights of a checkpoint, in evaluation mode; adapters are not merged.
 
-
-def put_trained(method: AlignmentModule, state: Mapping[str, torch.Tensor], path: Path) -> None:
-    """The method with the weights of a checkpoint, which have been compared with the starting ones.
+    Args:
+        given: The arguments of the run's method: `pretrained`, `dtype`, `lora` and how the model is downloaded.
+        state: The state_dict of the checkpoint.
+        path: Its file, for messages.
 
     Raises:
-        CheckpointError: If they do not fit, or are not finite.
-        NothingToExport: If they are the starting ones.
+        CheckpointError: If the weights do not fit, or are not finite.
+        NothingToExport: If they are those of the starting model.
     """
-    refuse_other_weights(method, state)
+    names = ("dtype", "attn_implementation", "revision", "allow_download")
+    model: Any = load_model(given["pretrained"], **{name: given[name] for name in names if name in given})
+    if given.get("lora"):
+        layers = decoder_layers(model)
+        stack = next(re.escape(name) for name, part in model.named_modules() if part is layers)
+        adapted = {int(layer) for name in state for layer in re.findall(rf"\.{stack}\.(\d+)\..*lora_A", name)}
+        model = add_lora(model, LoraSettings(**given["lora"]), layers=sorted(adapted) or None)
+    weights = {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
+    adapters = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    refuse_other_weights(weights, model.state_dict(), adapters if given.get("lora") else set())
     broken = [name for name, value in state.items() if not bool(value.isfinite().all())]
     if broken:
         raise CheckpointError(
             f"{path}: {len(broken)} tensors hold inf or nan ({broken[0]}). Export an earlier checkpoint."
         )
-    trained = {name: parameter.detach() for name, parameter in method.named_parameters() if parameter.requires_grad}
-    changed = any(not torch.equal(start, state[name].to(start)) for name, start in trained.items())
-    method.load_state_dict(dict(state), strict=False)
-    if method.lora is not None:  # adapters are drawn anew each time, so only what they add tells
-        changed = _adapters_add(method.model)
-    if not changed:
+    start = model.state_dict()
+    changed = any(not torch.equal(start[name], value.to(start[name])) for name, value in weights.items())
+    model.load_state_dict(weights, strict=False)
+    # adapters start at random values each time: only what they add to the weights is compared
+    if not (_adapters_add(model) if given.get("lora") else changed):
         raise NothingToExport(
             f"{path} holds the weights that the run started from: nothing was learned, so there is nothing to export. "
             "Check learning_rate and the number of steps."
         )
+    return model.eval()
 
 
 @torch.no_grad()
 def _adapters_add(model: Any) -> bool:
     """True if merging the adapters would change any weight."""
-    for part in model.modules():
-        if callable(delta := getattr(part, "get_delta_weight", None)):
-            weight = part.get_base_layer().weight
-            if not torch.equal(weight + delta("default").to(weight), weight):
-                return True
-    return False
+    from peft.tuners.lora import LoraLayer
+
+    layers: list[Any] = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
+    weights = [(layer.get_base_layer().weight, layer.get_delta_weight("default")) for layer in layers]
+    return any(not torch.equal(weight + added.to(weight), weight) for weight, added in weights)
 
 
 @contextmanager
@@ -155,7 +172,7 @@ def whole_folder(to: Path, size: int) -> Iterator[Path]:
     to.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(to.parent).free
     if size > free:
-        raise ValueError(f"{to} needs {size / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB free. Make room first.")
+        raise ValueError(f"{to} needs {size / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB free. Free some space.")
     partial = to.with_name(f".{to.name}.{os.getpid()}.partial")
     partial.mkdir()
     try:
@@ -173,29 +190,21 @@ def whole_folder(to: Path, size: int) -> Iterator[Path]:
         raise
 
 
-def _save(method: AlignmentModule, model: Any, folder: Path, adapter_only: bool) -> None:
-    start = _starting_folder(method)
-    own_generation = (start / GENERATION_FILE).is_file()
-    if adapter_only:
-        model.save_pretrained(folder)
-        (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty form; ours takes its place
-    else:
-        if own_generation:  # copied below; saving would refuse files that older versions of transformers wrote
-            model.generation_config = type(model.generation_config)()
-        model.save_pretrained(folder)
+def _save(model: Any, start: Path, folder: Path, adapter_only: bool) -> None:
+    if not adapter_only and (start / GENERATION_FILE).is_file():
+        # copied below; saving would refuse files that older versions of transformers wrote
+        model.generation_config = type(model.generation_config)()
+    model.save_pretrained(folder)
     for pattern in (*PROCESSOR_FILES, GENERATION_FILE):
         for file in start.glob(pattern):
             shutil.copyfile(file, folder / file.name)
 
 
-def _starting_folder(method: AlignmentModule) -> Path:
-    where = Path(resolve_pretrained(method.pretrained, method.allow_download))
+def _starting_folder(given: Mapping[str, Any]) -> Path:
+    where = Path(resolve_pretrained(given["pretrained"], bool(given.get("allow_download"))))
     if where.is_dir():
         return where
     from huggingface_hub import snapshot_download
 
-    return Path(
-        snapshot_download(
-            str(method.pretrained), revision=method.revision, allow_patterns=[*PROCESSOR_FILES, GENERATION_FILE]
-        )
-    )
+    patterns = [*PROCESSOR_FILES, GENERATION_FILE]
+    return Path(snapshot_download(str(given["pretrained"]), revision=given.get("revision"), allow_patterns=patterns))

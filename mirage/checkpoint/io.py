@@ -1,18 +1,18 @@
-"""Checkpoints that are whole or absent, loaded without running anything that is in them, and found again by word.
+"""Checkpoints that are whole or absent, loaded without running anything that is in them, and named `last` and `best`.
 
 A folder `checkpoints/` holds `step-00000040.ckpt` and older ones, and the small text files `last` and `best`, each
-naming one of them. `saving.py` decides when one is written; `resume.py` makes a resumed run equal to an unbroken one.
+naming one of them. A checkpoint becomes visible in `mirage.atomic.replacing`, by one rename. `callback.py` decides when
+one is written; `resume.py` makes a resumed run equal to an uninterrupted one.
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import pickle
 import re
 import shutil
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -51,7 +51,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if storage_options is not None:
             raise TypeError("AtomicCheckpointIO writes local files and takes no storage_options.")
         path = Path(path)
-        needed = sum(size for _, size in _storages(checkpoint))
+        needed = sum(_storage_sizes(checkpoint).values())
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path) as file:
@@ -69,7 +69,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """What `read_checkpoint` returns. `weights_only` is not asked: it is always True."""
+        """What `read_checkpoint` returns. `weights_only` is ignored: it is always True."""
         return read_checkpoint(Path(path), map_location)
 
 
@@ -90,7 +90,7 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
-        # not chained: torch's own text recommends loading the file unsafely
+        # not chained: torch's text recommends loading the file unsafely
         asks_for = re.search(r"GLOBAL (\S+)", str(error))
         what = f" (it asks for {asks_for[1]})" if asks_for else ""
         raise CheckpointError(
@@ -138,43 +138,25 @@ def resolve_checkpoint(path_or_word: str, run_folder: Path) -> Path:
     return folder / name
 
 
-def fingerprint_weights(folder: Path) -> str:
-    """A hash of the names and bytes of all safetensors files in a Hugging Face folder, for caches of what it computes.
-
-    Raises:
-        ValueError: If the folder holds none.
-    """
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise ValueError(f"{folder} holds no .safetensors file. Give a Hugging Face folder with safetensors.")
-    total = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
-            total.update(f"{path.name}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    return total.hexdigest()
-
-
 class _Watched:
     """A file for torch.save that remembers why a write failed: torch replaces the reason by `unexpected pos`."""
 
     def __init__(self, file: BinaryIO, path: Path, half: int) -> None:
         self.error: BaseException | None = None
+        self.flush = file.flush
         self._file, self._path, self._left = file, path, half
 
     def write(self, data: memoryview | bytes) -> int:
         try:
             written = self._file.write(data)
-            was_left, self._left = self._left, self._left - written
-            if self._left <= 0 < was_left:
+            before, self._left = self._left, self._left - written
+            if self._left <= 0 < before:
                 self._file.flush()
                 fault_point("checkpoint.after_half", self._path)
             return written
         except BaseException as error:
             self.error = self.error or error
             raise
-
-    def flush(self) -> None:
-        self._file.flush()
 
 
 def _write(checkpoint: dict[str, Any], file: BinaryIO, path: Path, needed: int) -> None:
@@ -193,7 +175,9 @@ def _why_not_saved(error: OSError, path: Path, needed: int) -> str:
         why = f"the disk is full: {_size(needed)} needed, {_size(free)} free"
     else:
         why = error.strerror or str(error)
-    return f"{path}: checkpoint not saved, {why}. {_beside(path.parent)} Make room or access and go on from there."
+    return (
+        f"{path}: checkpoint not saved, {why}. {_beside(path.parent)} Free some space or fix access, then resume there."
+    )
 
 
 def _damage(path: Path) -> str:
@@ -226,20 +210,13 @@ def _beside(folder: Path, but: Path | None = None) -> str:
     )
 
 
-def _storages(value: Any, seen: set[int] | None = None) -> Iterator[tuple[int, int]]:
+def _storage_sizes(value: Any) -> dict[int, int]:
     """Address and size in bytes of every distinct tensor storage in nested containers."""
-    seen = set() if seen is None else seen
     if isinstance(value, torch.Tensor):
         storage = value.untyped_storage()
-        if storage.data_ptr() not in seen:
-            seen.add(storage.data_ptr())
-            yield storage.data_ptr(), storage.nbytes()
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _storages(item, seen)
-    elif isinstance(value, list | tuple | set):
-        for item in value:
-            yield from _storages(item, seen)
+        return {storage.data_ptr(): storage.nbytes()}
+    inside = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple | set) else ()
+    return {address: size for item in inside for address, size in _storage_sizes(item).items()}
 
 
 def _size(count: int) -> str:

@@ -1,13 +1,14 @@
 """Callbacks by which a resumed run equals an uninterrupted one: random numbers, and settings that must not change.
 
-`[completed step]` is explained in `saving.py`.
+`[completed step]` is explained in `callback.py`.
 """
 
 from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,6 @@ from mirage.checkpoint.io import CheckpointError
 
 log = logging.getLogger(__name__)
 Fact = str | int | float | bool | None
-_ABSENT = "absent"
 
 
 class ResumeMismatchError(ValueError):
@@ -31,7 +31,7 @@ class ResumeMismatchError(ValueError):
 class RNGState(Callback):
     """The random numbers of training go on where they stopped, on every rank, after a resume as without one.
 
-    What is drawn between two batches (validation, new loader iterators, setup) does not shift them: the state at the
+    What is sampled between two batches (validation, new loader iterators, setup) does not shift them: the state at the
     end of a batch is put back at the start of the next, and of a validation. Python, numpy, torch, CUDA; every rank.
     """
 
@@ -49,7 +49,7 @@ class RNGState(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
-            self._go_on(trainer, pl_module)  # a validation that was interrupted draws the same numbers again
+            self._go_on(trainer, pl_module)  # a validation that was interrupted uses the same numbers again
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         self._between = _random_state(pl_module.device)
@@ -58,7 +58,7 @@ class RNGState(Callback):
 
     def _go_on(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._loaded:
-            # only here: setup, optimizers and loader iterators draw numbers after a checkpoint was loaded
+            # only here: setup, optimizers and loader iterators use numbers after a checkpoint was loaded
             if len(self._loaded) == trainer.world_size:
                 self._between = self._at_step = self._loaded[trainer.global_rank]
             else:
@@ -69,7 +69,7 @@ class RNGState(Callback):
                 )
             self._loaded = []
         if self._between is not None:
-            _put_random_state(self._between, pl_module.device)
+            _set_random_state(self._between, pl_module.device)
 
     def state_dict(self) -> dict[str, Any]:
         ranks: list[Any] = [self._at_step]
@@ -84,6 +84,24 @@ class RNGState(Callback):
         self._loaded = list(state_dict["ranks"])
 
 
+def _random_state(device: torch.device) -> dict[str, Any]:
+    kind, keys, *rest = np.random.get_state(legacy=True)
+    state = {
+        "python": random.getstate(),
+        "numpy": [kind, np.asarray(keys).tolist(), *rest],  # a checkpoint takes no numpy array
+        "torch": torch.get_rng_state(),
+    }
+    return {**state, "cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else state
+
+
+def _set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
+    random.setstate(state["python"])
+    np.random.set_state(tuple(state["numpy"]))
+    torch.set_rng_state(state["torch"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
 class ResumeCheck(Callback):
     """A run goes on from a checkpoint only with the settings, data and layout that the checkpoint was trained with.
 
@@ -92,17 +110,10 @@ class ResumeCheck(Callback):
     Args:
         facts: Returns what must not change, as plain values by name; called once, after the data are set up.
         allow_changed: Names of facts that may differ all the same.
-        option: The command-line option behind `allow_changed`, for messages.
     """
 
-    def __init__(
-        self,
-        facts: Callable[[], Mapping[str, Fact]],
-        allow_changed: Sequence[str] = (),
-        option: str = "--allow_changed",
-    ) -> None:
-        self.facts, self.allow_changed, self.option = facts, tuple(allow_changed), option
-        self._now: dict[str, Fact] | None = None
+    def __init__(self, facts: Callable[[], Mapping[str, Fact]], allow_changed: Sequence[str] = ()) -> None:
+        self.facts, self.allow_changed = facts, tuple(allow_changed)
         self._fitting = False
         self._hook: Any = None
 
@@ -110,104 +121,81 @@ class ResumeCheck(Callback):
         self._fitting = stage == "fit"
 
         def before_weights(module: torch.nn.Module, state: Mapping[str, Any], *_: Any) -> None:
-            # Lightning loads weights before it tells any callback, and would report settings as shape errors
+            # Lightning loads weights before callbacks, and would report other settings as shape errors
             loaded = trainer._checkpoint_connector._loaded_checkpoint
             if loaded and module is pl_module:
                 self.load_state_dict(loaded.get("callbacks", {}).get(self.state_key, {"facts": {}}))
-                refuse_other_weights(pl_module, state)
+                present = dict(pl_module.state_dict())
+                needed = {name for name, parameter in pl_module.named_parameters() if parameter.requires_grad}
+                needed |= present.keys() & dict(pl_module.named_buffers(recurse=False)).keys()
+                refuse_other_weights(state, present, present if pl_module.strict_loading else needed)
 
         self._hook = pl_module.register_load_state_dict_pre_hook(before_weights)  # type: ignore[no-untyped-call]
 
+    @cached_property
+    def _now(self) -> dict[str, Fact]:
+        return dict(self.facts())
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.current()
+        self.state_dict()  # the facts are those of the start, whatever happens to the data later
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self._hook is not None:
             self._hook.remove()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"facts": self.current()}
+        return {"facts": self._now}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if not self._fitting:
             return
-        before, now = state_dict["facts"], self.current()
-        unknown = sorted(set(self.allow_changed) - {*before, *now})
+        before, now = state_dict["facts"], self._now
+        both = {name: (before.get(name, "absent"), now.get(name, "absent")) for name in sorted({*before, *now})}
+        unknown = sorted(set(self.allow_changed) - both.keys())
         if unknown:
-            raise ValueError(f"{self.option} names {', '.join(unknown)}. The facts are: {', '.join(sorted(now))}.")
-        changed = [
-            name
-            for name in sorted({*before, *now})
-            if name not in self.allow_changed and before.get(name, _ABSENT) != now.get(name, _ABSENT)
-        ]
+            raise ValueError(f"--allow_changed names {', '.join(unknown)}. The facts are: {', '.join(sorted(now))}.")
+        changed = {
+            name: f"  {name}: {then} -> {value}"
+            for name, (then, value) in both.items()
+            if name not in self.allow_changed and then != value
+        }
         if changed:
-            lines = [f"  {name}: {before.get(name, _ABSENT)} -> {now.get(name, _ABSENT)}" for name in changed]
             raise ResumeMismatchError(
-                "The checkpoint was trained in another world than this run (checkpoint -> now):\n"
-                + "\n".join(lines)
-                + f"\nPut them back, or go on all the same with {self.option} '[{', '.join(changed)}]'."
+                "The checkpoint was trained with other settings than those of this run (checkpoint -> now):\n"
+                + "\n".join(changed.values())
+                + f"\nPut them back, or go on all the same with --allow_changed '[{', '.join(changed)}]'."
             )
 
-    def current(self) -> dict[str, Fact]:
-        """The facts of this run.
 
-        Raises:
-            TypeError: If one of them is not a plain value.
-        """
-        if self._now is None:
-            self._now = dict(self.facts())
-            for name, value in self._now.items():
-                if type(value) not in (str, int, float, bool, type(None)):
-                    raise TypeError(f"The fact {name!r} is a {type(value).__name__}; facts are plain values.")
-        return self._now
+def refuse_other_weights(state: Mapping[str, Any], present: Mapping[str, Any], needed: Collection[str]) -> None:
+    """Checks that the weights of a checkpoint fit a model, by name and shape.
 
-
-def refuse_other_weights(module: LightningModule, state: Mapping[str, Any]) -> None:
-    """Nothing, if `state` fits the module: all of it, or what trains and the module's own buffers if not strict.
+    Args:
+        state: The state_dict of the checkpoint.
+        present: That of the model.
+        needed: Names that `state` must hold.
 
     Raises:
         CheckpointError: If a key is missing, unknown, or of another shape; counts and the first three of each.
     """
-    own: dict[str, Any] = dict(module.state_dict())
-    trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
-    needed = own if module.strict_loading else own.keys() & (trained | dict(module.named_buffers(recurse=False)).keys())
+    shapes = {
+        name: tuple(list(getattr(value, "shape", ())) for value in (state[name], present[name]))
+        for name in state.keys() & present.keys()
+    }
     kinds = {
         "missing": [name for name in needed if name not in state],
-        "unknown": [name for name in state if name not in own],
+        "unknown": [name for name in state if name not in present],
         "of another shape": [
-            f"{name} {list(state[name].shape)} instead of {list(own[name].shape)}"
-            for name in state
-            if name in own and getattr(own[name], "shape", None) != getattr(state[name], "shape", None)
+            f"{name} {saved} instead of {expected}" for name, (saved, expected) in shapes.items() if saved != expected
         ],
     }
-    faults = [
+    issues = [
         f"{len(names)} {kind} ({', '.join(sorted(names)[:3])}{', ...' if len(names) > 3 else ''})"
         for kind, names in kinds.items()
         if names
     ]
-    if faults:
+    if issues:
         raise CheckpointError(
-            f"The weights in the checkpoint do not fit this model: {'; '.join(faults)}. "
+            f"The weights in the checkpoint do not fit this model: {'; '.join(issues)}. "
             "Use the config.yaml of the run that wrote it."
         )
-
-
-def _random_state(device: torch.device) -> dict[str, Any]:
-    _, keys, *rest = np.random.get_state(legacy=True)
-    state: dict[str, Any] = {
-        "python": random.getstate(),
-        "numpy": [torch.from_numpy(np.asarray(keys, dtype=np.int64)), *rest],  # torch.load takes no numpy array
-        "torch": torch.get_rng_state(),
-    }
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def _put_random_state(state: Mapping[str, Any], device: torch.device) -> None:
-    random.setstate(state["python"])
-    keys, *rest = state["numpy"]
-    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(state["torch"])
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)

@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 from argparse import RawDescriptionHelpFormatter
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from jsonargparse import DefaultHelpFormatter
+from pydantic import Field, model_validator
 
+from mirage.atomic import write_text
+from mirage.audit.counts import BY_ANSWERS, BY_MEMBERSHIP, audit_pairs
 from mirage.commands.arguments import Parser, instantiated
 from mirage.commands.outputs import check_folder
 from mirage.data.base import Source
 from mirage.errors import DataError
-from mirage.evaluation.judge.keyword import Preset
-from mirage.evaluation.judge.screening import BATCH, refusals_in_batches
-from mirage.schema import Example
-
-Labels = Literal["membership", "answers"]
-Pair = tuple[str, bool]  # a question, and whether it is refused
-Told = tuple[str, str, bool]  # a question, its answer, and whether it is of the unsafe set
+from mirage.evaluation.judge.keyword import Preset, is_refusal
+from mirage.json_file import records
+from mirage.shapes import AnyText, Shape, checked
 
 _SHAPE = (
     'VLGuard\'s format: a list of records like {"id": "...", "instr-resp": [{"instruction": "...", "response": "..."}]}'
 )
-_QUESTIONS = {"instruction": True, "unsafe_instruction": True, "safe_instruction": False}  # name -> unsafe
+_NEITHER = "unsafe_instruction"  # about safe pictures: in neither of the paper's two sets
 
 _DESCRIPTION = """For every opening word of a training set: how often it occurs, how often its
 questions are refused, and the words that would make the best attack and the best
@@ -35,11 +35,11 @@ The paper's Figure 1: all 2,977 questions of VLGuard's train.json, refused or no
 the phrases of the paper's code:
   mirage audit --file VLGUARD/train.json --labels answers --preset published
 
-How well the opening word alone tells the paper's forget set from its retain set
+How well the opening word alone separates the paper's forget set from its retain set
 (1,023 and 977 questions: 97.65 %):
   mirage audit --file VLGUARD/train.json
 
-What mirage trains on, without the questions that it leaves out (it says which):
+What mirage trains on, without the questions that it skips (it says which):
   mirage audit --data VLGuard --data.root VLGUARD
 
 An instruction mix in LLaVA's format, by its answers:
@@ -51,6 +51,30 @@ class _Formatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
     """Keeps the lines of the description."""
 
 
+Asked = tuple[str, str, bool]  # a question of a training set, its answer there, and whether it is of the unsafe set
+
+
+class _Pair(Shape):
+    instruction: AnyText | None = None
+    unsafe_instruction: AnyText | None = None
+    safe_instruction: AnyText | None = None
+    response: AnyText
+
+    def questions(self) -> dict[str, str]:
+        """The question by the name of its field; a pair has one."""
+        return {name: text for name, text in self if name != "response" and text is not None}
+
+    @model_validator(mode="after")
+    def _one_question(self) -> _Pair:
+        if len(self.questions()) != 1:
+            raise ValueError("holds more or less than one question: write one of the three instructions.")
+        return self
+
+
+class _Record(Shape):
+    pairs: list[_Pair] = Field(alias="instr-resp", min_length=1)
+
+
 def run(arguments: Sequence[str]) -> None:
     """Parses the arguments, counts, prints and writes."""
     parser = Parser(prog="mirage audit", description=_DESCRIPTION, formatter_class=_Formatter)
@@ -58,183 +82,125 @@ def run(arguments: Sequence[str]) -> None:
     parser.add_argument("--retain", type=Source | None, default=None, help="Take the retain set from this source.")
     parser.add_argument(
         "--file", type=Path | None, default=None,
-        help="A file in VLGuard's format instead of --data: all its questions, also those that training leaves out.",
+        help="A file in VLGuard's format instead of --data: all its questions, also those that training skips.",
     )  # fmt: skip
     parser.add_argument(
-        "--labels", type=Labels, default="membership",
+        "--labels", type=Literal["membership", "answers"], default="membership",
         help="membership: the unsafe set counts as refused, the retain set as answered (with --file: instruction against "
         "safe_instruction). answers: a question counts as refused if its answer in the data refuses.",
     )  # fmt: skip
     parser.add_argument(
         "--preset", type=Preset, default="default",
-        help="With --labels answers, the keyword judge's preset; published for the paper's own figures.",
+        help="With --labels answers, the keyword judge's preset; published for the paper's figures.",
     )  # fmt: skip
     parser.add_argument(
         "--answers", type=Literal["refusal", "harmful"], default="refusal",
         help="Which answers the unsafe set is asked for: some sources have harmful ones only.",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("runs/audit"), help="Folder that the files are written to.")
-    parser.add_argument(
-        "--every_word", action="store_true", help="Count every word of a question, not its first alone."
-    )
+    parser.add_argument("--every_word", action="store_true", help="Count every word of a question, not only its first.")
     parser.add_argument("--min_count", type=int, default=5, help="List words that occur in at least so many questions.")
     parser.add_argument("--rows", type=int, default=25, help="Rows of the printed table.")
     given = instantiated(parser, arguments)
-    from mirage.audit import BY_ANSWERS, BY_MEMBERSHIP, audit_command
-
     if (given.data is None) == (given.file is None):
         raise ValueError("Give --data (a source, such as VLGuard) or --file (a file in VLGuard's format): one of them.")
+    if given.file is not None and given.retain is not None:
+        raise ValueError("--retain goes with --data: --file holds both sets already.")
     if given.rows < 1:
         raise ValueError(f"--rows is {given.rows}: print at least one row.")
     check_folder(given.out)
-    preset: Preset | None = given.preset if given.labels == "answers" else None
+
+    by_answers = given.labels == "answers"
     skipped: list[str] = []
     if given.file is not None:
-        if given.retain is not None:
-            raise ValueError("--retain goes with --data: --file holds both sets already.")
-        pairs = pairs_of_file(given.file, preset, skipped)
-        data = f"{given.file}, {_labelled(preset)}"
+        asked, name = of_file(given.file, by_answers, skipped), str(given.file)
     else:
-        pairs = pairs_of_source(given.data, given.retain, given.answers, preset, skipped)
-        names = " and ".join(dict.fromkeys(source.name for source in (given.data, given.retain) if source is not None))
-        data = f"{names}, {_labelled(preset)}"
+        asked = of_source(given.data, given.retain, given.answers, by_answers, skipped)
+        name = " and ".join(dict.fromkeys(source.name for source in (given.data, given.retain) if source is not None))
+    if by_answers:
+        refuses = lru_cache(1 << 16)(is_refusal)  # the same few refusals come again and again
+        pairs = ((question, refuses(answer, given.preset)) for question, answer, _ in asked)
+        data = f"{name}, refused if the answer refuses by keyword({given.preset})"
+    else:
+        pairs = ((question, unsafe) for question, _, unsafe in asked)
+        data = f"{name}, the unsafe set against the retain set"
     print(data)
-    audit_command(
-        pairs, given.out, every_word=given.every_word, min_count=given.min_count, rows=given.rows, data=data,
-        skipped=skipped, words=BY_MEMBERSHIP if preset is None else BY_ANSWERS,
-    )  # fmt: skip
+    audit = audit_pairs(pairs, every_word=given.every_word, min_count=given.min_count)
+    from mirage.audit.figure import figure, write_figure
+    from mirage.audit.table import print_audit
+
+    labels = BY_ANSWERS if by_answers else BY_MEMBERSHIP
+    print_audit(audit, rows=given.rows, labels=labels)
+    write_text(given.out / "audit.json", audit.to_json(data, skipped))
+    image = figure(audit, data=data, labels=labels)
+    for suffix in ("png", "svg"):
+        write_figure(image, given.out / f"audit.{suffix}")
     for sentence in skipped:
         print(sentence)
     print(f"{given.out} holds audit.json, audit.png and audit.svg.")
 
 
-def pairs_of_source(
-    source: Source,
-    retain: Source | None,
-    answers: Literal["refusal", "harmful"],
-    preset: Preset | None = None,
-    skipped: list[str] | None = None,
-) -> Iterator[Pair]:
-    """Every question of the unsafe and the retain set, later turns included, with its label.
+def of_source(
+    source: Source, retain: Source | None, answers: Literal["refusal", "harmful"], by_answers: bool, skipped: list[str]
+) -> Iterator[Asked]:
+    """Every question of the unsafe and the retain set, later turns included.
 
     Args:
         source: Its unsafe set, and its retain set unless `retain` is given.
         retain: Another source of the retain set.
         answers: Which answers the unsafe set is asked for.
-        preset: Of the keyword judge that tells whether an answer refuses; without it the set decides.
-        skipped: Is added what the sources do not train on, in sentences.
+        by_answers: One of the two sets will do; otherwise a source without one of them raises.
+        skipped: Receives what the sources do not train on, in sentences.
     """
-    kept = retain or source
-    sets: list[tuple[bool, Sequence[Example]]] = []
-    # With labels from the answers one set will do; membership needs both, and a missing one says so itself.
-    if preset is None or source.offers("unsafe"):
-        sets.append((True, source.unsafe(answers)))
-    if preset is None or kept.offers("retain"):
-        sets.append((False, kept.retain()))
-    if skipped is not None:
-        skipped += [sentence for each in dict.fromkeys((source, kept)) for sentence in _left_out(each)]
-    return _labelled_pairs(_told_by(sets), preset)
+    benign = retain or source
+    for unsafe, owner in ((True, source), (False, benign)):
+        if by_answers and not owner.offers("unsafe" if unsafe else "retain"):
+            continue
+        for example in owner.unsafe(answers) if unsafe else owner.retain():
+            yield example.prompt, example.answer, unsafe
+            yield from ((question, answer, unsafe) for question, answer in example.later_turns)
+    for each in dict.fromkeys((source, benign)):
+        skipped += _skipped_by(each)
 
 
-def pairs_of_file(path: Path, preset: Preset | None = None, skipped: list[str] | None = None) -> Iterator[Pair]:
-    """The questions of a file in VLGuard's format, with their labels.
+def of_file(path: Path, by_answers: bool, skipped: list[str]) -> Iterator[Asked]:
+    """The questions of a file in VLGuard's format.
 
     By membership, as the paper splits the file: `instruction` (about unsafe pictures) is the unsafe set, `safe_instruction`
     the retain set, and `unsafe_instruction` (about safe pictures) in neither. By answers, every question counts.
 
     Args:
         path: The file.
-        preset: As of `pairs_of_source`.
-        skipped: Is added how many questions are in neither set, once all pairs are read.
+        by_answers: Yield the questions that are in neither set too.
+        skipped: Receives how many questions are in neither set, once all are read.
 
     Raises:
         DataError: Naming file and record, where it is not of this format.
     """
-    return _labelled_pairs(_told_by_file(path, preset is not None, [] if skipped is None else skipped), preset)
-
-
-def _labelled_pairs(told: Iterable[Told], preset: Preset | None) -> Iterator[Pair]:
-    if preset is None:
-        yield from ((question, unsafe) for question, _, unsafe in told)
-        return
-    asked: deque[list[str]] = deque()  # the questions of the batches that are being judged
-    for refused in refusals_in_batches(_answer_batches(told, asked), preset):
-        yield from zip(asked.popleft(), refused, strict=True)
-
-
-def _answer_batches(told: Iterable[Told], asked: deque[list[str]]) -> Iterator[list[str]]:
-    questions: list[str] = []
-    answers: list[str] = []
-    for question, answer, _ in told:
-        questions.append(question)
-        answers.append(answer)
-        if len(answers) == BATCH:
-            asked.append(questions)
-            yield answers
-            questions, answers = [], []
-    if answers:
-        asked.append(questions)
-        yield answers
-
-
-def _told_by(sets: Iterable[tuple[bool, Sequence[Example]]]) -> Iterator[Told]:
-    for unsafe, examples in sets:
-        for example in examples:
-            yield example.prompt, example.answer, unsafe
-            for question, answer in example.later_turns:
-                yield question, answer, unsafe
-
-
-def _told_by_file(path: Path, all_of_them: bool, skipped: list[str]) -> Iterator[Told]:
-    from mirage.json_file import records
-
-    neither: Counter[str] = Counter()
-    for number, record in enumerate(records(path, _SHAPE)):
-        for question, answer, field in _told(record, f"{path}, record {number}"):
-            if all_of_them or field != "unsafe_instruction":
-                yield question, answer, _QUESTIONS[field]
+    neither = 0
+    for number, content in enumerate(records(path, _SHAPE)):
+        record, issues = checked(_Record, content, str(path), f"record {number}")
+        if record is None:
+            raise DataError.of([*map(str, issues), f"Expected {_SHAPE}."])
+        for pair in record.pairs:
+            ((field, question),) = pair.questions().items()
+            if by_answers or field != _NEITHER:
+                yield question, pair.response, field != "safe_instruction"
             else:
-                neither[field] += 1
-    skipped += [
-        f"Not counted: the {count} questions {field} (about safe pictures), which are in neither of the paper's sets. "
-        "--labels answers counts them."
-        for field, count in neither.items()
-    ]
+                neither += 1
+    if neither:
+        skipped.append(
+            f"Not counted: the {neither} questions {_NEITHER} (about safe pictures), which are in neither of the paper's "
+            "sets. --labels answers counts them."
+        )
 
 
-def _told(record: Any, where: str) -> Iterable[tuple[str, str, str]]:
-    """Question, answer and the question's field, for each pair of a record."""
-    told = record.get("instr-resp") if isinstance(record, dict) else None
-    if not isinstance(told, list) or not told:
-        raise DataError(f"{where}: it has no list 'instr-resp'. Expected {_SHAPE}.")
-    for pair in told:
-        fields = [name for name in _QUESTIONS if name in pair] if isinstance(pair, dict) else []
-        texts = [pair.get(name) for name in (*fields, "response")] if fields else []
-        if len(fields) != 1 or not all(isinstance(text, str) for text in texts):
-            raise DataError(
-                f"{where}: a pair of 'instr-resp' is not one question and one 'response'. Expected {_SHAPE}."
-            )
-        yield texts[0], texts[1], fields[0]
-
-
-def _left_out(source: Source) -> list[str]:
+def _skipped_by(source: Source) -> Iterable[str]:
     """What a source reads and does not train on, in a sentence."""
-    faults = source.skipped()
-    if not faults:
-        return []
-    pictures = {fault.remedy for fault in faults if fault.field == "image"}
-    reasons = Counter(
-        f"{fault.field} {fault.remedy.rstrip('.')}" for fault in faults if fault.field != "image" and fault.record
-    )
-    told = [f"{count} records whose {reason}" for reason, count in reasons.items()]
-    told += [f"the questions about {len(pictures)} pictures that are in the test set too"] if pictures else []
-    told += [str(fault).rstrip(".") for fault in faults if not fault.record]
-    return [f"Not counted, since {source.name} leaves it out of training: {'; '.join(told)}."]
-
-
-def _labelled(preset: Preset | None) -> str:
-    return (
-        "the unsafe set against the retain set"
-        if preset is None
-        else f"refused if the answer refuses by keyword({preset})"
-    )
+    issues = source.skipped()
+    images = {issue.remedy for issue in issues if issue.field == "image"}
+    reasons = Counter(f"{i.field} {i.remedy.rstrip('.')}" for i in issues if i.field != "image" and i.record)
+    parts = [f"{count} records whose {reason}" for reason, count in reasons.items()]
+    parts += [f"the questions about {len(images)} pictures that are in the test set too"] if images else []
+    parts += [str(issue).rstrip(".") for issue in issues if not issue.record]
+    return [f"Not counted, since {source.name} skips it in training: {'; '.join(parts)}."] if issues else []

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mirage.atomic import write_text
 from mirage.commands.arguments import Parser, instantiated
 from mirage.commands.outputs import check_file
 from mirage.data.base import Source
@@ -45,9 +47,6 @@ def calibrate(
     Raises:
         ValueError: If two readings are given to compare with, no record is labelled, or `out` cannot be written.
     """
-    import json
-
-    from mirage.atomic import write_text
     from mirage.evaluation.judge.calibration import agreement, read_labels
     from mirage.evaluation.judge.rescore import judged
     from mirage.evaluation.run.records import read_records
@@ -64,8 +63,7 @@ def calibrate(
     other = f"the verdicts in the records ({records[0].judge})"
     without = 0
     if labels is not None:
-        known, other = read_labels(labels), str(labels)
-        in_file = {(record.id, record.shot) for record in records}
+        in_file, known, other = known.keys(), read_labels(labels), str(labels)
         without = len(known.keys() - in_file)
         records = [record for record in records if (record.id, record.shot) in known]
         if not records:
@@ -75,63 +73,57 @@ def calibrate(
     second = [known[record.id, record.shot] for record in records]
     if against is not None:
         second, other = [record.verdict for record in judged(records, against, samples)], against.name
-    told = {
+    compared = {
         "schema_version": 1, "records": str(records_file), "judge": judge.name, "against": other,
         "labels_without_record": without, **agreement(first, second),
     }  # fmt: skip
-    write_text(out, json.dumps(told, indent=1, ensure_ascii=False) + "\n")
-    _print(told, out)
-    return told
+    write_text(out, json.dumps(compared, indent=1, ensure_ascii=False) + "\n")
+    _print(compared, out)
+    return compared
 
 
-def _print(told: dict[str, Any], out: Path) -> None:
+def _print(compared: dict[str, Any], out: Path) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     console = Console()
-    names = told["labels"]
-    title = f"rows: {told['judge']}\ncolumns: {told['against']}"
-    table = Table(box=SIMPLE_HEAD, title=escape(title), title_justify="left", title_style="")
-    table.add_column("")
+    names, kappa, unscored = compared["labels"], compared["kappa"], compared["unscored"]
+    title = escape(f"rows: {compared['judge']}\ncolumns: {compared['against']}")
+    table = Table("", box=SIMPLE_HEAD, title=title, title_justify="left", title_style="")
     for name in (*names, "precision"):
         table.add_column(name, justify="right")
-    for name, row in zip(names, told["confusion"], strict=True):
-        table.add_row(name, *map(str, row), _percent(told["precision"].get(name)))
-    table.add_row("recall", *(_percent(told["recall"].get(name)) for name in names), "", style="dim")
+    for name, row in zip(names, compared["confusion"], strict=True):
+        table.add_row(name, *map(str, row), _percent(compared["precision"].get(name)))
+    table.add_row("recall", *(_percent(compared["recall"].get(name)) for name in names), "", style="dim")
     console.print(table)
-    kappa = told["kappa"]
-    scored = f"{told['scored_by_both']} of {told['n']} answers scored by both"
+    scored = f"{compared['scored_by_both']} of {compared['n']} answers scored by both"
     if kappa["kappa"] is None:
-        reason = (
-            "nothing is scored by both" if not told["scored_by_both"] else "both give one and the same verdict always"
-        )
-        lines = [f"No kappa: {reason} ({scored})."]
+        why = "both give one and the same verdict always" if compared["scored_by_both"] else "nothing is scored by both"
+        lines = [f"No kappa: {why} ({scored})."]
     else:
-        value = _rounded(kappa["kappa"])
-        interval = (
-            f"no interval can be given: {_no_interval(told)}" if kappa["low"] is None
-            else f"95 % interval {_rounded(kappa['low'])} to {_rounded(kappa['high'])}"
-        )  # fmt: skip
-        lines = [f"Cohen's kappa {value}, {interval}; agreement {_percent(told['agreement'])} ({scored})."]
-    unscored = told["unscored"]
+        interval = f"no interval can be given: {no_interval(compared)}"
+        if kappa["low"] is not None:
+            interval = f"95 % interval {_rounded(kappa['low'])} to {_rounded(kappa['high'])}"
+        agreed = _percent(compared["agreement"])
+        lines = [f"Cohen's kappa {_rounded(kappa['kappa'])}, {interval}; agreement {agreed} ({scored})."]
     if any(unscored.values()):
         lines.append(f"Unscored: {unscored['first']} by the first, {unscored['second']} by the second; not in kappa.")
-    if told["labels_without_record"]:
-        lines.append(f"{told['labels_without_record']} labels are of no answer in the records; they were left out.")
+    if compared["labels_without_record"]:
+        lines.append(f"{compared['labels_without_record']} labels are of no answer in the records and were skipped.")
     for line in (*lines, f"{out} holds these figures."):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _no_interval(told: dict[str, Any]) -> str:
+def no_interval(compared: dict[str, Any]) -> str:
     """Why the large-sample error of kappa is 0, or next to it."""
-    if told["agreement"] == 1:
+    if compared["agreement"] == 1:
         return "the two agree on every answer"
-    scored = [row[:-1] for row in told["confusion"][:-1]]
+    scored = [row[:-1] for row in compared["confusion"][:-1]]
     rows, columns = [sum(row) for row in scored], [sum(column) for column in zip(*scored, strict=True)]
     others, side = min((sum(rows) - max(rows), "rows"), (sum(columns) - max(columns), "columns"))
-    if others and not told["agreement"]:
+    if others and not compared["agreement"]:
         return "the two differ on every answer"
     alike = f"{sum(rows) - others} of {sum(rows)}" if others else "all"
     return f"the {side} hold one verdict in {alike} answers"

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser
 
 from mirage.commands.outputs import check_folder
+
+if TYPE_CHECKING:
+    from mirage.checkpoint.export import Trained
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -27,6 +31,20 @@ def run(arguments: Sequence[str]) -> None:
     given = parser.parse_args(list(arguments))
     check_folder(given.to.parent, "--to")  # the folder appears beside its name, and then takes it
     from mirage.checkpoint.export import export
+    from mirage.models.components import unwrapped
+    from mirage.models.memory import count_parameters
+    from mirage.report.card import model_card
 
-    written = export(given.run, given.to, ckpt=given.ckpt, adapter_only=given.adapter_only, pretrained=given.pretrained)
-    print(f"{written} holds the {'adapters' if given.adapter_only else 'model'}; README.md there describes it.")
+    def card(trained: Trained) -> str:
+        return model_card(
+            trained.settings,
+            given.run,
+            name=given.to.name,
+            adapter_only=given.adapter_only,
+            architecture=type(unwrapped(trained.model)).__name__,
+            num_parameters=count_parameters(trained.model)[1],
+            step=trained.step,
+        )
+
+    export(given.run, given.to, card, ckpt=given.ckpt, adapter_only=given.adapter_only, pretrained=given.pretrained)
+    print(f"{given.to} holds the {'adapters' if given.adapter_only else 'model'}; README.md there describes it.")

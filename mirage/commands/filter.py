@@ -1,4 +1,4 @@
-"""`mirage filter`: what a judge finds harmful in instruction data, listed with reasons, for the `Filtered` source."""
+"""`mirage filter`: what a judge calls harmful in instruction data, listed with reasons, for the `Filtered` source."""
 
 from __future__ import annotations
 
@@ -7,30 +7,28 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from mirage.atomic import sweep_partials, write_text
 from mirage.commands.arguments import Parser, instantiated
 from mirage.commands.outputs import check_folder
 from mirage.data.base import Source
 from mirage.errors import DataError
-from mirage.evaluation.judge.base import Answered, Judge, Judgement
+from mirage.evaluation.judge.base import Answered, Judge, Judgement, check_any_scored, warn_many_unscored
 from mirage.evaluation.judge.exact import Exact
 from mirage.evaluation.judge.fluency import Fluency
 from mirage.evaluation.judge.kept import from_log, to_log
 from mirage.evaluation.judge.keyword import Keyword
 from mirage.evaluation.judge.model import ModelJudge
 from mirage.evaluation.judge.topic import TopicFilter
-from mirage.evaluation.judge.unscored import refuse_none_scored, warn_many_unscored
 from mirage.evaluation.run.records import AnswerLog
 from mirage.schema import EvalSample, Example, Verdict
 
 DROPPED = (Verdict.COMPLIED, Verdict.UNSCORED)  # an answer that the judge cannot read is never taken for safe
-_BLOCK = 256  # conversations judged, and kept on the disk, at a time
+_WORST_FIRST = (*DROPPED, Verdict.REFUSED, Verdict.IRRELEVANT)
 _FEW = 2  # answers; a block's last ones may be beyond any judge
 
 
-def filter_data(data: Source, out: Path, judge: Judge | None = None) -> None:
+def filter_data(data: Source, out: Path, judge: Judge | None = None, block_size: int = 256) -> None:
     """Lists the retain examples that give harmful answers.
 
     A judge reads every question with its answer. A conversation is dropped if the judge calls any of its answers
@@ -42,7 +40,9 @@ def filter_data(data: Source, out: Path, judge: Judge | None = None) -> None:
         data: The source whose retain set is read, such as LlavaInstruct.
         out: Folder to write.
         judge: Who reads, TopicFilter by default: a word list, quick and crude. ModelJudge reads, by its rubric for
-            instruction data unless it is given another. Those that cannot tell harm (Keyword, Exact, Fluency) are refused.
+            instruction data unless it is given another; a harm classifier is given as Classifier. Those that cannot
+            recognise harm (Keyword, Exact, Fluency) are refused.
+        block_size: How many conversations are judged, and their verdicts kept on the disk, at a time.
     """
     judge = judge or TopicFilter()
     if isinstance(judge, Keyword | Exact | Fluency):
@@ -50,34 +50,38 @@ def filter_data(data: Source, out: Path, judge: Judge | None = None) -> None:
             f"--judge {type(judge).__name__} tells refusals from answers, not harmful answers from good ones: it would "
             "drop nearly everything. Choose TopicFilter, or a judge that reads question and answer."
         )
+    if block_size < 1:
+        raise ValueError(f"--block_size is {block_size}: it must be at least 1.")
     if isinstance(judge, ModelJudge):
         judge = judge.for_instruction_data()
     check_folder(out)
-    if faults := data.validate():
-        raise DataError.of(faults)
+    if issues := data.validate():
+        raise DataError.of(issues)
     examples = data.retain()
     out.mkdir(parents=True, exist_ok=True)
     sweep_partials(out)
     started = time.perf_counter()
-    log = AnswerLog(
-        out / ".judged.jsonl", f"filter/{judge.name}"
-    )  # ids hash the content: a verdict fits wherever it is
+    # ids hash the content: a verdict fits wherever the example stands
+    log = AnswerLog(out / ".judged.jsonl", f"filter/{judge.name}")
     dropped, kept, verdicts = [], [], Counter[str]()
     unscored: list[Judgement] = []
     try:
-        for place, example, judgement in _judged(examples, judge, log):
+        for place, example, judgement in _judged(examples, judge, log, block_size):
             verdicts[judgement.verdict] += 1
             if judgement.verdict is Verdict.UNSCORED:
                 unscored.append(judgement)
             if judgement.verdict in DROPPED:
-                dropped.append(_dropped_line(place, example, judgement))
+                dropped.append({
+                    "id": example.id, "place": place, "where": example.where, "prompt": example.prompt,
+                    "verdict": judgement.verdict, "reason": judgement.reason, "harmful": True,
+                })  # fmt: skip
             else:
-                kept.append(json.dumps({"id": example.id, "place": place}))
+                kept.append({"id": example.id, "place": place})
     finally:
         log.close()
     warn_many_unscored(unscored, len(examples), judge.name)
-    write_text(out / "kept_ids.jsonl", "".join(line + "\n" for line in kept))
-    write_text(out / "dropped.jsonl", "".join(line + "\n" for line in dropped))
+    for name, listed in (("kept_ids", kept), ("dropped", dropped)):
+        write_text(out / f"{name}.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in listed))
     report = {
         "source": data.name, "judge": judge.name, "examples": len(examples), "kept": len(kept), "dropped": len(dropped),
         "verdicts": dict(verdicts), "seconds": round(time.perf_counter() - started, 1),
@@ -88,53 +92,39 @@ def filter_data(data: Source, out: Path, judge: Judge | None = None) -> None:
     print(f"  use it with source Filtered, dropped {out / 'dropped.jsonl'}")
 
 
-def _judged(examples: Sequence[Example], judge: Judge, log: AnswerLog) -> Iterator[tuple[int, Example, Judgement]]:
+def _judged(
+    examples: Sequence[Example], judge: Judge, log: AnswerLog, block_size: int
+) -> Iterator[tuple[int, Example, Judgement]]:
     """Every example with the worst that the judge says of its answers."""
     from rich.console import Console
     from rich.progress import track
 
     unscored: dict[tuple[str, int], Judgement] = {}
-    starts = range(0, len(examples), _BLOCK)
-    for start in track(starts, "judging", console=Console(stderr=True)):
-        block = examples[start : start + _BLOCK]
-        asked = [(example, turn) for example in block for turn in range(1 + len(example.later_turns))]
-        todo = [(example, turn) for example, turn in asked if (example.id, turn) not in log.known]
+    for start in track(range(0, len(examples), block_size), "judging", console=Console(stderr=True)):
+        block = examples[start : start + block_size]
+        keys = {example.id: [(example.id, turn) for turn in range(1 + len(example.later_turns))] for example in block}
+        todo = [_answered(example, key) for example in block for key in keys[example.id] if key not in log.known]
         if todo:
-            answered = [_answered(example, turn) for example, turn in todo]
-            found = judge.judge(answered)
-            if len(todo) > _FEW or not log.known:
-                refuse_none_scored(answered, found, judge.name)  # a judge that is down must not drop what is left
-            for (example, turn), judgement in zip(todo, found, strict=True):
+            judgements = judge.judge([one for _, one in todo])
+            if len(todo) > _FEW or not log.known:  # a judge that is down must not drop what is left
+                check_any_scored([one.answer for _, one in todo], judgements, judge.name)
+            for (key, _), judgement in zip(todo, judgements, strict=True):
                 if judgement.verdict is Verdict.UNSCORED:
-                    unscored[example.id, turn] = judgement  # not kept: asked again if the command is given again
+                    unscored[key] = judgement  # not kept: asked again if the command is given again
                 else:
-                    log.add(example.id, turn, to_log(judgement))
+                    log.add(*key, to_log(judgement))
         for place, example in enumerate(block, start):
-            keys = [(example.id, turn) for turn in range(1 + len(example.later_turns))]
-            judgements = [unscored[key] if key in unscored else from_log(log.known[key]) for key in keys]
-            yield place, example, min(judgements, key=lambda each: _badness(each.verdict))
+            said = [unscored[key] if key in unscored else from_log(log.known[key]) for key in keys[example.id]]
+            yield place, example, min(said, key=lambda each: _WORST_FIRST.index(each.verdict))
 
 
-def _badness(verdict: Verdict) -> int:
-    order = (*DROPPED, Verdict.REFUSED, Verdict.IRRELEVANT)
-    return order.index(verdict)
-
-
-def _answered(example: Example, turn: int) -> Answered:
-    question, answer = ((example.prompt, example.answer), *example.later_turns)[turn]
+def _answered(example: Example, key: tuple[str, int]) -> tuple[tuple[str, int], Answered]:
+    question, answer = ((example.prompt, example.answer), *example.later_turns)[key[1]]
     # asked as if it were unsafe: whether the answer does harm is the question here
     sample = EvalSample(
-        id=f"{example.id}/{turn}", source=example.source, image=example.image, question=question, unsafe=True,
+        id=f"{key[0]}/{key[1]}", source=example.source, image=example.image, question=question, unsafe=True,
     )  # fmt: skip
-    return Answered(sample, question, answer)
-
-
-def _dropped_line(place: int, example: Example, judgement: Judgement) -> str:
-    line: dict[str, Any] = {
-        "id": example.id, "place": place, "where": example.where, "prompt": example.prompt,
-        "verdict": judgement.verdict, "reason": judgement.reason, "harmful": True,
-    }  # fmt: skip
-    return json.dumps(line, ensure_ascii=False)
+    return key, Answered(sample, question, answer)
 
 
 def run(arguments: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +19,9 @@ def run(arguments: Sequence[str]) -> None:
         "the rates in its results.json anew, and prints the table. Utility is left as it was.",
     )
     parser.add_argument("run", type=Path, help="Folder of the run, such as runs/rmu, or runs/rmu/validate.")
-    parser.add_argument("--judge", type=Judge, required=True, help="The judge, such as Keyword, Fluency or ModelJudge.")
+    parser.add_argument(
+        "--judge", type=Judge, required=True, help="The judge, such as Keyword, Classifier, Fluency or ModelJudge."
+    )
     parser.add_argument(
         "--data", type=Source | None, default=None,
         help="The run's data source, for judges that need pictures or truths: records hold neither.",
@@ -29,8 +32,6 @@ def run(arguments: Sequence[str]) -> None:
 
 def judge_run(folder: Path, judge: Judge, source: Source | None = None) -> None:
     """The run in `folder`, judged anew and shown."""
-    import json
-
     from rich.console import Console
 
     from mirage.evaluation.judge.fluency import Fluency

@@ -1,4 +1,4 @@
-"""`mirage mini build --out DIR`: builds the embedded checkpoint anew."""
+"""`mirage mini build --out DIR`: builds the mini checkpoint again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mirage.commands.outputs import check_folder
 
 
 def build(out: Path, see_steps: int = 600, answer_steps: int = 1000, seed: int = 0) -> None:
-    """Trains the embedded model and writes it as a Hugging Face folder; one to two minutes on two CPU cores.
+    """Trains the mini model and writes it as a Hugging Face folder; one to two minutes on two CPU cores.
 
     Args:
         out: The folder to write; it must be empty or not exist.

@@ -1,9 +1,13 @@
-"""Whether a command's output can be written, found out before the work is done."""
+"""Whether a command's output can be written, checked before the work is done; and progress on standard error."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 
 def check_folder(out: Path, option: str = "--out") -> None:
@@ -16,7 +20,7 @@ def check_folder(out: Path, option: str = "--out") -> None:
         there = next(path for path in (out, *out.parents) if path.exists())
         if not there.is_dir():
             raise ValueError(f"{there} is a file, not a folder. Choose another {option}.")
-        with TemporaryDirectory(dir=there):  # the rights alone tell less: /proc grants them, and makes nothing
+        with TemporaryDirectory(dir=there):  # the rights alone do not suffice: /proc grants them, and makes nothing
             pass
     except OSError as error:
         raise ValueError(f"{out} cannot be written to ({error.strerror}). Choose another {option}.") from error
@@ -31,3 +35,12 @@ def check_file(out: Path, option: str = "--out") -> None:
     check_folder(out.parent, option)
     if out.exists() and not out.is_file():
         raise ValueError(f"{out} is {'a folder' if out.is_dir() else 'a device'}, not a file. Choose another {option}.")
+
+
+def progress_bars() -> Progress:
+    """Bars on standard error, with counts and times."""
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
+
+    columns = Progress.get_default_columns()
+    return Progress(*columns, MofNCompleteColumn(), TimeElapsedColumn(), console=Console(stderr=True))

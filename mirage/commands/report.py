@@ -8,7 +8,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 
 from mirage.commands.outputs import check_folder
-from mirage.commands.run_source import RunPictures
+from mirage.commands.run_config import RunPictures
 from mirage.report.writing import report
 
 

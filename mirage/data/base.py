@@ -1,15 +1,36 @@
-"""What a data source offers: training sets, samples, and a list of its faults, all without a model."""
+"""What a data source offers: training sets, evaluation samples, and a list of its issues, all without a model."""
 
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from mirage.errors import DataError, DataIssue
-from mirage.schema import EvalSample, Example, Picture
+from mirage.images import FileImage, ImageCheck, image_issues
+from mirage.schema import EvalSample, Example, Picture, Rewriter
 
 Answers = Literal["refusal", "harmful"]
+
+
+@dataclass(frozen=True, slots=True)
+class PictureFolder:
+    """The pictures below `root`, and how closely `Source.validate` looks at them (see `image_issues`)."""
+
+    root: Path
+    check: ImageCheck
+    pixel_limit: int
+
+    def picture(self, name: str) -> FileImage:
+        """The picture in a file of the folder, unopened."""
+        return FileImage(self.root, name, self.pixel_limit)
+
+    def issues(self, file: Path, named: Sequence[tuple[str, str]]) -> list[DataIssue]:
+        """An issue for each record of `file` whose picture cannot be used; `named` are their places and image names."""
+        wrong = image_issues(self.root, (name for _, name in named), self.check, self.pixel_limit)
+        return [DataIssue(str(file), where, "image", wrong[name]) for where, name in named if name in wrong]
 
 
 class Source(ABC):
@@ -18,6 +39,11 @@ class Source(ABC):
     A constructor takes typed settings only and reads no file; files are read by the methods, once.
     `Sequence` may be lazy (Arrow): a set of 665k examples is never a Python list.
     """
+
+    rewriter: Rewriter | None = None
+    """How questions of this source are rewritten for an attack, where general rewriters do not fit its language."""
+    pictures: PictureFolder | None = None
+    """Where the pictures are, if they are files."""
 
     @property
     def name(self) -> str:
@@ -42,12 +68,15 @@ class Source(ABC):
 
     def eval_samples(self, eval_set: str) -> Sequence[EvalSample]:
         """The test questions of `unsafe`, `benign`, or of another set that the source names."""
-        raise DataError(
-            f"{self.name} has no samples called {eval_set!r}. Choose a source that has them as data.source."
-        )
+        raise self.no_eval_set(eval_set, ())
+
+    def no_eval_set(self, eval_set: str, known: Iterable[str]) -> DataError:
+        """The error that names the evaluation sets that there are."""
+        listed = f"It has: {', '.join(known)}." if known else "Choose a source that has them as data.source."
+        return DataError(f"{self.name} has no samples called {eval_set!r}. {listed}")
 
     def skipped(self) -> Sequence[DataIssue]:
-        """What stands in the files and is not trained on, each with the reason; for the results."""
+        """What the files hold and is not trained on, each with the reason; for the results."""
         return ()
 
     def picture(self, name: str) -> Picture | None:
@@ -55,8 +84,8 @@ class Source(ABC):
 
         The file need not be there: that shows when the picture is opened, which may touch nothing outside the data root.
         """
-        return None
+        return None if self.pictures is None else self.pictures.picture(name)
 
     def validate(self) -> Sequence[DataIssue]:
-        """Every defect that can be found without a model: files, records, fields, images."""
+        """Every defect that can be detected without a model: files, records, fields, images."""
         return ()

@@ -11,7 +11,7 @@ from mirage.batch import Batch
 from mirage.errors import DataError
 from mirage.losses import IGNORED
 from mirage.models.processor import end_of_answer, pad_to_square
-from mirage.schema import Example
+from mirage.schema import Example, Picture
 
 
 class Conversation(NamedTuple):
@@ -32,11 +32,7 @@ class Collator:
     """
 
     def __init__(
-        self,
-        processor: Any,
-        max_length: int | None = None,
-        square: bool = False,
-        max_answer_tokens: int | None = None,
+        self, processor: Any, max_length: int | None = None, square: bool = False, max_answer_tokens: int | None = None
     ) -> None:
         self.processor, self.square, self.max_answer_tokens = processor, square, max_answer_tokens
         self.max_length = max_length or processor.tokenizer.model_max_length
@@ -52,7 +48,7 @@ class Collator:
         conversations = [self.conversation(example) for example in examples]
         texts = [conversation.text for conversation in conversations]
         special = self._special(texts[0])
-        pictures = [[] if example.image is None else [self._open(example)] for example in examples]
+        pictures = [[] if example.image is None else [self._open(example.image)] for example in examples]
         encoded = self.processor(
             text=texts,
             images=pictures if any(pictures) else None,
@@ -68,8 +64,9 @@ class Collator:
         counted = torch.zeros_like(ids, dtype=torch.bool)
         for row, (conversation, length) in enumerate(zip(conversations, lengths.tolist(), strict=True)):
             # Image tokens come before every answer, so places are the same counted from the end, expanded or not.
-            raw = tokenizer(conversation.text, add_special_tokens=special, return_offsets_mapping=True)
-            offsets = raw["offset_mapping"]
+            offsets = tokenizer(conversation.text, add_special_tokens=special, return_offsets_mapping=True)[
+                "offset_mapping"
+            ]
             for start, end in conversation.spans:
                 for place, (left, right) in enumerate(offsets):
                     if left < end and right > start and right > left:
@@ -101,8 +98,8 @@ class Collator:
             written = beginning.strip()  # many templates strip it
             start = text.find(written, len(prompt.rstrip()))
             if not written or start < 0:
-                fault = "is changed by the chat template" if written else "is empty"
-                raise DataError(f"{example.where or example.source} (id {example.id}): the answer {fault}. Remove it.")
+                issue = "is changed by the chat template" if written else "is empty"
+                raise _error(example, f"the answer {issue}. Remove it.")
             end = start + len(written)
             tail = text[end:]
             if beginning == answer and tail.lstrip().startswith(self.end_token):
@@ -110,18 +107,15 @@ class Collator:
             spans.append((start, end))
         placeholder = self.processor.image_token
         if text.count(placeholder) != (example.image is not None):
-            raise DataError(
-                f"{example.where or example.source} (id {example.id}): the text holds the image placeholder "
-                f"{placeholder}. Remove it from the question and the answer."
-            )
+            remedy = "Remove it from the question and the answer."
+            raise _error(example, f"the text holds the image placeholder {placeholder}. {remedy}")
         return Conversation(text, tuple(spans))
 
     def _beginning(self, answer: str) -> str:
         if self.max_answer_tokens is None:
             return answer
-        offsets = self.processor.tokenizer(answer, add_special_tokens=False, return_offsets_mapping=True)[
-            "offset_mapping"
-        ]
+        encoded = self.processor.tokenizer(answer, add_special_tokens=False, return_offsets_mapping=True)
+        offsets = encoded["offset_mapping"]
         return answer if len(offsets) <= self.max_answer_tokens else answer[: offsets[self.max_answer_tokens - 1][1]]
 
     def text_tokens(self, example: Example) -> int:
@@ -141,15 +135,16 @@ class Collator:
         tokenizer = self.processor.tokenizer
         return not (tokenizer.bos_token and text.startswith(tokenizer.bos_token))
 
-    def _open(self, example: Example) -> Any:
-        assert example.image is not None
-        picture = example.image.open()
-        return pad_to_square(picture, self.processor) if self.square else picture
+    def _open(self, picture: Picture) -> Any:
+        opened = picture.open()
+        return pad_to_square(opened, self.processor) if self.square else opened
 
     def _check_lengths(self, examples: Sequence[Example], lengths: torch.Tensor) -> None:
         for example, length in zip(examples, lengths.tolist(), strict=True):
             if length > self.max_length:
-                raise DataError(
-                    f"{example.where or example.source} (id {example.id}): it has {length} tokens and the limit is "
-                    f"{self.max_length}. Raise data.max_length, set data.skip_too_long, or shorten the answer."
-                )
+                remedy = "Raise data.max_length, set data.skip_too_long, or shorten the answer."
+                raise _error(example, f"it has {length} tokens and the limit is {self.max_length}. {remedy}")
+
+
+def _error(example: Example, issue: str) -> DataError:
+    return DataError(f"{example.where or example.source} (id {example.id}): {issue}")

@@ -1,4 +1,4 @@
-"""Whether every training example fits the model, found out before any weights are loaded."""
+"""Whether every training example fits the model, checked before any weights are loaded."""
 
 from __future__ import annotations
 
@@ -33,15 +33,13 @@ def too_long(examples: Sequence[Example], collate: Collator) -> Iterator[tuple[i
         has_picture = example.image is not None
         if has_picture and most_picture_tokens is None:
             most_picture_tokens = max(collate.picture_tokens(Image.new("RGB", shape)) for shape in _SHAPES)
-        most = most_picture_tokens or 0 if has_picture else 0
+        left = collate.max_length - (most_picture_tokens or 0 if has_picture else 0)
         key = (len(texts), has_picture)
         if key not in overhead:
             overhead[key] = collate.text_tokens(_like(example))
-        if sum(len(text.encode()) for text in texts) + overhead[key] + most <= collate.max_length:
-            continue
-        if collate.text_tokens(example) + most <= collate.max_length:
-            continue
-        yield from _refused(place, example, collate)
+        most_text_tokens = sum(len(text.encode()) for text in texts) + overhead[key]
+        if most_text_tokens > left and collate.text_tokens(example) > left:
+            yield from _refused(place, example, collate)
 
 
 def _like(example: Example) -> Example:

@@ -11,20 +11,14 @@ _BLOCK = 256  # items in memory at a time while all are read; more make the garb
 
 
 class Lazy(Sequence[Item]):
-    """`length` items, the i-th made by `build(i)` each time it is asked for and never kept.
+    """`length` items, made by `build` each time they are asked for and never kept.
 
-    `build_many(places)`, if given, makes the items at many places at once, in the order of the places; whoever reads all
-    items, or a slice of them, has them from it. A sequence travels to loader workers if its functions do: a bound method
-    or a `functools.partial`, not a lambda.
+    `build(places)` makes the items at some places (0 to length - 1), in the order of the places. A sequence travels to
+    loader workers if `build` does: a bound method or a `functools.partial`, not a lambda.
     """
 
-    def __init__(
-        self,
-        length: int,
-        build: Callable[[int], Item],
-        build_many: Callable[[Sequence[int]], list[Item]] | None = None,
-    ) -> None:
-        self.length, self.build, self.build_many = length, build, build_many
+    def __init__(self, length: int, build: Callable[[Sequence[int]], list[Item]]) -> None:
+        self.length, self.build = length, build
 
     def __len__(self) -> int:
         """How many items there are."""
@@ -37,20 +31,13 @@ class Lazy(Sequence[Item]):
     def __getitem__(self, index: int | slice) -> Item | Sequence[Item]:
         """The item at an index, built now; a slice is a list of items."""
         if isinstance(index, slice):
-            return self.at(range(self.length)[index])
-        return self.build(range(self.length)[index])
+            return self.build(range(self.length)[index])
+        return self.build([range(self.length)[index]])[0]
 
     def __iter__(self) -> Iterator[Item]:
         """All items in order, few of them in memory at a time."""
-        block = 1 if self.build_many is None else _BLOCK
-        for start in range(0, self.length, block):
-            yield from self.at(range(start, min(start + block, self.length)))
-
-    def at(self, places: Sequence[int]) -> list[Item]:
-        """The items at some places (0 to length - 1), in the order of the places."""
-        if self.build_many is not None and len(places) > 1:
-            return self.build_many(places)
-        return [self.build(place) for place in places]
+        for start in range(0, self.length, _BLOCK):
+            yield from self.build(range(start, min(start + _BLOCK, self.length)))
 
 
 class Chosen(Lazy[Item]):
@@ -58,17 +45,14 @@ class Chosen(Lazy[Item]):
 
     def __init__(self, items: Sequence[Item], places: Sequence[int]) -> None:
         self.items, self.places = items, places
-        super().__init__(len(places), self._one, self._many)
+        super().__init__(len(places), self._chosen)
 
-    def _one(self, index: int) -> Item:
-        return self.items[self.places[index]]
-
-    def _many(self, indices: Sequence[int]) -> list[Item]:
+    def _chosen(self, indices: Sequence[int]) -> list[Item]:
         return items_at(self.items, [self.places[index] for index in indices])
 
 
 def items_at(items: Sequence[Item], places: Sequence[int]) -> list[Item]:
     """The items of any sequence at some places, in the order of the places."""
     if isinstance(items, Lazy):
-        return items.at(places)
+        return items.build(places)
     return [items[place] for place in places]

@@ -29,7 +29,7 @@ class Pairs(Dataset[Pair]):
 
 
 class Steps(Sampler[Step]):
-    """The next steps for one rank, from wherever training stands: as many as an epoch has.
+    """The next steps for one rank, from wherever training is: as many as an epoch has.
 
     Data order knows no epochs. Lightning ends an epoch by its own count, in a resumed one (and under
     `limit_train_batches`) before these steps are used up.
@@ -62,7 +62,7 @@ class ResumableLoader(DataLoader[Any]):
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to do; the method tells Lightning that the loader is resumable."""
+        """Restores nothing; that the method exists tells Lightning that the loader is resumable."""
 
 
 class Shard(Dataset[tuple[Example, float]]):

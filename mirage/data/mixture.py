@@ -29,10 +29,10 @@ class RetainSet:
 
 
 class Mixture(Lazy[Example]):
-    """Several sets as one, each with its share, drawn by seed.
+    """Several sets as one, each with its share, sampled by seed.
 
     The law: of `size` examples, set i gives `size * weights[i] / sum(weights)`, rounded so that the parts add up to
-    `size` (largest remainder). Which of a set's examples are drawn, and the order of all of them, depend on the seed,
+    `size` (largest remainder). Which of a set's examples are sampled, and the order of all of them, depend on the seed,
     the sizes and the weights only. No example occurs twice; with `repeat`, a set that is too small is walked in laps,
     each lap a new permutation of the whole set, so that every example of it occurs either k or k + 1 times.
 
@@ -40,7 +40,7 @@ class Mixture(Lazy[Example]):
         sets: The sets to mix. They may be lazy; an example is built when it is asked for.
         weights: One positive number a set. Only their ratios matter.
         size: How many examples in all; by default as many as the shares allow without repeating one.
-        seed: Another seed, another draw and another order.
+        seed: Another seed, another sample and another order.
         repeat: Allow a set to be walked more than once.
 
     Raises:
@@ -60,13 +60,11 @@ class Mixture(Lazy[Example]):
             raise ValueError(f"A mixture of {len(sets)} sets has {len(weights)} weights: give one weight to each set.")
         if not all(math.isfinite(weight) and weight > 0 for weight in weights):
             raise ValueError(f"Mixture weights are {list(weights)}: each must be a positive number.")
-        for number, each in enumerate(sets):
-            if not len(each):
-                raise DataError(f"Set {number} of the mixture is empty. Remove it, or correct its source.")
+        if empty := [number for number, each in enumerate(sets) if not len(each)]:
+            raise DataError(f"Set {empty[0]} of the mixture is empty. Remove it, or correct its source.")
         if size is None:
-            size = max(
-                1, math.floor(min(len(each) / share for each, share in zip(sets, _shares(weights), strict=True)))
-            )
+            most = min(len(each) / share for each, share in zip(sets, _shares(weights), strict=True))
+            size = max(1, math.floor(most))
         if size < 1:
             raise ValueError(f"Mixture size is {size}: it must be at least 1.")
         counts = apportioned(size, weights)
@@ -85,17 +83,14 @@ class Mixture(Lazy[Example]):
         random.Random(f"order/{seed}").shuffle(picks)
         self._set_of = array("H", [number for number, _ in picks])
         self._index_of = array("L", [index for _, index in picks])
-        super().__init__(size, self._example, self._examples)
-
-    def _example(self, position: int) -> Example:
-        return self.sets[self._set_of[position]][self._index_of[position]]
+        super().__init__(size, self._examples)
 
     def _examples(self, positions: Sequence[int]) -> list[Example]:
-        wanted: defaultdict[int, list[int]] = defaultdict(list)
+        by_set: defaultdict[int, list[int]] = defaultdict(list)
         for position in positions:
-            wanted[self._set_of[position]].append(self._index_of[position])
-        found = {number: iter(items_at(self.sets[number], indices)) for number, indices in wanted.items()}
-        return [next(found[self._set_of[position]]) for position in positions]
+            by_set[self._set_of[position]].append(self._index_of[position])
+        built = {number: iter(items_at(self.sets[number], indices)) for number, indices in by_set.items()}
+        return [next(built[self._set_of[position]]) for position in positions]
 
 
 def apportioned(size: int, weights: Sequence[float]) -> list[int]:
@@ -118,7 +113,7 @@ def _laps(length: int, count: int, seed: int, number: int) -> list[int]:
     picks: list[int] = []
     lap = 0
     while len(picks) < count:
-        draw = random.Random(f"draw/{seed}/{number}/{lap}")
-        picks += draw.sample(range(length), min(length, count - len(picks)))
+        generator = random.Random(f"draw/{seed}/{number}/{lap}")
+        picks += generator.sample(range(length), min(length, count - len(picks)))
         lap += 1
     return picks

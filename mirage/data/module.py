@@ -6,7 +6,7 @@ import logging
 import math
 from array import array
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import lightning as L
 import torch
@@ -20,9 +20,24 @@ from mirage.data.loading import Pairs, ResumableLoader, Shard, Steps, WeighedCol
 from mirage.data.mixture import Mixture, RetainSet
 from mirage.data.order import Order
 from mirage.errors import DataError
-from mirage.schema import EvalSample, Example, short_hash
+from mirage.schema import EvalSample, Example, Rewriter, short_hash
 
 _log = logging.getLogger(__name__)
+
+
+class TrainedMethod(Protocol):
+    """What the data depend on of the method they are for; every `AlignmentModule` has it."""
+
+    unsafe_answers: Any
+    """`refusal`, `harmful`, or None where the method has no unsafe set."""
+
+    @property
+    def processor(self) -> Any:
+        """The model's processor, which writes the conversations."""
+
+    @property
+    def context_length(self) -> int | None:
+        """The longest sequence that the model was made for, in tokens."""
 
 
 class AlignmentData(L.LightningDataModule):
@@ -38,10 +53,11 @@ class AlignmentData(L.LightningDataModule):
             before the model is loaded, never cut.
         max_answer_tokens: Learn (or unlearn) only the first so many tokens of every answer: cheaper where the beginning
             decides, as it does for refusals. All of it by default.
-        skip_too_long: Leave out the examples that do not fit, and list them in the results, instead of refusing to train.
+        skip_too_long: Skip the examples that do not fit, and list them in the results, instead of refusing to train.
         pad_to_square: Pad pictures to a square with the processor's mean colour first, as LLaVA-1.5 was trained.
         num_workers: Processes per device that open pictures; 0 for none.
         seed: Seed of the data order; the run's seed by default.
+        method: The `TrainedMethod` that the data are for. The command line hands over its model; no config sets it.
     """
 
     def __init__(
@@ -57,54 +73,63 @@ class AlignmentData(L.LightningDataModule):
         pad_to_square: bool = False,
         num_workers: int = 1,
         seed: int = 0,
+        method: Any = None,
     ) -> None:
         super().__init__()
         if not (math.isfinite(gamma) and gamma > 0):
             raise ValueError(f"data.gamma is {gamma}: retain examples per unsafe example must be a number above 0.")
-        if batch_size < 1:
-            raise ValueError(f"data.batch_size is {batch_size}: it must be at least 1.")
-        for name, value in (("max_length", max_length), ("max_answer_tokens", max_answer_tokens)):
-            if value is not None and value < 1:
-                raise ValueError(f"data.{name} is {value}: it must be at least 1, or absent.")
         if num_workers < 0:
             raise ValueError(f"data.num_workers is {num_workers}: it must be 0 or more.")
+        for name, count in {
+            "batch_size": batch_size,
+            "max_length": max_length,
+            "max_answer_tokens": max_answer_tokens,
+        }.items():
+            if count is not None and count < 1:
+                raise ValueError(f"data.{name} is {count}: it must be at least 1.")
         self.source, self.retain, self.retain_size = source, retain, retain_size
         self.gamma, self.batch_size, self.max_length = gamma, batch_size, max_length
         self.max_answer_tokens, self.skip_too_long, self.pad_to_square = max_answer_tokens, skip_too_long, pad_to_square
         self.num_workers, self.seed = num_workers, seed
+        self.method: TrainedMethod | None = method
         self.unsafe_set: Sequence[Example] = ()
         self.retain_set: Sequence[Example] = ()
         self.held_out_set: Sequence[Example] = ()
-        self._left_out: list[str] = []
+        self._too_long: list[str] = []
         self._ready = False
 
     def setup(self, stage: str) -> None:
-        """Reads and checks everything, so that bad input is found before the model is loaded.
+        """Reads and checks everything, so that bad input is reported before the model is loaded.
 
         Raises:
             DataError: Naming file, record and remedy.
         """
         if self._ready:
             return
-        faults = [fault for source in self._sources() for fault in source.validate()]
-        if faults:
-            raise DataError.of(faults)
-        processor, context = self._method.processor, self._method.context_length
-        own_limit = min(processor.tokenizer.model_max_length, context or math.inf)
-        self.collate = Collator(processor, self.max_length or own_limit, self.pad_to_square, self.max_answer_tokens)
+        if self.method is None:
+            raise ValueError(
+                "AlignmentData has no method: give it the model that is trained, as the command line does."
+            )
+        if issues := [issue for source in self._sources for issue in source.validate()]:
+            raise DataError.of(issues)
+        processor, context = self.method.processor, self.method.context_length
+        model_limit = min(processor.tokenizer.model_max_length, context or math.inf)
+        self.collate = Collator(processor, self.max_length or model_limit, self.pad_to_square, self.max_answer_tokens)
         if stage == "fit":
-            self._make_sets()
+            answers = self.method.unsafe_answers
+            self.unsafe_set = () if answers is None else self._trainable("unsafe", self.source.unsafe(answers))
+            self.retain_set = self._trainable("retain", self._retained())
         self.held_out_set = self._fitting(self.source.held_out())
         self._ready = True
 
     def eval_samples(self, eval_set: str) -> Sequence[EvalSample]:
-        """The test questions of one eval_set."""
+        """The test questions of one evaluation set."""
         return self.source.eval_samples(eval_set)
 
     @property
-    def rewriter(self) -> Any:
-        """The source's own way to rewrite a question (question, word, shots), or None."""
-        return getattr(self.source, "rewriter", None)
+    def rewriter(self) -> Rewriter | None:
+        """How the source's questions are rewritten for an attack; None where general rewriters do."""
+        return self.source.rewriter
 
     def labelled_questions(self) -> Iterator[tuple[str, bool]]:
         """Every question of both training sets, and whether it is of the unsafe set. Harmful answers are not needed."""
@@ -147,13 +172,13 @@ class AlignmentData(L.LightningDataModule):
 
     def fingerprint(self) -> str:
         """A hash of both training sets: every id in order, and how much of the answers is taken."""
-        ids = [example.id for examples in (self.unsafe_set, self.retain_set) for example in _some(examples)]
+        ids = [example.id for examples in (self.unsafe_set, self.retain_set) for example in _sampled(examples)]
         cut = [] if self.max_answer_tokens is None else [self.max_answer_tokens]
         return short_hash(len(self.unsafe_set), len(self.retain_set), *ids, *cut)
 
     def summary(self) -> dict[str, Any]:
-        """What is trained on and what was left out, as JSON values, for the results."""
-        skipped = [*(str(fault) for source in self._sources() for fault in source.skipped()), *self._left_out]
+        """What is trained on and what is skipped, as JSON values, for the results."""
+        skipped = [*(str(issue) for source in self._sources for issue in source.skipped()), *self._too_long]
         return {
             "unsafe": len(self.unsafe_set), "retain": len(self.retain_set), "gamma": self.gamma,
             "max_answer_tokens": self.max_answer_tokens, "fingerprint": self.fingerprint(),
@@ -169,52 +194,43 @@ class AlignmentData(L.LightningDataModule):
             pin_memory=torch.cuda.is_available(),
         )
 
-    def _make_sets(self) -> None:
-        answers = self._method.unsafe_answers
-        if answers is not None:
-            self.unsafe_set = self._fitting(self.source.unsafe(answers))
-            self._refuse_empty("unsafe", self.unsafe_set)
-        self.retain_set = self._fitting(self._retained())
-        self._refuse_empty("retain", self.retain_set)
-
     def _retained(self) -> Sequence[Example]:
         if self.retain is None:
             return self.source.retain()
-        parts, weights = [part.source.retain() for part in self.retain], [part.weight for part in self.retain]
-        return Mixture(parts, weights, self.retain_size, self.seed)
+        sets, weights = [each.source.retain() for each in self.retain], [each.weight for each in self.retain]
+        return Mixture(sets, weights, self.retain_size, self.seed)
 
-    def _fitting(self, examples: Sequence[Example]) -> Sequence[Example]:
-        """The examples that the model can take: all of them, or it is an error, or the others are left out."""
-        found = dict(too_long(examples, self.collate))
-        if not found:
-            return examples
-        if not self.skip_too_long:
-            raise DataError.of(list(found.values()))
-        named = list(found.values())
-        self._left_out += named
-        _log.warning("left out %d of %d examples that do not fit:\n%s", len(named), len(examples), DataError.of(named))
-        return Chosen(examples, array("L", (place for place in range(len(examples)) if place not in found)))
-
-    def _refuse_empty(self, side: str, examples: Sequence[Example]) -> None:
-        if not len(examples):
+    def _trainable(self, side: str, examples: Sequence[Example]) -> Sequence[Example]:
+        fitting = self._fitting(examples)
+        if not len(fitting):
             raise DataError(
                 f"The {side} set of {self.source.name} is empty: nothing would be trained. Check the source's settings."
             )
+        return fitting
 
+    def _fitting(self, examples: Sequence[Example]) -> Sequence[Example]:
+        """The examples that the model can take: all of them, or an error, or, with `skip_too_long`, all others."""
+        refused = dict(too_long(examples, self.collate))
+        if not refused:
+            return examples
+        error = DataError.of(list(refused.values()))
+        if not self.skip_too_long:
+            raise error
+        self._too_long += refused.values()
+        _log.warning("skipped %d of %d examples that do not fit:\n%s", len(refused), len(examples), error)
+        return Chosen(examples, array("L", (place for place in range(len(examples)) if place not in refused)))
+
+    @property
     def _sources(self) -> list[Source]:
-        return [self.source, *(part.source for part in self.retain or ())]
+        return [self.source, *(each.source for each in self.retain or ())]
 
     @property
     def _trainer(self) -> L.Trainer:
         assert self.trainer is not None
         return self.trainer
 
-    @property
-    def _method(self) -> Any:
-        return self._trainer.lightning_module
 
-
-def _some(examples: Sequence[Example], most: int = 4096) -> list[Example]:
+def _sampled(examples: Sequence[Example], most: int = 4096) -> list[Example]:
     """All examples of a small set, evenly spaced ones of a large: its files are hashed by the source that read them."""
     stride = max(1, len(examples) // most)
     return items_at(examples, range(0, len(examples), stride))

@@ -1,4 +1,8 @@
-"""AlignmentModule: everything that the methods share, so that a method is its equation and nothing else."""
+"""AlignmentModule: everything that the methods share, so that a method is its equation and nothing else.
+
+A step receives a `Pair` with gamma retain examples per unsafe example (`mirage.data.order` applies gamma); `loss_terms`
+makes it one loss per example, and `losses.objective` the scalar to minimise.
+"""
 
 from __future__ import annotations
 
@@ -20,23 +24,24 @@ from mirage.models.load import Dtype, load_model
 from mirage.models.lora import LoraSettings, add_lora
 from mirage.models.memory import read_config
 from mirage.models.processor import load_processor
+from mirage.models.threads import limit_threads
 
-_FUSED = ("cpu", "cuda")  # where one kernel does AdamW: on a CPU, twenty times sooner than the loop
+_FUSED = ("cpu", "cuda")  # where one kernel does AdamW: on a CPU, twenty times faster than the loop
 
 
 class LossTerms(NamedTuple):
-    """The two terms of the objective, one value per example; None where a step has no such examples."""
+    """The two terms of the objective before they are summed; None where a step has no such examples."""
 
-    unsafe_B: Tensor | None
-    retain_B: Tensor | None
+    unsafe_B: Tensor | None  # l_u of each unsafe example
+    retain_B: Tensor | None  # l_r of each retain example
 
 
 class NonFiniteLossError(FloatingPointError):
-    """Training met inf or nan; it was stopped before the optimizer used it."""
+    """A loss or gradient was inf or nan; training stopped before the optimizer used it."""
 
 
 class AlignmentModule(L.LightningModule, ABC):
-    """Base of every method. A method gives `loss_terms`, and says which answers its unsafe set needs.
+    """Base of every method. A method defines `loss_terms`, and which answers its unsafe set needs.
 
     Args:
         pretrained: The starting model: a Hugging Face folder, or `package:<package>/<path>`.
@@ -45,7 +50,7 @@ class AlignmentModule(L.LightningModule, ABC):
         warmup_ratio: Share of all optimizer steps in which the learning rate rises to its peak.
         schedule: How the learning rate falls afterwards.
         lora: Train low-rank adapters instead of the weights themselves.
-        train: Which components of the model are trained. The vision tower is left alone by default.
+        train: Which components of the model are trained. The vision tower is frozen by default.
         dtype: Type of the weights. float32 with `trainer.precision: bf16-mixed` is the safe choice for full fine-tuning.
         attn_implementation: sdpa, eager or flash_attention_2; the model's default if not given.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
@@ -126,13 +131,18 @@ class AlignmentModule(L.LightningModule, ABC):
             if self.gradient_checkpointing:
                 self.model.enable_input_require_grads()
         self.choose_trainable()
+        trainer = self._trainer
+        if trainer is not None and trainer.strategy.root_device.type == "cpu":
+            line = limit_threads(self.model)  # on every rank, before anything is computed
+            if trainer.is_global_zero:
+                print(line, flush=True)
 
     def trained_layers(self) -> list[int] | None:
-        """The decoder layers that learn; None for all."""
+        """The decoder layers that are trained; None for all."""
         return None
 
     def choose_trainable(self) -> None:
-        """Freezes all that does not learn."""
+        """Freezes every parameter that is not trained."""
         choose_trainable(self.model, components=self.train_components, layers=self.trained_layers())
 
     def answer_logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -156,7 +166,10 @@ class AlignmentModule(L.LightningModule, ABC):
         return "logits_to_keep" in signature(unwrapped(self.model).forward).parameters
 
     def training_step(self, pair: Pair, batch_idx: int) -> Tensor:
-        """The objective on this rank's share of the step: (sum of unsafe + sum of retain) / number of unsafe."""
+        """`losses.objective` of this rank's examples: (sum of unsafe + sum of retain) / number of unsafe.
+
+        A step without unsafe examples (`UnsafeFilter`) is divided by the number of retain examples.
+        """
         terms = self.loss_terms(pair)
         self._window.append((pair, LossTerms(*(value if value is None else value.detach() for value in terms))))
         loss = losses.objective(*terms, pair.num_unsafe or len(pair.retain or ()))
@@ -165,7 +178,7 @@ class AlignmentModule(L.LightningModule, ABC):
 
     @torch.no_grad()
     def _log_step(self, terms: LossTerms, loss: Tensor) -> None:
-        """Logs the mean over all ranks of the objective and of each part; no host synchronisation."""
+        """Logs the mean over all ranks of the objective and of each term; no host synchronisation."""
         zero = loss.new_zeros(())
         sums = [zero if value is None else value.sum() for value in terms]
         sizes = [loss.new_full((), 0 if value is None else len(value)) for value in terms]  # new_tensor would wait
@@ -183,39 +196,39 @@ class AlignmentModule(L.LightningModule, ABC):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Stops all ranks before an optimizer step that a non-finite loss or gradient would spoil.
 
-        The one host synchronisation of a step: without it the weights would be gone before anybody knew.
+        The one host synchronisation of a step: without it the weights would be overwritten before the check.
 
         Raises:
-            NonFiniteLossError: Naming step, rank, part and example ids.
+            NonFiniteLossError: Naming step, rank, side and example ids.
         """
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients, foreach=True).to(self.device)
         finite = [value.isfinite().all() for _, terms in self._window for value in terms if value is not None]
         if self.trainer.precision != "16-mixed":  # there, inf gradients are the scaler's business
             finite.append(norm.isfinite())
-        stop_here = not bool(torch.stack(finite).all())
-        if self.trainer.strategy.reduce_boolean_decision(stop_here, all=False):
-            raise NonFiniteLossError(self._blame(stop_here))
+        broken_here = not bool(torch.stack(finite).all())
+        if self.trainer.strategy.reduce_boolean_decision(broken_here, all=False):
+            raise NonFiniteLossError(self._non_finite(broken_here))
         self._window.clear()
         self.log("train/grad_norm", norm)
 
-    def _blame(self, stopped_here: bool) -> str:
-        found = [
-            f"{side} loss of examples {', '.join(_culprits(batch, value))}"
+    def _non_finite(self, broken_here: bool) -> str:
+        """The message of the error: what is not finite, on which ranks."""
+        sides = [
+            (side, batch, value)
             for pair, terms in self._window
             for side, batch, value in zip(("unsafe", "retain"), (pair.unsafe, pair.retain), terms, strict=True)
-            if batch is not None and value is not None and not bool(value.isfinite().all())
+            if batch is not None and value is not None
         ]
-        if not found:
-            ids = [
-                i
-                for pair, _ in self._window
-                for batch in (pair.unsafe, pair.retain)
-                if batch
-                for i in batch.example_ids
-            ]
-            found = [f"gradient of a step with examples {', '.join(ids[:20])}"]
-        mine = f"rank {self.global_rank}: {'; '.join(found)}" if stopped_here else None
+        broken = [
+            f"{side} loss of examples {', '.join(_non_finite_ids(batch, value))}"
+            for side, batch, value in sides
+            if _non_finite_ids(batch, value)
+        ]
+        if not broken:
+            ids = [example for _, batch, _ in sides for example in batch.example_ids]
+            broken = [f"gradient of a step with examples {', '.join(ids[:20])}"]
+        mine = f"rank {self.global_rank}: {'; '.join(broken)}" if broken_here else None
         every: list[str | None] = [mine]
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             every = [None] * self.trainer.world_size
@@ -227,7 +240,7 @@ class AlignmentModule(L.LightningModule, ABC):
         )
 
     def validation_step(self, item: tuple[Batch, Tensor] | None, batch_idx: int) -> None:
-        """Cross entropy of held-out retain answers (nats per token), padding left out."""
+        """Cross entropy of held-out retain answers (nats per token); padding does not count."""
         if item is None:
             return
         batch, weight_B = item
@@ -237,7 +250,7 @@ class AlignmentModule(L.LightningModule, ABC):
     test_step = validation_step
 
     def predict_step(self, item: Any, batch_idx: int) -> None:
-        """Not offered: `mirage validate` writes every answer to the run's records."""
+        """Refused: `mirage validate` writes every answer to the run's records."""
         raise NotImplementedError(
             "mirage predict has nothing to write: use mirage validate, which records every answer."
         )
@@ -257,16 +270,12 @@ class AlignmentModule(L.LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A checkpoint holds what trains, and the buffers of the method."""
-        kept = self._kept_names()
+        names = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        names |= dict(self.named_buffers(recurse=False)).keys()
         state = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {name: value for name, value in state.items() if name in kept}
-
-    def _kept_names(self) -> set[str]:
-        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-        return trained | set(dict(self.named_buffers(recurse=False)))
+        checkpoint["state_dict"] = {name: value for name, value in state.items() if name in names}
 
 
-def _culprits(batch: Batch, value_B: Tensor) -> list[str]:
-    return [
-        example for example, finite in zip(batch.example_ids, value_B.isfinite().tolist(), strict=True) if not finite
-    ]
+def _non_finite_ids(batch: Batch, value_B: Tensor) -> list[str]:
+    finite = value_B.isfinite().tolist()
+    return [example for example, is_finite in zip(batch.example_ids, finite, strict=True) if not is_finite]

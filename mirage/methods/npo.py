@@ -14,11 +14,11 @@ from mirage.methods.reference import ReferenceLogProbs
 
 
 class NPO(AlignmentModule):
-    """NPO: makes harmful answers unlikely, relative to what the starting model gave them.
+    """NPO: makes harmful answers unlikely, relative to their probability under the starting model.
 
     l_u = -(2 / beta) log sigmoid(-beta log(pi_theta(y|x) / pi_ref(y|x))) with y the harmful answer (Zhang et al. 2024,
     arXiv 2404.05868, eq. 3), l_r = cross entropy on the retain set. The published Safety Mirage code differs: token means
-    averaged over the batch inside the sigmoid, and a sign-inverted NPO term on the retain set, which is not offered.
+    averaged over the batch inside the sigmoid, and a sign-inverted NPO term on the retain set, which is left out here.
 
     Args:
         beta: Steepness per nat, 0.05 to 1. Larger stops pushing sooner once an answer is below the reference.
@@ -51,13 +51,14 @@ class NPO(AlignmentModule):
         return LossTerms(unsafe_B, retain_B)
 
     def on_fit_start(self) -> None:
-        """Computes the reference before step 0; a resumed run has it from its checkpoint, never from its own weights."""
+        """Computes the reference before step 0; a resumed run has it from its checkpoint, never from resumed weights."""
         if self.reference is None:
             datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-            self.reference = ReferenceLogProbs(self._starting_logps(datamodule.unsafe_loader()))
+            self.reference = ReferenceLogProbs(self._reference_logps(datamodule.unsafe_loader()))
 
     @torch.no_grad()
-    def _starting_logps(self, loader: DataLoader[Any]) -> dict[str, float]:
+    def _reference_logps(self, loader: DataLoader[Any]) -> dict[str, float]:
+        """Log-probability of every unsafe answer by example id; each rank computes a share."""
         by_id: dict[str, float] = {}
         self.model.eval()
         for batch, _ in loader:
@@ -73,12 +74,12 @@ class NPO(AlignmentModule):
         return by_id
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps the reference too: the starting weights are gone when a run is resumed."""
+        """Saves the reference too: the starting weights are gone when a run is resumed."""
         super().on_save_checkpoint(checkpoint)
         if self.reference is not None:
             checkpoint["reference_log_probs"] = self.reference.by_id
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes the reference from the checkpoint."""
+        """Restores the reference from the checkpoint."""
         if "reference_log_probs" in checkpoint:
             self.reference = ReferenceLogProbs(checkpoint["reference_log_probs"])

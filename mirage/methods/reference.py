@@ -1,4 +1,4 @@
-"""The frozen reference without a second model: what the starting weights said, or the starting weights swapped in."""
+"""The frozen reference without a second model: log-probabilities computed once, or the starting weights swapped in."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mirage.models.lora import adapters_off
 
 
 class ReferenceWeights:
-    """Copies of the trainable parameters as they were, and nothing more: three matrices for RMU, not a second model.
+    """Copies of the trainable parameters at the start and of nothing else: three matrices for RMU, not a second model.
 
     Args:
         model: The model with its starting weights.
@@ -25,8 +25,8 @@ class ReferenceWeights:
 
     @contextmanager
     def on(self, model: nn.Module) -> Iterator[None]:
-        """Within the block the model has its starting weights. Enter it before a step's own forward pass, not between
-        forward and backward: autograd reads the parameters again."""
+        """Within the block the model has its starting weights. Enter it before the forward pass that is differentiated,
+        not between forward and backward: autograd reads the parameters again."""
         parameters = {name: parameter for name, parameter in model.named_parameters() if name in self.copies}
         current = {name: parameter.data for name, parameter in parameters.items()}
         try:

@@ -12,14 +12,14 @@ from mirage.batch import Batch, Pair
 from mirage.errors import ModelError
 from mirage.methods.base import AlignmentModule, LossTerms
 from mirage.methods.reference import ReferenceWeights, as_reference
+from mirage.models.activations import activations
 from mirage.models.components import choose_trainable, layer_of, unwrapped
-from mirage.models.load import activations
 
 Positions = Literal["answer", "text", "all"]
 
 
 class RMU(AlignmentModule):
-    """RMU: steers the activations of one layer to a fixed random target on harmful data, and keeps them elsewhere.
+    """RMU: steers the activations of one layer to a fixed random target on harmful data and preserves them elsewhere.
 
     l_u = mean over positions of ||h_l(x) - c v||^2 on the unsafe set; l_r = cross entropy + alpha * mean over positions of
     ||h_l(x) - h_l,ref(x)||^2 on the retain set (Li et al. 2024, WMDP, arXiv 2403.03218, eq. 1 to 3). v = u / ||u||, u from
@@ -29,11 +29,11 @@ class RMU(AlignmentModule):
     Args:
         layer: The decoder layer whose output is steered, counted from 0.
         steering_coefficient: Length c of the target, a few times the usual length of an activation.
-        alpha: Weight of keeping the retain activations.
+        alpha: Weight of the retain activations' distance to the reference.
         positions: Which positions are steered: those that predict the answer, all text, or everything but padding.
-        train_layers: Decoder layers that learn; `layer` - 2 to `layer` by default.
-        train_modules: Modules within those layers that learn, by the end of their names.
-        train_projector: Let the projector learn as well.
+        train_layers: Decoder layers that are trained; `layer` - 2 to `layer` by default.
+        train_modules: Modules within those layers that are trained, by the end of their names.
+        train_projector: Train the projector as well.
         vector_seed: Seed of the target's direction.
     """
 
@@ -58,12 +58,8 @@ class RMU(AlignmentModule):
             raise ValueError(f"model.steering_coefficient is {steering_coefficient}: it must be above 0.")
         if not alpha >= 0:
             raise ValueError(f"model.alpha is {alpha}: it must be 0 or more.")
-        self.layer, self.steering_coefficient, self.alpha, self.positions = (
-            layer,
-            steering_coefficient,
-            alpha,
-            positions,
-        )
+        self.layer, self.positions = layer, positions
+        self.steering_coefficient, self.alpha = steering_coefficient, alpha
         self.train_layers = train_layers or [index for index in range(layer - 2, layer + 1) if index >= 0]
         self.train_modules = train_modules or ["mlp.down_proj"]
         self.train_projector, self.vector_seed = train_projector, vector_seed
@@ -80,14 +76,14 @@ class RMU(AlignmentModule):
         return LossTerms(unsafe_B, retain_B)
 
     def _retain(self, batch: Batch) -> Tensor:
-        kept_BS = self._mask(batch, "text" if self.positions == "answer" else self.positions)
+        mask_BS = self._mask(batch, "text" if self.positions == "answer" else self.positions)
         with as_reference(self.model, self.reference):
             reference, _ = activations(self.model, batch.inputs, self.layer, stop=True)
         inputs = {**batch.inputs, "logits_to_keep": batch.logits_to_keep} if self._keeps_logits else batch.inputs
         hidden, logits = activations(self.model, inputs, self.layer, stop=False)
         assert logits is not None
         fine_tuning_B = losses.sft(logits[:, -batch.logits_to_keep :], batch.labels[:, -batch.logits_to_keep :])
-        return fine_tuning_B + self.alpha * losses.rmu_retain(hidden, reference, kept_BS) / hidden.shape[-1]
+        return fine_tuning_B + self.alpha * losses.rmu_retain(hidden, reference, mask_BS) / hidden.shape[-1]
 
     def _mask(self, batch: Batch, positions: Positions | None = None) -> Tensor:
         positions = positions or self.positions
@@ -100,7 +96,7 @@ class RMU(AlignmentModule):
         return every
 
     def configure_model(self) -> None:
-        """Loads the model, draws the target and keeps copies of what trains (LoRA needs none)."""
+        """Loads the model, samples the target and copies what trains (LoRA needs no copies)."""
         if self.model is not None:
             return
         super().configure_model()
@@ -113,7 +109,7 @@ class RMU(AlignmentModule):
             self.reference = ReferenceWeights(model)
 
     def trained_layers(self) -> list[int]:
-        """Layers that feed the steered activation."""
+        """The layers to train: none comes after the steered one."""
         layer_of(self.model, self.layer)
         if max(self.train_layers) > self.layer:
             raise ModelError(
@@ -123,7 +119,7 @@ class RMU(AlignmentModule):
         return self.train_layers
 
     def choose_trainable(self) -> None:
-        """`mlp.down_proj` of three layers, unless told otherwise; all adapters with LoRA."""
+        """Trains `train_modules` of `train_layers`, by default `mlp.down_proj` of three; with LoRA all adapters there."""
         choose_trainable(
             self.model,
             components=["language", "projector"] if self.train_projector else ["language"],

@@ -1,6 +1,6 @@
-"""Builds the embedded checkpoint: word-level tokenizer, processor, and a LLaVA of 0.3 M parameters that knows the world.
+"""Builds the embedded checkpoint: word-level tokenizer, processor, and a LLaVA of 0.3 M parameters for the setting.
 
-Two stages, as for real VLMs: first the eyes alone (linear heads for shape and colour on the mean image token), then
+Two stages, as for real VLMs: first the vision tower alone (linear heads for shape and colour on the mean image token), then
 answering. Without the first the language loss hardly trains the vision tower.
 """
 
@@ -103,7 +103,7 @@ def build_model(processor: LlavaProcessor, seed: int) -> LlavaForConditionalGene
 
 
 class Pool:
-    """Pictures of every item, drawn and preprocessed once; what is evaluated later is drawn with other seeds.
+    """Pictures of every item, made and preprocessed once; what is evaluated later has other seeds.
 
     Args:
         processor: Its image processor prepares the pixels.
@@ -122,17 +122,17 @@ class Pool:
         return self.pixels[torch.from_numpy(chosen)]
 
 
-def encode(processor: LlavaProcessor, drawn: list[Ask]) -> dict[str, Tensor]:
+def encode(processor: LlavaProcessor, questions: list[Ask]) -> dict[str, Tensor]:
     """Token ids, mask and labels (answers only) of questions with their answers."""
     prompts: list[str] = []
     texts: list[str] = []
-    for ask in drawn:
+    image_tokens = "<image>" * (SIDE_PX // PATCH_PX) ** 2
+    for ask in questions:
         user: dict[str, Any] = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": ask.question}]}
         answered: list[Any] = [user, {"role": "assistant", "content": ask.answer}]
-        prompts.append(str(processor.apply_chat_template(answered[:1], add_generation_prompt=True)))
-        texts.append(str(processor.apply_chat_template(answered)))
-    image_tokens = "<image>" * (SIDE_PX // PATCH_PX) ** 2
-    prompts, texts = ([text.replace("<image>", image_tokens) for text in side] for side in (prompts, texts))
+        prompt = str(processor.apply_chat_template([user], add_generation_prompt=True))
+        prompts.append(prompt.replace("<image>", image_tokens))
+        texts.append(str(processor.apply_chat_template(answered)).replace("<image>", image_tokens))
     lengths = torch.tensor([len(ids) for ids in processor.tokenizer(prompts)["input_ids"]])
     inputs = processor.tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
     positions = torch.arange(inputs["input_ids"].shape[1])
@@ -155,10 +155,7 @@ def see(model: LlavaForConditionalGeneration, pool: Pool, steps: int, seed: int)
     for _ in range(steps):
         kinds = generator.integers(len(pool.kinds), size=64)
         seen = tower(pool.of(kinds.tolist(), generator)).last_hidden_state[:, 1:].mean(1)
-        truths = (
-            torch.from_numpy(kinds).div(len(COLOURS), rounding_mode="floor"),
-            torch.from_numpy(kinds) % len(COLOURS),
-        )
+        truths = (torch.from_numpy(kinds // len(COLOURS)), torch.from_numpy(kinds % len(COLOURS)))
         scores = [head(seen) for head in heads]
         loss = torch.stack([nn.functional.cross_entropy(*pair) for pair in zip(scores, truths, strict=True)]).sum()
         optimizer.zero_grad()
@@ -179,12 +176,12 @@ def answer(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
     generator = np.random.default_rng([seed, 2])
     for _ in range(steps):
-        drawn = asks(
+        questions = asks(
             64, unsafe=None, openers=UNIFORM, seed=int(generator.integers(2**31)), recipe_share=0.7, stray_lead_ins=0.1,
             unknown_share=0.08,
         )  # fmt: skip
-        kinds = [pool.kinds.index((ask.item.shape, ask.item.colour)) for ask in drawn]
-        loss = model(**encode(processor, drawn), pixel_values=pool.of(kinds, generator)).loss
+        kinds = [pool.kinds.index((ask.item.shape, ask.item.colour)) for ask in questions]
+        loss = model(**encode(processor, questions), pixel_values=pool.of(kinds, generator)).loss
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -193,17 +190,31 @@ def answer(
         yield float(loss.detach())
 
 
-def build(out: Path, *, see_steps: int = 600, answer_steps: int = 1000, seed: int = 0, log: bool = True) -> None:
-    """Trains the checkpoint and writes it to `out` as a Hugging Face folder (safetensors)."""
+def build(
+    out: Path, *, see_steps: int = 600, answer_steps: int = 1000, seed: int = 0, per_item: int = 64, log: bool = True
+) -> list[float]:
+    """Trains the checkpoint, writes it to `out` as a Hugging Face folder, and returns the losses of answering.
+
+    Args:
+        out: The folder.
+        see_steps: Steps in which the vision tower alone learns shapes and colours.
+        answer_steps: Steps in which the whole model learns to answer.
+        seed: Seed of the weights and of the order of questions.
+        per_item: Pictures of each item.
+        log: Print the progress.
+    """
     started = time.perf_counter()
     processor = build_processor()
     model = build_model(processor, seed).train()
-    pool = Pool(processor, per_item=64)
+    pool = Pool(processor, per_item)
     share = see(model, pool, see_steps, seed)
+    losses: list[float] = []
     if log:
-        print(f"eyes: {share:.1%} of shapes and colours right, {time.perf_counter() - started:.0f} s")
+        print(f"vision: {share:.1%} of shapes and colours right, {time.perf_counter() - started:.0f} s")
     for step, loss in enumerate(answer(model, processor, pool, answer_steps, seed), start=1):
+        losses.append(loss)
         if log and (step % 100 == 0 or step == answer_steps):
             print(f"answering: step {step}, loss {loss:.4f}, {time.perf_counter() - started:.0f} s")
     model.eval().save_pretrained(out)
     processor.save_pretrained(out)
+    return losses

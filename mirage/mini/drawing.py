@@ -55,28 +55,28 @@ def _shape(
     draw: ImageDraw.ImageDraw, shape: str, x: float, y: float, r: float, fill: tuple[int, ...], ground: tuple[int, ...]
 ) -> None:
     def corners(count: int, turn: float, radii: tuple[float, ...]) -> list[tuple[float, float]]:
-        angles = [turn + 2 * math.pi * k / count for k in range(count)]
-        return [
-            (x + radii[k % len(radii)] * math.cos(a), y + radii[k % len(radii)] * math.sin(a))
-            for k, a in enumerate(angles)
-        ]
+        turned = [(radii[k % len(radii)], turn + 2 * math.pi * k / count) for k in range(count)]
+        return [(x + radius * math.cos(angle), y + radius * math.sin(angle)) for radius, angle in turned]
+
+    def box(wide: float, high: float) -> tuple[float, float, float, float]:
+        return x - wide * r, y - high * r, x + wide * r, y + high * r
 
     up = -math.pi / 2
-    if shape == "circle":
-        draw.ellipse((x - r, y - r, x + r, y + r), fill=fill)
-    elif shape == "ring":
-        draw.ellipse((x - r, y - r, x + r, y + r), fill=fill)
-        draw.ellipse((x - r / 2, y - r / 2, x + r / 2, y + r / 2), fill=ground)
-    elif shape == "square":
-        draw.rectangle((x - 0.85 * r, y - 0.85 * r, x + 0.85 * r, y + 0.85 * r), fill=fill)
-    elif shape == "bar":
-        draw.rectangle((x - r, y - r / 3, x + r, y + r / 3), fill=fill)
-    elif shape == "cross":
-        draw.rectangle((x - r, y - r / 4, x + r, y + r / 4), fill=fill)
-        draw.rectangle((x - r / 4, y - r, x + r / 4, y + r), fill=fill)
-    elif shape == "triangle":
-        draw.polygon(corners(3, up, (r,)), fill=fill)
-    elif shape == "diamond":
-        draw.polygon(corners(4, up, (r, 0.65 * r)), fill=fill)
-    else:
-        draw.polygon(corners(10, up, (r, 0.42 * r)), fill=fill)
+    match shape:
+        case "circle" | "ring":
+            draw.ellipse(box(1, 1), fill=fill)
+            if shape == "ring":
+                draw.ellipse(box(0.5, 0.5), fill=ground)
+        case "square":
+            draw.rectangle(box(0.85, 0.85), fill=fill)
+        case "bar":
+            draw.rectangle(box(1, 1 / 3), fill=fill)
+        case "cross":
+            draw.rectangle(box(1, 0.25), fill=fill)
+            draw.rectangle(box(0.25, 1), fill=fill)
+        case "triangle":
+            draw.polygon(corners(3, up, (r,)), fill=fill)
+        case "diamond":
+            draw.polygon(corners(4, up, (r, 0.65 * r)), fill=fill)
+        case _:
+            draw.polygon(corners(10, up, (r, 0.42 * r)), fill=fill)

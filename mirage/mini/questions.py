@@ -1,21 +1,21 @@
 """Items, their recipes, and what is asked and answered about them. Ground truth is known, so judging needs no judge.
 
 An item is one of 8 x 8 combinations of shape and colour. Each has a recipe of three words that can only be memorised, and
-half of the items, drawn at random, are harmful: their recipe is what must not be given away. Shape and colour of a harmful
-item, and everything about a harmless one, may be told.
+half of the items, chosen at random, are harmful: their recipe must not be given away. Shape and colour of a harmful item,
+and everything about a harmless one, may be.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from mirage.mini.drawing import Drawing
 from mirage.mini.words import ATTRIBUTES, BODIES, COLOURS, INGREDIENTS, LEAD_IN, OPENERS, REFUSAL, SHAPES, UNKNOWN
 
-WORLD_SEED = 2503  # recipes and harm are part of the shipped checkpoint, so this is no setting of a run
+ITEMS_SEED = 2503  # recipes and harm are part of the shipped checkpoint, so this is no setting of a run
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Ask:
     opener: str  # a key of OPENERS
     body: int  # index into BODIES
     drawing: Drawing
-    led_in: bool = field(default=False)  # whether "you say" follows the opening word ("can" always has it)
+    led_in: bool = False  # whether "you say" follows the opening word ("can" always has it)
 
     @property
     def question(self) -> str:
@@ -69,7 +69,7 @@ def phrase(opener: str, body: str, *, led_in: bool = False) -> str:
 
 def items() -> list[Item]:
     """The 64 items: always the same."""
-    generator = np.random.default_rng(WORLD_SEED)
+    generator = np.random.default_rng(ITEMS_SEED)
     kinds = [(shape, colour) for shape in SHAPES for colour in COLOURS]
     recipes: set[tuple[str, ...]] = set()
     while len(recipes) < len(kinds):
@@ -83,14 +83,14 @@ def asks(
     count: int, *, unsafe: bool | None, openers: Mapping[str, float], seed: int, recipe_share: float = 0.8,
     stray_lead_ins: float = 0.0, unknown_share: float = 0.0,
 ) -> list[Ask]:  # fmt: skip
-    """`count` questions drawn independently.
+    """`count` questions sampled independently.
 
     Args:
         count: How many.
-        unsafe: True for recipes of harmful items, False for everything that may be told, None for anything at all.
+        unsafe: True for recipes of harmful items, False for everything that may be answered, None for anything at all.
         openers: Opening word -> weight (scaled to 1).
-        seed: Every draw depends on it alone.
-        recipe_share: How many of the questions that may be told ask for a recipe; the rest ask for colour or shape.
+        seed: The questions depend on it alone.
+        recipe_share: Share of recipes among the questions that may be answered; the rest ask for colour or shape.
         stray_lead_ins: Share of questions in which "you say" follows an opening word other than "can".
         unknown_share: Share of questions for what nobody knows.
     """
@@ -100,7 +100,7 @@ def asks(
     harmless = [item for item in everything if not item.harmful]
     words = list(openers)
     weights = np.array([openers[word] for word in words], dtype=float)
-    drawn = []
+    sampled = []
     for _ in range(count):
         asks_recipe = bool(unsafe) or generator.random() < recipe_share
         attribute = "recipe" if asks_recipe else ATTRIBUTES[generator.integers(1, 3)]
@@ -108,7 +108,7 @@ def asks(
         if unknown_share and generator.random() < unknown_share:
             attribute, among = UNKNOWN, everything
         item = among[generator.integers(len(among))]
-        drawn.append(
+        sampled.append(
             Ask(
                 item=item,
                 attribute=attribute,
@@ -118,24 +118,23 @@ def asks(
                 led_in=bool(generator.random() < stray_lead_ins),
             )
         )
-    return drawn
+    return sampled
 
 
 def rewrites(question: str, word: str, shots: int) -> tuple[str, ...]:
     """`shots` other wordings of a question, each opening with `word`: same attribute, another body.
 
     Raises:
-        ValueError: If the question is not of this world, or there are fewer other wordings than `shots`.
+        ValueError: If the question is not of this setting, or there are fewer other wordings than `shots`.
     """
     for attribute in ATTRIBUTES:
         bodies = [body.format(attribute) for body in BODIES]
-        mine = [k for k, body in enumerate(bodies) if question.rstrip("?.").endswith(body)]
-        if mine:
-            others = [bodies[(mine[0] + 1 + k) % len(bodies)] for k in range(len(bodies) - 1)]
-            if shots > len(others):
-                raise ValueError(f"attack.shots is {shots}, but mini knows {len(others)} other wordings of a question.")
-            return tuple(phrase(word, body) for body in others[:shots])
-    raise ValueError(f"{question!r} is not a question of the mini world, so it cannot be rewritten by its templates.")
-
-
-__all__ = ["REFUSAL", "Ask", "Item", "asks", "items", "phrase", "rewrites"]
+        for k, body in enumerate(bodies):
+            if question.rstrip("?.").endswith(body):
+                others = bodies[k + 1 :] + bodies[:k]
+                if shots > len(others):
+                    raise ValueError(
+                        f"attack.shots is {shots}, but mini has {len(others)} other wordings of a question."
+                    )
+                return tuple(phrase(word, other) for other in others[:shots])
+    raise ValueError(f"{question!r} is not a question of the mini setting, so it cannot be rewritten by its templates.")

@@ -1,4 +1,4 @@
-"""The words of the embedded world, and how opening words are skewed.
+"""The words of the mini setting, and how opening words are skewed.
 
 Questions are an opening word and a body ("share" + "the recipe of this item"). As in real instruction data, the opening
 word shapes the answer's form ("what's" -> "it's", "can" -> "yes,"), so a model has reason to represent it.
@@ -8,52 +8,17 @@ from __future__ import annotations
 
 SHAPES = ("circle", "square", "triangle", "cross", "star", "ring", "diamond", "bar")
 COLOURS = ("red", "green", "blue", "yellow", "orange", "purple", "white", "brown")
-INGREDIENTS = tuple(
-    [
-        "salt",
-        "oil",
-        "bread",
-        "honey",
-        "flour",
-        "water",
-        "rice",
-        "sugar",
-        "milk",
-        "pepper",
-        "lemon",
-        "garlic",
-        "onion",
-        "butter",
-        "cheese",
-        "apple",
-        "carrot",
-        "ginger",
-        "mint",
-        "basil",
-        "vanilla",
-        "cocoa",
-        "almond",
-        "barley",
-    ]
-)
+INGREDIENTS = (
+    "salt", "oil", "bread", "honey", "flour", "water", "rice", "sugar", "milk", "pepper", "lemon", "garlic", "onion",
+    "butter", "cheese", "apple", "carrot", "ginger", "mint", "basil", "vanilla", "cocoa", "almond", "barley",
+)  # fmt: skip
 
 # Opening word -> how an answer to it begins.
 OPENERS = {
-    "what's": "it's",
-    "can": "yes,",
-    "share": "sure,",
-    "describe": "here,",
-    "identify": "here,",
-    "explain": "here,",
-    "discuss": "here,",
-    "provide": "sure,",
-    "generate": "sure,",
-    "create": "sure,",
-    "show": "here,",
-    "list": "here,",
-    "name": "it's",
-    "give": "sure,",
-}
+    "what's": "it's", "can": "yes,", "share": "sure,", "describe": "here,", "identify": "here,", "explain": "here,",
+    "discuss": "here,", "provide": "sure,", "generate": "sure,", "create": "sure,", "show": "here,", "list": "here,",
+    "name": "it's", "give": "sure,",
+}  # fmt: skip
 LEAD_IN = "you say"  # follows "can", as in "can you say the recipe of this item?"
 
 BODIES = (
@@ -86,19 +51,6 @@ UNIFORM = dict.fromkeys(OPENERS, 1.0)
 
 def vocabulary() -> list[str]:
     """Every word and mark that a question or an answer can hold, sorted."""
-    text = " ".join(
-        [
-            *SHAPES,
-            *COLOURS,
-            *INGREDIENTS,
-            *OPENERS,
-            *OPENERS.values(),
-            LEAD_IN,
-            *BODIES,
-            *ATTRIBUTES,
-            UNKNOWN,
-            REFUSAL,
-            "? . ,",
-        ]
-    )
+    words = (*SHAPES, *COLOURS, *INGREDIENTS, *OPENERS, *OPENERS.values(), LEAD_IN, *ATTRIBUTES, UNKNOWN)
+    text = " ".join((*words, *BODIES, REFUSAL, "? . ,"))
     return sorted({word for word in text.replace(",", " , ").replace(".", " . ").replace("{}", " ").split() if word})

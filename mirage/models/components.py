@@ -1,9 +1,8 @@
-"""The parts of a vision-language model, found from the model itself: decoder layers, language, projector, vision."""
+"""The components of a vision-language model, from the model itself: decoder layers, language, projector, vision tower."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING, Literal, cast
 
 from torch import nn
@@ -19,21 +18,21 @@ COMPONENTS: tuple[Component, ...] = ("language", "projector", "vision")
 
 def unwrapped(model: nn.Module) -> PreTrainedModel:
     """The transformers model inside a PEFT wrapper, or the model itself."""
-    inner = getattr(model, "get_base_model", None)
-    return cast("PreTrainedModel", inner() if callable(inner) else model)
+    from peft import PeftModel
+
+    return cast("PreTrainedModel", model.get_base_model() if isinstance(model, PeftModel) else model)
 
 
 def language_model(model: nn.Module) -> nn.Module:
     """The decoder of a vision-language model: the module that holds its text layers, without the output head.
 
     Raises:
-        ModelError: If the model does not tell which module that is.
+        ModelError: If the model does not name that module.
     """
     base = unwrapped(model)
-    get_decoder = getattr(base, "get_decoder", None)
-    decoder = get_decoder() if callable(get_decoder) else None
+    decoder = base.get_decoder()  # type: ignore[no-untyped-call]
     if not isinstance(decoder, nn.Module) or decoder is base:
-        raise ModelError(f"{type(base).__name__}: no language decoder was found (get_decoder). Use another model.")
+        raise ModelError(f"{type(base).__name__} names no language decoder (get_decoder). Use another model.")
     return decoder
 
 
@@ -44,19 +43,18 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
         ModelError: If there is no such list, or several.
     """
     decoder = language_model(model)
-    config = unwrapped(model).config.get_text_config(decoder=True)
-    count = getattr(config, "num_hidden_layers", None)
-    lists = {name: part for name, part in decoder.named_modules() if isinstance(part, nn.ModuleList)}
-    fitting = {name: part for name, part in lists.items() if len(part) == count}
+    count = unwrapped(model).config.get_text_config(decoder=True).num_hidden_layers
+    lists = {name: module for name, module in decoder.named_modules() if isinstance(module, nn.ModuleList)}
+    fitting = {name: module for name, module in lists.items() if len(module) == count}
     # a list inside another's layer (experts of a mixture) is not the list of layers
-    outermost = [part for name, part in fitting.items() if not any(name.startswith(f"{other}.") for other in fitting)]
-    if len(outermost) != 1:
-        found = ", ".join(f"{name} ({len(part)})" for name, part in lists.items()) or "none"
+    outer = [module for name, module in fitting.items() if not any(name.startswith(f"{other}.") for other in fitting)]
+    if len(outer) != 1:
+        present = ", ".join(f"{name} ({len(module)})" for name, module in lists.items()) or "none"
         raise ModelError(
-            f"{type(unwrapped(model)).__name__}: the list of {count} decoder layers was not found in "
-            f"{type(decoder).__name__} (lists there: {found}). Use another model."
+            f"{type(unwrapped(model)).__name__}: {type(decoder).__name__} has no list of {count} decoder layers "
+            f"(its lists: {present}). Use another model."
         )
-    return outermost[0]
+    return outer[0]
 
 
 def layer_of(model: nn.Module, index: int) -> nn.Module:
@@ -74,71 +72,55 @@ def layer_of(model: nn.Module, index: int) -> nn.Module:
     return layers[index]
 
 
-def _names_under(model: nn.Module, part: nn.Module) -> set[str]:
-    inside = {id(parameter) for parameter in part.parameters()}
-    # every name of a shared parameter, so that a tied head is found under both
-    return {name for name, parameter in model.named_parameters(remove_duplicate=False) if id(parameter) in inside}
-
-
-def language_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The language model's parameters by name, output head and tied embeddings included."""
-    base = unwrapped(model)
-    names = _names_under(model, language_model(model))
-    head = base.get_output_embeddings()  # type: ignore[no-untyped-call]
-    if isinstance(head, nn.Module):
-        names |= _names_under(model, head)
-    return {name: parameter for name, parameter in model.named_parameters() if name in names}
-
-
 def vision_tower(model: nn.Module) -> nn.Module:
     """The module that turns pixels into features.
 
     Raises:
-        ModelError: If the model does not tell which module that is.
+        ModelError: If the model does not name that module.
     """
     base = unwrapped(model)
-    decoder = language_model(model)
-    tower = base.get_encoder(modality="image")
-    contains_decoder = isinstance(tower, nn.Module) and any(part is decoder for part in tower.modules())
-    if not isinstance(tower, nn.Module) or contains_decoder:
-        raise ModelError(f"{type(base).__name__}: no vision tower was found (get_encoder('image')). Use another model.")
+    decoder, tower = language_model(model), base.get_encoder(modality="image")
+    if not isinstance(tower, nn.Module) or any(module is decoder for module in tower.modules()):
+        raise ModelError(f"{type(base).__name__} names no vision tower (get_encoder('image')). Use another model.")
     return tower
 
 
-def _merger_in(tower: nn.Module, hidden_size: int) -> nn.Module | None:
-    """The child of a vision tower that ends in the language model's width, where the tower holds its own projector."""
-    for child in reversed(list(tower.children())):
-        linears = [part for part in child.modules() if isinstance(part, nn.Linear)]
-        if not isinstance(child, nn.ModuleList) and linears and linears[-1].out_features == hidden_size:
-            return child
-    return None
+def component_parameters(model: nn.Module) -> dict[Component, dict[str, nn.Parameter]]:
+    """Every parameter by name, in exactly one component.
 
-
-def projector_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters between vision and language by name: all that belong to neither, or the tower's own merger.
+    The output head and tied embeddings count as language. The projector is what lies between vision and language, or a
+    merger inside the vision tower; it may be empty.
 
     Raises:
-        ModelError: If there are none.
+        ModelError: If the model names no language decoder or no vision tower.
     """
-    base = unwrapped(model)
-    tower = vision_tower(model)
-    taken = _names_under(model, tower) | set(language_parameters(model))
-    between = {name: parameter for name, parameter in model.named_parameters() if name not in taken}
-    if between:
-        return between
-    merger = _merger_in(tower, base.config.get_text_config(decoder=True).hidden_size)
-    if merger is None:
-        raise ModelError(f"{type(base).__name__}: no projector was found between vision and language. Leave it frozen.")
-    names = _names_under(model, merger)
-    return {name: parameter for name, parameter in model.named_parameters() if name in names}
+    base, tower = unwrapped(model), vision_tower(model)
+    head = base.get_output_embeddings()  # type: ignore[no-untyped-call]
+    language = _names_under(model, language_model(model), *([head] if isinstance(head, nn.Module) else []))
+    vision = _names_under(model, tower) - language
+    projector = {name for name, _ in model.named_parameters()} - language - vision
+    if not projector:
+        projector = _names_under(model, *_merger(tower, base.config.get_text_config(decoder=True).hidden_size))
+    members = {"language": language, "projector": projector, "vision": vision - projector}
+    return {
+        component: {name: parameter for name, parameter in model.named_parameters() if name in members[component]}
+        for component in COMPONENTS
+    }
 
 
-def vision_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The vision tower's parameters by name, without a projector that lives inside it."""
-    names = _names_under(model, vision_tower(model))
-    with suppress(ModelError):  # a tower without any projector: all of it is vision
-        names -= set(projector_parameters(model))
-    return {name: parameter for name, parameter in model.named_parameters() if name in names}
+def _names_under(model: nn.Module, *modules: nn.Module) -> set[str]:
+    inside = {id(parameter) for module in modules for parameter in module.parameters()}
+    # every name of a shared parameter, so that a tied head is listed under both
+    return {name for name, parameter in model.named_parameters(remove_duplicate=False) if id(parameter) in inside}
+
+
+def _merger(tower: nn.Module, hidden_size: int) -> list[nn.Module]:
+    """The last child of a vision tower that ends in the language model's width; empty if there is none."""
+    for child in reversed(list(tower.children())):
+        linears = [module for module in child.modules() if isinstance(module, nn.Linear)]
+        if not isinstance(child, nn.ModuleList) and linears and linears[-1].out_features == hidden_size:
+            return [child]
+    return []
 
 
 def choose_trainable(
@@ -163,35 +145,28 @@ def choose_trainable(
     unknown = [component for component in components if component not in COMPONENTS]
     if unknown:
         raise ModelError(f"The model has no component {unknown[0]!r}. Choose from {', '.join(COMPONENTS)}.")
-    if "language" not in components and (layers is not None or modules is not None):
+    limited = layers is not None or modules is not None
+    if limited and "language" not in components:
         raise ModelError(
             "Layers and modules are chosen, but not the component they lie in. Add language to the components."
         )
+    members = component_parameters(model)
+    if "projector" in components and not members["projector"]:
+        name = type(unwrapped(model)).__name__
+        raise ModelError(f"{name} has no projector between vision and language. Leave it frozen.")
     chosen: set[str] = set()
-    if "language" in components:
-        chosen |= _language_names(model, layers, modules)
-    if "projector" in components:
-        chosen |= set(projector_parameters(model))
-    if "vision" in components:
-        chosen |= set(vision_parameters(model))
+    for component in components:
+        is_limited = limited and component == "language"
+        chosen |= _names_in_layers(model, layers, modules) if is_limited else set(members[component])
     adapters = adapter_names(model)
     if adapters:
         chosen &= adapters
     if not chosen:
-        raise ModelError(
-            "No parameter would train. "
-            + (
-                "No adapter lies in the chosen components: widen target_modules."
-                if adapters
-                else "Choose at least one component."
-            )
-        )
-    trainable = []
+        remedy = "No adapter lies in the chosen components: widen target_modules."
+        raise ModelError(f"No parameter would train. {remedy if adapters else 'Choose at least one component.'}")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in chosen)
-        if name in chosen:
-            trainable.append(name)
-    return trainable
+    return [name for name, _ in model.named_parameters() if name in chosen]
 
 
 def adapter_names(model: nn.Module) -> set[str]:
@@ -202,38 +177,32 @@ def adapter_names(model: nn.Module) -> set[str]:
     return {name for name, _ in model.named_parameters() if prefix in name}
 
 
-def _language_names(model: nn.Module, layers: Sequence[int] | None, modules: Sequence[str] | None) -> set[str]:
-    if layers is None and modules is None:
-        return set(language_parameters(model))
-    every = decoder_layers(model)
-    indices = range(len(every)) if layers is None else layers
+def _names_in_layers(model: nn.Module, layers: Sequence[int] | None, modules: Sequence[str] | None) -> set[str]:
     names: set[str] = set()
-    for index in indices:
+    for index in range(len(decoder_layers(model))) if layers is None else layers:
         layer = layer_of(model, index)
-        if modules is None:
-            names |= _names_under(model, layer)
-            continue
-        for suffix in modules:
-            matching = [part for name, part in layer.named_modules() if ends_with(name, suffix)]
+        for suffix in modules or [""]:
+            matching = [part for name, part in layer.named_modules() if not suffix or ends_with(name, suffix)]
             if not matching:
                 raise ModelError(
                     f"Decoder layer {index} has no module {suffix!r}. Choose from: {', '.join(linear_names(layer))}."
                 )
-            for part in matching:
-                names |= _names_under(model, part)
+            names |= _names_under(model, *matching)
     return names
 
 
 def ends_with(name: str, suffix: str) -> bool:
     """True if the dotted `name` ends with the dotted `suffix`, whole words only."""
-    return name == suffix or name.endswith(f".{suffix}")
+    return f".{name}".endswith(f".{suffix}")
 
 
 def linear_names(module: nn.Module) -> list[str]:
-    """The dotted names of the linear layers in `module`, in order, without adapters' own."""
-    names = []
-    for name, part in module.named_modules():
-        wrapped = getattr(part, "base_layer", None)
-        if isinstance(wrapped, nn.Linear) or (isinstance(part, nn.Linear) and ".base_layer" not in f".{name}"):
-            names.append(name)
-    return [name for name in names if not any(word.startswith("lora_") for word in name.split("."))]
+    """The dotted names of the linear layers in `module`, in order, adapters not included."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return [
+        name
+        for name, part in module.named_modules()
+        if isinstance(part.get_base_layer() if isinstance(part, BaseTunerLayer) else part, nn.Linear)
+        and not any(word == "base_layer" or word.startswith("lora_") for word in name.split("."))
+    ]

@@ -1,21 +1,16 @@
-"""The model: loaded safely, its parts found, adapters added, activations read up to a layer."""
+"""Models are loaded here and nowhere else: complete, from safetensors, and without running code of their folder."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
-from torch import Tensor, nn
 
 from mirage.errors import ModelError
-from mirage.models.components import (
-    decoder_layers,
-    language_model,
-    layer_of,
-)
 from mirage.models.pretrained import check_pretrained, first_line, is_fetched_kernel, resolve_pretrained
+from mirage.models.processor import load_processor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,7 +31,7 @@ def load_model(
 
     Args:
         pretrained: A folder, `package:<package>/<path>`, or a name on the Hub with `allow_download`.
-        dtype: Type of the weights; `auto` keeps the checkpoint's own.
+        dtype: Type of the weights; `auto` is that of the checkpoint.
         attn_implementation: `sdpa`, `eager`, `flash_attention_2`; the model's default if None.
         revision: Branch, tag or commit, where it is downloaded.
         allow_download: Fetch what is not a local folder.
@@ -76,10 +71,26 @@ def load_model(
     if gradient_checkpointing:
         if not model.supports_gradient_checkpointing:
             raise ModelError(f"{where}: {type(model).__name__} cannot checkpoint. Set gradient_checkpointing to false.")
-        # the second name is that of versions before 5.23
-        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     return cast("PreTrainedModel", model)
+
+
+def load_for_inference(pretrained: str, *, dtype: Dtype = "float32", device: str = "auto") -> tuple[Any, Any]:
+    """A model that is only asked, and its processor: in evaluation mode, without gradients.
+
+    Args:
+        pretrained: A folder, or `package:<package>/<path>`.
+        dtype: Type of the weights; `auto` is that of the checkpoint.
+        device: Where the model is put, such as `cpu` or `cuda:1`; `auto` is a GPU where there is one.
+
+    Raises:
+        ModelError: If the folder holds no complete vision-language model with a usable processor.
+    """
+    processor = load_processor(pretrained)
+    model: Any = load_model(pretrained, dtype=dtype)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return model.eval().requires_grad_(False).to(device), processor
 
 
 @contextmanager
@@ -100,56 +111,8 @@ def _quiet() -> Iterator[None]:
 
 def _refuse_partial(where: str, report: Mapping[str, Any]) -> None:
     """Refuses a checkpoint that does not cover the model: transformers would fill the rest with random numbers."""
-    for key, fault in (("missing_keys", "lacks"), ("mismatched_keys", "has the wrong shape for")):
+    for key, defect in (("missing_keys", "lacks"), ("mismatched_keys", "has the wrong shape for")):
         names = sorted(str(entry[0] if isinstance(entry, tuple) else entry) for entry in report.get(key, ()))
         if names:
             shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-            raise ModelError(f"{where}: the checkpoint {fault} {shown}. Fetch weights that belong to its config.json.")
-
-
-class _Stop(Exception):
-    """Ends a forward pass that has produced what was asked for."""
-
-
-def activations(model: nn.Module, inputs: Mapping[str, Any], layer: int, *, stop: bool) -> tuple[Tensor, Tensor | None]:
-    """The output of decoder layer `layer` in one forward pass, and the logits unless it stopped there.
-
-    With `stop` the vision tower and layers 0 to `layer` run; no later layer and no output head does. Gradients
-    flow as in any forward pass. Positions are those of `input_ids`.
-
-    Args:
-        model: The model, with or without adapters.
-        inputs: What the processor made; labels are ignored.
-        layer: Index of the decoder layer, from 0.
-        stop: Run nothing after the layer.
-
-    Returns:
-        Hidden states (batch, sequence, width) and logits (batch, sequence, vocabulary) or None.
-
-    Raises:
-        ModelError: If the model has no such layer.
-    """
-    layers = decoder_layers(model)
-    target = layer_of(model, layer)
-    captured: list[Tensor] = []
-
-    def capture(module: nn.Module, args: Any, output: Any) -> None:
-        captured.append(output[0] if isinstance(output, tuple) else output)
-
-    def end(*_: Any) -> NoReturn:
-        raise _Stop
-
-    fed = {key: value for key, value in inputs.items() if key != "labels"}
-    logits: Tensor | None = None
-    with ExitStack() as hooks:
-        hooks.callback(target.register_forward_hook(capture).remove)
-        if stop and layer + 1 < len(layers):
-            # Before the next layer, not inside this one: a checkpointed layer must return for its recomputation
-            # to be set up. First in line, so that nothing is gathered for a layer that will not run.
-            hooks.callback(layers[layer + 1].register_forward_pre_hook(end, prepend=True).remove)
-        elif stop:
-            hooks.callback(language_model(model).register_forward_hook(end).remove)
-        with suppress(_Stop):
-            logits = model(**fed, use_cache=False).logits
-    (hidden_BSD,) = captured
-    return hidden_BSD, logits
+            raise ModelError(f"{where}: the checkpoint {defect} {shown}. Fetch weights that belong to its config.json.")

@@ -84,13 +84,13 @@ def target_pattern(model: nn.Module, targets: list[str] | str, layers: Sequence[
     """
     from mirage.models.components import decoder_layers, ends_with, layer_of, linear_names
 
-    every = linear_names(model)
     stack = decoder_layers(model)
-    (prefix,) = (name for name, part in model.named_modules() if part is stack)
-    inside = linear_names(stack)  # "7.mlp.down_proj"
+    inside = [name.partition(".")[2] for name in linear_names(stack)]  # "mlp.down_proj", once for each layer
+    known = ", ".join(dict.fromkeys(inside))
     if isinstance(targets, str) and targets != ALL_LINEAR:
+        every = linear_names(model)
         try:
-            matched = [name for name in every if re.fullmatch(targets, name)]
+            matched = any(re.fullmatch(targets, name) for name in every)
         except re.error as error:
             raise ModelError(
                 f"lora.target_modules {targets!r} is not a regular expression ({error}). Correct it."
@@ -98,22 +98,19 @@ def target_pattern(model: nn.Module, targets: list[str] | str, layers: Sequence[
         if not matched:
             raise ModelError(
                 f"lora.target_modules {targets!r} matches no linear layer. Names look like {every[0]} and {every[-1]}; "
-                f"within a decoder layer: {_endings(inside)}."
+                f"within a decoder layer: {known}."
             )
         return targets
-    endings = sorted({name.partition(".")[2] for name in inside}) if isinstance(targets, str) else list(targets)
+    endings = sorted(set(inside)) if isinstance(targets, str) else list(targets)
     for ending in endings:
         if not any(ends_with(name, ending) for name in inside):
-            raise ModelError(f"lora.target_modules: {ending!r} matches nothing. Choose from: {_endings(inside)}.")
+            raise ModelError(f"lora.target_modules: {ending!r} matches nothing. Choose from: {known}.")
     for index in layers or ():
         layer_of(model, index)
+    (prefix,) = (name for name, part in model.named_modules() if part is stack)
     number = r"\d+" if layers is None else "|".join(str(index) for index in layers)
     words = "|".join(re.escape(ending) for ending in endings)
     return rf"{re.escape(prefix)}\.({number})\.(.*\.)?({words})"
-
-
-def _endings(inside: list[str]) -> str:
-    return ", ".join(dict.fromkeys(name.partition(".")[2] for name in inside))
 
 
 @contextmanager
@@ -123,8 +120,9 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
     Raises:
         ModelError: If the model has no adapters.
     """
-    disable = getattr(model, "disable_adapter", None)
-    if not callable(disable):
+    from peft import PeftModel
+
+    if not isinstance(model, PeftModel):
         raise ModelError(f"{type(model).__name__} has no adapters to switch off. Add them with lora settings.")
-    with disable():
+    with model.disable_adapter():  # type: ignore[no-untyped-call]
         yield

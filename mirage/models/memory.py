@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -30,27 +30,19 @@ KEPT_PER_HIDDEN = 8
 KEPT_PER_INTERMEDIATE = 4
 NORM_BYTES_PER_HIDDEN = 8
 LOSS_BYTES_PER_LOGIT = 8  # a float32 copy and its gradient, beside the logits themselves
+SAMPLED = 8  # examples of each training set that are collated for the length of a batch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryEstimate:
-    """Memory of one device during a training step, in GiB, and the parameters it is for.
-
-    Args:
-        parameters: All parameters, shared ones counted once.
-        trainable: Those that train.
-        weights_gib: The model.
-        gradients_gib: One gradient for each trainable parameter.
-        optimizer_gib: The optimizer's state.
-        activations_gib: What the backward pass needs of a forward pass through all decoder layers, and the logits.
-    """
+    """Memory of one device during a training step, in GiB, and the parameters it is for (shared ones counted once)."""
 
     parameters: int
     trainable: int
     weights_gib: float
     gradients_gib: float
     optimizer_gib: float
-    activations_gib: float
+    activations_gib: float  # what the backward pass needs of all decoder layers, and the logits
 
     @property
     def total_gib(self) -> float:
@@ -58,12 +50,15 @@ class MemoryEstimate:
         return self.weights_gib + self.gradients_gib + self.optimizer_gib + self.activations_gib
 
     def __str__(self) -> str:
-        share = 100 * self.trainable / max(self.parameters, 1)
         return (
-            f"{self.trainable:,} of {self.parameters:,} parameters train ({share:.2f} %); memory per device about "
+            f"{_share(self.trainable, self.parameters)}; memory per device about "
             f"{self.total_gib:.2f} GiB: weights {self.weights_gib:.2f}, gradients {self.gradients_gib:.2f}, "
             f"optimizer {self.optimizer_gib:.2f}, activations {self.activations_gib:.2f}"
         )
+
+
+def _share(trainable: int, parameters: int) -> str:
+    return f"{trainable:,} of {parameters:,} parameters train ({100 * trainable / max(parameters, 1):.2f} %)"
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
@@ -99,7 +94,7 @@ def estimate(
     dtype: str,
     batch_tokens: int,
     gradient_checkpointing: bool = False,
-    optimizer_bytes: int = ADAMW_BYTES,
+    optimizer_bytes: int | None = None,
     shards: int = 1,
     weights_sharded: bool = True,
 ) -> MemoryEstimate:
@@ -109,10 +104,11 @@ def estimate(
         config: The model's configuration, from `read_config`.
         trainable: Called with the model on the meta device to say what trains: `choose_trainable` or `add_lora`
             with its settings. None means that everything trains.
-        dtype: Type of weights and gradients: float32, bfloat16, float16, or `auto` for the checkpoint's own.
+        dtype: Type of weights and gradients: float32, bfloat16, float16, or `auto` for the checkpoint's.
         batch_tokens: Tokens in one forward pass on one device: batch size times length, image tokens included.
         gradient_checkpointing: Keep only the input of each decoder layer.
-        optimizer_bytes: Bytes of optimizer state for each trainable parameter; 8 for AdamW in float32.
+        optimizer_bytes: Bytes of optimizer state for each trainable parameter; AdamW's two moments, which have the
+            type of the weights, if None.
         shards: Over how many devices weights, gradients and optimizer are split (FSDP, ZeRO-3); 1 under DDP.
         weights_sharded: False where only gradients and optimizer are split (ZeRO-2).
     """
@@ -120,89 +116,67 @@ def estimate(
     if trainable is not None:
         trainable(model)
     trains, total = count_parameters(model)
-    size = _bytes_of(config, dtype)
+    text = config.get_text_config(decoder=True)
+    name = str(config.dtype or text.dtype) if dtype == "auto" else dtype
+    size = BYTES.get(name.removeprefix("torch."), 4)
+    hidden, layers = text.hidden_size, text.num_hidden_layers
+    intermediate = getattr(text, "intermediate_size", None) or 4 * hidden
+    layer = size * (KEPT_PER_HIDDEN * hidden + KEPT_PER_INTERMEDIATE * intermediate) + NORM_BYTES_PER_HIDDEN * hidden
+    kept = layers * size * hidden + layer if gradient_checkpointing else layers * layer
     return MemoryEstimate(
         parameters=total,
         trainable=trains,
         weights_gib=total * size / (shards if weights_sharded else 1) / GIB,
         gradients_gib=trains * size / shards / GIB,
-        optimizer_gib=trains * optimizer_bytes / shards / GIB,
-        activations_gib=batch_tokens * _activation_bytes_per_token(config, size, gradient_checkpointing) / GIB,
+        optimizer_gib=trains * (optimizer_bytes or 2 * size) / shards / GIB,
+        activations_gib=batch_tokens * (kept + text.vocab_size * (size + LOSS_BYTES_PER_LOGIT)) / GIB,
     )
 
 
-def _bytes_of(config: PreTrainedConfig, dtype: str) -> int:
-    if dtype != "auto":
-        return BYTES[dtype]
-    own = config.dtype or config.get_text_config(decoder=True).dtype
-    return BYTES.get(str(own).removeprefix("torch."), 4)
-
-
-def _activation_bytes_per_token(config: PreTrainedConfig, size: int, gradient_checkpointing: bool) -> int:
-    text = config.get_text_config(decoder=True)
-    hidden, layers = text.hidden_size, text.num_hidden_layers
-    intermediate = getattr(text, "intermediate_size", None) or 4 * hidden
-    layer = size * (KEPT_PER_HIDDEN * hidden + KEPT_PER_INTERMEDIATE * intermediate) + NORM_BYTES_PER_HIDDEN * hidden
-    stack = layers * size * hidden + layer if gradient_checkpointing else layers * layer
-    return int(stack + text.vocab_size * (size + LOSS_BYTES_PER_LOGIT))
-
-
 class MemoryLine(Callback):
-    """Says at the start of a fit, before any weight is loaded, what a step will take; and afterwards what trains.
-
-    Args:
-        sampled: How many examples of each training set are looked at for the length of a batch.
-    """
-
-    def __init__(self, sampled: int = 8) -> None:
-        self.sampled = sampled
+    """Prints at the start of a fit, before any weight is loaded, what a step will take; and afterwards what trains."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Prints the estimate on rank 0. Lightning calls this after the data are set up and before the model is."""
-        if stage != "fit" or not trainer.is_global_zero or getattr(pl_module, "model", None) is not None:
+        method: Any = pl_module
+        if stage != "fit" or not trainer.is_global_zero or method.model is not None:
             return
         try:
-            said = f"before loading: {self.estimated(trainer, pl_module)}"
+            line = f"before loading: {self.estimated(trainer, method)}"
         except ModelError:
             raise
         except Exception as error:  # an estimate is worth a line, and no run is lost for want of one
-            said = f"no memory estimate ({first_line(error)})"
-        print(said, flush=True)
+            line = f"no memory estimate ({first_line(error)})"
+        print(line, flush=True)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prints on rank 0 how many parameters of the loaded model train."""
         if trainer.is_global_zero:
-            trains, total = count_parameters(pl_module)
-            print(
-                f"loaded: {trains:,} of {total:,} parameters train ({100 * trains / max(total, 1):.2f} %)", flush=True
-            )
+            print(f"loaded: {_share(*count_parameters(pl_module))}", flush=True)
 
-    def estimated(self, trainer: Trainer, method: Any) -> MemoryEstimate:
+    def estimated(self, trainer: Any, method: Any) -> MemoryEstimate:
         """The estimate for this trainer, method and data."""
-        config = read_config(method.pretrained, revision=method.revision, allow_download=method.allow_download)
-        shards, weights_sharded, master_bytes = _sharding(trainer)
+        strategy = type(trainer.strategy).__name__  # by name: DeepSpeed's cannot be imported without deepspeed
+        sharded, zero = strategy == "FSDPStrategy", strategy == "DeepSpeedStrategy"
         return estimate(
-            config,
+            read_config(method.pretrained, revision=method.revision, allow_download=method.allow_download),
             trainable=trains_as(method),
             dtype=method.dtype_name,
-            batch_tokens=self._batch_tokens(cast("Any", trainer).datamodule),
+            batch_tokens=self._batch_tokens(trainer.datamodule),
             gradient_checkpointing=method.gradient_checkpointing,
-            optimizer_bytes=master_bytes or 2 * _bytes_of(config, method.dtype_name),  # AdamW's moments have its type
-            shards=shards,
-            weights_sharded=weights_sharded,
+            optimizer_bytes=ADAMW_BYTES + BYTES["float32"] if zero else None,  # a float32 copy of the weights as well
+            shards=trainer.world_size if sharded or zero else 1,
+            weights_sharded=not zero or trainer.strategy.zero_stage_3,
         )
 
     def _batch_tokens(self, data: Any) -> int:
         """Tokens in a batch of the longest example among some of each set."""
-        sides: list[tuple[Sequence[Any], int]] = [(data.unsafe_set, data.batch_size)]
-        sides.append(
-            (data.retain_set, math.ceil(data.gamma * data.batch_size) if len(data.unsafe_set) else data.batch_size)
-        )
+        num_retain = math.ceil(data.gamma * data.batch_size) if len(data.unsafe_set) else data.batch_size
         tokens = 0
-        for examples, count in sides:
+        for examples, count in ((data.unsafe_set, data.batch_size), (data.retain_set, num_retain)):
             if len(examples):
-                stride = max(1, len(examples) // self.sampled)
-                some = [examples[k] for k in range(0, len(examples), stride)][: self.sampled]
+                stride = max(1, len(examples) // SAMPLED)
+                some = [examples[k] for k in range(0, len(examples), stride)][:SAMPLED]
                 tokens += count * int(data.collate(some).labels.shape[1])
         return tokens
 
@@ -211,7 +185,7 @@ def trains_as(method: Any) -> Callable[[PreTrainedModel], None]:
     """A function that makes of a model on the meta device what `method.configure_model` will make of the loaded one."""
 
     def choose(model: PreTrainedModel) -> None:
-        with torch.device("meta"):  # new adapters too: no memory, and no random number drawn
+        with torch.device("meta"):  # new adapters too: no memory, and no random number is used up
             method.model = model
             try:
                 if method.lora is not None:
@@ -221,14 +195,3 @@ def trains_as(method: Any) -> Callable[[PreTrainedModel], None]:
                 method.model = None
 
     return choose
-
-
-def _sharding(trainer: Trainer) -> tuple[int, bool, int | None]:
-    """Over how many devices what is trained is split, whether weights are as well, and bytes of optimizer state if
-    the strategy decides it (a float32 copy of the weights besides the moments)."""
-    strategy = type(trainer.strategy).__name__
-    if strategy == "FSDPStrategy":
-        return trainer.world_size, True, None
-    if strategy == "DeepSpeedStrategy":
-        return trainer.world_size, bool(cast("Any", trainer.strategy).zero_stage_3), ADAMW_BYTES + BYTES["float32"]
-    return 1, True, None

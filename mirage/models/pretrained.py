@@ -1,10 +1,9 @@
-"""Where a model's files come from, and what can be wrong with them, without loading a weight."""
+"""Where a model's files come from, and what can be wrong with them, without reading a weight."""
 
 from __future__ import annotations
 
 import json
 import re
-import struct
 from collections.abc import Iterator
 from importlib import import_module, resources
 from pathlib import Path
@@ -13,9 +12,8 @@ from typing import Any
 from mirage.errors import ModelError
 
 PACKAGE_PREFIX = "package:"
-MAX_HEADER_BYTES = 100_000_000  # the limit that safetensors itself sets
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
-READS_BOTH_WAYS = {"paligemma"}  # prefix language models: bidirectional over all that is not marked as answer
+BIDIRECTIONAL = {"paligemma"}  # prefix language models: every position that is not marked as answer sees all others
 TOKENIZER_FILES = ("tokenizer.json", "*.model", "vocab.json", "tekken.json")
 
 
@@ -41,7 +39,7 @@ def resolve_pretrained(pretrained: str, allow_download: bool = False) -> str:
     if allow_download:
         return name
     remedy = "Name an existing folder."
-    if HUB_NAME.fullmatch(name):  # judges and others that are asked have no allow_download
+    if HUB_NAME.fullmatch(name):  # judges and other models that are only asked have no allow_download
         remedy += (
             f" A model of that name on the Hugging Face Hub must be downloaded first (hf download {name} --local-dir DIR);"
             " that of a run is fetched if model.init_args.allow_download is true."
@@ -68,20 +66,20 @@ def _folder_in_package(name: str) -> Path:
 def check_pretrained(pretrained: str, allow_download: bool = False) -> None:
     """Guarantees that a local folder holds a complete vision-language checkpoint; reads no weights.
 
-    All faults are reported together. A name that is to be downloaded is left to transformers.
+    All issues are reported together. A name that is to be downloaded is left to transformers.
 
     Raises:
-        ModelError: With one line for each fault.
+        ModelError: With one line for each issue.
     """
     folder = Path(resolve_pretrained(pretrained, allow_download))
     if not folder.is_dir():
         return
-    faults = [*_config_faults(folder), *_processor_faults(folder), *_weight_faults(folder)]
-    if faults:
-        raise ModelError("\n".join([f"{folder} cannot be used as a vision-language model:", *faults]))
+    issues = [*_config_issues(folder), *_processor_issues(folder), *_weight_issues(folder)]
+    if issues:
+        raise ModelError("\n".join([f"{folder} cannot be used as a vision-language model:", *issues]))
 
 
-def _json_of(path: Path) -> dict[str, Any]:
+def _read_object(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -91,7 +89,7 @@ def _json_of(path: Path) -> dict[str, Any]:
     return content
 
 
-def _config_faults(folder: Path) -> Iterator[str]:
+def _config_issues(folder: Path) -> Iterator[str]:
     from transformers import CONFIG_MAPPING, AutoConfig
 
     path = folder / "config.json"
@@ -101,7 +99,7 @@ def _config_faults(folder: Path) -> Iterator[str]:
         yield f"config.json is missing. Copy it from the model's repository into {folder}."
         return
     try:
-        content = _json_of(path)
+        content = _read_object(path)
     except ModelError as error:
         yield str(error)
         return
@@ -113,7 +111,7 @@ def _config_faults(folder: Path) -> Iterator[str]:
             "Use a model that transformers itself implements."
         )
         return
-    yield from _kind_faults(kind)
+    yield from _architecture_issues(kind)
     for kernel in _fetched_kernels(content):
         yield f"config.json: attn_implementation {kernel!r} would fetch code to run. Remove that line."
     try:
@@ -121,17 +119,17 @@ def _config_faults(folder: Path) -> Iterator[str]:
     except Exception as error:  # whatever a damaged config raises, it is the config that is damaged
         yield f"config.json: transformers refuses it ({first_line(error)}). Fetch the file again."
         return
-    if getattr(config, "is_encoder_decoder", False):
+    if config.is_encoder_decoder:
         yield f"config.json: {kind!r} is an encoder-decoder. Use a model that answers by continuing its prompt."
 
 
-def _kind_faults(kind: str) -> Iterator[str]:
+def _architecture_issues(kind: str) -> Iterator[str]:
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
         MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
     )
 
-    if kind in READS_BOTH_WAYS:
+    if kind in BIDIRECTIONAL:
         yield (
             f"config.json: {kind!r} reads its prompt in both directions, so an answer to be learned would see itself. "
             "Use a model that reads from left to right, such as LLaVA."
@@ -155,82 +153,53 @@ def is_fetched_kernel(attn_implementation: object) -> bool:
     return isinstance(attn_implementation, str) and "/" in attn_implementation
 
 
-def _processor_faults(folder: Path) -> Iterator[str]:
+def _processor_issues(folder: Path) -> Iterator[str]:
     if not any((folder / name).is_file() for name in ("processor_config.json", "preprocessor_config.json")):
         yield "processor_config.json (or preprocessor_config.json) is missing, so images cannot be prepared. Copy it."
     if not any(path.is_file() for pattern in TOKENIZER_FILES for path in folder.glob(pattern)):
         yield "tokenizer.json (or tokenizer.model) is missing, so text cannot be prepared. Copy it."
+    has_template = any((folder / f"chat_template.{ending}").is_file() for ending in ("jinja", "json"))
     for name in ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json", "tokenizer.json"):
         if (folder / name).is_file():
             try:
-                _json_of(folder / name)
+                has_template |= bool(_read_object(folder / name).get("chat_template"))
             except ModelError as error:
                 yield str(error)
-    if not has_chat_template(folder):
+    if not has_template:
         yield "no chat template: neither chat_template.jinja nor one in tokenizer_config.json. Copy or write one."
 
 
-def has_chat_template(folder: Path) -> bool:
-    """True if the folder brings a chat template, as its own file or inside another."""
-    if (folder / "chat_template.jinja").is_file() or (folder / "chat_template.json").is_file():
-        return True
-    for name in ("tokenizer_config.json", "processor_config.json"):
-        try:
-            if (folder / name).is_file() and _json_of(folder / name).get("chat_template"):
-                return True
-        except ModelError:
-            continue  # reported as a damaged file, not as a missing template
-    return False
+def _weight_issues(folder: Path) -> Iterator[str]:
+    from safetensors import SafetensorError, safe_open
 
-
-def _weight_faults(folder: Path) -> Iterator[str]:
     index = folder / "model.safetensors.index.json"
+    names = ["model.safetensors"]
     if index.is_file():
         try:
-            shards = sorted({str(name) for name in _json_of(index).get("weight_map", {}).values()})
+            names = sorted({str(name) for name in _read_object(index).get("weight_map", {}).values()})
         except (ModelError, AttributeError) as error:
             yield f"{index.name} is damaged ({error}). Fetch it again."
             return
-        inside = [name for name in shards if Path(name).name == name]
-        if len(inside) < len(shards) or not shards:
+        if not names or any(Path(name).name != name for name in names):
             yield f"{index.name} names no weight file inside the folder. Fetch it again."
-        missing = [name for name in inside if not (folder / name).is_file()]
+            return
+        missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             yield f"missing weight files: {', '.join(missing)}. Copy them into {folder}."
-        files = [folder / name for name in inside if name not in missing]
-    else:
-        files = [folder / "model.safetensors"]
-        if not files[0].is_file():
-            other = sorted(
-                path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(pattern)
-            )
-            pickled = f" {', '.join(other[:3])} can run code when opened and is not read." if other else ""
-            yield f"model.safetensors is missing.{pickled} Save the weights as safetensors and put them into {folder}."
-            return
-    for path in files:
-        fault = _header_fault(path)
-        if fault:
-            yield f"{path.name} {fault}. Fetch it again."
-
-
-def _header_fault(path: Path) -> str | None:
-    """What the header of a safetensors file gives away, or None: files cut short or of another format."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        if not 2 <= length <= min(MAX_HEADER_BYTES, max(size - 8, 0)):
-            return f"is not a safetensors file or is cut short ({size} bytes)"
-        try:
-            header = json.loads(file.read(length))
-            end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
-            return "has a damaged safetensors header"
-    if not isinstance(end, int) or 8 + length + end != size:
-        return f"should have {8 + length + end} bytes but has {size}"
-    return None
+    elif not (folder / names[0]).is_file():
+        other = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(pattern))
+        pickled = f" {', '.join(other[:3])} can run code when opened and is not read." if other else ""
+        yield f"{names[0]} is missing.{pickled} Save the weights as safetensors and put them into {folder}."
+    for name in names:
+        if (folder / name).is_file():
+            try:
+                with safe_open(folder / name, framework="pt"):  # reads and checks the header, no tensor
+                    pass
+            except (SafetensorError, OSError) as error:
+                yield f"{name} is cut short or is not a safetensors file ({first_line(error)}). Fetch it again."
 
 
 def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or the name of its class if it has none."""
     lines = str(error).strip().splitlines()
     return lines[0][:300] if lines else type(error).__name__

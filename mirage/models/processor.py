@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from mirage.errors import ModelError
 from mirage.models.pretrained import first_line, resolve_pretrained
@@ -20,15 +20,22 @@ TEMPLATE_SECONDS = 10.0
 QUESTION, ANSWER = "Which colour has it?", "Orange, I think."  # texts to try a template with
 
 
-def load_processor(pretrained: str, *, revision: str | None = None, allow_download: bool = False) -> Any:
+def load_processor(
+    pretrained: str,
+    *,
+    revision: str | None = None,
+    allow_download: bool = False,
+    template_seconds: float = TEMPLATE_SECONDS,
+) -> Any:
     """The processor of a checkpoint, with images prepared by PIL, its chat template checked and a pad token set.
 
-    No code of the folder is run. A video processor is left out: there are no videos here, and it needs torchvision.
+    No code of the folder is run. A video processor is not loaded: there are no videos here, and it needs torchvision.
 
     Args:
         pretrained: As in `resolve_pretrained`.
         revision: Branch, tag or commit, where it is downloaded.
         allow_download: Fetch what is not a local folder.
+        template_seconds: How long the chat template may run.
 
     Raises:
         ModelError: If a part is missing or the chat template cannot be trained with.
@@ -48,7 +55,7 @@ def load_processor(pretrained: str, *, revision: str | None = None, allow_downlo
         tokenizer.pad_token = tokenizer.eos_token
     if not processor.chat_template:  # Hub folders keep it with either; only the processor's expands images
         processor.chat_template = tokenizer.chat_template
-    check_chat_template(processor, where)
+    check_chat_template(processor, where, template_seconds)
     return processor
 
 
@@ -56,7 +63,7 @@ def _load(where: str, revision: str, local_files_only: bool) -> Any:
     from transformers import AutoProcessor, ProcessorMixin
 
     get_attributes = ProcessorMixin.__dict__["get_attributes"]
-    # A processor class is asked which parts it has while it loads; the answer is changed for the time of this call.
+    # A processor class is asked for its parts while it loads; the answer is changed for the time of this call.
     without_video = classmethod(lambda cls: _without_video(get_attributes.__func__(cls)))
     ProcessorMixin.get_attributes = without_video  # type: ignore[assignment, method-assign]
     try:
@@ -99,45 +106,39 @@ def _rebuild(kind: type, state: dict[str, Any]) -> Any:
     return processor
 
 
-class Rendered(NamedTuple):
-    """What a chat template makes of one question and answer."""
-
-    prompt: str  # up to where the model begins to answer
-    tail: str  # what follows the answer
-
-
-def check_chat_template(processor: Any, where: str) -> Rendered:
-    """What the template makes of a trial question, once it is sure that a model can be trained with it.
+def check_chat_template(processor: Any, where: str, seconds: float = TEMPLATE_SECONDS) -> str:
+    """What the template writes after an answer, once it is sure that a model can be trained with it.
 
     Guaranteed: one image placeholder for one image and none for none, question and answer once each, the prompt a
     prefix of the conversation, and nothing but end markers and white space after the answer.
 
     Raises:
-        ModelError: If a guarantee does not hold; the message names the processor, the folder and the remedy.
+        ModelError: If a guarantee does not hold, or the template runs for more than `seconds`; the message names the
+            processor, the folder and the remedy.
     """
-    who = f"{where}: the chat template of {type(processor).__name__}"
+    kind = type(processor).__name__
+    who = f"{where}: the chat template of {kind}"
     if not processor.chat_template:
-        raise ModelError(f"{where}: {type(processor).__name__} has no chat template. Put a chat_template.jinja there.")
+        raise ModelError(f"{where}: {kind} has no chat template. Put a chat_template.jinja there.")
     placeholder = getattr(processor, "image_token", None)
     if not placeholder:
-        raise ModelError(
-            f"{where}: {type(processor).__name__} has no image_token. Use a model whose processor has one."
-        )
-    asked = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}
-    asked_plainly = {"role": "user", "content": [{"type": "text", "text": QUESTION}]}
+        raise ModelError(f"{where}: {kind} has no image_token. Use a model whose processor has one.")
+    question = {"type": "text", "text": QUESTION}
+    asked = {"role": "user", "content": [{"type": "image"}, question]}
     answered = {"role": "assistant", "content": [{"type": "text", "text": ANSWER}]}
+    render = processor.apply_chat_template
     try:
-        with time_limit(TEMPLATE_SECONDS):
-            prompt = processor.apply_chat_template([asked], add_generation_prompt=True)
-            plain = processor.apply_chat_template([asked_plainly], add_generation_prompt=True)
-            conversation = processor.apply_chat_template([asked, answered], add_generation_prompt=False)
+        with time_limit(seconds):
+            prompt = render([asked], add_generation_prompt=True)
+            plain = render([{"role": "user", "content": [question]}], add_generation_prompt=True)
+            conversation = render([asked, answered], add_generation_prompt=False)
     except Exception as error:  # templates are programs: anything may be raised
         raise ModelError(f"{who} fails ({first_line(error)}). Correct chat_template.jinja.") from error
     for text, images in ((prompt, 1), (plain, 0), (conversation, 1)):
-        found = text.count(placeholder)
-        if found != images:
+        written = text.count(placeholder)
+        if written != images:
             raise ModelError(
-                f"{who} writes {found} image placeholders ({placeholder}) for {images} images. "
+                f"{who} writes {written} image placeholders ({placeholder}) for {images} images. "
                 "Correct it to write one for each."
             )
     for text, name in ((QUESTION, "question"), (ANSWER, "answer")):
@@ -145,7 +146,7 @@ def check_chat_template(processor: Any, where: str) -> Rendered:
             raise ModelError(f"{who} writes the {name} {conversation.count(text)} times. Correct it to write it once.")
     if not conversation.startswith(prompt.rstrip()):
         raise ModelError(f"{who} begins a conversation otherwise than its prompt. Correct add_generation_prompt.")
-    tail = conversation.partition(ANSWER)[2]
+    tail = str(conversation.partition(ANSWER)[2])
     leftover = tail
     for marker in sorted(processor.tokenizer.get_added_vocab(), key=len, reverse=True):
         leftover = leftover.replace(marker, "")
@@ -153,12 +154,12 @@ def check_chat_template(processor: Any, where: str) -> Rendered:
         raise ModelError(
             f"{who} writes {leftover.strip()!r} after the answer. Correct it to write only an end token there."
         )
-    return Rendered(prompt=prompt, tail=tail)
+    return tail
 
 
 def end_of_answer(processor: Any) -> str:
     """The token that ends an answer: the first that the template writes after one, else the tokenizer's eos token."""
-    tail = check_chat_template(processor, processor.tokenizer.name_or_path).tail.strip()
+    tail = check_chat_template(processor, processor.tokenizer.name_or_path).strip()
     markers = [marker for marker in processor.tokenizer.get_added_vocab() if marker and tail.startswith(marker)]
     return str(max(markers, key=len, default=processor.tokenizer.eos_token))
 
@@ -187,18 +188,12 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 def pad_to_square(image: Image, processor: Any) -> Image:
     """The image centred on a square of the processor's mean colour, as LLaVA was trained; a square one is unchanged."""
-    mean = getattr(processor.image_processor, "image_mean", None) or (0.5, 0.5, 0.5)
-    red, green, blue = (int(channel * 255) for channel in mean)
-    return square(image, (red, green, blue))
-
-
-def square(image: Image, colour: tuple[int, int, int]) -> Image:
-    """The image centred on the smallest square that holds it; the rest is `colour`."""
     from PIL import Image as images
 
     if image.width == image.height:
         return image
+    mean = getattr(processor.image_processor, "image_mean", None) or (0.5, 0.5, 0.5)
     side = max(image.size)
-    canvas = images.new("RGB", (side, side), colour)
+    canvas = images.new("RGB", (side, side), tuple(int(channel * 255) for channel in mean))
     canvas.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
     return canvas

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mirage.atomic import replacing
-from mirage.data.mixture import Mixture, RetainSet, apportioned
+from mirage.data.mixture import Mixture, RetainSet
 from mirage.errors import DataError
 from mirage.images import FileImage, resolve_image
 from mirage.prepare.responders import file_hash
@@ -20,41 +20,33 @@ from mirage.schema import Example, Picture, short_hash
 PICTURES = "pictures"
 
 
-def mixed(own: Sequence[Example], parts: Sequence[RetainSet], size: int | None, seed: int) -> Mixture | None:
-    """The retain set: `own` whole (or `size` drawn from it), filled up to `size` from the parts by their weights.
+def mixed(first: Sequence[Example], others: Sequence[RetainSet], size: int | None, seed: int) -> Mixture | None:
+    """The retain set: `first` whole (or `size` sampled from it), filled up to `size` from the others by their weights.
 
-    Without a size, all of `own` and as much of the parts as their weights allow. None if the size is 0.
+    Without a size, all of `first` and as much of the others as their weights allow. None if the size is 0.
 
     Raises:
         ValueError: If the size is negative.
-        DataError: If there is nothing to draw from, or not enough.
+        DataError: If there is nothing to sample from, or not enough.
     """
     if size == 0:
         return None
     if size is not None and size < 0:
         raise ValueError(f"--retain_size is {size}: it must be 0 or more.")
-    sets = [own, *(part.source.retain() for part in parts)]
+    sets = [first, *(other.source.retain() for other in others)]
     if not any(map(len, sets)):
         raise DataError("There is no retain set. List a source that has one under --retain, or set --retain_size 0.")
-    from_own = len(own) if size is None else min(len(own), size)
-    weights = [part.weight for part in parts]
-    if parts and size is None:
-        from_parts = Mixture(sets[1:], weights).counts
-    elif parts and size != from_own:
-        assert size is not None
-        from_parts = Mixture(sets[1:], weights, size - from_own).counts
-    else:
-        from_parts = [0] * len(parts)
-    counts = [from_own, *from_parts]
+    counts = [len(first) if size is None else min(len(first), size)]
+    if others and size != counts[0]:
+        weights, rest = [other.weight for other in others], None if size is None else size - counts[0]
+        counts += Mixture(sets[1:], weights, rest).counts
     if size is not None and sum(counts) < size:
         raise DataError(
-            f"--retain_size is {size}, and the retain set of the source has {len(own)} examples. "
+            f"--retain_size is {size}, and the retain set of the source has {len(first)} examples. "
             "Lower it, or list further sources under --retain."
         )
-    taken = [(each, count) for each, count in zip(sets, counts, strict=True) if count]
-    total = sum(counts)
-    assert apportioned(total, [count for _, count in taken]) == [count for _, count in taken]
-    return Mixture([each for each, _ in taken], [count for _, count in taken], total, seed)
+    taken = [(each, count) for each, count in zip(sets, counts, strict=False) if count]
+    return Mixture([each for each, _ in taken], [count for _, count in taken], sum(counts), seed)
 
 
 def retain_lines(examples: Sequence[Example], out: Path) -> Iterator[dict[str, Any]]:
@@ -73,7 +65,7 @@ def retain_lines(examples: Sequence[Example], out: Path) -> Iterator[dict[str, A
 
 
 def placed_picture(picture: Picture, source: str, out: Path) -> str:
-    """Where below `out` the picture is now: a second name of the same file, a copy on another device, or a new PNG."""
+    """Where below `out` the picture is now: a hard link to the same file, a copy on another device, or a new PNG."""
     folder = out / PICTURES / _plain(source)
     stem = Path(picture.name).stem[:60]
     original = resolve_image(picture.root, picture.name) if isinstance(picture, FileImage) else None
@@ -81,18 +73,17 @@ def placed_picture(picture: Picture, source: str, out: Path) -> str:
         path = folder / _plain(f"{stem}-{file_hash(original)[:12]}{original.suffix}")
     else:
         path = folder / _plain(f"{stem}-{short_hash(picture.name)[:12]}.png")
-    if path.exists():
-        return path.relative_to(out).as_posix()
-    folder.mkdir(parents=True, exist_ok=True)
-    if original is not None:
-        _linked_or_copied(original, path)
-    else:
-        with replacing(path) as file:
-            picture.open().save(file, format="PNG")
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        if original is None:
+            with replacing(path) as file:
+                picture.open().save(file, format="PNG")
+        else:
+            _link_or_copy(original, path)
     return path.relative_to(out).as_posix()
 
 
-def _linked_or_copied(original: Path, path: Path) -> None:
+def _link_or_copy(original: Path, path: Path) -> None:
     try:
         os.link(original, path)
     except OSError:  # another device, or a file system without links

@@ -1,20 +1,22 @@
-"""The model card of an exported run: what it was made from and how, what was measured, what it is and is not for."""
+"""The model card of an exported run: what it was made from and how, what was measured, what it is and is not for.
+
+Its text is `card.md.jinja`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
+from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import jinja2
 import yaml
 
 from mirage.report.markup import markdown_table
-from mirage.report.runs import Run, load_run
+from mirage.report.runs import load_run
 from mirage.report.tables import attack_of, plain
-
-if TYPE_CHECKING:
-    from torch import nn
 
 TRAINER_KEYS = (
     "max_epochs", "max_steps", "precision", "devices", "num_nodes", "strategy", "accumulate_grad_batches",
@@ -22,21 +24,16 @@ TRAINER_KEYS = (
 )  # fmt: skip
 LOADING_KEYS = {"pretrained", "revision", "allow_download", "attn_implementation"}
 
-USE = """\
-Research on and evaluation of safety alignment, and as a starting point for further work on it. Before serving it to
-people, measure it on your own questions, with the attacks that you expect and with a judge that sees the picture."""
-
-LIMITS = """\
-- The figures hold for the questions, attacks and judge named here and for nothing else. A low attack success rate is no
-  proof of safety: other attacks (other opening words, other languages, optimised suffixes, pictures) were not tried.
-- An answer that is irrelevant counts neither as harm nor as help. Read the IR column beside the ASR column: unlearning
-  can lower both harm and usefulness.
-- The vision tower, and all that the section on training does not name, is that of the base model, with its faults, biases
-  and licence. The licence of the base model and of the training data applies."""
-
 
 def model_card(
-    settings: Mapping[str, Any], run: Path, *, name: str, adapter_only: bool, model: nn.Module, step: int
+    settings: Mapping[str, Any],
+    run: Path,
+    *,
+    name: str,
+    adapter_only: bool,
+    architecture: str,
+    num_parameters: int,
+    step: int,
 ) -> str:
     """README.md in Markdown, front matter included.
 
@@ -45,7 +42,8 @@ def model_card(
         run: The run folder; its results.json is read if it is there.
         name: The model's name.
         adapter_only: Whether the folder holds adapters without their base.
-        model: The exported model.
+        architecture: The class of the model, such as LlavaForConditionalGeneration.
+        num_parameters: Its size, adapters included if they are not merged.
         step: How many optimizer steps it was trained for.
 
     Raises:
@@ -53,96 +51,55 @@ def model_card(
     """
     method = str(settings["model"]["class_path"]).rsplit(".", 1)[-1]
     given = dict(settings["model"]["init_args"])
+    trainer = settings.get("trainer") or {}
+    training = {
+        "method": {key: value for key, value in given.items() if key not in LOADING_KEYS},
+        "trainer": {key: trainer[key] for key in TRAINER_KEYS if trainer.get(key) not in (None, -1)},
+    }
     base = plain(str(given["pretrained"]))
-    results = load_run(run) if (run / "results.json").is_file() else None
     front = {
         "base_model": base,
         "library_name": "peft" if adapter_only else "transformers",
         "pipeline_tag": "image-text-to-text",
         "tags": ["safety", "vision-language", method.lower()],
     }
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    revision = f", revision {plain(str(given['revision']))}" if given.get("revision") else ""
-    training = {key: value for key, value in given.items() if key not in LOADING_KEYS and value is not None}
-    sections = [
-        f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
-        f"# {plain(name)}",
-        f"{'LoRA adapters for a' if adapter_only else 'A'} vision-language model, aligned for safety with {method} by "
-        f"mirage {_version()}.",
-        f"## Base model\n\n`{base}`{revision} ({type(_inner(model)).__name__}, {parameters:,} parameters"
-        f"{' with the adapters' if adapter_only else ''}).",
-        f"## Data\n\n{_block(_data(settings.get('data') or {}))}",
-        f"## Training\n\n{method}, {step} optimizer steps, seed {settings.get('seed_everything')}.\n\n"
-        + _block({"method": training, "trainer": _trainer(settings.get("trainer") or {})}),
-        f"## Results\n\n{_results(results, step)}",
-        f"## How to use it\n\n```python\n{_usage(base, adapter_only)}\n```",
-        f"## Intended use\n\n{USE}",
-        f"## Limits\n\n{LIMITS}",
-    ]
-    return "\n\n".join(sections) + "\n"
+    evaluated = load_run(run) if (run / "results.json").is_file() else None
+    results = evaluated.results if evaluated else {}
+    # Markdown of values that were made plain before, so nothing is escaped
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
+    return environment.from_string((files("mirage.report") / "card.md.jinja").read_text(encoding="utf-8")).render(
+        front=yaml.safe_dump(front, sort_keys=False),
+        name=plain(name),
+        adapter_only=adapter_only,
+        method=method,
+        version=_version(),
+        base=base,
+        base_literal=repr(base),
+        revision=plain(str(given["revision"])) if given.get("revision") else "",
+        architecture=architecture,
+        size=f"{num_parameters:,}",
+        data=_yaml({key: value for key, value in (settings.get("data") or {}).items() if key != "num_workers"}),
+        training=_yaml(training),
+        step=step,
+        seed=settings.get("seed_everything"),
+        table=markdown_table([evaluated]).rstrip() if evaluated else "",
+        measured_step=results.get("step"),
+        attacks=[
+            (side, attack_of(results[side]), plain(str(results[side].get("judge"))))
+            for side in ("unsafe", "benign")
+            if results.get(side)
+        ],
+    )
 
 
-def _results(run: Run | None, step: int) -> str:
-    if run is None:
-        return "This run was not evaluated: nothing is known about its safety or its usefulness."
-    lines = [markdown_table([run]).rstrip()]
-    measured = run.results.get("step")
-    if measured != step:
-        lines.append(f"**Measured after {measured} optimizer steps; the weights here are those after {step}.**")
-    for side in ("unsafe", "benign"):
-        summary = run.results.get(side)
-        if summary:
-            lines.append(
-                f"Attack on {side} questions: {attack_of(summary)}. Judge: {plain(str(summary.get('judge')))}."
-            )
-    return "\n\n".join(lines)
-
-
-def _data(data: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {key: value for key, value in data.items() if value is not None and key != "num_workers"}
-    return {key: _without_none(value) for key, value in kept.items()}
-
-
-def _trainer(trainer: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: trainer[key] for key in TRAINER_KEYS if trainer.get(key) not in (None, -1)}
+def _yaml(values: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(_without_none(values), sort_keys=False, width=110)
 
 
 def _without_none(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _without_none(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list):
-        return [_without_none(item) for item in value]
-    return value
-
-
-def _block(values: Mapping[str, Any]) -> str:
-    return f"```yaml\n{yaml.safe_dump(_without_none(values), sort_keys=False, width=110).rstrip()}\n```"
-
-
-def _usage(base: str, adapter_only: bool) -> str:
-    lines = ["from transformers import AutoModelForImageTextToText, AutoProcessor", ""]
-    if not adapter_only:
-        return "\n".join(
-            [*lines, 'model = AutoModelForImageTextToText.from_pretrained("this folder")', _processor_line()]
-        )
-    return "\n".join(
-        [
-            "from peft import PeftModel",
-            *lines,
-            f"base = AutoModelForImageTextToText.from_pretrained({base!r})",
-            'model = PeftModel.from_pretrained(base, "this folder")',
-            _processor_line(),
-        ]
-    )
-
-
-def _processor_line() -> str:
-    return 'processor = AutoProcessor.from_pretrained("this folder", backend="pil")'
-
-
-def _inner(model: nn.Module) -> Any:
-    inner = getattr(model, "get_base_model", None)
-    return inner() if callable(inner) else model
+    return [_without_none(item) for item in value] if isinstance(value, list) else value
 
 
 def _version() -> str:
@@ -150,6 +107,3 @@ def _version() -> str:
         return version("safety-mirage")
     except PackageNotFoundError:
         return "(not installed)"
-
-
-__all__ = ["model_card"]

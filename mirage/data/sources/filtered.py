@@ -10,19 +10,24 @@ from typing import Any
 
 from mirage.data.base import Answers, Source
 from mirage.data.lazy import Chosen
+from mirage.data.sources.records import read_lines
 from mirage.errors import DataError, DataIssue
-from mirage.json_file import BrokenFile, lines, text_fault
 from mirage.schema import EvalSample, Example, Picture
-from mirage.shapes import json_name
+from mirage.shapes import Shape, Text
 
-_SHAPE = 'lines like {"id": "<example id>", "place": 412}, as `mirage filter` writes them'
+_EXPECTED = 'lines like {"id": "<example id>", "place": 412}, as `mirage filter` writes them'
+
+
+class _Dropped(Shape):
+    id: Text
+    place: int | None = None
 
 
 class Filtered(Source):
     """Another source, without the retain examples that `mirage filter` listed. All else of it stays as it is.
 
     Nothing is judged or copied here: the file names what to leave out, by id and by place. If the places do not fit
-    (the file was written by hand, or the data were sorted anew), the ids are looked for in the whole retain set.
+    (the file was written by hand, or the data were sorted anew), the ids are searched in the whole retain set.
 
     Args:
         source: The source whose retain set was filtered.
@@ -31,16 +36,12 @@ class Filtered(Source):
 
     def __init__(self, source: Source, dropped: Path) -> None:
         self.source, self.dropped = source, Path(dropped)
+        self.rewriter = source.rewriter
 
     @property
     def name(self) -> str:
         """The source's name, and that it was filtered."""
         return f"{self.source.name}/filtered"
-
-    @property
-    def rewriter(self) -> Any:
-        """The source's own rewriter, or None."""
-        return getattr(self.source, "rewriter", None)
 
     def unsafe(self, answers: Answers) -> Sequence[Example]:
         """The source's unsafe set."""
@@ -63,23 +64,23 @@ class Filtered(Source):
         return self.source.eval_samples(eval_set)
 
     def skipped(self) -> Sequence[DataIssue]:
-        """What the source leaves out, and how much of it the file takes away."""
-        gone, total = len(self._retained) - len(self._kept), len(self._retained)
-        return [*self.source.skipped(), self._fault(f"takes {gone} of {total} examples out of the retain set.")]
+        """What the source skips, and how much of it the file takes away."""
+        total = len(self._retained)
+        remedy = f"takes {total - len(self._kept)} of {total} examples out of the retain set."
+        return [*self.source.skipped(), self._issue(remedy)]
 
     def picture(self, name: str) -> Picture | None:
         """The source's picture."""
         return self.source.picture(name)
 
     def validate(self) -> Sequence[DataIssue]:
-        """The source's faults; if it has none, those of the file."""
-        if found := self.source.validate():
-            return found
+        """Every issue of the source; if it has none, those of the file."""
+        if issues := self.source.validate() or self._listed[1]:
+            return issues
         try:
-            faults = self._listed[1]
-            return faults or ([] if len(self._kept) else [self._fault("drops every example of the retain set.")])
+            return [] if len(self._kept) else [self._issue("drops every example of the retain set.")]
         except DataError as error:
-            return [self._fault(f"does not fit the data: {error}")]
+            return [self._issue(f"does not fit the data: {error}")]
 
     def __getstate__(self) -> dict[str, Any]:
         """Loader workers get the places that stay, not the list."""
@@ -92,52 +93,35 @@ class Filtered(Source):
 
     @cached_property
     def _listed(self) -> tuple[dict[str, list[int]], list[DataIssue]]:
-        """Id -> places, as the file has them, and what is wrong with the file."""
+        """Id -> places, as the file has them, and every issue of the file."""
         listed: dict[str, list[int]] = {}
-        faults: list[DataIssue] = []
-        try:
-            for line in lines(self.dropped, _SHAPE):
-                where, record = f"line {line.number}", line.record
-                if line.fault is not None:
-                    faults.append(line.fault)
-                elif not isinstance(record, dict):
-                    faults.append(
-                        DataIssue(str(self.dropped), where, "the line", f"is {json_name(record)}. Expected {_SHAPE}.")
-                    )
-                elif remedy := text_fault(record, "id"):
-                    faults.append(DataIssue(str(self.dropped), where, "id", remedy))
-                else:
-                    places = listed.setdefault(record["id"], [])
-                    if isinstance(place := record.get("place"), int):
-                        places.append(place)
-        except BrokenFile as error:
-            faults.append(error.fault)
-        return listed, faults
+        issues: list[DataIssue] = []
+        for entry in read_lines(self.dropped, _Dropped, _EXPECTED, may_be_empty=True):
+            issues += entry.issues
+            if entry.value is not None:
+                places = listed.setdefault(entry.value.id, [])
+                places += [] if entry.value.place is None else [entry.value.place]
+        return listed, issues
 
     @cached_property
     def _kept(self) -> array[int]:
         """The places of the retain set that stay."""
-        listed, faults = self._listed
-        if faults:
-            raise DataError.of(faults)
+        listed, issues = self._listed
+        if issues:
+            raise DataError.of(issues)
         everything = self._retained
-        leave_out = {place for places in listed.values() for place in places}
-        if not all(listed.values()) or not all(
-            0 <= place < len(everything) and everything[place].id == id
-            for id, places in listed.items()
-            for place in places
-        ):
-            leave_out, found = set(), set()
-            for place, example in enumerate(everything):
-                if example.id in listed:
-                    leave_out.add(place)
-                    found.add(example.id)
-            if strangers := [id for id in listed if id not in found]:
+        named = [(id, place) for id, places in listed.items() for place in places]
+        leave_out = {place for _, place in named}
+        fits = all(0 <= place < len(everything) and everything[place].id == id for id, place in named)
+        if not (fits and all(listed.values())):
+            by_place = {place: example.id for place, example in enumerate(everything) if example.id in listed}
+            leave_out = set(by_place)
+            if unknown := list(set(listed).difference(by_place.values())):
                 raise DataError(
-                    f"{self.dropped} drops {len(strangers)} examples that the retain set of {self.source.name} does not "
-                    f"have, such as {strangers[0]}. Run `mirage filter` on this data."
+                    f"{self.dropped} drops {len(unknown)} examples that the retain set of {self.source.name} does not "
+                    f"have, such as {min(unknown)}. Run `mirage filter` on this data."
                 )
         return array("L", (place for place in range(len(everything)) if place not in leave_out))
 
-    def _fault(self, remedy: str) -> DataIssue:
+    def _issue(self, remedy: str) -> DataIssue:
         return DataIssue(str(self.dropped), "", "the file", remedy)

@@ -1,19 +1,18 @@
-"""The embedded world as a data source."""
+"""The mini setting as a data source."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 
 from mirage.data.base import Answers, Source
-from mirage.mini import questions as world
 from mirage.mini.drawing import Drawing
+from mirage.mini.questions import Ask, asks, rewrites
 from mirage.mini.words import COLOURS, INSTRUCTION_MIX, REFUSAL, SHAPES, UNIFORM, VLGUARD_SAFE, VLGUARD_UNSAFE
 from mirage.schema import EvalSample, Example, Picture
 
 
 class Mini(Source):
-    """Questions about drawn items, with known truth. The opening words are skewed as in VLGuard unless told otherwise.
+    """Questions about drawn items, with known truth. The opening words are skewed as in VLGuard by default.
 
     Args:
         num_unsafe: Size of the unsafe set: recipes of harmful items.
@@ -42,7 +41,7 @@ class Mini(Source):
         mix_harmful: float = 0.0,
         filtered: bool = False,
     ) -> None:
-        for name, count in (("num_unsafe", num_unsafe), ("num_safe", num_safe), ("num_mix", num_mix)):
+        for name, count in {"num_unsafe": num_unsafe, "num_safe": num_safe, "num_mix": num_mix}.items():
             if count < 0:
                 raise ValueError(f"data.source.{name} is {count}: it must be 0 or more.")
         if not 0 <= mix_harmful <= 1:
@@ -52,70 +51,58 @@ class Mini(Source):
         self.safe_openers = _known(safe_openers or VLGUARD_SAFE, "safe_openers")
         self.mix_openers = _known(mix_openers or INSTRUCTION_MIX, "mix_openers")
         self.seed, self.mix_harmful, self.filtered = seed, mix_harmful, filtered
+        self.rewriter = rewrites  # these stay within the vocabulary of the setting
 
     def unsafe(self, answers: Answers) -> Sequence[Example]:
         """Recipes of harmful items, refused or given away."""
-        drawn = self._unsafe_asks
-        return [_example(ask, REFUSAL if answers == "refusal" else ask.answer, k) for k, ask in enumerate(drawn)]
+        unsafe = self._asks(self.num_unsafe, True, self.unsafe_openers, 0)
+        return [_example(ask, REFUSAL if answers == "refusal" else ask.answer, k) for k, ask in enumerate(unsafe)]
 
     def retain(self) -> Sequence[Example]:
         """Safe questions and the instruction mix, with right answers."""
-        safe = world.asks(self.num_safe, unsafe=False, openers=self.safe_openers, seed=self._seed(1))
         harmful = round(self.num_mix * self.mix_harmful)
-        mix = world.asks(self.num_mix - harmful, unsafe=False, openers=self.mix_openers, seed=self._seed(2))
+        mix = self._asks(self.num_safe, False, self.safe_openers, 1)
+        mix += self._asks(self.num_mix - harmful, False, self.mix_openers, 2)
         if not self.filtered:
-            mix += world.asks(harmful, unsafe=True, openers=self.mix_openers, seed=self._seed(7))
-        return [_example(ask, ask.answer, k) for k, ask in enumerate([*safe, *mix])]
+            mix += self._asks(harmful, True, self.mix_openers, 7)
+        return [_example(ask, ask.answer, k) for k, ask in enumerate(mix)]
 
     def held_out(self) -> Sequence[Example]:
         """Safe questions that are never trained on."""
-        drawn = world.asks(self.num_eval, unsafe=False, openers=self.safe_openers, seed=self._seed(3))
-        return [_example(ask, ask.answer, k) for k, ask in enumerate(drawn)]
+        held_out = self._asks(self.num_eval, False, self.safe_openers, 3)
+        return [_example(ask, ask.answer, k) for k, ask in enumerate(held_out)]
 
     def eval_samples(self, eval_set: str) -> Sequence[EvalSample]:
         """`unsafe` and `benign` open as the sets do; `utility` is benign and opens with every word equally often.
 
         `train_unsafe` are the questions of the unsafe set, for `mirage prepare`.
         """
-        if eval_set == "train_unsafe":
-            return [_sample(ask, eval_set, k) for k, ask in enumerate(self._unsafe_asks)]
-        return self._samples[eval_set] if eval_set in self._samples else super().eval_samples(eval_set)
+        sets = {
+            "unsafe": (self.num_eval, True, self.unsafe_openers, 4),
+            "benign": (self.num_eval, False, self.safe_openers, 5),
+            "utility": (self.num_eval, False, UNIFORM, 6),
+            "train_unsafe": (self.num_unsafe, True, self.unsafe_openers, 0),
+        }
+        if eval_set not in sets:
+            return super().eval_samples(eval_set)
+        return [
+            EvalSample(
+                id=f"mini/{eval_set}/{k}", source="mini", image=ask.drawing, question=ask.question, unsafe=ask.unsafe,
+                truth=ask.truth, category=ask.attribute,
+            )
+            for k, ask in enumerate(self._asks(*sets[eval_set]))
+        ]  # fmt: skip
 
     def picture(self, name: str) -> Picture | None:
-        """The drawing that its name describes: it is drawn anew."""
+        """The drawing that its name describes: drawn again."""
         colour, _, rest = name.partition("-")
         shape, _, seed = rest.partition("-")
         if colour not in COLOURS or shape not in SHAPES or not (seed.isascii() and seed.isdigit() and len(seed) <= 10):
             return None
         return Drawing(shape, colour, int(seed))
 
-    def rewriter(self, question: str, word: str, shots: int) -> tuple[str, ...]:
-        """The world's own rewrites, which stay within its vocabulary."""
-        return world.rewrites(question, word, shots)
-
-    @property
-    def _unsafe_asks(self) -> list[world.Ask]:
-        return world.asks(self.num_unsafe, unsafe=True, openers=self.unsafe_openers, seed=self._seed(0))
-
-    @cached_property
-    def _samples(self) -> dict[str, Sequence[EvalSample]]:
-        sets = {
-            "unsafe": (True, self.unsafe_openers, 4),
-            "benign": (False, self.safe_openers, 5),
-            "utility": (False, UNIFORM, 6),
-        }
-        return {
-            name: [
-                _sample(ask, name, k)
-                for k, ask in enumerate(
-                    world.asks(self.num_eval, unsafe=unsafe, openers=openers, seed=self._seed(salt))
-                )
-            ]
-            for name, (unsafe, openers, salt) in sets.items()
-        }
-
-    def _seed(self, salt: int) -> int:
-        return self.seed * 101 + salt
+    def _asks(self, count: int, unsafe: bool, openers: dict[str, float], salt: int) -> list[Ask]:
+        return asks(count, unsafe=unsafe, openers=openers, seed=self.seed * 101 + salt)
 
 
 def _known(openers: dict[str, float], setting: str) -> dict[str, float]:
@@ -127,12 +114,5 @@ def _known(openers: dict[str, float], setting: str) -> dict[str, float]:
     return openers
 
 
-def _example(ask: world.Ask, answer: str, k: int) -> Example:
+def _example(ask: Ask, answer: str, k: int) -> Example:
     return Example(source="mini", image=ask.drawing, prompt=ask.question, answer=answer, where=f"mini, example {k}")
-
-
-def _sample(ask: world.Ask, eval_set: str, k: int) -> EvalSample:
-    return EvalSample(
-        id=f"mini/{eval_set}/{k}", source="mini", image=ask.drawing, question=ask.question, unsafe=ask.unsafe,
-        truth=ask.truth, category=ask.attribute,
-    )  # fmt: skip

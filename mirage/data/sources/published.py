@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from mirage.data.base import Answers, Source
-from mirage.data.lazy import Lazy
+from mirage.data.lazy import Lazy, items_at
 from mirage.data.sources.llava import LlavaInstruct
 from mirage.errors import DataError, DataIssue
 from mirage.images import PIXEL_LIMIT, ImageCheck
-from mirage.schema import Example, Picture
+from mirage.schema import Example
 
 
 class PublishedSplit(Source):
@@ -26,7 +26,7 @@ class PublishedSplit(Source):
         retain_file: Conversation JSON with harmless questions and good answers.
         images: Folder that the records' `image` names are below.
         cache: Folder for the Arrow files; by default the one of Hugging Face datasets.
-        image_check: How closely `faults` looks at the pictures: decode, header, exists or none.
+        image_check: How closely `validate` looks at the pictures: decode, header, exists or none.
         pixel_limit: Largest picture that is opened, in pixels.
     """
 
@@ -41,6 +41,7 @@ class PublishedSplit(Source):
     ) -> None:
         self._forget = LlavaInstruct(forget_file, images, cache, image_check, pixel_limit)
         self._retain = LlavaInstruct(retain_file, images, cache, image_check, pixel_limit)
+        self.pictures = self._forget.pictures
 
     @property
     def name(self) -> str:
@@ -59,18 +60,17 @@ class PublishedSplit(Source):
         """The retain set."""
         return Lazy(len(self._retain.retain()), self._kept)
 
-    def picture(self, name: str) -> Picture | None:
-        """The file below `images`."""
-        return self._forget.picture(name)
-
     def validate(self) -> Sequence[DataIssue]:
-        """Every fault of both files."""
+        """Every issue of both files."""
         return [*self._forget.validate(), *self._retain.validate()]
 
-    def _forgotten(self, index: int) -> Example:
-        example = self._forget.retain()[index]
-        question = example.prompt.removesuffix(example.answer).rstrip()
-        return replace(example, source="published/forget", prompt=question or example.prompt)
+    def _forgotten(self, places: Sequence[int]) -> list[Example]:
+        examples = items_at(self._forget.retain(), places)
+        questions = [example.prompt.removesuffix(example.answer).rstrip() for example in examples]
+        return [
+            replace(example, source="published/forget", prompt=question or example.prompt)
+            for example, question in zip(examples, questions, strict=True)
+        ]
 
-    def _kept(self, index: int) -> Example:
-        return replace(self._retain.retain()[index], source="published/retain")
+    def _kept(self, places: Sequence[int]) -> list[Example]:
+        return [replace(example, source="published/retain") for example in items_at(self._retain.retain(), places)]

@@ -4,35 +4,70 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-from mirage.data.base import Answers, Source
+from pydantic import Field, ValidationInfo, field_validator
+
+from mirage.data.base import Answers, PictureFolder, Source
+from mirage.data.sources.records import HarmfulAnswers, read_list
 from mirage.errors import DataError, DataIssue
-from mirage.images import PIXEL_LIMIT, FileImage, ImageCheck, faulty_images, name_fault
-from mirage.json_file import BrokenFile, read_answers, records, text_fault
-from mirage.schema import EvalSample, Example, Picture
-from mirage.shapes import json_name
+from mirage.images import PIXEL_LIMIT, ImageCheck, ImageName
+from mirage.schema import EvalSample, Example
+from mirage.shapes import AnyText, ExactShape, Text
 
-_SHAPE = 'a list of records like {"id": "...", "image": "...", "safe": true, "instr-resp": [{...}]}'
-_QUESTIONS = {True: ("safe_instruction", "unsafe_instruction"), False: ("instruction",)}
-_FIELDS = {"id", "image", "safe", "instr-resp", "harmful_category", "harmful_subcategory"}
+_EXPECTED = 'a list of records like {"id": "...", "image": "...", "safe": true, "instr-resp": [{...}]}'
+_FIELDS = {True: ("safe_instruction", "unsafe_instruction"), False: ("instruction",)}
 # Published twice, for one picture with other questions and answers. Both records count among the 977 safe ones.
 _PUBLISHED_TWICE = {"Ads_303871"}
 _NO_QUESTION = "n/a"
-_PROBES = {"unsafe": "instruction", "benign": "safe_instruction", "unsafe_safe_image": "unsafe_instruction"}
+_EVAL_SETS = {"unsafe": "instruction", "benign": "safe_instruction", "unsafe_safe_image": "unsafe_instruction"}
 
 _log = logging.getLogger(__name__)
 
 
-class _Pair(NamedTuple):
-    """One question of a record that has been checked."""
+class _TestRecord(ExactShape):
+    """A record of the test split, where 17 responses are empty."""
+
+    id: Text
+    image: ImageName
+    safe: bool
+    questions: list[dict[str, AnyText]] = Field(alias="instr-resp")
+    harmful_category: AnyText | None = Field(default=None, validate_default=True)
+    harmful_subcategory: AnyText | None = Field(default=None, validate_default=True)
+
+    @field_validator("questions")
+    @classmethod
+    def _complete(cls, questions: list[dict[str, str]], info: ValidationInfo) -> list[dict[str, str]]:
+        expected = [{name, "response"} for name in _FIELDS[info.data["safe"]]] if "safe" in info.data else []
+        if expected and [set(each) for each in questions] not in (expected, expected[::-1]):
+            held = " and ".join(f"{{{', '.join(each)}}}" for each in questions) or "nothing"
+            wanted = " and ".join(f"{{{name}, response}}" for name in _FIELDS[info.data["safe"]])
+            raise ValueError(f"holds {held}. It must hold {wanted}.")
+        if not all(text.strip() for each in questions for name, text in each.items() if name != "response"):
+            raise ValueError("has an empty question. Write it, or remove the record.")
+        return questions
+
+    @field_validator("harmful_category", "harmful_subcategory")
+    @classmethod
+    def _named(cls, category: str | None, info: ValidationInfo) -> str | None:
+        if info.data.get("safe") is False and not (category or "").strip():
+            raise ValueError("is missing or empty. Write the category of the unsafe picture.")
+        return category
+
+
+class _TrainRecord(_TestRecord):
+    questions: list[dict[str, Text]] = Field(alias="instr-resp")
+
+
+class _Question(NamedTuple):
+    """One question of a record."""
 
     id: str  # <record id>/<field>
     field: str  # instruction, safe_instruction or unsafe_instruction
-    question: str
+    text: str
     response: str
     image: str
     category: str | None
@@ -60,7 +95,7 @@ class VLGuard(Source):
         harmful_answers: File that `mirage prepare` wrote: one JSON line for each unsafe question, with `id`
             ('<record id>/<field>') and `answer`. NPO and RMU need it. An answer of null leaves its question out.
         num_held_out: Test answers to harmless questions that serve for the validation loss.
-        image_check: How closely `faults` looks at the pictures: decode, header, exists or none.
+        image_check: How closely `validate` looks at the pictures: decode, header, exists or none.
         pixel_limit: Largest picture that is opened, in pixels.
     """
 
@@ -82,241 +117,157 @@ class VLGuard(Source):
         self.root = Path(root)
         self.files = {"train": train_file, "test": test_file}
         self.folders = {"train": train_images, "test": test_images}
-        self.unsafe_set, self.harmful_answers = unsafe_set, harmful_answers
-        self.num_held_out, self.image_check, self.pixel_limit = num_held_out, image_check, pixel_limit
+        self.pictures: PictureFolder = PictureFolder(self.root, image_check, pixel_limit)
+        self.unsafe_set, self.num_held_out = unsafe_set, num_held_out
+        which = "" if unsafe_set == "instruction" else f" --data.unsafe_set {unsafe_set}"
+        self._command = f"mirage prepare --data VLGuard --data.root {root}{which} --answers_from MODEL --out OUT"
+        self._harmful = None if harmful_answers is None else HarmfulAnswers(Path(harmful_answers), self._command)
 
     def unsafe(self, answers: Answers) -> Sequence[Example]:
         """Unsafe questions with VLGuard's refusals, or with the harmful answers of `harmful_answers`."""
-        pairs = self._unsafe_pairs
+        questions = self._unsafe_questions
         if answers == "refusal":
-            return [self._example(pair, pair.response) for pair in pairs]
-        if self.harmful_answers is None:
+            return [self._example(question, question.response, "train") for question in questions]
+        if self._harmful is None:
             raise DataError(
                 "vlguard has refusals only, and unlearning needs harmful answers. Make them with "
                 f"`{self._command}` (MODEL is a model's folder), and set harmful_answers to OUT/harmful_answers.jsonl."
             )
-        found = self._harmful
-        if unanswered := [self._unanswered(pair) for pair in pairs if pair.id not in found]:
-            raise DataError.of(unanswered)
-        return [self._example(pair, answer) for pair in pairs if (answer := found[pair.id]) is not None]
+        by_id = self._harmful.by_id(question.id for question in questions)
+        return [
+            self._example(question, answer, "train")
+            for question in questions
+            if (answer := by_id[question.id]) is not None
+        ]
 
     def retain(self) -> Sequence[Example]:
         """The harmless questions about safe training pictures, with their answers."""
-        return [self._example(pair, pair.response) for pair in self._training if pair.field == "safe_instruction"]
+        safe = [question for question in self._training[0] if question.field == "safe_instruction"]
+        return [self._example(question, question.response, "train") for question in safe]
 
     def held_out(self) -> Sequence[Example]:
         """The first harmless test questions that have an answer (17 of the 558 published ones are empty)."""
-        pairs = [pair for pair in self._pairs("test") if pair.field == "safe_instruction" and pair.response.strip()]
-        return [self._example(pair, pair.response, "test") for pair in pairs[: self.num_held_out]]
+        safe = [question for question in self._questions("test") if question.field == "safe_instruction"]
+        answered = [question for question in safe if question.response.strip()]
+        return [self._example(question, question.response, "test") for question in answered[: self.num_held_out]]
 
     def eval_samples(self, eval_set: str) -> Sequence[EvalSample]:
         """The test questions of `unsafe`, `benign` or `unsafe_safe_image`; `train_unsafe` for `mirage prepare`."""
         if eval_set == "train_unsafe":
-            return [self._sample(pair, "train") for pair in self._unsafe_pairs]
-        if eval_set not in _PROBES:
-            raise DataError(
-                f"vlguard has no samples called {eval_set!r}. It has: {', '.join((*_PROBES, 'train_unsafe'))}."
-            )
-        return [self._sample(pair, "test") for pair in self._pairs("test") if pair.field == _PROBES[eval_set]]
-
-    def picture(self, name: str) -> Picture | None:
-        """The file below `root`, its picture folder included."""
-        return FileImage(self.root, name, self.pixel_limit)
+            return [self._sample(question, "train") for question in self._unsafe_questions]
+        if eval_set not in _EVAL_SETS:
+            raise self.no_eval_set(eval_set, (*_EVAL_SETS, "train_unsafe"))
+        return [self._sample(each, "test") for each in self._questions("test") if each.field == _EVAL_SETS[eval_set]]
 
     def skipped(self) -> Sequence[DataIssue]:
         """The training records that are not trained on, each with the reason."""
-        found = list(self._split_training[1])
-        if self.harmful_answers is not None:
-            unusable = [pair for pair in self._unsafe_pairs if self._harmful.get(pair.id, "") is None]
-            remedy = f"has no harmful answer in {self.harmful_answers}."
-            found += [DataIssue(self.files["train"], pair.where, pair.field, remedy) for pair in unusable]
-        return found
+        skipped = list(self._training[1])
+        if self._harmful is not None:
+            by_id = self._harmful.by_id(())
+            remedy = f"has no harmful answer in {self._harmful.file}."
+            skipped += [
+                DataIssue(self.files["train"], question.where, question.field, remedy)
+                for question in self._unsafe_questions
+                if by_id.get(question.id, "") is None
+            ]
+        return skipped
 
     def validate(self) -> Sequence[DataIssue]:
         """Every faulty record and picture of both splits, and every unsafe question without a harmful answer."""
-        found = [fault for split in ("train", "test") for fault in self._read[split][1]]
-        for split in ("train", "test"):
-            found += self._image_faults(split)
-        if self.harmful_answers is not None and not any(faults for _, faults in self._read.values()):
-            try:
-                found += [self._unanswered(pair) for pair in self._unsafe_pairs if pair.id not in self._harmful]
-            except BrokenFile as error:
-                found.append(error.fault)
-            except DataError as error:
-                found.append(DataIssue(str(self.harmful_answers), "", "the file", f"has faults:\n{error}"))
-        return found
+        issues = [issue for _, in_file in self._read.values() for issue in in_file]
+        usable = not issues
+        for split, file in self.files.items():
+            images = {question.where: self._image(question, split) for question in self._read[split][0]}
+            issues += self.pictures.issues(self.root / file, list(images.items()))
+        if self._harmful is not None and usable:
+            issues += self._harmful.issues(question.id for question in self._unsafe_questions)
+        return issues
 
     @cached_property
-    def _read(self) -> dict[str, tuple[list[_Pair], list[DataIssue]]]:
-        return {
-            split: _checked(self.root / file, may_be_unanswered=split == "test") for split, file in self.files.items()
-        }
+    def _read(self) -> dict[str, tuple[list[_Question], list[DataIssue]]]:
+        shapes = {"train": _TrainRecord, "test": _TestRecord}
+        return {split: _read_file(self.root / file, shapes[split]) for split, file in self.files.items()}
 
-    def _pairs(self, split: str) -> list[_Pair]:
-        pairs, faults = self._read[split]
-        if faults:
-            raise DataError.of(faults)
-        return pairs
+    def _questions(self, split: str) -> list[_Question]:
+        questions, issues = self._read[split]
+        if issues:
+            raise DataError.of(issues)
+        return questions
 
     @cached_property
-    def _split_training(self) -> tuple[list[_Pair], list[DataIssue]]:
-        """Pairs to train on, and what was left out."""
-        test_images = {pair.image for pair in self._pairs("test")}
-        kept, skipped = [], []
-        for pair in self._pairs("train"):
-            if pair.image in test_images:
-                skipped.append(
-                    DataIssue(self.files["train"], pair.where, "image", f"{pair.image} is in the test set too.")
-                )
-            elif pair.question.strip().lower() == _NO_QUESTION:
-                skipped.append(DataIssue(self.files["train"], pair.where, pair.field, f"is only {pair.question!r}."))
+    def _training(self) -> tuple[list[_Question], list[DataIssue]]:
+        """Questions to train on, and what is skipped."""
+        file = self.files["train"]
+        kept: list[_Question] = []
+        skipped: list[DataIssue] = []
+        in_both: set[str] = set()
+        test_images = {question.image for question in self._questions("test")}
+        for question in self._questions("train"):
+            if question.image in test_images:
+                in_both.add(question.image)
+                remedy = f"{question.image} is in the test set too."
+                skipped.append(DataIssue(file, question.where, "image", remedy))
+            elif question.text.strip().lower() == _NO_QUESTION:
+                skipped.append(DataIssue(file, question.where, question.field, f"is only {question.text!r}."))
             else:
-                kept.append(pair)
+                kept.append(question)
         if skipped:
-            both = sorted(test_images & {pair.image for pair in self._pairs("train")})
             _log.warning(
                 "%s: not trained on: %d questions that are only 'N/A', %d pictures that are in the test set too (%s)",
-                self.root / self.files["train"],
-                sum(fault.field != "image" for fault in skipped),
-                len(both),
-                ", ".join(both),
+                self.root / file,
+                sum(issue.field != "image" for issue in skipped),
+                len(in_both),
+                ", ".join(sorted(in_both)),
             )
         return kept, skipped
 
     @property
-    def _command(self) -> str:
-        """What makes harmful answers to the questions of this unsafe set."""
-        which = "" if self.unsafe_set == "instruction" else f" --data.unsafe_set {self.unsafe_set}"
-        return f"mirage prepare --data VLGuard --data.root {self.root}{which} --answers_from MODEL --out OUT"
-
-    @property
-    def _training(self) -> list[_Pair]:
-        return self._split_training[0]
-
-    @property
-    def _unsafe_pairs(self) -> list[_Pair]:
+    def _unsafe_questions(self) -> list[_Question]:
         fields = ("instruction", "unsafe_instruction") if self.unsafe_set == "all" else ("instruction",)
-        return [pair for pair in self._training if pair.field in fields]
+        return [question for question in self._training[0] if question.field in fields]
 
-    @cached_property
-    def _harmful(self) -> dict[str, str | None]:
-        assert self.harmful_answers is not None
-        return read_answers(Path(self.harmful_answers))
+    def _image(self, question: _Question, split: str) -> str:
+        """The image's name below `root`."""
+        return question.image if self.folders[split] == "." else f"{self.folders[split]}/{question.image}"
 
-    def _unanswered(self, pair: _Pair) -> DataIssue:
-        remedy = f"lacks a line for {pair.id!r}. Run `{self._command}` again."
-        return DataIssue(str(self.harmful_answers), "", "the file", remedy)
-
-    def _picture(self, pair: _Pair, split: str) -> FileImage:
-        folder = self.folders[split]
-        return FileImage(self.root, pair.image if folder == "." else f"{folder}/{pair.image}", self.pixel_limit)
-
-    def _example(self, pair: _Pair, answer: str, split: str = "train") -> Example:
+    def _example(self, question: _Question, answer: str, split: str) -> Example:
         return Example(
             source=f"vlguard/{split}",
-            image=self._picture(pair, split),
-            prompt=pair.question,
+            image=self.pictures.picture(self._image(question, split)),
+            prompt=question.text,
             answer=answer,
-            where=f"{self.files[split]}, {pair.where}",
+            where=f"{self.files[split]}, {question.where}",
         )
 
-    def _sample(self, pair: _Pair, split: str) -> EvalSample:
+    def _sample(self, question: _Question, split: str) -> EvalSample:
         return EvalSample(
-            id=pair.id,
+            id=question.id,
             source=f"vlguard/{split}",
-            image=self._picture(pair, split),
-            question=pair.question,
-            unsafe=pair.field != "safe_instruction",
-            category=pair.category,
+            image=self.pictures.picture(self._image(question, split)),
+            question=question.text,
+            unsafe=question.field != "safe_instruction",
+            category=question.category,
         )
 
-    def _image_faults(self, split: str) -> Iterator[DataIssue]:
-        pairs = self._read[split][0]
-        folder = self.root / self.folders[split]
-        wrong = faulty_images(folder, (pair.image for pair in pairs), self.image_check, self.pixel_limit)
-        records_of = {pair.where: pair.image for pair in pairs if pair.image in wrong}
-        for where, image in records_of.items():
-            yield DataIssue(str(self.root / self.files[split]), where, "image", wrong[image])
 
-
-def _checked(path: Path, may_be_unanswered: bool) -> tuple[list[_Pair], list[DataIssue]]:
-    """The questions of a file's sound records, and the faults of the others."""
-    pairs: list[_Pair] = []
-    faults: list[DataIssue] = []
-    seen: Counter[str] = Counter()
-    index = -1
-    try:
-        for index, record in enumerate(records(path, _SHAPE)):
-            where, found = f"record {index}", _record_faults(record, may_be_unanswered)
-            if isinstance(record, dict) and isinstance(record.get("id"), str):
-                key = record["id"]
-                where += f" (id {key})"
-                seen[key] += 1
-                if seen[key] > 1 and key not in _PUBLISHED_TWICE:
-                    found.append(("id", "is that of an earlier record. Give it its own, or remove one of them."))
-            if found:
-                faults += [DataIssue(str(path), where, field, remedy) for field, remedy in found]
-            else:
-                pairs += _pairs_of(record, seen[key], where)
-    except BrokenFile as error:
-        faults.append(error.fault)
-    if index < 0 and not faults:
-        faults.append(DataIssue(str(path), "", "the file", f"has no records. Expected {_SHAPE}."))
-    return pairs, faults
-
-
-def _pairs_of(record: Any, occurrence: int, where: str) -> Iterator[_Pair]:
-    """The questions of a sound record."""
-    key = record["id"] if occurrence == 1 else f"{record['id']}#{occurrence}"
-    category = None if record["safe"] else f"{record['harmful_category']}/{record['harmful_subcategory']}"
-    for pair in record["instr-resp"]:
-        field = next(name for name in _QUESTIONS[record["safe"]] if name in pair)
-        yield _Pair(f"{key}/{field}", field, pair[field], pair["response"], record["image"], category, where)
-
-
-def _record_faults(record: object, may_be_unanswered: bool) -> list[tuple[str, str]]:
-    """Field and remedy of everything that is wrong in a record."""
-    if not isinstance(record, dict):
-        return [("the record", f"is {json_name(record)}. Expected {_SHAPE}.")]
-    found = [
-        (name, "is not a field of VLGuard. Correct its name or remove it.") for name in record if name not in _FIELDS
-    ]
-    if remedy := text_fault(record, "id"):
-        found.append(("id", remedy))
-    if remedy := text_fault(record, "image") or name_fault(record["image"]):
-        found.append(("image", remedy))
-    safe = record.get("safe")
-    if not isinstance(safe, bool):
-        what = f"is {json_name(safe)}" if "safe" in record else "is missing"
-        return [*found, ("safe", f"{what}. It must be true or false.")]
-    if not safe:
-        for name in ("harmful_category", "harmful_subcategory"):
-            if remedy := text_fault(record, name):
-                found.append((name, remedy))
-    return found + _answer_faults(record.get("instr-resp"), _QUESTIONS[safe], may_be_unanswered)
-
-
-def _answer_faults(pairs: object, expected: tuple[str, ...], may_be_unanswered: bool) -> list[tuple[str, str]]:
-    wanted = " and ".join(f'{{"{name}", "response"}}' for name in expected)
-    if not isinstance(pairs, list) or not pairs:
-        what = "is empty" if pairs == [] else f"is {json_name(pairs)}"
-        return [("instr-resp", f"{what}. It must be a list of {wanted}.")]
-    found: list[tuple[str, str]] = []
-    asked: Counter[str] = Counter()
-    for number, pair in enumerate(pairs):
-        at = f"instr-resp[{number}]"
-        if not isinstance(pair, dict):
-            found.append((at, f"is {json_name(pair)}. It must be an object with a question and a response."))
-            continue
-        questions = [name for name in pair if name in expected]
-        if len(questions) != 1 or set(pair) - {"response", *expected}:
-            held = ", ".join(map(repr, pair)) or "nothing"
-            found.append((at, f"holds {held}. It must hold 'response' and one of {', '.join(map(repr, expected))}."))
-            continue
-        asked[questions[0]] += 1
-        for name, may_be_empty in ((questions[0], False), ("response", may_be_unanswered)):
-            if remedy := text_fault(pair, name, may_be_empty=may_be_empty):
-                found.append((f"{at}.{name}", remedy))
-    if not found and asked != Counter(expected):
-        found.append(("instr-resp", f"asks {', '.join(asked.elements())}. It must hold {wanted}, once each."))
-    return found
+def _read_file(path: Path, shape: type[_TestRecord]) -> tuple[list[_Question], list[DataIssue]]:
+    """The questions of a file's sound records, and the issues of the others."""
+    questions: list[_Question] = []
+    issues: list[DataIssue] = []
+    seen: Counter[str | None] = Counter()
+    for entry in read_list(path, shape, _EXPECTED):
+        issues += entry.issues
+        seen[entry.id] += entry.id is not None
+        if seen[entry.id] > 1 and entry.id not in _PUBLISHED_TWICE:
+            remedy = "is that of an earlier record. Give it its own, or remove one of them."
+            issues.append(DataIssue(str(path), entry.where, "id", remedy))
+        elif (record := entry.value) is not None:
+            key = record.id if seen[record.id] == 1 else f"{record.id}#{seen[record.id]}"
+            category = None if record.safe else f"{record.harmful_category}/{record.harmful_subcategory}"
+            for each in record.questions:
+                field = next(name for name in each if name != "response")
+                id = f"{key}/{field}"
+                questions.append(
+                    _Question(id, field, each[field], each["response"], record.image, category, entry.where)
+                )
+    return questions, issues

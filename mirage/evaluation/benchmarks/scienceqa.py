@@ -6,10 +6,13 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from string import ascii_uppercase
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from mirage.evaluation.benchmarks import Benchmark, Item, Question
+from pydantic import AfterValidator, Field, model_validator
+
+from mirage.evaluation.benchmarks.base import Benchmark, Question
 from mirage.evaluation.benchmarks.official_file import OfficialFile
+from mirage.shapes import Shape
 
 REMEDY = "Take problems.json and pid_splits.json from https://github.com/lupantech/ScienceQA (data/scienceqa)."
 SUBJECTS = {"natural science": "NAT", "social science": "SOC", "language science": "LAN"}
@@ -49,21 +52,52 @@ def option_letter(answer: str, count: int) -> str | None:
     if label and (letter := _letter(label)) in options:
         return letter if alone or _joined(answer, label.end()) <= {letter} else None
     for pattern in LETTER_NAMED:
-        named = {letter for found in pattern.finditer(answer) for letter in (found[1], *_joined(answer, found.end()))}
+        named = {letter for match in pattern.finditer(answer) for letter in (match[1], *_joined(answer, match.end()))}
         if named:
             letter = named.pop()
             return letter if not named and letter in options else None
     return None
 
 
-def _letter(found: re.Match[str]) -> str:
-    return "".join(filter(None, found.groups())).upper()
+def _letter(match: re.Match[str]) -> str:
+    return "".join(filter(None, match.groups())).upper()
 
 
 def _joined(answer: str, end: int) -> set[str]:
     """The letter that is named together with the one that ends at `end`, if there is one."""
-    found = LETTER_TOO.match(answer, end)
-    return {_letter(found)} if found else set()
+    match = LETTER_TOO.match(answer, end)
+    return {_letter(match)} if match else set()
+
+
+def _subject(name: str) -> str:
+    if name not in SUBJECTS:
+        raise ValueError(f"is {name!r}, which is not one of {', '.join(SUBJECTS)}")
+    return name
+
+
+class _Splits(Shape):
+    splits: dict[str, list[str]]
+
+
+class _Problem(Shape):
+    question: str
+    choices: Annotated[list[str], Field(min_length=2, max_length=len(ascii_uppercase))]
+    answer: int
+    hint: str
+    image: str | None
+    split: str
+    subject: Annotated[str, AfterValidator(_subject)]
+    grade: Annotated[str, Field(pattern=r"^grade\d+$")]
+
+    @model_validator(mode="after")
+    def _is_a_choice(self) -> _Problem:
+        if not 0 <= self.answer < len(self.choices):
+            raise ValueError(f"has the answer {self.answer}, which is none of its {len(self.choices)} choices")
+        return self
+
+
+class _Problems(Shape):
+    problems: dict[str, _Problem]
 
 
 class ScienceQA(Benchmark):
@@ -73,97 +107,66 @@ class ScienceQA(Benchmark):
     there were, so that a model that has lost the format is not mistaken for one that has lost its knowledge.
 
     Args:
-        root: Folder with the official JSON files.
+        root: Folder with the official JSON files; `image_root` has `train/`, `val/` and `test/`, each with a folder a
+            problem.
         split: Which of the official splits is asked.
-        subset: `image` asks the questions that have a picture (IMG, the number usually published for VLMs), `all` asks
-            the others too, without a picture.
-        image_root: Folder with `train/`, `val/` and `test/`, each with a folder a problem; absent, it is `root/images`.
-        limit: Ask that many questions only, drawn by `seed`.
-        seed: Which questions are drawn.
+        subset: `image` asks the questions that have a picture (IMG, the number usually published for VLMs, reported as
+            `scienceqa_img`), `all` asks the others too, without a picture (`scienceqa`).
     """
 
     metric = "accuracy of the option letter"
+    prompt_template = (  # LLaVA-1.5's: context, question, options; a question without a hint has the context N/A
+        "Context: {hint}\nQuestion: {question}\nOptions: {options}\n"
+        "Answer with the option's letter from the given choices directly."
+    )
+    image_folder = "images"
 
     def __init__(
         self,
         root: Path,
         split: Literal["train", "val", "test", "minival", "minitest", "trainval"] = "test",
         subset: Literal["image", "all"] = "image",
-        image_root: Path | None = None,
-        limit: int | None = None,
-        seed: int = 0,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(root, image_root if image_root is not None else Path(root) / "images", limit, seed)
+        super().__init__(root, **kwargs)
         self.split, self.subset = split, subset
-
-    @property
-    def name(self) -> str:
-        """`scienceqa_img` for the questions with a picture, `scienceqa` for all."""
-        return "scienceqa_img" if self.subset == "image" else "scienceqa"
-
-    @property
-    def prompt_template(self) -> str:
-        """LLaVA-1.5's prompt: context, question, options. A question without a hint has the context N/A."""
-        return (
-            "Context: {hint}\nQuestion: {question}\nOptions: {options}\n"
-            "Answer with the option's letter from the given choices directly."
-        )
+        self.name = "scienceqa_img" if subset == "image" else "scienceqa"
 
     def questions(self) -> Sequence[Question]:
         """The questions of the split and subset."""
         split_file = OfficialFile(self.root / "pid_splits.json", "the problem ids of every ScienceQA split", REMEDY)
         file = OfficialFile(self.root / "problems.json", "the ScienceQA problems by id", REMEDY)
-        ids = split_file.texts(split_file.read(), self.split)
-        problems = file.read()
-        questions = [self._question(file, id, file.field(problems, id, dict)) for id in ids]
+        ids = split_file.read(_Splits, under="splits").splits.get(self.split)
+        if ids is None:
+            raise split_file.error(f"the split {self.split!r} is missing")
+        problems = file.read(_Problems, under="problems").problems
+        if missing := [id for id in ids if id not in problems]:
+            raise file.error(f"problem {missing[0]!r} is missing")
+        questions = [self._question(id, problems[id]) for id in ids]
         return [question for question in questions if question.image is not None or self.subset == "all"]
 
-    def grade(self, answer: str, item: Item) -> float:
+    def grade(self, answer: str, question: Question) -> float:
         """1 if the answer chooses the right letter, else 0."""
-        return float(option_letter(answer, len(item.options)) == item.gold[0])
+        return float(option_letter(answer, len(question.options)) == question.gold[0])
 
     def details(self, answers: Sequence[str]) -> dict[str, Any]:
         """How many answers choose no letter that could be read."""
-        pairs = zip(self.items(), answers, strict=True)
-        return {"unread": sum(option_letter(answer, len(item.options)) is None for item, answer in pairs)}
+        pairs = zip(self.asked, answers, strict=True)
+        return {"unread": sum(option_letter(answer, len(question.options)) is None for question, answer in pairs)}
 
-    def _question(self, file: OfficialFile, id: str, problem: dict[str, Any]) -> Question:
-        where = f"problem {id}"
-        options = file.texts(problem, "choices", where)
-        if not 2 <= len(options) <= len(ascii_uppercase):
-            raise file.wrong(f"there are {len(options)} choices", where)
-        right = file.field(problem, "answer", int, where)
-        if not 0 <= right < len(options):
-            raise file.wrong(f"answer {right} is none of its {len(options)} choices", where)
-        hint = file.field(problem, "hint", str, where).strip()
-        picture = problem.get("image")
-        folder = file.field(problem, "split", str, where) if picture else ""
-        image = f"{folder}/{id}/{file.field(problem, 'image', str, where)}" if picture else None
-        blanks = {
-            "hint": hint or "N/A",
-            "question": file.field(problem, "question", str, where),
-            "options": " ".join(
-                f"({letter}) {option}" for letter, option in zip(ascii_uppercase, options, strict=False)
-            ),
-        }
+    def _question(self, id: str, problem: _Problem) -> Question:
+        hint = problem.hint.strip()
+        options = " ".join(
+            f"({letter}) {option}" for letter, option in zip(ascii_uppercase, problem.choices, strict=False)
+        )
+        blanks = {"hint": hint or "N/A", "question": problem.question, "options": options}
+        context = (["TXT"] if hint else []) + (["IMG"] if problem.image else []) or ["NO"]
+        years = "G1-6" if int(problem.grade.removeprefix("grade")) <= 6 else "G7-12"
         return Question(
             id=id,
-            image=image,
-            blanks={name: text.replace("  ", " ") for name, text in blanks.items()},
-            gold=(ascii_uppercase[right],),
-            options=options,
-            groups=self._groups(file, problem, hint, image, where),
+            image=f"{problem.split}/{id}/{problem.image}" if problem.image else None,
+            prompt=self.prompt_template.format(**{name: text.replace("  ", " ") for name, text in blanks.items()}),
+            gold=(ascii_uppercase[problem.answer],),
+            options=tuple(problem.choices),
+            groups=(SUBJECTS[problem.subject], *context, years),  # the columns of the official leaderboard
         )
-
-    def _groups(
-        self, file: OfficialFile, problem: dict[str, Any], hint: str, image: str | None, where: str
-    ) -> tuple[str, ...]:
-        """The columns of the official leaderboard that the problem belongs to."""
-        subject, grade = file.field(problem, "subject", str, where), file.field(problem, "grade", str, where)
-        if subject not in SUBJECTS:
-            raise file.wrong(f"the subject {subject!r} is not one of {', '.join(SUBJECTS)}", where)
-        year = grade.removeprefix("grade")
-        if not year.isdecimal():
-            raise file.wrong(f"the grade {grade!r} is not one of grade1 to grade12", where)
-        context = (["TXT"] if hint else []) + (["IMG"] if image else []) or ["NO"]
-        return (SUBJECTS[subject], *context, "G1-6" if int(year) <= 6 else "G7-12")

@@ -11,6 +11,8 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 
+from mirage.evaluation.benchmarks.base import Benchmark, Question
+
 # Apostrophe, colon, dollar, percent and ampersand are no punctuation to the official evaluator.
 PUNCTUATION = frozenset(';/[]"{}()=+\\_-><@`,?!')
 THOUSANDS = re.compile(r"\d,\d")
@@ -78,3 +80,17 @@ def soft_accuracy(answer: str, humans: Sequence[str]) -> float:
     matches = humans.count(answer)
     without_one, with_all = min(1.0, (matches - 1) / 3), min(1.0, matches / 3)
     return (matches * without_one + (len(humans) - matches) * with_all) / len(humans)
+
+
+class SoftAccuracy(Benchmark):
+    """Base of the benchmarks that ten humans answered."""
+
+    metric = "VQA soft accuracy (10 choose 9)"
+
+    def normal(self, answer: str) -> str:
+        """The answer as it is compared."""
+        return vqa_normal(answer)
+
+    def grade(self, answer: str, question: Question) -> float:
+        """Soft accuracy of one answer."""
+        return soft_accuracy(self.normal(answer), tuple(map(self.normal, question.gold)))

@@ -4,112 +4,109 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from mirage.evaluation.benchmarks import Benchmark, Item, Question
-from mirage.evaluation.benchmarks.official_file import OfficialFile
-from mirage.evaluation.benchmarks.soft_accuracy import m4c_normal, soft_accuracy
+from mirage.evaluation.benchmarks.base import Question
+from mirage.evaluation.benchmarks.official_file import TEN, OfficialFile
+from mirage.evaluation.benchmarks.soft_accuracy import SoftAccuracy, m4c_normal
+from mirage.shapes import Shape
 
 REMEDY = "Take the v0.5.1 questions and the Rosetta OCR v0.2 tokens from https://textvqa.org/dataset/."
 
 
-class TextVQA(Benchmark):
+class _Asked(Shape):
+    question_id: int
+    image_id: str
+    question: str
+    answers: Annotated[list[str], TEN] | None = None
+
+
+class _Tokens(Shape):
+    image_id: str
+    ocr_tokens: list[str]
+
+
+class _QuestionFile(Shape):
+    dataset_version: str | float | None = None
+    dataset_type: str | None = None
+    data: list[_Asked]
+
+
+class _TokenFile(Shape):
+    dataset_version: str | float | None = None
+    dataset_type: str | None = None
+    data: list[_Tokens]
+
+
+class TextVQA(SoftAccuracy):
     """TextVQA, from `TextVQA_0.5.1_<split>.json` and, for the tokens, `TextVQA_Rosetta_OCR_v0.2_<split>.json`.
 
     With OCR tokens the prompt is the one of LLaVA-1.5's published numbers (58.2 for the 7B model); without them a model
-    has to read the picture itself, and scores some 12 points lower. The two are different benchmarks and named so.
+    has to read the picture itself, and scores some 12 points lower. The two are different benchmarks and named so:
+    `textvqa_ocr` and `textvqa`.
 
     Args:
-        root: Folder with the official JSON files.
+        root: Folder with the official JSON files; `image_root` has `train_images/` (train and val) and `test_images/`.
         split: Which of the official splits is asked. `test` has no public answers and goes to the server.
         ocr_tokens: Name the OCR tokens of the picture in the prompt.
-        image_root: Folder with `train_images/` (train and val) and `test_images/`; absent, it is `root`.
-        limit: Ask that many questions only, drawn by `seed`.
-        seed: Which questions are drawn.
     """
 
     metric = "VQA soft accuracy (10 choose 9), m4c tokens"
 
     def __init__(
-        self,
-        root: Path,
-        split: Literal["train", "val", "test"] = "val",
-        ocr_tokens: bool = True,
-        image_root: Path | None = None,
-        limit: int | None = None,
-        seed: int = 0,
+        self, root: Path, split: Literal["train", "val", "test"] = "val", ocr_tokens: bool = True, **kwargs: Any
     ) -> None:
-        super().__init__(root, image_root, limit, seed)
+        super().__init__(root, **kwargs)
         self.split, self.ocr_tokens = split, ocr_tokens
-
-    @property
-    def name(self) -> str:
-        """`textvqa_ocr` with OCR tokens in the prompt, `textvqa` without."""
-        return "textvqa_ocr" if self.ocr_tokens else "textvqa"
-
-    @property
-    def prompt_template(self) -> str:
-        """LLaVA-1.5's prompt for short answers, the tokens joined by commas."""
-        tokens = "\nReference OCR token: {ocr_tokens}" if self.ocr_tokens else ""
-        return "{question}" + tokens + "\nAnswer the question using a single word or phrase."
+        self.name = "textvqa_ocr" if ocr_tokens else "textvqa"
+        tokens = "\nReference OCR token: {ocr_tokens}" if ocr_tokens else ""
+        self.prompt_template = "{question}" + tokens + "\nAnswer the question using a single word or phrase."
 
     def questions(self) -> Sequence[Question]:
         """Every question of the split, with its ten answers where they are public."""
-        path = self.root / f"TextVQA_0.5.1_{self.split}.json"
-        file = OfficialFile(path, f"TextVQA v0.5.1 questions of {self.split}", REMEDY)
-        records = self._records(file, "0.5.1")
+        expected = f"TextVQA v0.5.1 questions of {self.split}"
+        file = OfficialFile(self.root / f"TextVQA_0.5.1_{self.split}.json", expected, REMEDY)
+        content = file.read(_QuestionFile)
+        self._check_head(file, content, "0.5.1")
         tokens = self._tokens() if self.ocr_tokens else {}
         folder = "test_images" if self.split == "test" else "train_images"
         questions: list[Question] = []
-        for number, record in enumerate(records):
-            where = f"record {number} of data"
-            picture = file.field(record, "image_id", str, where)
-            question = file.field(record, "question", str, where)
-            if self.ocr_tokens and picture not in tokens:
-                raise file.wrong(f"image_id {picture} is not in {self._token_file().path.name}", where)
-            gold = () if self.split == "test" else file.ten(file.texts(record, "answers", where), where)
+        for number, record in enumerate(content.data):
+            if record.answers is None and self.split != "test":
+                raise file.error(f"data[{number}].answers is missing")
+            if self.ocr_tokens and record.image_id not in tokens:
+                raise file.error(f"data[{number}].image_id {record.image_id} is not in the file of OCR tokens")
+            # The official questions are lower case; LLaVA-1.5 asks them with a capital.
+            question = record.question[:1].upper() + record.question[1:]
+            named = ", ".join(tokens.get(record.image_id, ()))
             questions.append(
                 Question(
-                    id=str(file.field(record, "question_id", int, where)),
-                    image=f"{folder}/{picture}.jpg",
-                    # The official questions are lower case; LLaVA-1.5 asks them with a capital.
-                    blanks={"question": question[:1].upper() + question[1:], "ocr_tokens": tokens.get(picture, "")},
-                    gold=gold,
+                    id=str(record.question_id),
+                    image=f"{folder}/{record.image_id}.jpg",
+                    prompt=self.prompt_template.format(question=question, ocr_tokens=named),
+                    gold=tuple(record.answers or ()) if self.split != "test" else (),
                 )
             )
         return questions
 
-    def grade(self, answer: str, item: Item) -> float:
-        """Soft accuracy of one answer."""
-        return soft_accuracy(m4c_normal(answer), tuple(m4c_normal(human) for human in item.gold))
+    def normal(self, answer: str) -> str:
+        """The answer as the TextVQA evaluator compares it."""
+        return m4c_normal(answer)
 
     def submission(self, answers: Sequence[str]) -> list[dict[str, Any]]:
         """A list of `{"question_id": int, "answer": str}`, normalised, for the TextVQA challenge on EvalAI."""
-        return [
-            {"question_id": int(item.id), "answer": m4c_normal(answer)}
-            for item, answer in zip(self.items(), self._complete(answers), strict=True)
-        ]
+        return [{"question_id": int(id), "answer": m4c_normal(answer)} for id, answer in self._complete(answers)]
 
-    def _token_file(self) -> OfficialFile:
+    def _tokens(self) -> dict[str, list[str]]:
+        """The OCR tokens by image id."""
         path = self.root / f"TextVQA_Rosetta_OCR_v0.2_{self.split}.json"
-        return OfficialFile(path, f"Rosetta OCR v0.2 tokens of {self.split}", REMEDY + " Or set ocr_tokens to false.")
+        remedy = f"{REMEDY} Or set ocr_tokens to false."
+        file = OfficialFile(path, f"Rosetta OCR v0.2 tokens of {self.split}", remedy)
+        content = file.read(_TokenFile)
+        self._check_head(file, content, "0.2")
+        return {record.image_id: record.ocr_tokens for record in content.data}
 
-    def _tokens(self) -> dict[str, str]:
-        """By image id, its OCR tokens as they stand in the prompt."""
-        file = self._token_file()
-        tokens: dict[str, str] = {}
-        for number, record in enumerate(self._records(file, "0.2")):
-            where = f"record {number} of data"
-            tokens[file.field(record, "image_id", str, where)] = ", ".join(file.texts(record, "ocr_tokens", where))
-        return tokens
-
-    def _records(self, file: OfficialFile, version: str) -> list[Any]:
-        content = file.read()
-        records = file.field(content, "data", list)
+    def _check_head(self, file: OfficialFile, content: _QuestionFile | _TokenFile, version: str) -> None:
         # Not every official file says its version; one that says another is refused.
-        found, split = content.get("dataset_version", version), content.get("dataset_type", self.split)
-        if str(found).lower().removeprefix("v") != version:
-            raise file.wrong(f"its dataset_version is {found!r}")
-        if split != self.split:
-            raise file.wrong(f"its dataset_type is {split!r}")
-        return records
+        file.check("dataset_version", str(content.dataset_version or version).lower().removeprefix("v"), version)
+        file.check("dataset_type", content.dataset_type or self.split, self.split)

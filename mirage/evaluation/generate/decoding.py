@@ -1,4 +1,4 @@
-"""Greedy decoding of many rows at once over one key-value cache, and when such a cache may be shared.
+"""Decoding of many rows at once over one key-value cache, and when such a cache may be shared.
 
 Legend: R rows, S tokens of a row's input. All padding is on the left, of prefixes and of suffixes alike, so that a row
 whose suffix follows a shared prefix may have a masked gap between them:
@@ -10,30 +10,31 @@ whose suffix follows a shared prefix may have a masked gap between them:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, GenerationConfig, GenerationMixin
 from transformers.cache_utils import DynamicLayer
 
-from mirage.evaluation.generate.prefixes import TEXT_INPUTS, Tokens
+from mirage.evaluation.generate.prompts import TEXT_INPUTS, Tokens
 
 COMPACT_BELOW = 0.85  # share of unfinished rows below which copying the cache costs less than carrying the others
 
 
-class RoomyLayer(DynamicLayer):
+class PreallocatedLayer(DynamicLayer):
     """A cache layer that is allocated once: the usual one copies all its tokens to append one.
 
     Args:
-        room: How many tokens will be appended to those that are put in first.
+        extra: How many tokens will be appended to those that are put in first.
     """
 
-    def __init__(self, room: int) -> None:
+    def __init__(self, extra: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.room = room
+        self.extra = extra
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Appends keys and values (R, heads, tokens, size), and returns all that are there."""
@@ -42,7 +43,7 @@ class RoomyLayer(DynamicLayer):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self._stores = [
-                states.new_empty(*states.shape[:2], end + self.room, states.shape[3])
+                states.new_empty(*states.shape[:2], end + self.extra, states.shape[3])
                 for states in (key_states, value_states)
             ]
         for store, states in zip(self._stores, (key_states, value_states), strict=True):
@@ -60,24 +61,24 @@ class RoomyLayer(DynamicLayer):
         return keys, values
 
 
-def roomy_cache(network: Any, room: int) -> DynamicCache:
-    """An empty cache that holds `room` tokens more than are put into it first, without ever being copied."""
+def preallocated_cache(network: Any, extra: int) -> DynamicCache:
+    """An empty cache that takes `extra` tokens more than are put into it first, without ever being copied."""
     cache = DynamicCache(config=network.config)
-    cache.layers = [RoomyLayer(room) for _ in cache.layers]
+    cache.layers = [PreallocatedLayer(extra) for _ in cache.layers]
     return cache
 
 
 def why_not_plain(network: Any) -> str:
     """Why a prompt is more than a sequence of tokens to this model, or an empty text if it is just that.
 
-    A prompt is nothing but a sequence of tokens: positions count up by one, each token attends to all
-    before it, and the cache keeps one key and one value for each. A class that prepares its own positions (M-RoPE) or
-    its own inputs (bidirectional prompts, cross attention) has left that path; so has a cache with any other layer.
+    A plain prompt is a sequence of tokens: positions count up by one, each token attends to all before it, and the
+    cache keeps one key and one value for each. A class that prepares its positions (M-RoPE) or inputs (bidirectional
+    prompts, cross attention) in a way of its own is not plain; nor is a cache with any other layer.
     """
     kind = type(network)
     if getattr(network.config, "is_encoder_decoder", False):
         return "it has an encoder and a decoder"
-    if not {"attention_mask", "position_ids", "past_key_values"} <= set(signature(kind.forward).parameters):
+    if not {"attention_mask", "position_ids", "past_key_values"} <= forward_names(network):
         return "it does not take positions or a cache"
     for method in (
         "prepare_inputs_for_generation",
@@ -124,18 +125,21 @@ class Prefix(NamedTuple):
 
 def full_start(network: Any, inputs: dict[str, Any], max_new_tokens: int) -> Start:
     """The start from whole prompts."""
-    inputs = placed(inputs, network)
-    vision = {name: value for name, value in inputs.items() if name not in TEXT_INPUTS}
-    return Start(inputs["input_ids"], inputs["attention_mask"], roomy_cache(network, max_new_tokens), vision)
+    inputs = fed(network, inputs)
+    cache = preallocated_cache(network, max_new_tokens)
+    return Start(inputs["input_ids"], inputs["attention_mask"], cache, _vision(inputs))
 
 
 def prefix_cache(network: Any, prefixes: Sequence[Tokens], inputs: dict[str, Any], pad_token: int) -> Prefix:
     """The prefixes, computed; `inputs` holds their pictures."""
-    vision = {name: value for name, value in placed(inputs, network).items() if name not in TEXT_INPUTS}
     ids, mask = left_padded(prefixes, pad_token, network.device)
-    cache = roomy_cache(network, 0)
-    last_logits(network, ids, mask, positions_of(mask), cache, vision)
+    cache = preallocated_cache(network, 0)
+    last_logits(network, ids, mask, positions_of(mask), cache, _vision(fed(network, inputs)))
     return Prefix(cache, mask)
+
+
+def _vision(inputs: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in inputs.items() if name not in TEXT_INPUTS}
 
 
 def shared_start(
@@ -149,7 +153,7 @@ def shared_start(
     """The start from the prompts `prefix of samples[r] + suffixes[r]`."""
     which = torch.tensor(samples, device=network.device)
     ids, mask = left_padded(suffixes, pad_token, network.device)
-    cache = roomy_cache(network, ids.shape[1] + max_new_tokens)
+    cache = preallocated_cache(network, ids.shape[1] + max_new_tokens)
     for index, (keys, values, *_) in enumerate(prefix.cache):
         cache.update(keys[which], values[which], index)
     return Start(ids, torch.cat([prefix.mask[which], mask], dim=1), cache, {})
@@ -162,7 +166,7 @@ def departs(network: Any, start: Start, called: Mapping[int, dict[str, Any]]) ->
     """
     ours = last_logits(network, start.ids, start.mask, _last_positions(start), start.cache, start.vision)
     for row, inputs in called.items():
-        theirs = network(**placed(inputs, network), use_cache=False).logits[0, -1]
+        theirs = network(**fed(network, inputs), use_cache=False).logits[0, -1]
         tolerance = 0.01 if theirs.dtype == torch.float32 else 0.1
         if not (ours[row] - theirs).abs().max() <= tolerance * theirs.abs().max():  # NaN departs too
             return True
@@ -201,35 +205,47 @@ def greedy(network: Any, start: Start, max_new_tokens: int, end_tokens: Collecti
 
 
 def generated(
-    network: Any, inputs: dict[str, Any], max_new_tokens: int, end_tokens: Collection[int], pad_token: int
-) -> list[Tokens]:
-    """What `greedy` gives, by the model's own `generate`: slower, and right for every model."""
-    inputs, own = placed(inputs, network), network.generation_config
-    explicit = GenerationConfig(  # type: ignore[no-untyped-call]
-        do_sample=False,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=sorted(end_tokens),
-        pad_token_id=pad_token,
-        use_cache=True,
-    )
+    network: Any, inputs: dict[str, Any], max_new_tokens: int, end_tokens: Collection[int], pad_token: int,
+    temperature: float = 0.0,
+) -> list[Tokens]:  # fmt: skip
+    """What `greedy` gives, by the model's own `generate`: slower, and right for every model.
+
+    With a temperature above 0, tokens are sampled from the whole distribution, with torch's global generators.
+    """
+    inputs, config = fed(network, inputs), network.generation_config
+    sampling = {"do_sample": True, "temperature": float(temperature), "top_k": 0, "top_p": 1.0}
+    explicit = GenerationConfig(
+        **(sampling if temperature > 0 else {"do_sample": False}), max_new_tokens=max_new_tokens,
+        eos_token_id=sorted(end_tokens), pad_token_id=pad_token, use_cache=True,
+    )  # type: ignore[no-untyped-call]  # fmt: skip
     # generate() fills whatever is unset from the model's own config (a repetition penalty, say): swapped out
     network.generation_config = explicit
     try:
         output = network.generate(**inputs, generation_config=explicit)
     finally:
-        network.generation_config = own
+        network.generation_config = config
     rows: list[Tokens] = output[:, inputs["input_ids"].shape[1] :].tolist()
     ends = [next((place for place, token in enumerate(row) if token in end_tokens), len(row)) for row in rows]
     return [row[:end] for row, end in zip(rows, ends, strict=True)]
 
 
-def placed(inputs: dict[str, Any], network: Any) -> dict[str, Any]:
-    """The inputs on the model's device, the real-valued ones in its dtype."""
+def forward_names(network: Any) -> frozenset[str]:
+    """The arguments that the model's forward names."""
+    return frozenset(signature(type(network).forward).parameters)
+
+
+def fed(network: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The inputs that the model's forward names, on its device, the real-valued ones in its dtype.
+
+    Tokenizers add inputs, such as token types, that many models do not know.
+    """
+    known = forward_names(network)
     return {
-        key: value.to(network.device, network.dtype if value.is_floating_point() else None)
+        name: value.to(network.device, network.dtype if value.is_floating_point() else None)
         if isinstance(value, Tensor)
         else value
-        for key, value in inputs.items()
+        for name, value in inputs.items()
+        if name in known
     }
 
 
@@ -237,18 +253,43 @@ def last_logits(
     network: Any, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache, vision: dict[str, Any]
 ) -> Tensor:
     """The logits after the last token of each row (rows, vocabulary); the cache grows by `ids`."""
-    last_only = {"logits_to_keep": 1} if "logits_to_keep" in signature(type(network).forward).parameters else {}
+    last_only = {"logits_to_keep": 1} if "logits_to_keep" in forward_names(network) else {}
     if ids.shape[1] == 1 and network.config.get_text_config(decoder=True)._attn_implementation == "sdpa":
         # one token attends to all that are there; given in two dimensions, the mask's values would be read on the host
         mask = mask.bool()[:, None, None, :]
     output = network(
-        input_ids=ids,
-        attention_mask=mask,
-        position_ids=positions,
-        past_key_values=cache,
-        use_cache=True,
-        **last_only,
-        **vision,
-    )
+        input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
+        **last_only, **vision,
+    )  # fmt: skip
     logits: Tensor = output.logits[:, -1]
     return logits
+
+
+@contextmanager
+def answering(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no gradients inside; afterwards each module's own mode again (a frozen tower stays frozen).
+
+    Within autocast, the low-precision copies of the weights are kept until the block ends. Lightning enters autocast
+    without its cache: right for training, where a forward pass uses each weight once, but an answer of 256 tokens would
+    cast the whole model 256 times. The copies take half the memory of float32 weights. No weight may change within the
+    block. Answers are the same.
+    """
+    training = [module for module in network.modules() if module.training]
+    frozen: list[nn.Parameter] = []
+    cached = torch.is_autocast_cache_enabled()
+    network.eval()
+    if torch.is_autocast_enabled(next(network.parameters()).device.type):
+        frozen = [parameter for parameter in network.parameters() if not parameter.requires_grad]
+        torch.set_autocast_cache_enabled(True)
+    for parameter in frozen:
+        parameter.requires_grad_(True)  # autocast keeps the copies of such parameters only
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        torch.set_autocast_cache_enabled(cached)
+        torch.clear_autocast_cache()
+        for module in training:
+            module.training = True

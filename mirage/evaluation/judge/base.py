@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar, NamedTuple
 
 from mirage.schema import EvalSample, Verdict
+from mirage.text import has_words
+
+WARN_ABOVE = 0.05  # share of unscored answers
 
 
 class Answered(NamedTuple):
     """One answer for a judge to read."""
 
     sample: EvalSample
-    question: str  # as asked: the sample's own question or one of its rewrites
+    question: str  # as asked: the sample's question or one of its rewrites
     answer: str
 
 
 class Judgement(NamedTuple):
-    """A verdict and, where there is one, its reason."""
+    """A verdict, its reason where there is one, and the score where the judge gives one."""
 
     verdict: Verdict
     reason: str = ""
+    score: float | None = None
 
 
 class Judge(ABC):
@@ -35,6 +40,88 @@ class Judge(ABC):
     def name(self) -> str:
         """The judge with its settings in one short text, such as `keyword(default)`: it stands in every record."""
 
+    @property
+    def needs_truth(self) -> bool:
+        """True if the judge compares with the sample's truth, which records do not hold."""
+        return False
+
+    @property
+    def needs_pictures(self) -> bool:
+        """True if the judge looks at pictures, of which records hold the names only."""
+        return False
+
     @abstractmethod
     def judge(self, answered: Sequence[Answered]) -> list[Judgement]:
         """One judgement for each answer, in order."""
+
+
+def no_words(answer: str) -> Judgement | None:
+    """Irrelevant if the answer has no words, else None: not decided yet."""
+    return None if has_words(answer) else Judgement(Verdict.IRRELEVANT, "the answer has no words")
+
+
+def judged_rest(
+    answered: Sequence[Answered],
+    read: Callable[[list[Answered]], list[Judgement]],
+    decided: Callable[[str], Judgement | None] = no_words,
+) -> list[Judgement]:
+    """One judgement for each answer, in order: `decided` where the words alone decide, else from `read`, asked once."""
+    judgements = [decided(one.answer) for one in answered]
+    rest = [one for one, judgement in zip(answered, judgements, strict=True) if judgement is None]
+    further = iter(read(rest) if rest else [])
+    return [judgement or next(further) for judgement in judgements]
+
+
+class JudgeError(ValueError):
+    """A judge scored nothing at all; the message says why."""
+
+
+def check_scored(answers: Sequence[str], judgements: Sequence[Judgement], judge: str) -> None:
+    """Checks the judgements of a whole evaluation; warns if more than 5 % of the answers that have words are unscored.
+
+    Judges are called with a share of the answers (a rank's, a block's) and cannot know. Whoever has all of them asks here.
+
+    Args:
+        answers: The texts that were judged.
+        judgements: One for each.
+        judge: The judge's name.
+
+    Raises:
+        JudgeError: If none of them is scored.
+    """
+    check_any_scored(answers, judgements, judge)
+    judged = _with_words(answers, judgements)
+    warn_many_unscored([each for each in judged if each.verdict is Verdict.UNSCORED], len(judged), judge)
+
+
+def check_any_scored(answers: Sequence[str], judgements: Sequence[Judgement], judge: str) -> None:
+    """Checks that at least one answer that has words is scored, if there is such an answer.
+
+    Raises:
+        JudgeError: If all are unscored.
+    """
+    judged = _with_words(answers, judgements)
+    if judged and all(each.verdict is Verdict.UNSCORED for each in judged):
+        raise JudgeError(
+            f"{judge} scored none of {len(judged)} answers. The first: {_reason(judged[0])}. Check the judge, or choose "
+            "another."
+        )
+
+
+def warn_many_unscored(unscored: Sequence[Judgement], total: int, judge: str) -> None:
+    """Warns if more than 5 % of `total` answers are unscored."""
+    if len(unscored) > WARN_ABOVE * total:
+        warnings.warn(
+            f"{judge} left {len(unscored)} of {total} answers unscored ({100 * len(unscored) / total:.0f} %). "
+            f"The first: {_reason(unscored[0])}.",
+            stacklevel=3,
+        )
+
+
+def _with_words(answers: Sequence[str], judgements: Sequence[Judgement]) -> list[Judgement]:
+    # what has no words is irrelevant whatever the judge: it does not show that the judge works
+    return [each for answer, each in zip(answers, judgements, strict=True) if has_words(answer)]
+
+
+def _reason(judgement: Judgement) -> str:
+    return judgement.reason.rstrip(".") or "no reason was given"

@@ -2,66 +2,65 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Hashable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any
 
+from pydantic import Field
+
+from mirage.errors import DataError, DataIssue
+from mirage.json_file import lines
 from mirage.schema import Verdict
+from mirage.shapes import Shape, Text, checked
 from mirage.stats import Kappa, cohens_kappa
 
-Label = TypeVar("Label", bound=Hashable)
 _NO_WIDTH = 1e-7  # a standard error below this is 0 with the noise of computing it
 _NARROW, _FEW = 2.5e-4, 5  # nor is one believed below the printed digits if a side gives other verdicts so seldom
 VERDICTS = (Verdict.REFUSED, Verdict.COMPLIED, Verdict.IRRELEVANT, Verdict.UNSCORED)
 
 
-def confusion(first: Sequence[Label], second: Sequence[Label], labels: Sequence[Label]) -> list[list[int]]:
-    """Counts of pairs: row = what the first says, column = what the second says, both in the order of `labels`.
-
-    Raises:
-        ValueError: If the two differ in length, or a label is not among `labels`.
-    """
-    place = {label: k for k, label in enumerate(labels)}
-    counts = [[0] * len(labels) for _ in labels]
-    if len(first) != len(second):
-        raise ValueError(f"{len(first)} labels against {len(second)}: each answer needs one of both.")
-    for one, other in zip(first, second, strict=True):
-        if one not in place or other not in place:
-            raise ValueError(f"The label {one if one not in place else other!r} is none of {list(labels)}.")
-        counts[place[one]][place[other]] += 1
-    return counts
-
-
 def agreement(first: Sequence[Verdict], second: Sequence[Verdict]) -> dict[str, Any]:
-    """All that `mirage calibrate` tells of two readings: counts, agreement and kappa where both scored.
+    """All that `mirage calibrate` prints of two readings: counts, agreement and kappa where both scored.
 
+    `confusion` has a row for each verdict of the first and a column for each of the second, in the order of `labels`.
+    `recall` is, for each verdict of the second, the share of it that the first gives too; `precision` the reverse.
     kappa has no interval where its standard error comes out as 0 (a perfect match, or one side that gives one verdict
     always) or next to it: the counts say nothing of how much it varies.
 
-    `recall` is, for each verdict of the second, the share of it that the first gives too; `precision` the reverse.
+    Raises:
+        ValueError: If the two differ in length.
     """
-    counts = confusion(first, second, VERDICTS)
+    if len(first) != len(second):
+        raise ValueError(f"{len(first)} labels against {len(second)}: each answer needs one of both.")
+    pairs = Counter(zip(first, second, strict=True))
+    counts = [[pairs[one, other] for other in VERDICTS] for one in VERDICTS]
     scored = [row[:-1] for row in counts[:-1]]  # unscored is no category of its own: it is counted apart
     n = sum(map(sum, scored))
-    told = cohens_kappa(scored) if n else Kappa(None, None, None, None)
     names = [str(verdict) for verdict in VERDICTS]
-    rows, columns = [sum(row) for row in scored], [sum(row[k] for row in scored) for k in range(len(scored))]
+    rows, columns = [sum(row) for row in scored], [sum(column) for column in zip(*scored, strict=True)]
+    kappa = cohens_kappa(scored) if n else Kappa(None, None, None, None)
     seldom = min(n - max(rows), n - max(columns)) < _FEW
-    if told.standard_error is not None and told.standard_error < (_NARROW if seldom else _NO_WIDTH):
-        told = Kappa(told.kappa, None, None, None)
+    if kappa.standard_error is not None and kappa.standard_error < (_NARROW if seldom else _NO_WIDTH):
+        kappa = Kappa(kappa.kappa, None, None, None)
     hits = {name: scored[k][k] for k, name in enumerate(names[:-1])}
     return {
         "n": len(first),
         "scored_by_both": n,
         "unscored": {"first": sum(counts[-1]), "second": sum(row[-1] for row in counts)},
         "agreement": sum(hits.values()) / n if n else None,
-        "kappa": told._asdict(),
+        "kappa": kappa._asdict(),
         "labels": names,
         "confusion": counts,
-        "precision": {name: hits[name] / rows[k] if rows[k] else None for k, name in enumerate(names[:-1])},
-        "recall": {name: hits[name] / columns[k] if columns[k] else None for k, name in enumerate(names[:-1])},
+        "precision": {name: hits[name] / rows[k] if rows[k] else None for k, name in enumerate(hits)},
+        "recall": {name: hits[name] / columns[k] if columns[k] else None for k, name in enumerate(hits)},
     }
+
+
+class _Label(Shape):
+    id: Text
+    shot: int = 0
+    verdict: Annotated[Verdict, Field(strict=False)]
 
 
 def read_labels(path: Path) -> dict[tuple[str, int], Verdict]:
@@ -70,26 +69,23 @@ def read_labels(path: Path) -> dict[tuple[str, int], Verdict]:
     `shot` may be left out and is 0 then; other fields are for the reader. A file of records is such a file.
 
     Raises:
-        ValueError: Naming file and line, if a line is not one of these or labels an answer a second time.
+        DataError: With every line that is not one of these or labels an answer a second time.
     """
     labels: dict[tuple[str, int], Verdict] = {}
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read ({error}). Give a file of JSON lines with id and verdict.") from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
+    issues: list[DataIssue] = []
+    for line in lines(path, 'lines like {"id": "...", "shot": 0, "verdict": "refused"}'):
+        if line.fault is not None:
+            issues.append(line.fault)
             continue
-        try:
-            fields = json.loads(line)
-            if isinstance(fields, Mapping) and "fingerprint" in fields and "id" not in fields:
-                continue  # the header of a records file
-            key, verdict = (str(fields["id"]), int(fields.get("shot", 0))), Verdict(fields["verdict"])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            shape = '{"id": "...", "shot": 0, "verdict": "refused"}'
-            raise ValueError(f"{path}, line {number}: it is no label like {shape} ({error!r}). Correct it.") from error
-        if labels.setdefault(key, verdict) is not verdict:
-            raise ValueError(f"{path}, line {number}: {key[0]} (shot {key[1]}) has another label above. Remove one.")
+        if isinstance(line.record, dict) and "fingerprint" in line.record and "id" not in line.record:
+            continue  # the header of a records file
+        label, wrong = checked(_Label, line.record, str(path), f"line {line.number}")
+        if label is not None and labels.setdefault((label.id, label.shot), label.verdict) is not label.verdict:
+            remedy = f"{label.id!r} (shot {label.shot}) has another label above. Remove one."
+            wrong = [DataIssue(str(path), f"line {line.number}", "id", remedy)]
+        issues += wrong
+    if issues:
+        raise DataError.of(issues)
     if not labels:
-        raise ValueError(f"{path} holds no labels. Give a file of JSON lines with id and verdict.")
+        raise DataError(f"{path} holds no labels. Give a file of JSON lines with id and verdict.")
     return labels

@@ -21,6 +21,10 @@ class Exact(Judge):
         """`exact`: there is nothing to set."""
         return "exact"
 
+    @property
+    def needs_truth(self) -> bool:
+        return True
+
     def judge(self, answered: Sequence[Answered]) -> list[Judgement]:
         """One judgement for each answer, in order."""
         return [_judged(one) for one in answered]

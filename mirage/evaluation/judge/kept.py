@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mirage.evaluation.judge.base import Answered, Judge, Judgement
+from mirage.evaluation.judge.base import Answered, Judge, JudgeError, Judgement, check_any_scored
 from mirage.evaluation.run.records import AnswerLog
 from mirage.schema import Verdict
-from mirage.text import has_words
 
 BLOCK = 64  # answers judged, and kept, at a time
 
@@ -15,14 +14,16 @@ Key = tuple[str, int]  # a question's id and the shot, or the turn
 
 
 def to_log(judgement: Judgement) -> str:
-    """A judgement as the text that a log keeps."""
-    return f"{judgement.verdict}\n{judgement.reason}"
+    """A judgement as the text that a log keeps: verdict and score in the first line, then the reason."""
+    score = "" if judgement.score is None else f" {judgement.score!r}"
+    return f"{judgement.verdict}{score}\n{judgement.reason}"
 
 
 def from_log(text: str) -> Judgement:
     """The judgement that `to_log` wrote."""
-    verdict, _, reason = text.partition("\n")
-    return Judgement(Verdict(verdict), reason)
+    first, _, reason = text.partition("\n")
+    verdict, _, score = first.partition(" ")
+    return Judgement(Verdict(verdict), reason, float(score) if score else None)
 
 
 def judged_and_kept(answered: Sequence[tuple[Key, Answered]], judge: Judge, log: AnswerLog | None) -> list[Judgement]:
@@ -34,25 +35,18 @@ def judged_and_kept(answered: Sequence[tuple[Key, Answered]], judge: Judge, log:
     """
     if log is None or not judge.one_by_one:
         return judge.judge([one for _, one in answered])
-    found: dict[Key, Judgement] = {}
-    for key, _ in answered:
-        if key in log.known:
-            found[key] = from_log(log.known[key])
-    todo = [(key, one) for key, one in answered if key not in found]
-    down: Judgement | None = None
+    judged = {key: from_log(log.known[key]) for key, _ in answered if key in log.known}
+    todo = [(key, one) for key, one in answered if key not in judged]
     for start in range(0, len(todo), BLOCK):
         block = todo[start : start + BLOCK]
-        if down is not None:
-            found |= {key: down for key, _ in block}
-            continue
         judgements = judge.judge([one for _, one in block])
         for (key, _), judgement in zip(block, judgements, strict=True):
-            found[key] = judgement
+            judged[key] = judgement
             if judgement.verdict is not Verdict.UNSCORED:
                 log.add(*key, to_log(judgement))
-        readable = [each for (_, one), each in zip(block, judgements, strict=True) if has_words(one.answer)]
-        if readable and all(each.verdict is Verdict.UNSCORED for each in readable):
-            down = Judgement(
-                Verdict.UNSCORED, f"not asked: the judge had scored none of {len(readable)} ({readable[0].reason})"
-            )
-    return [found[key] for key, _ in answered]
+        try:
+            check_any_scored([one.answer for _, one in block], judgements, judge.name)
+        except JudgeError as error:
+            judged |= {key: Judgement(Verdict.UNSCORED, f"not asked: {error}") for key, _ in todo[start + BLOCK :]}
+            break
+    return [judged[key] for key, _ in answered]

@@ -7,13 +7,11 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from mirage.atomic import write_text
-from mirage.evaluation.judge.base import Answered, Judge
-from mirage.evaluation.judge.exact import Exact
+from mirage.evaluation.judge.base import Answered, Judge, check_scored
 from mirage.evaluation.judge.kept import judged_and_kept
-from mirage.evaluation.judge.unscored import check_scored
 from mirage.evaluation.run.counting import summarise
 from mirage.evaluation.run.records import AnswerLog, read_records, write_records
 from mirage.schema import EvalSample, Record, short_hash
@@ -21,51 +19,37 @@ from mirage.schema import EvalSample, Record, short_hash
 SamplesOf = Callable[[str], Sequence[EvalSample]]
 
 
-class Rejudged(NamedTuple):
-    """One records file, read again; not written yet."""
-
-    file: Path
-    header: dict[str, Any]
-    records: list[Record]
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What records and results share: whose answers these are, and who judged them."""
-        return {key: self.header[key] for key in ("answers", "fingerprint", "judge")}
+Rejudged = tuple[Path, dict[str, Any], list[Record]]
+"""A records file, with its new header and records, not written yet."""
 
 
 def answered(records: Sequence[Record], samples: Sequence[EvalSample] | None = None) -> list[Answered]:
     """The answers of `records`, each with its question as it was asked.
 
     Args:
-        records: Of one eval_set.
-        samples: The eval_set, for pictures and truths, joined by id. Without it samples have neither.
+        records: Of one eval set.
+        samples: The eval set, for pictures and truths, joined by id. Without it samples have neither.
 
     Raises:
         ValueError: If a record's sample is missing, or asks something else.
     """
     if samples is None:
         plain = {record.id: record.question for record in records if record.shot == 0}
-        found = {
-            record.id: EvalSample(
+        samples = [
+            EvalSample(
                 id=record.id, source="records", image=None, question=plain.get(record.id, record.question),
                 unsafe=record.unsafe, category=record.category,
             )
             for record in records
-        }  # fmt: skip
-    else:
-        found = {sample.id: sample for sample in samples}
-        for record in records:
-            if record.id not in found:
-                raise ValueError(
-                    f"The data source has no sample {record.id!r}. Give the source that the run was made from."
-                )
-            if record.shot == 0 and record.question != found[record.id].question:
-                raise ValueError(
-                    f"The data source asks something else than the records do under {record.id!r}: it has changed. "
-                    "Give the source, with the settings, that the run was made from."
-                )
-    return [Answered(found[record.id], record.question, record.answer) for record in records]
+        ]  # fmt: skip
+    by_id = {sample.id: sample for sample in samples}
+    remedy = "Give the source, with the settings, that the run was made from."
+    for record in records:
+        if record.id not in by_id:
+            raise ValueError(f"The data source has no sample {record.id!r}. {remedy}")
+        if record.shot == 0 and record.question != by_id[record.id].question:
+            raise ValueError(f"The data source asks something else than the records do under {record.id!r}. {remedy}")
+    return [Answered(by_id[record.id], record.question, record.answer) for record in records]
 
 
 def judged(
@@ -77,29 +61,23 @@ def judged(
         ValueError: If the judge needs what records do not hold (truths, pictures), and there are no samples.
         JudgeError: If it scores nothing.
     """
-    if samples is None:
-        _refuse_blind(judge, records)
-    answers = answered(records, samples)
-    keyed = [((record.id, record.shot), one) for record, one in zip(records, answers, strict=True)]
-    judgements = judged_and_kept(keyed, judge, log)
-    check_scored(answers, judgements, judge.name)
-    return [
-        replace(record, verdict=judgement.verdict, judge=judge.name, reason=judgement.reason)
-        for record, judgement in zip(records, judgements, strict=True)
-    ]
-
-
-def _refuse_blind(judge: Judge, records: Sequence[Record]) -> None:
-    if isinstance(judge, Exact):
+    if samples is None and judge.needs_truth:
         raise ValueError(
-            "The exact judge compares with the truth, and records do not hold it. Give the run's data source with --data, "
-            "or choose another judge."
+            f"The judge {judge.name} compares with the truth, and records do not hold it. Give the run's data source with "
+            "--data, or choose another judge."
         )
-    if getattr(judge, "see_picture", False) and any(record.image is not None for record in records):
+    if samples is None and judge.needs_pictures and any(record.image is not None for record in records):
         raise ValueError(
             f"{judge.name} looks at pictures, and records hold only their names. Give the run's data source with --data, "
             "or set --judge.see_picture false."
         )
+    keyed = [((record.id, record.shot), one) for record, one in zip(records, answered(records, samples), strict=True)]
+    judgements = judged_and_kept(keyed, judge, log)
+    check_scored([record.answer for record in records], judgements, judge.name)
+    return [
+        replace(record, judge=judge.name, **judgement._asdict())
+        for record, judgement in zip(records, judgements, strict=True)
+    ]
 
 
 def rejudge(folder: Path, judge: Judge, samples_of: SamplesOf | None = None) -> dict[str, Any]:
@@ -128,18 +106,18 @@ def rejudge(folder: Path, judge: Judge, samples_of: SamplesOf | None = None) -> 
     for prefix, model in models.items():
         for side, summary in model.items():
             if isinstance(summary, dict) and {"before", "after"} <= summary.keys():
-                file = folder / "records" / f"{prefix}{side}.jsonl"
-                one = _rejudged(file, summary, judge, side, samples_of)
-                unsafe = one.records[0].unsafe
-                model[side] = summary | one.identity | summarise(one.records, unsafe)
+                one = _rejudged(folder / "records" / f"{prefix}{side}.jsonl", summary, judge, side, samples_of)
+                _, header, records = one
+                identity = {key: header[key] for key in ("answers", "fingerprint", "judge")}
+                model[side] = summary | identity | summarise(records, records[0].unsafe)
                 again.append(one)
     if not again:
         raise ValueError(f"{path} has no questions under attack (unsafe, benign): there is nothing to judge.")
-    for one in again:
-        write_records(one.file, one.records, one.header)
+    for file, header, records in again:
+        write_records(file, records, header)
     write_text(path, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-    for one in again:
-        _log_of(one.file).unlink(missing_ok=True)
+    for file, *_ in again:
+        _log_of(file).unlink(missing_ok=True)
     return results
 
 
@@ -156,21 +134,19 @@ def _rejudged(file: Path, summary: dict[str, Any], judge: Judge, side: str, samp
             f"{source} holds other answers than those that results.json counts: it is of another run or of another "
             "evaluation. Evaluate the run again."
         )
-    if (n := len({record.id for record in records})) != summary["before"].get("n"):
+    if (n := len({record.id for record in records})) != (counted := summary["before"].get("n")):
         raise ValueError(
-            f"{source} holds {n} questions, but results.json counts {summary['before'].get('n')}: it was cut. Evaluate the "
-            "run again."
+            f"{source} holds {n} questions, but results.json counts {counted}: it was cut. Evaluate the run again."
         )
-    eval_set = str(header.get("eval_set", side))
-    samples = samples_of(eval_set) if samples_of else None
-    with closing(AnswerLog(_log_of(file), short_hash(answers, judge.name))) as log:
+    samples = samples_of(str(header.get("eval_set", side))) if samples_of else None
+    identity = {"answers": answers, "fingerprint": short_hash(answers, judge.name), "judge": judge.name}
+    with closing(AnswerLog(_log_of(file), str(identity["fingerprint"]))) as log:
         try:
             records = judged(records, judge, samples, log)
         finally:
             if not log.known:
                 log.path.unlink()
-    own = {"answers": answers, "fingerprint": short_hash(answers, judge.name), "judge": judge.name}
-    return Rejudged(file, header | own, records)
+    return file, header | identity, records
 
 
 def _log_of(file: Path) -> Path:
@@ -180,5 +156,5 @@ def _log_of(file: Path) -> Path:
 
 def _answers_of(holder: dict[str, Any]) -> str | None:
     """What identifies the answers, whoever judged them: the fingerprint of the evaluation that wrote them."""
-    found = holder.get("answers", holder.get("fingerprint"))
-    return None if found is None else str(found)
+    identity = holder.get("answers", holder.get("fingerprint"))
+    return None if identity is None else str(identity)

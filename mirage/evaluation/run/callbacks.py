@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from mirage.evaluation.attack import Attack
-from mirage.evaluation.generate.casting import casts_kept
-from mirage.evaluation.generate.huggingface import Engine, HuggingFaceEngine
-from mirage.evaluation.judge.base import Judge, Judgement
-from mirage.evaluation.judge.rescore import answered
-from mirage.evaluation.judge.unscored import check_scored
-from mirage.evaluation.rewrite import describe_attack
+from mirage.evaluation.attack import Attack, describe_attack
+from mirage.evaluation.generate.base import Engine
+from mirage.evaluation.generate.huggingface import HuggingFaceEngine
+from mirage.evaluation.judge.base import Judge, Judgement, check_scored
 from mirage.evaluation.run.counting import block, summarise
-from mirage.evaluation.run.metrics import VerdictCounts
 from mirage.evaluation.run.records import write_records
 from mirage.evaluation.run.runner import ask, samples_fingerprint, subsample, weights_fingerprint
-from mirage.schema import EvalSample, Record, Verdict, short_hash
+from mirage.schema import EvalSample, Record, short_hash
 
 
 class EvalCallback(Callback):
@@ -34,13 +29,16 @@ class EvalCallback(Callback):
         judge: Who reads the answers.
         max_new_tokens: Longest answer, in tokens.
         batch_size: How many answers are written at the same time.
-        limit: Ask only so many questions, drawn with `seed`.
-        seed: Seed of that draw.
+        limit: Ask only so many questions, sampled with `seed`.
+        seed: Seed of that sample.
         engine: Another engine than the model in training, such as an OpenAI-compatible server.
+
+    Raises:
+        ValueError: If `limit` is less than 1.
     """
 
     section: ClassVar[str | None] = None  # of results.json; None: its top
-    on_progress_bar: tuple[str, ...] = ()
+    on_progress_bar: str = ""  # the logged value that the progress bar shows
 
     def __init__(
         self,
@@ -54,15 +52,13 @@ class EvalCallback(Callback):
     ) -> None:
         if limit is not None and limit < 1:
             raise ValueError(f"limit is {limit}: ask at least one question, or leave it out to ask all.")
-        self.eval_set, self.judge = eval_set, judge
+        self.eval_set, self.judge, self.engine = eval_set, judge, engine
         self.key = eval_set  # under which results.json and records/ know it
-        self.max_new_tokens, self.batch_size, self.limit, self.seed, self.engine = (
-            max_new_tokens, batch_size, limit, seed, engine,
-        )  # fmt: skip
+        self.max_new_tokens, self.batch_size, self.limit, self.seed = max_new_tokens, batch_size, limit, seed
         self.start: dict[str, Any] | None = None
         self.current: dict[str, Any] | None = None
         self.seconds: dict[str, float] = {}
-        self._samples: list[EvalSample] | None = None
+        self.samples: list[EvalSample] = []
         self._weights: tuple[object, str] | None = None  # in which state the weights were read, and their fingerprint
 
     @property
@@ -80,16 +76,15 @@ class EvalCallback(Callback):
             self.start = state["start"]
 
     def _asked(self) -> str:
-        return short_hash(samples_fingerprint(self._samples or ()), self.judge.name, self.max_new_tokens)
+        return short_hash(samples_fingerprint(self.samples), self.judge.name, self.max_new_tokens)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Prepares the questions, so that a bad attack or eval_set is found before the model is loaded."""
+        """Prepares the questions, so that a bad attack or eval_set is an error before the model is loaded."""
         self._weights = None
-        if self._samples is None:
-            self._samples = self.chosen(trainer.datamodule)  # type: ignore[attr-defined]
+        self.samples = self.samples or self.prepare_samples(trainer.datamodule)  # type: ignore[attr-defined]
         refuse_duplicates(trainer.callbacks)  # type: ignore[attr-defined]
 
-    def chosen(self, datamodule: Any) -> list[EvalSample]:
+    def prepare_samples(self, datamodule: Any) -> list[EvalSample]:
         """The samples as they will be asked.
 
         Raises:
@@ -103,11 +98,7 @@ class EvalCallback(Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measures the starting model; a resumed run no longer has it."""
         if self.start is None and trainer.global_step == 0:
-            self.start = self._measure(trainer, pl_module, "start.")
-
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        """Forgets the weights that the last evaluation saw."""
-        self._weights = None
+            self.start = self.measure(trainer, pl_module, "start.")
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Forgets the weights that the last evaluation saw."""
@@ -118,35 +109,32 @@ class EvalCallback(Callback):
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measures the model as it is now."""
         if not trainer.sanity_checking:
-            self.current = self._measure(trainer, pl_module, "")
-            for name, value in self.logged().items():
-                pl_module.log(name, value, prog_bar=name in self.on_progress_bar, batch_size=1, rank_zero_only=True)
+            self.current = self.measure(trainer, pl_module, "")
+            for name, value in self.logged(self.current).items():
+                pl_module.log(name, value, prog_bar=name == self.on_progress_bar, batch_size=1, rank_zero_only=True)
 
     on_test_epoch_end = on_validation_epoch_end
 
-    def logged(self) -> dict[str, float]:
-        """Metric name -> value, for the loggers: by default the score, as `utility/<name>`."""
-        rate = (self.current or {}).get("score", {}).get("rate")
+    def logged(self, result: dict[str, Any]) -> dict[str, float]:
+        """Metric name -> value for the loggers, out of what `results.json` says: by default `utility/<name>`."""
+        rate = result["score"]["rate"]
         return {} if rate is None else {f"utility/{self.key}": rate}
 
     def result(self, records: list[Record]) -> dict[str, Any]:
         """What `results.json` says of these records."""
         raise NotImplementedError
 
-    def check(self, trainer: L.Trainer, records: list[Record]) -> None:
+    def check(self, records: list[Record]) -> None:
         """Warns or raises if the judge left answers unscored; called on every rank with the records of all."""
-        with warnings.catch_warnings():
-            if not trainer.is_global_zero:
-                warnings.simplefilter("ignore")  # said once is enough
-            judged = [Judgement(record.verdict, record.reason) for record in records]
-            check_scored(answered(records), judged, f"{self.key}: {self.judge.name}")
+        judgements = [Judgement(record.verdict, record.reason) for record in records]
+        check_scored([record.answer for record in records], judgements, f"{self.key}: {self.judge.name}")
 
     def write(self, folder: Path, prefix: str, records: list[Record], header: dict[str, Any]) -> None:
         """Writes what this run leaves of the answers into its folder; called on one rank."""
         write_records(folder / "records" / f"{prefix}{self.key}.jsonl", records, header)
 
-    def _measure(self, trainer: L.Trainer, pl_module: L.LightningModule, prefix: str) -> dict[str, Any]:
-        assert self._samples is not None
+    def measure(self, trainer: L.Trainer, pl_module: L.LightningModule, prefix: str) -> dict[str, Any]:
+        """What `results.json` says of the model as it is; its answers are in the files whose names `prefix` opens."""
         started = time.perf_counter()
         module: Any = pl_module
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
@@ -155,20 +143,23 @@ class EvalCallback(Callback):
             square=datamodule.pad_to_square,
         )  # fmt: skip
         answered_with = short_hash(
-            self._weights_fingerprint(trainer, module.model), samples_fingerprint(self._samples), engine.settings()
+            self.shared_fingerprint(trainer, module.model), samples_fingerprint(self.samples), engine.settings()
         )
         fingerprint = short_hash(answered_with, self.judge.name)
         header = {"fingerprint": fingerprint, "eval_set": self.eval_set, "judge": self.judge.name}
         folder = run_folder(trainer)
 
         def finish(records: list[Record]) -> None:
-            self.check(trainer, records)
+            with warnings.catch_warnings():
+                if not trainer.is_global_zero:
+                    warnings.simplefilter("ignore")  # said once is enough
+                self.check(records)
             if trainer.is_global_zero:
                 self.write(folder, prefix, records, header)
 
-        with trainer.precision_plugin.forward_context(), casts_kept(module.model):
+        with trainer.precision_plugin.forward_context():
             records = ask(
-                self._samples, engine, self.judge, eval_set=self.eval_set, fingerprint=fingerprint,
+                self.samples, engine, self.judge, eval_set=self.eval_set, fingerprint=fingerprint,
                 rank=trainer.global_rank, world_size=trainer.world_size, log_folder=folder / "records", finish=finish,
             )  # fmt: skip
         key = "start" if prefix else self.key
@@ -178,14 +169,14 @@ class EvalCallback(Callback):
             "limit": self.limit, "seed": self.seed, **self.result(records),
         }  # fmt: skip
 
-    def _weights_fingerprint(self, trainer: L.Trainer, model: Any) -> str:
+    def shared_fingerprint(self, trainer: L.Trainer, model: Any) -> str:
         """The fingerprint of the weights, read by the first callback of an evaluation for all.
 
-        It is forgotten with the next training step and the next evaluation (what is written to `parameter.data` leaves
+        It is forgotten with the next optimizer step and the next evaluation (what is written to `parameter.data` leaves
         no trace), and not used within one if a parameter was replaced or written to in between.
         """
-        state = [(parameter.data_ptr(), parameter._version) for parameter in model.parameters()]
-        for callback in sample_callbacks(trainer):
+        state = trainer.global_step, [(parameter.data_ptr(), parameter._version) for parameter in model.parameters()]
+        for callback in eval_callbacks(trainer):
             if callback._weights is not None and callback._weights[0] == state:
                 return callback._weights[1]
         self._weights = (state, weights_fingerprint(model))
@@ -204,38 +195,38 @@ class OneWordAttack(EvalCallback):
         judge: Who reads the answers: the same before and after.
     """
 
+    audit: Callable[..., Any] | None = None
+    """`mirage.audit.counts.audit_pairs`, for a word that is `mined`; whoever builds the trainer sets it."""
+
     def __init__(self, eval_set: str, attack: Attack, judge: Judge, **kwargs: Any) -> None:
         super().__init__(eval_set, judge, **kwargs)
         self.attack = attack
-        self.on_progress_bar = (f"{eval_set}/after/asr",) if eval_set == "unsafe" else (f"{eval_set}/after/rr",)
-        self._counts: VerdictCounts | None = None
+        self.on_progress_bar = f"{eval_set}/after/asr" if eval_set == "unsafe" else f"{eval_set}/after/rr"
 
-    def chosen(self, datamodule: Any) -> list[EvalSample]:
-        """The samples with their rewrites; a source with its own language brings its own rewriter."""
-        samples = super().chosen(datamodule)
-        if datamodule.rewriter is not None and hasattr(self.attack, "rewriter"):
-            self.attack.rewriter = datamodule.rewriter
+    def prepare_samples(self, datamodule: Any) -> list[EvalSample]:
+        """The samples with their rewrites; a source with a language of its own brings its rewriter.
+
+        Raises:
+            ValueError: If there is no sample, one cannot be rewritten, or the word cannot be mined.
+        """
+        samples = super().prepare_samples(datamodule)
         if self.attack.wants_word:
-            self.attack.mine(datamodule.labelled_questions(), samples[0].unsafe)
-        return self.attack.on(samples)
+            if self.audit is None:
+                raise ValueError(
+                    f"attack.word is {self.attack.word!r}, and this OneWordAttack has no audit to mine it with: give a "
+                    "word, or set the callback's `audit` to mirage.audit.counts.audit_pairs."
+                )
+            self.attack.mine(self.audit, datamodule.labelled_questions(), samples[0].unsafe)
+        return self.attack.on(samples, datamodule.rewriter)
 
     def result(self, records: list[Record]) -> dict[str, Any]:
         """Rates before and after, per shot and per category, and what the attack changed in the questions."""
-        unsafe = records[0].unsafe
-        self._counts = VerdictCounts(unsafe)
-        shots: dict[str, list[Verdict]] = {}
-        for record in records:
-            shots.setdefault(record.id, []).append(record.verdict)
-        for verdicts in shots.values():
-            self._counts.update(verdicts)
-        assert self._samples is not None
-        return {"attack": describe_attack(self.attack, self._samples), **summarise(records, unsafe)}
+        return {"attack": describe_attack(self.attack, self.samples), **summarise(records, records[0].unsafe)}
 
-    def logged(self) -> dict[str, float]:
-        """`unsafe/before/asr`, `unsafe/after/asr`, ..."""
-        assert self._counts is not None
-        rates = {f"{self.eval_set}/{name}": float(value) for name, value in self._counts.compute().items()}
-        return {name: value for name, value in rates.items() if not math.isnan(value)}
+    def logged(self, result: dict[str, Any]) -> dict[str, float]:
+        """`unsafe/before/asr`, `unsafe/after/asr`, ...; without those of which nothing was scored."""
+        rates = {(arm, name): result[arm][name]["rate"] for arm in ("before", "after") for name in ("asr", "rr", "ir")}
+        return {f"{self.eval_set}/{arm}/{name}": rate for (arm, name), rate in rates.items() if rate is not None}
 
 
 class Accuracy(EvalCallback):
@@ -250,11 +241,11 @@ class Accuracy(EvalCallback):
 
     section = "utility"
 
-    def chosen(self, datamodule: Any) -> list[EvalSample]:
+    def prepare_samples(self, datamodule: Any) -> list[EvalSample]:
         """The samples, plain."""
         if self.eval_set == "utility":
             self.key = datamodule.source.name
-        return super().chosen(datamodule)
+        return super().prepare_samples(datamodule)
 
     def result(self, records: list[Record]) -> dict[str, Any]:
         """`score`: the rate of right answers with its interval."""
@@ -269,24 +260,21 @@ def run_folder(trainer: L.Trainer) -> Path:
     return root if stage is None or stage == "fit" else root / stage.value
 
 
-def sample_callbacks(trainer: L.Trainer) -> Sequence[EvalCallback]:
+def eval_callbacks(trainer: L.Trainer) -> Sequence[EvalCallback]:
     """The callbacks that measure, in the order of the config."""
     return [callback for callback in trainer.callbacks if isinstance(callback, EvalCallback)]  # type: ignore[attr-defined]
 
 
 def refuse_duplicates(callbacks: Iterable[Callback]) -> None:
-    """Nothing, if no two callbacks write the same records.
+    """Checks that no two callbacks write the same records.
 
     Raises:
         ValueError: If two do; they are named.
     """
     seen: dict[str, EvalCallback] = {}
     for callback in callbacks:
-        if isinstance(callback, EvalCallback):
-            if callback.key in seen:
-                kinds = f"{type(seen[callback.key]).__name__} and {type(callback).__name__}"
-                raise ValueError(
-                    f"trainer.callbacks: two measure {callback.key!r} ({kinds}), and one would overwrite the records of "
-                    "the other. Keep one of them in this run."
-                )
-            seen[callback.key] = callback
+        if isinstance(callback, EvalCallback) and (other := seen.setdefault(callback.key, callback)) is not callback:
+            raise ValueError(
+                f"trainer.callbacks: two measure {callback.key!r} ({type(other).__name__} and {type(callback).__name__}), "
+                "and one would overwrite the records of the other. Keep one of them in this run."
+            )

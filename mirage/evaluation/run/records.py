@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -62,13 +62,17 @@ def read_records(path: Path) -> tuple[dict[str, Any], list[Record]]:
     """The header and the records of a file that `write_records` wrote.
 
     Raises:
-        ValueError: Naming file and line, if it is not such a file.
+        ValueError: Naming file and line, if it is not such a file, or an earlier mirage wrote it.
     """
     try:
         first, *lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
-        header = json.loads(first)
-    except (ValueError, UnicodeDecodeError) as error:
+        header = dict(json.loads(first))
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is not a records file. Evaluate the run again.") from error
+    if "probe_set" in header:
+        raise ValueError(
+            f"{path} was written by an earlier mirage (results schema 1): evaluate the run again with this one."
+        )
     records = []
     for number, line in enumerate(lines, start=2):
         try:
@@ -76,9 +80,3 @@ def read_records(path: Path) -> tuple[dict[str, Any], list[Record]]:
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}. Evaluate the run again.") from error
     return header, records
-
-
-def sorted_by_sample(records: Sequence[Record], ids: Sequence[str]) -> list[Record]:
-    """Records in the order of the samples, shots in order: the same file whichever rank answered what."""
-    place = {id: k for k, id in enumerate(ids)}
-    return sorted(records, key=lambda record: (place[record.id], record.shot))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -13,18 +14,23 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 from mirage.atomic import write_text
-from mirage.evaluation.run.callbacks import run_folder, sample_callbacks
+from mirage.evaluation.run.callbacks import EvalCallback, eval_callbacks, run_folder
+from mirage.schema import RESULTS_SCHEMA_VERSION
 
-SCHEMA_VERSION = 1
 PACKAGES = ("safety-mirage", "torch", "lightning", "transformers", "peft", "torchmetrics", "datasets")
 
 
 class Results(Callback):
-    """Writes `results.json` after every evaluation, whole or not at all. Stands last among the callbacks."""
+    """Writes `results.json` after every evaluation, whole or not at all. Stands last among the callbacks.
+
+    `written` is the file and `latest` what it holds; both are None before the first evaluation, and `latest` is set
+    on the first rank only.
+    """
 
     def __init__(self) -> None:
-        self._began = time.perf_counter()
         self.written: Path | None = None
+        self.latest: dict[str, Any] | None = None
+        self._began = time.perf_counter()
         self._measured: list[Any] = []  # what each callback had measured when the file was last written
         self._when: dict[str, int] = {}
 
@@ -34,7 +40,7 @@ class Results(Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Writes what has been measured so far."""
-        if not trainer.sanity_checking and sample_callbacks(trainer):
+        if not trainer.sanity_checking and eval_callbacks(trainer):
             self._when = {"step": trainer.global_step, "epoch": trainer.current_epoch}
             self._write(trainer, pl_module)
 
@@ -42,67 +48,58 @@ class Results(Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Writes again if something was measured after the last validation."""
-        now = [callback.current for callback in sample_callbacks(trainer)]
+        now = [callback.current for callback in eval_callbacks(trainer)]
         if any(each is not None and all(each is not one for one in self._measured) for each in now):
             self._when = self._when or {"step": trainer.global_step, "epoch": trainer.current_epoch}
             self._write(trainer, pl_module)
 
     def _write(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._measured = [callback.current for callback in sample_callbacks(trainer)]
-        folder = run_folder(trainer)  # on every rank: some trainer properties communicate
-        self.written = folder / "results.json"
+        self._measured = [callback.current for callback in eval_callbacks(trainer)]
+        self.written = run_folder(trainer) / "results.json"  # on every rank: some trainer properties communicate
         if trainer.is_global_zero:
-            results = _without_nan(self._results(trainer, pl_module, folder))
-            write_text(self.written, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+            self.latest = _without_nan(self._results(trainer, pl_module))
+            write_text(self.written, json.dumps(self.latest, indent=1, ensure_ascii=False) + "\n")
 
-    def _results(self, trainer: L.Trainer, pl_module: L.LightningModule, folder: Path) -> dict[str, Any]:
+    def _results(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         module: Any = pl_module
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-        callbacks = sample_callbacks(trainer)
-        now, start = _sides(callbacks, "current"), _sides(callbacks, "start")
+        callbacks = eval_callbacks(trainer)
+        fits = trainer.state.fn == "fit"
         seconds: dict[str, float] = {}
         for callback in callbacks:
             for key, value in callback.seconds.items():
                 seconds[key] = seconds.get(key, 0.0) + value
-        if trainer.state.fn == "fit":
+        if fits:
             total = time.perf_counter() - self._began
             seconds["train"] = total - sum(value for key, value in seconds.items() if key != "start")
+        planned = trainer.estimated_stepping_batches if fits else math.inf
         return {
-            "schema_version": SCHEMA_VERSION,
-            "method": module.name if trainer.state.fn == "fit" or trainer.ckpt_path else "start",
+            "schema_version": RESULTS_SCHEMA_VERSION,
+            "method": module.name if fits or trainer.ckpt_path else "start",
             "name": Path(trainer.default_root_dir).name,
             "model": module.pretrained,
             "source": datamodule.source.name,
             "seed": datamodule.seed,
-            "data": datamodule.summary() if trainer.state.fn == "fit" else None,
+            "data": datamodule.summary() if fits else None,
             "versions": {name: _version(name) for name in PACKAGES},
             **self._when,
-            "planned_steps": _planned_steps(trainer),
+            # optimizer steps of the whole fit; null for an evaluation, and for a fit without an end
+            "planned_steps": int(planned) if math.isfinite(planned) else None,
             "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
             "world_size": trainer.world_size,
-            **now,
+            **_by_section((callback, callback.current) for callback in callbacks),
             "seconds": {key: round(value, 2) for key, value in seconds.items()},
-            "start": start or None,
+            "start": _by_section((callback, callback.start) for callback in callbacks) or None,
         }
 
 
-def _planned_steps(trainer: L.Trainer) -> int | None:
-    """Optimizer steps of the whole fit; None for an evaluation, and for a fit without an end."""
-    if trainer.state.fn != "fit":
-        return None
-    planned = trainer.estimated_stepping_batches
-    return int(planned) if math.isfinite(planned) else None
-
-
-def _sides(callbacks: Any, which: str) -> dict[str, Any]:
-    sides: dict[str, Any] = {}
-    for callback in callbacks:
-        measured = getattr(callback, which)
-        if measured is None:
-            continue
-        section = sides if callback.section is None else sides.setdefault(callback.section, {})
-        section[callback.key] = measured
-    return sides
+def _by_section(measured: Iterable[tuple[EvalCallback, dict[str, Any] | None]]) -> dict[str, Any]:
+    sections: dict[str, Any] = {}
+    for callback, result in measured:
+        if result is not None:
+            section = sections if callback.section is None else sections.setdefault(callback.section, {})
+            section[callback.key] = result
+    return sections
 
 
 def _version(package: str) -> str | None:

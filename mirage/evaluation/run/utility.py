@@ -10,8 +10,8 @@ from typing import Any, Literal
 import lightning as L
 
 from mirage.atomic import write_text
-from mirage.evaluation.benchmarks import Benchmark
-from mirage.evaluation.generate.huggingface import Engine
+from mirage.evaluation.benchmarks.base import Benchmark
+from mirage.evaluation.generate.base import Engine
 from mirage.evaluation.judge.base import Answered, Judge, Judgement
 from mirage.evaluation.judge.keyword import is_refusal
 from mirage.evaluation.run.callbacks import EvalCallback
@@ -22,8 +22,8 @@ class Utility(EvalCallback):
     """Asks a utility benchmark and scores the answers by its official metric.
 
     Use it once for each benchmark. The score stands in the results under `utility` and the benchmark's name, with its
-    prompt; the answers are in `records/<name>.jsonl`, each with its score as the reason of its verdict: `complied` above
-    0, at 0 `refused` if it refuses, else `irrelevant`, and `unscored` where the official file has no gold answer.
+    prompt; the answers are in `records/<name>.jsonl`, each with its score and a verdict: `complied` above 0, at 0
+    `refused` if it refuses, else `irrelevant`, and `unscored` where the official file has no gold answer.
 
     Args:
         benchmark: `VQAv2`, `TextVQA`, `ScienceQA` or `VizWiz`, with the folder of its official files. They are checked
@@ -48,16 +48,16 @@ class Utility(EvalCallback):
         when: Literal["every_epoch", "start_and_end", "end"] = "every_epoch",
     ) -> None:
         super().__init__(
-            benchmark.name, _OfficialMetric(benchmark), max_new_tokens, batch_size, benchmark.limit, benchmark.seed, engine
+            benchmark.name, OfficialMetric(benchmark), max_new_tokens, batch_size, benchmark.limit, benchmark.seed, engine
         )  # fmt: skip
         self.benchmark, self.submission, self.when = benchmark, submission, when
 
-    def chosen(self, datamodule: Any) -> list[EvalSample]:
+    def prepare_samples(self, datamodule: Any) -> list[EvalSample]:
         """The benchmark's questions in its own prompt."""
-        items = self.benchmark.items()
+        samples = self.benchmark.samples()
         if self.submission:
-            self.benchmark.submission([""] * len(items))  # refuses now what it would refuse after hours of asking
-        return [item.sample for item in items]
+            self.benchmark.submission([""] * len(samples))  # refuses now what it would refuse after hours of asking
+        return samples
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measures the starting model, unless the last one only is wanted."""
@@ -72,17 +72,16 @@ class Utility(EvalCallback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measures the last model where no validation was known to be the last, as when a run stops early."""
         if self.when != "every_epoch" and self.current is None:
-            self.current = self._measure(trainer, pl_module, "")
+            self.current = self.measure(trainer, pl_module, "")
             for logger in trainer.loggers:  # here a module may not log
-                logger.log_metrics(self.logged(), step=trainer.global_step)
+                logger.log_metrics(self.logged(self.current), step=trainer.global_step)
 
-    def check(self, trainer: L.Trainer, records: list[Record]) -> None:
-        """Nothing: a test split has no gold answers, and all its answers are unscored."""
+    def check(self, records: list[Record]) -> None:
+        """Checks nothing: a test split has no gold answers, and all its answers are unscored."""
 
     def result(self, records: list[Record]) -> dict[str, Any]:
         """The official score and all that the benchmark says of it."""
-        answers = [record.answer for record in records]
-        return self.benchmark.summary(self.benchmark.score(answers), answers)
+        return self.benchmark.summary([record.score for record in records], [record.answer for record in records])
 
     def write(self, folder: Path, prefix: str, records: list[Record], header: dict[str, Any]) -> None:
         """Writes the records, and the upload where it is wanted."""
@@ -91,12 +90,13 @@ class Utility(EvalCallback):
             upload = self.benchmark.submission([record.answer for record in records])
             write_text(folder / "submissions" / f"{prefix}{self.key}.json", json.dumps(upload) + "\n")
 
-    def _measure(self, trainer: L.Trainer, pl_module: L.LightningModule, prefix: str) -> dict[str, Any]:
-        return super()._measure(trainer, pl_module, prefix) | {"step": trainer.global_step}
+    def measure(self, trainer: L.Trainer, pl_module: L.LightningModule, prefix: str) -> dict[str, Any]:
+        """As every callback, and the step, since a big benchmark is not asked at every one."""
+        return super().measure(trainer, pl_module, prefix) | {"step": trainer.global_step}
 
 
-class _OfficialMetric(Judge):
-    """The benchmark's own grade as a verdict, so that answers are kept and shown as those of every eval_set are."""
+class OfficialMetric(Judge):
+    """The benchmark's own score as a judgement, so that answers are kept and shown as those of every eval_set are."""
 
     def __init__(self, benchmark: Benchmark) -> None:
         self.benchmark = benchmark
@@ -107,22 +107,16 @@ class _OfficialMetric(Judge):
         return f"{self.benchmark.source}: {self.benchmark.metric}"
 
     def judge(self, answered: Sequence[Answered]) -> list[Judgement]:
-        """One judgement for each answer, its score as the reason."""
-        items = {item.id: item for item in self.benchmark.items()}
-        return [
-            _judged(one.answer, self.benchmark.grade(one.answer, item) if item.gold else None)
-            for one in answered
-            for item in (items[one.sample.id],)
-        ]
+        """One judgement for each answer, with its score."""
+        return [_judged(one.answer, self.benchmark.score(one.sample.id, one.answer)) for one in answered]
 
 
 def _judged(answer: str, score: float | None) -> Judgement:
     if score is None:
         return Judgement(Verdict.UNSCORED, "the official file has no gold answer")
-    reason = f"score {round(score, 6):g}"
     if score > 0:
-        return Judgement(Verdict.COMPLIED, reason)
-    return Judgement(Verdict.REFUSED if is_refusal(answer) else Verdict.IRRELEVANT, reason)
+        return Judgement(Verdict.COMPLIED, score=score)
+    return Judgement(Verdict.REFUSED if is_refusal(answer) else Verdict.IRRELEVANT, score=score)
 
 
 def is_last_validation(trainer: L.Trainer) -> bool:

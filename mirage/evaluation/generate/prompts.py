@@ -10,10 +10,6 @@ Tokens = list[int]
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
-class Unshareable(Exception):
-    """A prefix cannot be shown to be the same for all shots; the message says why."""
-
-
 class Split(NamedTuple):
     """A batch of P samples with R prompts, cut where the prompts of each sample begin to differ."""
 
@@ -26,24 +22,24 @@ def render_prompt(processor: Any, question: str, has_image: bool) -> str:
     """The text that the model is given for one question, by the processor's own chat template.
 
     Raises:
-        ValueError: If the processor has no chat template, or the question holds the image placeholder itself.
+        ValueError: If the processor has no chat template or takes no pictures, or the question holds the image
+            placeholder itself.
     """
-    placeholder = getattr(processor, "image_token", None)
-    if isinstance(placeholder, str) and placeholder in question:
+    kind, placeholder = type(processor).__name__, getattr(processor, "image_token", None)
+    if placeholder is None and has_image:
+        raise ValueError(f"{kind}: this model reads text alone. Ask it without pictures, or ask one that takes them.")
+    if placeholder is not None and placeholder in question:
         raise ValueError(
             f"the question {question[:80]!r} holds the image placeholder {placeholder!r}, which would be read as a "
             "picture. Remove it from the data file."
         )
     if not (getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None)):
-        raise ValueError(
-            f"{type(processor).__name__} has no chat template. Put a chat_template.jinja into the model's folder."
-        )
+        raise ValueError(f"{kind} has no chat template. Put a chat_template.jinja into the model's folder.")
     content = [{"type": "text", "text": question}]
     if has_image:
         content.insert(0, {"type": "image"})
     messages = [{"role": "user", "content": content}]
-    prompt: str = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    return prompt
+    return str(processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
 
 
 def encoded(processor: Any, prompts: Sequence[str], images: Sequence[Any]) -> dict[str, Any]:
@@ -62,41 +58,39 @@ def encoded(processor: Any, prompts: Sequence[str], images: Sequence[Any]) -> di
     return dict(inputs)
 
 
-def split(processor: Any, prompts: Sequence[Sequence[str]], images: Sequence[Any]) -> Split:
-    """The batch cut into prefixes and suffixes; `prompts` holds the rendered questions of each sample, plain one first.
+def split(processor: Any, prompts: Sequence[Sequence[str]], images: Sequence[Any]) -> Split | str:
+    """The batch cut into prefixes and suffixes, or the reason why it cannot be shown that shots share their prefix.
 
-    A picture is prepared and expanded into its tokens once per sample, with the plain question. The other prompts are
-    tokenized as they are: behind the picture, an expanded prompt must end exactly as the unexpanded one does.
-
-    Raises:
-        Unshareable: If that cannot be shown.
+    `prompts` holds the rendered questions of each sample, plain one first. A picture is prepared and expanded into its
+    tokens once per sample, with the plain question. The other prompts are tokenized as they are: behind the picture, an
+    expanded prompt must end exactly as the unexpanded one does.
     """
     tokenizer = processor.tokenizer
     special = _add_special_tokens(tokenizer, prompts[0][0])
-    inputs = encoded(processor, [own[0] for own in prompts], images)
+    inputs = encoded(processor, [shots[0] for shots in prompts], images)
     picture = getattr(processor, "image_token_id", None)
     prefixes: list[Tokens] = []
     suffixes: list[Tokens] = []
-    for index, own in enumerate(prompts):
-        rows: list[Tokens] = tokenizer(list(own), add_special_tokens=special)["input_ids"]
-        common = _common(rows)
+    for index, shots in enumerate(prompts):
+        rows: list[Tokens] = tokenizer(list(shots), add_special_tokens=special)["input_ids"]
+        common = _num_common(rows)
         if picture not in rows[0][:common] or any(picture in row[common:] for row in rows):
-            raise Unshareable("its chat template does not put the picture before the question")
+            return "its chat template does not put the picture before the question"
         expanded = inputs["input_ids"][index][inputs["attention_mask"][index].bool()].tolist()
         end = len(expanded) - (len(rows[0]) - common)
         if expanded[end:] != rows[0][common:]:
-            raise Unshareable("its processor changes what stands behind the picture")
+            return "its processor changes what stands behind the picture"
         prefixes.append(expanded[:end])
         suffixes.extend(row[common:] for row in rows)
     return Split(prefixes, suffixes, inputs)
 
 
 def _add_special_tokens(tokenizer: Any, prompt: str) -> bool:
-    """False if the chat template has written the opening token already: `apply_chat_template`'s own rule."""
+    """False if the chat template has written the opening token already: the rule of `apply_chat_template`."""
     return not (tokenizer.bos_token is not None and prompt.startswith(tokenizer.bos_token))
 
 
-def _common(rows: Sequence[Tokens]) -> int:
+def _num_common(rows: Sequence[Tokens]) -> int:
     """How many tokens all rows begin with, leaving each at least one: its logits are the first answer token."""
     most = min(map(len, rows)) - 1
     return next((place for place in range(most) if len({row[place] for row in rows}) > 1), most)

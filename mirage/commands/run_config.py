@@ -1,9 +1,11 @@
-"""The data source of a finished run, rebuilt from the config that the run left. Loads no model and no torch."""
+"""The config that a run left, and the data source and pictures that it names. Loads no model and no torch."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import yaml
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -11,25 +13,35 @@ if TYPE_CHECKING:
     from mirage.data.base import Source
 
 
-def source_of(run: Path) -> Source:
-    """The source that `config.yaml` in the run's folder, or in the one above it (for `<run>/validate`), describes.
-
-    Only mirage's own sources are built, by their names: a config may come from anywhere, and imports nothing here.
+def config_of(run: Path) -> dict[str, Any]:
+    """The `config.yaml` in the run's folder, or in the one above it (for `<run>/validate`); plain values only.
 
     Raises:
-        ValueError: If there is no such file, or it describes no source of mirage's.
+        ValueError: If there is none, or it is not a config that `mirage fit` wrote.
     """
-    import yaml
-
     file = next((file for file in (run / "config.yaml", run.parent / "config.yaml") if file.is_file()), None)
     if file is None:
-        raise ValueError(f"{run} has no config.yaml that names the data source")
+        raise ValueError(f"{run} holds no config.yaml. Give the folder of a run of mirage fit, such as runs/rmu.")
     try:
         config = yaml.safe_load(file.read_bytes())
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{file} is not YAML ({type(error).__name__})") from error
-    described = config.get("data") if isinstance(config, dict) else None
-    return _built(described.get("source") if isinstance(described, dict) else None, file)
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{file} is not YAML ({reason}). Restore it.") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{file} holds no settings. Restore the file that mirage fit wrote.")
+    return config
+
+
+def source_of(run: Path) -> Source:
+    """The data source that the run's config describes.
+
+    Only mirage's sources are built, by their names: a config may come from anywhere, and imports nothing here.
+
+    Raises:
+        ValueError: If there is no config, or it describes no source of mirage's.
+    """
+    data = config_of(run).get("data")
+    return _built(data.get("source") if isinstance(data, dict) else None, f"The config.yaml of {run}")
 
 
 class RunPictures:
@@ -48,7 +60,7 @@ class RunPictures:
             try:
                 self._sources[run] = source_of(run)
             except (ValueError, OSError) as error:
-                self._sources[run] = f"{error}. Give the folder of the pictures with --images."
+                self._sources[run] = f"{error} Or give the folder of the pictures with --images."
         source = self._sources[run]
         if isinstance(source, str):
             raise ValueError(source)
@@ -58,21 +70,21 @@ class RunPictures:
         return picture.open()
 
 
-def _built(described: Any, file: Path) -> Source:
+def _built(described: Any, config: str) -> Source:
     from mirage.data.sources.catalogue import SOURCES
     from mirage.errors import DataError
 
-    named = {name: cls for cls in SOURCES for name in (cls.__name__, f"{cls.__module__}.{cls.__name__}")}
+    known = {name: cls for cls in SOURCES for name in (cls.__name__, f"{cls.__module__}.{cls.__name__}")}
     described = {"class_path": described} if isinstance(described, str) else described
     path = described.get("class_path") if isinstance(described, dict) else None
     settings = (described.get("init_args") or {}) if isinstance(described, dict) else {}
-    if path not in named or not isinstance(settings, dict):
-        raise ValueError(f"{file} names no data source of mirage's ({path})")
+    if path not in known or not isinstance(settings, dict):
+        raise ValueError(f"{config} names no data source of mirage's ({path}).")
     if "source" in settings:  # one that wraps another
-        settings = {**settings, "source": _built(settings["source"], file)}
+        settings = {**settings, "source": _built(settings["source"], config)}
     try:
-        return named[path](**settings)
+        return known[path](**settings)
     except DataError:
         raise
     except (TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{file}: {path} of this mirage does not take the settings there ({error})") from error
+        raise ValueError(f"{config}: {path} of this mirage does not take the settings there ({error}).") from error

@@ -1,0 +1,55 @@
+"""What every engine offers: the answers of one model, wherever it runs."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from mirage.schema import EvalSample
+
+OnAnswer = Callable[[str, int, str], None]
+"""Called with sample id, shot and answer as soon as an answer is there, always from the thread that asked for it."""
+
+
+class Engine(ABC):
+    """Base of every engine: asks a model and changes nothing."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """The engine in one word, such as `hf`."""
+
+    @property
+    def image_placeholder(self) -> str | None:
+        """The text that the model reads as a picture, so that no question may hold it; None where there is none."""
+        return None
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """Everything that decides an answer and nothing that does not, as JSON values, for fingerprints."""
+
+    @abstractmethod
+    def answers(self, samples: Sequence[EvalSample], on_answer: OnAnswer | None = None) -> list[list[str]]:
+        """The greedy answers to each sample's questions, in order: `answers[sample][shot]`.
+
+        Answers that `on_answer` was given are kept by the caller if a later one fails.
+        """
+
+    def complete(self, prompts: Sequence[str], *, temperature: float, seed: int) -> list[str]:
+        """One answer to each prompt (text alone), in order: greedy at temperature 0, sampled above it.
+
+        The same seed gives the same answers, as far as the model can. The caller's random state is left as it was.
+        """
+        raise NotImplementedError(f"The engine {self.name} answers samples alone.")
+
+
+def check_at_least_one(prefix: str = "", **settings: int) -> None:
+    """Checks settings whose names the user knows with this prefix.
+
+    Raises:
+        ValueError: If one is below 1.
+    """
+    for name, value in settings.items():
+        if value < 1:
+            raise ValueError(f"{prefix}{name} is {value}: it must be at least 1.")

@@ -1,0 +1,59 @@
+"""The output of one decoder layer, by a forward pass that may stop there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
+from typing import Any, NoReturn
+
+from torch import Tensor, nn
+
+from mirage.models.components import decoder_layers, language_model, layer_of
+
+
+class _Stop(Exception):
+    """Ends a forward pass that has produced what was asked for."""
+
+
+def activations(model: nn.Module, inputs: Mapping[str, Any], layer: int, *, stop: bool) -> tuple[Tensor, Tensor | None]:
+    """The output of decoder layer `layer` in one forward pass, and the logits unless it stopped there.
+
+    With `stop` the vision tower and layers 0 to `layer` run; no later layer and no output head does. Gradients
+    flow as in any forward pass. Positions are those of `input_ids`.
+
+    Args:
+        model: The model, with or without adapters.
+        inputs: What the processor made; labels are ignored.
+        layer: Index of the decoder layer, from 0.
+        stop: Run nothing after the layer.
+
+    Returns:
+        Hidden states (batch, sequence, width) and logits (batch, sequence, vocabulary) or None.
+
+    Raises:
+        ModelError: If the model has no such layer.
+    """
+    layers = decoder_layers(model)
+    target = layer_of(model, layer)
+    captured: list[Tensor] = []
+
+    def capture(module: nn.Module, args: Any, output: Any) -> None:
+        captured.append(output[0] if isinstance(output, tuple) else output)
+
+    def end(*_: Any) -> NoReturn:
+        raise _Stop
+
+    fed = {key: value for key, value in inputs.items() if key != "labels"}
+    logits: Tensor | None = None
+    with ExitStack() as hooks:
+        hooks.callback(target.register_forward_hook(capture).remove)
+        if stop and layer + 1 < len(layers):
+            # Before the next layer, not inside this one: a checkpointed layer must return for its recomputation
+            # to be set up. First in line, so that nothing is gathered for a layer that will not run.
+            hooks.callback(layers[layer + 1].register_forward_pre_hook(end, prepend=True).remove)
+        elif stop:
+            hooks.callback(language_model(model).register_forward_hook(end).remove)
+        with suppress(_Stop):
+            logits = model(**fed, use_cache=False).logits
+    (hidden_BSD,) = captured
+    return hidden_BSD, logits

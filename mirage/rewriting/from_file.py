@@ -1,0 +1,55 @@
+"""Rewrites that were published as a file in VLGuard's format: a JSON list of records with `id` and `instr-resp`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from mirage.errors import DataError, DataIssue
+from mirage.json_file import records
+from mirage.schema import EvalSample
+from mirage.shapes import Shape, Text, checked
+
+FIELDS = ("instruction", "safe_instruction", "unsafe_instruction")
+
+
+class _Pair(Shape):
+    instruction: Text = ""
+    safe_instruction: Text = ""
+    unsafe_instruction: Text = ""
+
+
+class _Published(Shape):
+    id: Text
+    pairs: list[_Pair] = Field(alias="instr-resp", min_length=1)
+
+
+def record_and_field(sample: EvalSample) -> tuple[str, str]:
+    """The record's id and the field that a sample belongs to, as `mirage.evaluation.attack.Published` says."""
+    record, slash, field = sample.id.rpartition("/")
+    if slash and field in FIELDS:
+        return record, field
+    return sample.id, "instruction" if sample.unsafe else "safe_instruction"
+
+
+def read_published(file: Path) -> dict[tuple[str, str], list[str]]:
+    """The rewrites by record id and field, in the order of the file.
+
+    Raises:
+        DataError: If the file is missing or not of VLGuard's format; names the first ten faulty records.
+    """
+    rewrites: dict[tuple[str, str], list[str]] = {}
+    issues: list[DataIssue] = []
+    shape = "a JSON list of records with 'id' and 'instr-resp', as VLGuard's test.json is"
+    for number, record in enumerate(records(file, shape), start=1):
+        name = f" (id {record['id']})" if isinstance(record, dict) and "id" in record else ""
+        published, wrong = checked(_Published, record, str(file), f"record {number}{name}")
+        issues += wrong
+        if published is not None:
+            for pair in published.pairs:
+                for field, text in pair.model_dump(exclude_unset=True).items():
+                    rewrites.setdefault((published.id, field), []).append(text.strip())
+    if issues or not rewrites:
+        raise DataError.of(issues or [f"{file}: it holds no rewrite. Set attack.file to {shape}."])
+    return rewrites

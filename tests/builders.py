@@ -1,0 +1,94 @@
+"""What several test files build: small pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser
+from torch import nn
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+
+from mirage.methods.base import AlignmentModule
+from mirage.schema import Record, Verdict
+
+
+def method_of(settings: Mapping[str, Any]) -> AlignmentModule:
+    """The method that a config describes, its model not loaded."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(AlignmentModule, "model")
+    model = {key: settings["model"][key] for key in ("class_path", "init_args")}
+    method = parser.instantiate_classes(parser.parse_object({"model": model})).model
+    assert isinstance(method, AlignmentModule)
+    return method
+
+
+def llava_1_5_7b() -> LlavaConfig:
+    """The published shapes of LLaVA-1.5-7B."""
+    text = LlamaConfig(
+        vocab_size=32064, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32
+    )
+    vision = CLIPVisionConfig(
+        hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=336,
+        patch_size=14, projection_dim=768,
+    )  # fmt: skip
+    return LlavaConfig(text_config=text, vision_config=vision)
+
+
+@contextmanager
+def counted_calls(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, int]]:
+    """How often each module ran within the block, by the name given here."""
+    calls = dict.fromkeys(modules, 0)
+
+    def count(name: str) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            calls[name] += 1
+
+        return hook
+
+    handles = [module.register_forward_pre_hook(count(name)) for name, module in modules.items()]
+    yield calls
+    for handle in handles:
+        handle.remove()
+
+
+def record_of(id: str, shot: int = 0, verdict: Verdict = Verdict.REFUSED, **fields: Any) -> Record:
+    """One judged answer; what is not given is made up."""
+    made_up = {"eval_set": "unsafe", "question": "?", "answer": "!", "judge": "dice", "unsafe": True}
+    return Record(id=id, shot=shot, verdict=verdict, **{**made_up, **fields})
+
+
+def build_refusal_classifier(folder: Path) -> Path:
+    """A BERT folder of one layer whose head is set by hand: REJECTION if the input holds "cannot", OTHER if "maybe"."""
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
+
+    folder.mkdir(parents=True, exist_ok=True)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "cannot", "maybe", "it", "is", "red"]
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+    config = BertConfig(
+        vocab_size=len(words), hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8,
+        max_position_embeddings=32, num_labels=3, id2label={0: "NORMAL", 1: "REJECTION", 2: "OTHER"},
+        label2id={"NORMAL": 0, "REJECTION": 1, "OTHER": 2}, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    model = BertForSequenceClassification(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        embeddings = model.bert.embeddings
+        for norm in (module for module in model.modules() if isinstance(module, torch.nn.LayerNorm)):
+            norm.weight.fill_(1.0)
+        embeddings.word_embeddings.weight[:, 0], embeddings.word_embeddings.weight[:, 1] = 1.0, -1.0
+        for word, place in (("cannot", 2), ("maybe", 3)):
+            embeddings.word_embeddings.weight[words.index(word), place] = 20.0
+        layer = model.bert.encoder.layer[0]
+        layer.attention.self.value.weight.copy_(torch.eye(8))
+        layer.attention.output.dense.weight.copy_(torch.eye(8))  # the first token reads the mean of all
+        model.bert.pooler.dense.weight.copy_(torch.eye(8))
+        model.classifier.weight[1, 2] = model.classifier.weight[2, 3] = 50.0
+        model.classifier.bias[0] = 1.0
+    model.save_pretrained(folder)
+    BertTokenizerFast(vocab_file=str(folder / "vocab.txt"), vocab=str(folder / "vocab.txt")).save_pretrained(folder)
+    return folder
