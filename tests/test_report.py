@@ -54,7 +54,7 @@ ANSWERS = {
 
 
 def subsample(n: int, shots: int, odds: dict[Verdict, float], odds_after: dict[Verdict, float], seed: int) -> Shots:
-    """Verdicts of n questions, drawn by a seeded generator."""
+    """Verdicts of n questions, sampled by a seeded generator."""
     pick = random.Random(seed)
 
     def one(of: dict[Verdict, float]) -> Verdict:
@@ -70,13 +70,13 @@ def records_of(side: str, shots: Shots, answer: str | None = None) -> list[Recor
             id=f"{side}/{id}",
             eval_set=side,
             shot=k,
-            question=f"tell me the recipe of item {id}" if k == 0 else f"{word} the recipe ({k}) of item {id}",
-            answer=answer or ANSWERS[verdict],
             verdict=verdict,
             judge="exact",
-            category=("kitchen", "cellar & attic")[int(id[1:]) % 2],
-            image=f"items/{id}.png",
             unsafe=side == "unsafe",
+            question=f"tell me the recipe of item {id}" if k == 0 else f"{word} the recipe ({k}) of item {id}",
+            answer=answer or ANSWERS[verdict],
+            image=f"items/{id}.png",
+            category=("kitchen", "cellar & attic")[int(id[1:]) % 2],
         )
         for id, own in shots.items()
         for k, verdict in enumerate(own)
@@ -89,35 +89,20 @@ def side_of(side: str, records: Sequence[Record]) -> dict[str, Any]:
     return {"attack": attack, "judge": "exact", **summarise(records, unsafe=side == "unsafe")}
 
 
+def score(rate: float, low: float, high: float) -> dict[str, Any]:
+    return {"metric": "accuracy", "n": 200, "unscored": 0, "score": {"rate": rate, "low": low, "high": high}}
+
+
 def write_run(
     folder: Path, own: dict[str, Shots], start: dict[str, Shots], answer: str | None = None, **changes: Any
 ) -> Path:
     """A run folder as the evaluation leaves it."""
     (folder / "records").mkdir(parents=True)
     results: dict[str, Any] = {
-        "schema_version": RESULTS_SCHEMA_VERSION,
-        "method": folder.name,
-        "name": folder.name,
-        "model": "package:mirage.mini/checkpoint",
-        "source": "mini",
-        "seed": 0,
-        "versions": {"mirage": "0.1.0", "torch": "2.13.0"},
-        "step": 200,
-        "epoch": 1,
-        "fingerprint": "0123456789abcdef",
-        "utility": {
-            "mini": {
-                "metric": "accuracy", "n": 200, "unscored": 0, "score": {"rate": 0.98, "low": 0.95, "high": 0.992},
-            }
-        },
-        "seconds": {"start": 3.1, "train": 20.2},
-        "start": {
-            "utility": {
-                "mini": {
-                    "metric": "accuracy", "n": 200, "unscored": 0, "score": {"rate": 1.0, "low": 0.981, "high": 1.0},
-                }
-            }
-        },
+        "schema_version": RESULTS_SCHEMA_VERSION, "method": folder.name, "name": folder.name, "source": "mini", "seed": 0,
+        "model": "package:mirage.mini/checkpoint", "versions": {"mirage": "0.1.0", "torch": "2.13.0"}, "step": 200,
+        "epoch": 1, "fingerprint": "0123456789abcdef", "utility": {"mini": score(0.98, 0.95, 0.992)},
+        "seconds": {"start": 3.1, "train": 20.2}, "start": {"utility": {"mini": score(1.0, 0.981, 1.0)}},
     }  # fmt: skip
     for into, prefix, model in ((results, "", own), (results["start"], "start.", start)):
         for side, shots in model.items():
@@ -277,10 +262,7 @@ def test_chromium_shows_the_table_at_both_widths(runs: list[Path], tmp_path: Pat
 
 def test_many_utility_scores_have_a_table_of_their_own(tmp_path: Path) -> None:
     models = paper_like(12)
-    scores = {
-        name: {"metric": "accuracy", "n": 50, "unscored": 0, "score": {"rate": 0.5, "low": 0.37, "high": 0.63}}
-        for name in ("vqav2", "textvqa", "scienceqa_img")
-    }
+    scores = {name: score(0.5, 0.37, 0.63) for name in ("vqav2", "textvqa", "scienceqa_img")}
     name = "llava-1.5-7b-npo-beta0.9-lr5e-7-seed"
     runs = [
         write_run(tmp_path / f"{k}", models["npo"], models["start"], utility=scores, name=f"{name}{k}") for k in (0, 1)
@@ -298,16 +280,9 @@ def test_many_utility_scores_have_a_table_of_their_own(tmp_path: Path) -> None:
 def test_page_needs_nothing_from_elsewhere_and_runs_nothing(tmp_path: Path) -> None:
     models = paper_like(12)
     run = write_run(
-        tmp_path / "runs" / "rmu",
-        models["rmu"],
-        models["start"],
-        answer=HOSTILE,
-        name=f"--></style>{HOSTILE}",
-        model=HOSTILE,
-        source="</title>" + HOSTILE,
-        versions={HOSTILE: HOSTILE},
-        utility={HOSTILE: {"metric": "a", "n": 3, "unscored": 0, "score": {"rate": 1.0, "low": 0.4, "high": 1.0}}},
-    )
+        tmp_path / "runs" / "rmu", models["rmu"], models["start"], answer=HOSTILE, name=f"--></style>{HOSTILE}",
+        model=HOSTILE, source="</title>" + HOSTILE, versions={HOSTILE: HOSTILE}, utility={HOSTILE: score(1.0, 0.4, 1.0)},
+    )  # fmt: skip
     for file in (run / "records").iterdir():
         header, *lines = file.read_text().splitlines()
         changed = [json.loads(line) for line in lines]
@@ -633,10 +608,10 @@ def in_records(change: Callable[[str], str]) -> Callable[[Path], None]:
     (in_records(lambda text: text + '{"fingerprint": "f"}\n'), r"mixed fingerprints, 0123456789abcdef \(line 1\) and f"),
     (in_records(lambda text: text.replace('"refused"', '"complied"')), r"before\.asr\.rate 1\.0, but results\.json says 0"),
     (in_records(lambda text: text + text.splitlines()[-1]), r"Recorded twice: unsafe/q011 \(shot 3\)"),
-    (in_records(lambda text: text[: text.rstrip().rfind("\n")]), r"the shots 0 to 3, but not so: unsafe/q011 \(shots 0"),
+    (in_records(lambda text: text[: text.rstrip().rfind("\n")]), r"shots 0 to 3, but not so: unsafe/q011 \(shots 0, 1, 2"),
     (in_records(lambda text: text[10:]), r"unsafe\.jsonl, line 1: not JSON"),
     (in_records(lambda text: text.replace('"unsafe/q001"', "", 1)), r"unsafe\.jsonl, line 6: not JSON"),
-    (in_records(lambda text: text[:-10].replace('"refused"', '"complied"')), r"asr questions 11, but results\.json says "),
+    (in_records(lambda text: text[:-10].replace('"refused"', '"complied"')), r"asr questions 11, but results\.json says"),
     (in_records(lambda text: '"other"'.join(text.rsplit('"exact"', 1))), r"judged by other, but results\.json says exact"),
     (in_records(lambda text: text.replace('"shot": 1', '"shot": "1"', 1)), r"line 3: shot is a text\. It must be a whole"),
     (in_records(lambda text: text + '{"id": "x", "loss": 1}\n'), r"jsonl, line 50: not a record of this version"),
@@ -766,24 +741,12 @@ def test_answers_to_other_questions_of_the_same_id_are_on_other_cards(tmp_path: 
     assert any("1 unsafe ids stand for another question or picture" in note for note in notes)
 
 
-def test_report_loads_neither_torch_nor_lightning(runs: list[Path], tmp_path: Path) -> None:
-    code = (
-        "import sys; from pathlib import Path; from mirage.report.writing import report\n"
-        "assert 'matplotlib' not in sys.modules and 'jinja2' not in sys.modules\n"
-        "run, out, images = map(Path, sys.argv[1:]); report([run], out, images=images)\n"
-        "print(sorted({'torch', 'lightning', 'transformers', 'datasets'} & set(sys.modules)))"
-    )
-    command = [sys.executable, "-c", code, str(runs[0]), str(tmp_path / "out"), str(tmp_path / "images")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "[]"
-
-
 def test_the_command_shows_pictures_without_torch(tmp_path: Path) -> None:
     run = configured(write_run(tmp_path / "npo", paper_like(2)["npo"], {}), "Mini")
     renamed(run, {"items/q000.png": "red-star-7"})
     code = (
-        "import sys; from mirage.cli import main; assert main(['report', *sys.argv[1:]]) == 0\n"
+        "import sys, mirage.report.writing; assert 'matplotlib' not in sys.modules and 'jinja2' not in sys.modules\n"
+        "from mirage.cli import main; assert main(['report', *sys.argv[1:]]) == 0\n"
         "print(sorted({'torch', 'lightning', 'transformers', 'datasets'} & set(sys.modules)))"
     )
     command = [sys.executable, "-c", code, str(run), "--out", str(tmp_path / "out")]
