@@ -614,7 +614,7 @@ def in_records(change: Callable[[str], str]) -> Callable[[Path], None]:
     (in_records(lambda text: text[:-10].replace('"refused"', '"complied"')), r"asr questions 11, but results\.json says"),
     (in_records(lambda text: '"other"'.join(text.rsplit('"exact"', 1))), r"judged by other, but results\.json says exact"),
     (in_records(lambda text: text.replace('"shot": 1', '"shot": "1"', 1)), r"line 3: shot is a text\. It must be a whole"),
-    (in_records(lambda text: text + '{"id": "x", "loss": 1}\n'), r"jsonl, line 50: not a record of this version"),
+    (in_records(lambda text: text + '{"id": "x", "loss": 1}\n'), r"jsonl, line 50: eval_set is missing"),
 ])  # fmt: skip
 def test_runs_that_cannot_be_trusted_are_refused(tmp_path: Path, damage: Callable[[Path], None], sentence: str) -> None:
     models = paper_like(12)
