@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 METHODS := mixed_sft posthoc_sft npo rmu
+BROWSER ?= chromium
 SEED ?= 0
 RUNS := runs/table/seed$(SEED)
 
@@ -12,7 +13,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-.PHONY: install demo test test-fast table lint format help bench-eval gpu-check
+.PHONY: install demo test test-fast table pictures lint format help bench-eval gpu-check
 
 install: $(INSTALLED)  ## create .venv with the pinned dependencies
 
@@ -31,6 +32,13 @@ table: $(INSTALLED)  ## the starting model and all four methods on the mini sett
 	  $(BIN)/mirage fit --config $$method.yaml --seed_everything $(SEED) --trainer.default_root_dir $(RUNS)/$$method || exit 1; \
 	done
 	$(BIN)/mirage report $(addprefix $(RUNS)/,$(METHODS)) --out $(RUNS)/report
+
+pictures: $(INSTALLED)  ## the README's pictures from the runs of `make table` (BROWSER=chromium takes the page's)
+	mkdir -p docs/images
+	$(BIN)/mirage report $(addprefix $(RUNS)/,$(METHODS)) --out $(RUNS)/report
+	cp $(RUNS)/report/curves.png docs/images/curves.png
+	$(BROWSER) --headless --no-sandbox --hide-scrollbars --window-size=1200,1500 \
+	  --screenshot=$(CURDIR)/docs/images/report.png file://$(CURDIR)/$(RUNS)/report/report.html
 
 lint: $(INSTALLED)  ## ruff and mypy
 	$(BIN)/ruff check .

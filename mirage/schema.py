@@ -171,7 +171,7 @@ class Record:
             # half a character (a lone surrogate) in an answer becomes "?": JSON may hold it, UTF-8 may not
             whole = json.dumps(json.loads(line), ensure_ascii=False).encode(errors="replace")
         except ValueError:
-            raise ValueError("it is not JSON") from None
+            raise ValueError("the line is not JSON") from None
         try:
             return _record_adapter().validate_json(whole, strict=True)
         except ValidationError as error:

@@ -102,7 +102,7 @@ def test_records_round_trip_and_a_foreign_line_is_named(tmp_path: Path) -> None:
     assert len(whole.split("\n")) == len(records) + 2  # a line each
     good = json.loads(records[0].to_json())
     for line, wrong in (
-        ("{}", "id"), ('{"id": 3', "the line"), ("[]", "the line"), (json.dumps({**good, "verdict": "safe"}), "verdict"),
+        ("{}", "id"), ('{"id": 3', "the line"), ("[]", "the record"), (json.dumps({**good, "verdict": "safe"}), "verdict"),
         (json.dumps({**good, "shot": True}), "shot"), (json.dumps({**good, "score": "high"}), "score"),
     ):  # fmt: skip
         path.write_text(f"{whole}{line}\n")
