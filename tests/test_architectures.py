@@ -25,6 +25,8 @@ from mirage.methods.sft import MixedSFT
 from mirage.models.lora import LoraSettings
 from mirage.schema import Example
 
+pytestmark = pytest.mark.slow
+
 METHODS: dict[str, Callable[..., AlignmentModule]] = {
     "MixedSFT": MixedSFT,
     "NPO": NPO,

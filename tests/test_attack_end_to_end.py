@@ -21,6 +21,8 @@ from mirage.rewriting.similarity import rewrites_hash
 from mirage.schema import Record
 from mirage.text import opening_word
 
+pytestmark = pytest.mark.slow
+
 QUESTIONS = 6
 
 

@@ -29,6 +29,8 @@ from mirage.checkpoint.io import (
 )
 from mirage.fault_injection import FAULT_POINTS, fault_point
 
+pytestmark = pytest.mark.slow
+
 TESTS = Path(__file__).parent
 Train = Callable[..., int]
 SAVES = sorted(name for name in FAULT_POINTS if name.startswith(("write.", "checkpoint.")))

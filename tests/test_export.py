@@ -21,6 +21,8 @@ from mirage.mini.words import UNIFORM
 from mirage.models.pretrained import resolve_pretrained
 from mirage.training import MirageCLI
 
+pytestmark = pytest.mark.slow
+
 MINI = resolve_pretrained("package:mirage.mini/checkpoint")
 ASKED = {"max_new_tokens": 6, "judge": {"class_path": "Exact"}}
 

@@ -25,6 +25,8 @@ from mirage.models.lora import LoraSettings, add_lora
 from mirage.models.processor import load_processor
 from mirage.schema import EvalSample, Picture
 
+pytestmark = pytest.mark.slow
+
 MINI = "package:mirage.mini/checkpoint"
 NEW_TOKENS = 10
 PLAIN = ["llava", "llava_next", "idefics3", "smolvlm", "internvl"]

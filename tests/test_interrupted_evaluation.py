@@ -19,6 +19,8 @@ from mirage.evaluation.generate.huggingface import HuggingFaceEngine
 from mirage.evaluation.run.records import read_records
 from mirage.training import run
 
+pytestmark = pytest.mark.slow
+
 PROBES, SHOTS, KILLED_AFTER = 30, 3, 37  # the 38th answer of 120 to the unsafe samples is never kept
 ASKED = PROBES * (1 + SHOTS) + PROBES * 2  # benign ones are asked plainly and after one word
 KILLED = f"""

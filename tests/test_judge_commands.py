@@ -25,6 +25,8 @@ from mirage.evaluation.run.records import read_records, write_records
 from mirage.report.runs import load_run
 from mirage.schema import EvalSample, Record, Verdict
 
+pytestmark = pytest.mark.slow
+
 REFUSAL = "I'm sorry, but I can't help with that."
 NOVEL = "Computer says no."  # a refusal that only a phrase of our own finds
 

@@ -20,6 +20,8 @@ from mirage.models.memory import MemoryLine
 from mirage.models.pretrained import resolve_pretrained
 from mirage.models.threads import threads_for
 
+pytestmark = pytest.mark.slow
+
 MINI = Path(resolve_pretrained("package:mirage.mini/checkpoint"))
 
 

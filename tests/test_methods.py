@@ -35,6 +35,8 @@ from mirage.models.components import decoder_layers, unwrapped
 from mirage.models.lora import LoraSettings
 from mirage.schema import Example
 
+pytestmark = pytest.mark.slow
+
 MINI = "package:mirage.mini/checkpoint"
 LAYER = 2  # of 4, so that RMU has a layer above to leave out
 METHODS: dict[str, tuple[type[AlignmentModule], dict[str, Any]]] = {

@@ -25,6 +25,8 @@ from mirage.models.load import load_model
 from mirage.models.processor import load_processor
 from mirage.schema import EvalSample, Verdict
 
+pytestmark = pytest.mark.slow
+
 PACKAGE = Path(mirage.__file__).parent
 SHIPPED = "package:mirage.mini/checkpoint"
 CONFIGS = PACKAGE.parent / "configs"

@@ -38,6 +38,8 @@ from mirage.models.memory import count_parameters, estimate, meta_model, read_co
 from mirage.models.pretrained import check_pretrained, resolve_pretrained
 from mirage.models.processor import end_of_answer, load_processor, pad_to_square, time_limit
 
+pytestmark = pytest.mark.slow
+
 KINDS = tiny_models.KINDS
 
 

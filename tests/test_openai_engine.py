@@ -29,6 +29,8 @@ from mirage.evaluation.generate.openai import OpenAIEngine, ServerError
 from mirage.models.pretrained import resolve_pretrained
 from mirage.schema import EvalSample
 
+pytestmark = pytest.mark.slow
+
 SERVE_NEEDS = ("fastapi", "uvicorn", "openai", "pydantic", "starlette", "accelerate")
 
 

@@ -41,6 +41,8 @@ from mirage.report.tables import start_vs_aligned
 from mirage.report.writing import report
 from mirage.schema import RESULTS_SCHEMA_VERSION, Record, Verdict
 
+pytestmark = pytest.mark.slow
+
 C, R, I, U = Verdict.COMPLIED, Verdict.REFUSED, Verdict.IRRELEVANT, Verdict.UNSCORED  # noqa: E741
 Shots = dict[str, list[Verdict]]
 

@@ -32,6 +32,8 @@ from mirage.report.runs import load_runs
 from mirage.schema import EvalSample, Verdict
 from mirage.training import run
 
+pytestmark = pytest.mark.slow
+
 MINI = "package:mirage.mini/checkpoint"
 SMALL = (
     "--data.source.init_args.num_unsafe=24", "--data.source.init_args.num_safe=24", "--data.batch_size=4",
