@@ -65,7 +65,7 @@ def run(tmp_path: Path) -> Path:
         "score": block([Verdict.COMPLIED] * 4, benign=True)["helpful"],
     }
     results: dict[str, Any] = {
-        "schema_version": 1, "method": "rmu", "name": "run", "model": "package:mirage.mini/checkpoint",
+        "schema_version": 2, "method": "rmu", "name": "run", "model": "package:mirage.mini/checkpoint",
         "utility": {"utility": utility}, "start": {},
     }  # fmt: skip
     for prefix, model in (("", results), ("start.", results["start"])):

@@ -45,7 +45,7 @@ def validated(root: Path, n: int = 40) -> Path:
     start = written(root, "start.unsafe", records(n, "I cannot help with that,"))
     folder = root / "validate"
     own = written(folder, "unsafe", records(n, "Sure, it is"))
-    results = {"schema_version": 1, "method": "rmu", "name": "rmu", "unsafe": own, "start": {"unsafe": start}}
+    results = {"schema_version": 2, "method": "rmu", "name": "rmu", "unsafe": own, "start": {"unsafe": start}}
     (folder / "results.json").write_text(json.dumps(results))
     return folder
 
