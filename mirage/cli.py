@@ -72,17 +72,17 @@ def usage() -> str:
     return "\n".join(lines)
 
 
-def subclasses(folder: str, base: str) -> str:
-    """Names of the classes below mirage/`folder` that extend `base`, read without importing them: that loads torch."""
-    files = sorted((Path(__file__).parent / folder).rglob("*.py"))
-    texts = [file.read_text(encoding="utf-8") for file in files]
-    return ", ".join(sorted(name for text in texts for name in re.findall(rf"^class (\w+)\({base}\)", text, re.M)))
+def subclasses(folder: str, *bases: str) -> str:
+    """Names of the classes below mirage/`folder` that extend one of `bases`, read without importing them (and torch)."""
+    texts = [file.read_text(encoding="utf-8") for file in (Path(__file__).parent / folder).rglob("*.py")]
+    names = {name for text in texts for name in re.findall(rf"^class (\w+)\((?:{'|'.join(bases)})\)", text, re.M)}
+    return ", ".join(sorted(names - set(bases)))
 
 
 def training_usage(command: str) -> str:
     """What `mirage fit --help` prints: the few options that matter, at once. `--help-all` lists every one."""
     example = (configs_folder() / "rmu.yaml").read_text(encoding="utf-8")
-    benchmarks = subclasses("evaluation/benchmarks", "Benchmark")
+    benchmarks = subclasses("evaluation/benchmarks", "Benchmark", "SoftAccuracy")
     return "\n".join(
         [
             f"usage: mirage {command} --config FILE [--ckpt_path last|best|FILE] [--SECTION.KEY VALUE ...]",

@@ -165,12 +165,18 @@ class Record:
         """
         from pydantic import ValidationError
 
+        from mirage.shapes import issues_of
+
         try:
-            return _record_adapter().validate_json(line, strict=True)
+            # half a character (a lone surrogate) in an answer becomes "?": JSON may hold it, UTF-8 may not
+            whole = json.dumps(json.loads(line), ensure_ascii=False).encode(errors="replace")
+        except ValueError:
+            raise ValueError("it is not JSON") from None
+        try:
+            return _record_adapter().validate_json(whole, strict=True)
         except ValidationError as error:
-            issue = error.errors(include_url=False)[0]
-            field = ".".join(map(str, issue["loc"])) or "the line"
-            raise ValueError(f"{field} is not that of a record ({issue['msg']})") from None
+            issue = issues_of(error, "", "")[0]
+            raise ValueError(f"{issue.field} {issue.remedy.rstrip('.')}") from None
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
@@ -62,11 +63,15 @@ def checked(shape: type[AnyShape], record: object, file: str, where: str) -> tup
     try:
         return shape.model_validate(record), []
     except ValidationError as error:
-        known = [field.alias or name for name, field in shape.model_fields.items()]
-        return None, [
-            DataIssue(file, where, _field(detail["loc"]), _remedy(detail, known))
-            for detail in error.errors(include_url=False)
-        ]
+        return None, issues_of(error, file, where, [field.alias or name for name, field in shape.model_fields.items()])
+
+
+def issues_of(error: ValidationError, file: str, where: str, known: Sequence[str] = ()) -> list[DataIssue]:
+    """Everything that pydantic found wrong, each with its remedy; `known` are the fields that a record may have."""
+    return [
+        DataIssue(file, where, _field(detail["loc"]), _remedy(detail, known))
+        for detail in error.errors(include_url=False)
+    ]
 
 
 def json_name(value: object) -> str:
@@ -90,7 +95,7 @@ def _field(location: tuple[Any, ...]) -> str:
     return name.removeprefix(".") or "the record"
 
 
-def _remedy(detail: Any, known: list[str]) -> str:
+def _remedy(detail: Any, known: Sequence[str]) -> str:
     kind: str = detail["type"]
     if kind == "missing":
         return "is missing. Add it, or remove the record."

@@ -75,7 +75,7 @@ def test_a_run_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "start" in printed and "ASR" in printed and "helpful" in printed
 
     results = results_of(root)
-    assert (results["schema_version"], results["method"], results["source"], results["seed"]) == (1, "npo", "mini", 0)
+    assert (results["schema_version"], results["method"], results["source"], results["seed"]) == (2, "npo", "mini", 0)
     for block in (results, results["start"]):
         assert block["unsafe"]["before"]["n"] == block["benign"]["after"]["n"] == 7
         assert set(block["unsafe"]["after"]["asr"]) == {"rate", "low", "high"}
@@ -282,7 +282,7 @@ def test_an_error_that_is_no_path_s_keeps_its_traceback(monkeypatch: pytest.Monk
 
 SOURCES_ARE = f"There are {', '.join(sorted(cls.__name__ for cls in SOURCES))}."
 CALLBACK = "--trainer.callbacks=OneWordAttack --trainer.callbacks.eval_set=unsafe"
-JUDGES_ARE = "There are Exact, Fluency, Keyword, ModelJudge, TopicFilter."
+JUDGES_ARE = "There are Classifier, Exact, Fluency, Keyword, ModelJudge, TopicFilter."
 
 
 @pytest.mark.parametrize(

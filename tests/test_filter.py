@@ -98,7 +98,7 @@ class Counted(Source):
     def retain(self) -> Sequence[Example]:
         from mirage.data.lazy import Lazy
 
-        return Lazy(100_000, self._example)
+        return Lazy(100_000, lambda places: [self._example(place) for place in places])
 
     def _example(self, index: int) -> Example:
         Counted.built += 1

@@ -609,13 +609,12 @@ def in_records(change: Callable[[str], str]) -> Callable[[Path], None]:
     (in_records(lambda text: text.replace('"refused"', '"complied"')), r"before\.asr\.rate 1\.0, but results\.json says 0"),
     (in_records(lambda text: text + text.splitlines()[-1]), r"Recorded twice: unsafe/q011 \(shot 3\)"),
     (in_records(lambda text: text[: text.rstrip().rfind("\n")]), r"shots 0 to 3, but not so: unsafe/q011 \(shots 0, 1, 2"),
-    (in_records(lambda text: text.replace("teapot", "\\ud800", 1)), r"unsafe\.jsonl, line \d: the line is not that of a"),
     (in_records(lambda text: text[10:]), r"unsafe\.jsonl, line 1: not JSON"),
     (in_records(lambda text: text.replace('"unsafe/q001"', "", 1)), r"unsafe\.jsonl, line 6: not JSON"),
     (in_records(lambda text: text[:-10].replace('"refused"', '"complied"')), r"asr questions 11, but results\.json says"),
     (in_records(lambda text: '"other"'.join(text.rsplit('"exact"', 1))), r"judged by other, but results\.json says exact"),
-    (in_records(lambda text: text.replace('"shot": 1', '"shot": "1"', 1)), r"line 3: shot is not that of a record"),
-    (in_records(lambda text: text + '{"id": "x", "loss": 1}\n'), r"jsonl, line 50: eval_set is not that of a record"),
+    (in_records(lambda text: text.replace('"shot": 1', '"shot": "1"', 1)), r"line 3: shot is a text\. It must be a whole"),
+    (in_records(lambda text: text + '{"id": "x", "loss": 1}\n'), r"jsonl, line 50: eval_set is missing"),
 ])  # fmt: skip
 def test_runs_that_cannot_be_trusted_are_refused(tmp_path: Path, damage: Callable[[Path], None], sentence: str) -> None:
     models = paper_like(12)
@@ -645,6 +644,8 @@ def test_half_written_lines_are_dropped_with_their_question_and_said(tmp_path: P
 def test_odd_characters_in_answers_neither_split_records_nor_reach_the_page(tmp_path: Path) -> None:
     models = paper_like(4)
     folder = write_run(tmp_path / "rmu", models["rmu"], models["start"], answer="one\u2028two\u0085three\u202eevil\x1b")
+    file = folder / "records" / "benign.jsonl"
+    file.write_text(file.read_text(encoding="utf-8").replace("three", "\\ud800"), encoding="utf-8")
     run = load_run(folder)
     assert len(run.records["unsafe"]) == 16 and run.notes == ()
     printed([folder], tmp_path / "out")

@@ -133,11 +133,15 @@ def _load_language_model(pretrained: str, dtype: Dtype, device: str) -> tuple[An
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     where = resolve_pretrained(pretrained)
-    safely: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(where, **safely)
+        tokenizer: Any = AutoTokenizer.from_pretrained(where, local_files_only=True, trust_remote_code=False)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            where, dtype=dtype, use_safetensors=True, output_loading_info=True, **safely
+            where,
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            local_files_only=True,
+            trust_remote_code=False,
         )
     except Exception as error:  # a damaged checkpoint raises anything from KeyError to SafetensorError
         raise ModelError(

@@ -97,14 +97,15 @@ def _load(pretrained: str, labels: set[str], device: str) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
     folder = resolve_pretrained(pretrained)
-    safely: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
-        names = list(AutoConfig.from_pretrained(folder, **safely).id2label.values())
+        names = list(
+            AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).id2label.values()
+        )
         if unknown := sorted(labels - set(names)):
             raise ValueError(f"judge.labels names {unknown[0]!r}, but the labels of {folder} are {', '.join(names)}.")
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder, **safely)
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         loaded: Any = AutoModelForSequenceClassification.from_pretrained(
-            folder, use_safetensors=True, output_loading_info=True, **safely
+            folder, use_safetensors=True, output_loading_info=True, local_files_only=True, trust_remote_code=False
         )
     except Exception as error:  # a damaged checkpoint raises anything from KeyError to SafetensorError
         if str(error).startswith("judge.labels"):
