@@ -183,27 +183,8 @@ class _Results(_Measured):
     start: _Measured | None = None
 
 
-class _Answer(Shape):
-    """The fields of a record that the report shows or counts."""
-
-    id: str
-    shot: int
-    question: str
-    answer: str
-    judge: str
-    category: str | None = None
-    image: str | None = None
-
-
 def _refused(place: object, what: str) -> ValueError:
     return ValueError(f"{place}: {what.removesuffix('.')}. Evaluate the run again.")
-
-
-def _check_shape(shape: type[Shape], value: object, place: str) -> None:
-    _, issues = checked(shape, value, place, "")
-    if issues:
-        remedy = "is missing" if issues[0].remedy.startswith("is missing") else issues[0].remedy
-        raise _refused(place, f"{issues[0].field} {remedy}")
 
 
 def _read_results(file: Path) -> dict[str, Any]:
@@ -229,7 +210,10 @@ def _read_results(file: Path) -> dict[str, Any]:
             f"{file}: schema_version is {version!r}, but this mirage reads {RESULTS_SCHEMA_VERSION}. Read it with the"
             " mirage that wrote it, or evaluate the run again with this one."
         )
-    _check_shape(_Results, results, str(file))
+    _, issues = checked(_Results, results, str(file), "")
+    if issues:
+        missing = issues[0].remedy.startswith("is missing")
+        raise _refused(file, f"{issues[0].field} {'is missing' if missing else issues[0].remedy}")
     return dict(results)
 
 
@@ -256,7 +240,6 @@ def _read_records(file: Path, fingerprint: str | None) -> tuple[tuple[Record, ..
             records.append(Record.from_json(line.decode()))
         except ValueError as error:
             raise _refused(place, str(error)) from error
-        _check_shape(_Answer, fields, place)
     if not headers:
         raise _refused(file, "it has no line with a fingerprint, so nothing says which model gave these answers")
     if len(headers) > 1:
