@@ -23,7 +23,7 @@ demo: $(INSTALLED)  ## train RMU on the mini setting, attack it, print the table
 test: $(INSTALLED)  ## run every test
 	$(BIN)/pytest
 
-test-fast: $(INSTALLED)  ## the tests that take under a minute together; says what it leaves out
+test-fast: $(INSTALLED)  ## the quick tests; says what it leaves out
 	$(BIN)/pytest -m "not slow and not real"
 	@echo "Left out (see 'deselected' above): whole fits, killed and two-process runs, and the real kit. make test runs them."
 
