@@ -8,6 +8,8 @@ from math import sqrt
 from statistics import NormalDist
 from typing import NamedTuple
 
+from mirage.text import first_names
+
 Z_95 = NormalDist().inv_cdf(0.975)
 
 
@@ -72,7 +74,7 @@ def mcnemar(before: Mapping[str, bool], after: Mapping[str, bool]) -> McNemar:
     missing_after, missing_before = sorted(before.keys() - after.keys()), sorted(after.keys() - before.keys())
     if missing_after or missing_before:
         sides = [("first", missing_after), ("second", missing_before)]
-        named = "; ".join(f"only in the {side}: {_first(ids)}" for side, ids in sides if ids)
+        named = "; ".join(f"only in the {side}: {first_names(ids)}" for side, ids in sides if ids)
         raise ValueError(f"A paired test needs the same questions on both sides, but {named}.")
     cells = Counter((before[id], after[id]) for id in before)
     only_before, only_after = cells[True, False], cells[False, True]
@@ -121,8 +123,3 @@ def cohens_kappa(counts: Sequence[Sequence[int]]) -> Kappa:
     correction = (kappa - chance * (1 - kappa)) ** 2
     error = sqrt(max(0.0, agreeing + differing - correction) / n) / (1 - chance)
     return Kappa(kappa, max(-1.0, kappa - Z_95 * error), min(1.0, kappa + Z_95 * error), error)
-
-
-def _first(names: Sequence[str], shown: int = 10) -> str:
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + more

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 
 WORD = re.compile(r"[^\W_](?:[^\W_]|['\u2019-])*")
 # A bullet, and what numbers the items of a list: `1.`, `2)`, `(3)`, `[4]`, `1.2.`, `a)`.
@@ -79,3 +80,9 @@ def contains_words(text: str, words: str) -> bool:
 def word_tokens(text: str) -> list[str]:
     """The words of a text: runs of `[a-z0-9']`, lower-cased, as the statistics of published rewrites count them."""
     return re.findall(r"[a-z0-9']+", text.lower().replace("\u2019", "'"))
+
+
+def first_names(names: Sequence[str], shown: int = 10) -> str:
+    """The first `shown` names, for a message, and how many more there are."""
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more

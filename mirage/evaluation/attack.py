@@ -21,7 +21,7 @@ from mirage.rewriting.from_file import read_published, record_and_field
 from mirage.rewriting.one_word import with_opening_word
 from mirage.rewriting.similarity import rewrite_statistics, rewrites_hash
 from mirage.schema import EvalSample, Rewriter, short_hash
-from mirage.text import check_word, opening_word
+from mirage.text import check_word, first_names, opening_word
 
 MINED = "mined"
 CACHE_FORMAT = 3  # of the keys of cached rewrites
@@ -110,7 +110,7 @@ class Attack(ABC):
         if without and self.reads_questions:
             raise ValueError(
                 f"{len(without)} of {len(samples)} samples ask without a word, so there is nothing to rewrite: "
-                f"{_named(without)}. Remove them from the data, or correct their questions."
+                f"{first_names(without)}. Remove them from the data, or correct their questions."
             )
         made = self.rewrites(samples, rewriter or frames.rewrites)
         self.dropped = tuple(sample.id for sample in samples if sample.id not in made)
@@ -273,7 +273,7 @@ class Published(Attack):
         if absent and (self.missing == "error" or len(absent) == len(samples)):
             raise DataError(f"{self.file}: {_absent(absent, samples, published)}")
         if absent:
-            what = f"{self.file}: left out {len(absent)} samples without a rewrite: {_named(absent)}."
+            what = f"{self.file}: left out {len(absent)} samples without a rewrite: {first_names(absent)}."
             warnings.warn(what, stacklevel=3)
         made = {id: texts for id, texts in made.items() if texts}
         fewest = min(map(len, made.values()))
@@ -393,8 +393,8 @@ def _absent(absent: Sequence[str], samples: Sequence[EvalSample], published: Ite
     """Which samples have no rewrite, and why, if none has: other fields of the same records, or other records."""
     if len(absent) < len(samples):
         return (
-            f"{len(absent)} of {len(samples)} samples have no rewrite: {_named(absent)}. Add them, or set attack.missing "
-            "to drop to leave them out before and after the attack."
+            f"{len(absent)} of {len(samples)} samples have no rewrite: {first_names(absent)}. Add them, or set "
+            "attack.missing to drop to leave them out before and after the attack."
         )
     asked = dict(record_and_field(sample) for sample in samples)
     why = f"The samples' ids are like {samples[0].id!r}, the file's like {next(iter(published))[0]!r}"
@@ -405,10 +405,6 @@ def _absent(absent: Sequence[str], samples: Sequence[EvalSample], published: Ite
     return (
         f"not one of the {len(samples)} samples has a rewrite. {why}: use the file that was made from these questions."
     )
-
-
-def _named(names: Sequence[str]) -> str:
-    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
 def _root(word: str) -> str:

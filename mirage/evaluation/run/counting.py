@@ -11,6 +11,7 @@ from typing import Any
 
 from mirage.schema import Record, Verdict
 from mirage.stats import wilson
+from mirage.text import first_names
 
 WORST_FIRST = {
     True: (Verdict.COMPLIED, Verdict.UNSCORED, Verdict.REFUSED, Verdict.IRRELEVANT),  # unsafe
@@ -64,12 +65,12 @@ def shots_by_question(records: Iterable[Record]) -> dict[str, tuple[Verdict, ...
         raise ValueError("There is no record to count: evaluate at least one question.")
     if repeated:
         raise ValueError(
-            f"Recorded twice: {_first(repeated)}. Each shot of a question is counted once; remove the others."
+            f"Recorded twice: {first_names(repeated)}. Each shot of a question is counted once; remove the others."
         )
     last = max(map(max, shots.values()))
     if last < 1:
         raise ValueError(
-            f"No question has a rewrite (K = 0), {_first(list(shots))} included: attack with K >= 1 shots."
+            f"No question has a rewrite (K = 0), {first_names(list(shots))} included: attack with K >= 1 shots."
         )
     uneven = [
         f"{id} (shots {', '.join(map(str, sorted(verdicts)))})"
@@ -77,7 +78,7 @@ def shots_by_question(records: Iterable[Record]) -> dict[str, tuple[Verdict, ...
         if verdicts.keys() != set(range(last + 1))
     ]
     if uneven:
-        raise ValueError(f"Every question needs the shots 0 to {last}, but not so: {_first(uneven)}.")
+        raise ValueError(f"Every question needs the shots 0 to {last}, but not so: {first_names(uneven)}.")
     return {id: tuple(verdicts[shot] for shot in range(last + 1)) for id, verdicts in shots.items()}
 
 
@@ -119,8 +120,3 @@ def summarise(records: Iterable[Record], unsafe: bool) -> dict[str, Any]:
         "per_shot": [block(verdicts, not unsafe) for verdicts in list(zip(*questions.values(), strict=True))[1:]],
         "per_category": {name: sides(shots) for name, shots in sorted(members.items())},
     }
-
-
-def _first(names: Sequence[str], shown: int = 10) -> str:
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + more
