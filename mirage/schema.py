@@ -74,6 +74,8 @@ class Example:
         answer: What the model is to say (or, for unlearning, to stop saying).
         later_turns: Turns that follow, their answers supervised like the first.
         where: File and record for error messages, such as `train.json, record 412`. Not part of the identity.
+        picture_decides: True if the label is in the picture alone, so that the answer stays right whatever is asked about
+            it: an unsafe picture, or a safe one with a harmless question. See `data.crossing`. Not part of the identity.
     """
 
     source: str
@@ -82,6 +84,12 @@ class Example:
     answer: str
     later_turns: tuple[Turn, ...] = ()
     where: str = ""
+    picture_decides: bool = False
+
+    @property
+    def question_id(self) -> str:
+        """A short hash of source, image name and question: the same whatever the answer."""
+        return short_hash(self.source, self.image.name if self.image is not None else "", self.prompt)
 
     @property
     def id(self) -> str:

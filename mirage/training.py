@@ -93,9 +93,11 @@ class MirageCLI(LightningCLI):
             MemoryLine(), RNGState(), ResumeCheck(self.facts, settings.allow_changed), self.results,
         ]  # fmt: skip
         refuse_duplicates(callbacks)
-        for callback in callbacks:
-            if isinstance(callback, OneWordAttack):
-                callback.audit = audit_pairs
+        attacks = [callback for callback in callbacks if isinstance(callback, OneWordAttack)]
+        for callback in attacks:
+            callback.audit = audit_pairs
+        if not any(callback.attack.wants_word for callback in attacks):
+            self.datamodule.attack_words = [callback.attack.word for callback in attacks]
         saves = fits and settings.trainer.enable_checkpointing is not False
         if saves and not any(isinstance(callback, AtomicCheckpoint) for callback in callbacks):
             callbacks.append(AtomicCheckpoint())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from PIL import Image
 
@@ -14,13 +14,24 @@ from mirage.schema import Example
 _SHAPES = ((64, 64), (2048, 2048), (2048, 512), (512, 2048))
 
 
-def too_long(examples: Sequence[Example], collate: Collator) -> Iterator[tuple[int, str]]:
+def too_long(
+    examples: Sequence[Example],
+    collate: Collator,
+    forms: Callable[[Example], Sequence[Example]] | None = None,
+    most_bytes_added: int = 0,
+) -> Iterator[tuple[int, str]]:
     """Place of each example that `collate` would refuse in the middle of a run, with what it would say.
 
     That is one that is too long, has an empty answer, or holds an image placeholder in its text.
 
     Only of those is a picture opened. The others are passed by bounds, most of them without being tokenized: a tokenizer
     makes at most one token of a byte.
+
+    Args:
+        examples: What is trained on.
+        collate: What makes batches of them.
+        forms: An example in every form in which it is trained on; by default it has one.
+        most_bytes_added: A bound on how much longer than the example one of its forms is.
     """
     placeholder = collate.processor.image_token
     most_picture_tokens: int | None = None
@@ -38,8 +49,11 @@ def too_long(examples: Sequence[Example], collate: Collator) -> Iterator[tuple[i
         if key not in overhead:
             overhead[key] = collate.text_tokens(_like(example))
         most_text_tokens = sum(len(text.encode()) for text in texts) + overhead[key]
-        if most_text_tokens > left and collate.text_tokens(example) > left:
-            yield from _refused(place, example, collate)
+        if most_text_tokens + most_bytes_added > left:
+            for form in forms(example) if forms else [example]:
+                if collate.text_tokens(form) > left:
+                    yield from _refused(place, form, collate)
+                    break
 
 
 def _like(example: Example) -> Example:

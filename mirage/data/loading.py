@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mirage.batch import Batch, Pair
 from mirage.data.collate import Collator
+from mirage.data.crossing import CrossedForms
 from mirage.data.order import Order, Step, step_at
 from mirage.schema import Example
 
@@ -18,14 +19,22 @@ from mirage.schema import Example
 class Pairs(Dataset[Pair]):
     """Item `step` is the collated pair of that step, so that opening and collating happen in a loader worker."""
 
-    def __init__(self, unsafe: Sequence[Example], retain: Sequence[Example], collate: Collator) -> None:
-        self.unsafe, self.retain, self.collate = unsafe, retain, collate
+    def __init__(
+        self, unsafe: Sequence[Example], retain: Sequence[Example], collate: Collator, crossed: CrossedForms | None = None
+    ) -> None:
+        self.unsafe, self.retain, self.collate, self.crossed = unsafe, retain, collate, crossed
 
     def __getitem__(self, step: Step) -> Pair:
         return Pair(
-            self.collate([self.unsafe[k] for k in step.unsafe]) if step.unsafe else None,
-            self.collate([self.retain[k] for k in step.retain]) if step.retain else None,
+            self._batch([self.unsafe[k] for k in step.unsafe], step.unsafe_laps, unsafe=True),
+            self._batch([self.retain[k] for k in step.retain], step.retain_laps, unsafe=False),
         )
+
+    def _batch(self, examples: Sequence[Example], laps: Sequence[int], *, unsafe: bool) -> Batch | None:
+        if self.crossed is not None:
+            forms = zip(examples, laps, strict=True)
+            examples = [self.crossed.of(example, lap, unsafe=unsafe) for example, lap in forms]
+        return self.collate(examples) if examples else None
 
 
 class Steps(Sampler[Step]):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from array import array
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import lightning as L
@@ -14,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from mirage.data.base import Source
 from mirage.data.collate import Collator
+from mirage.data.crossing import CrossedForms, Crossing
 from mirage.data.fitting import too_long
 from mirage.data.lazy import Chosen, items_at
 from mirage.data.loading import Pairs, ResumableLoader, Shard, Steps, WeighedCollator
@@ -55,6 +58,7 @@ class AlignmentData(L.LightningDataModule):
             decides, as it does for refusals. All of it by default.
         skip_too_long: Skip the examples that do not fit, and list them in the results, instead of refusing to train.
         pad_to_square: Pad pictures to a square with the processor's mean colour first, as LLaVA-1.5 was trained.
+        crossing: Questions of both sets in forms that do not give the label away (see `Crossing`); off by default.
         num_workers: Processes per device that open pictures; 0 for none.
         seed: Seed of the data order; the run's seed by default.
         method: The `TrainedMethod` that the data are for. The command line hands over its model; no config sets it.
@@ -71,6 +75,7 @@ class AlignmentData(L.LightningDataModule):
         max_answer_tokens: int | None = None,
         skip_too_long: bool = False,
         pad_to_square: bool = False,
+        crossing: Crossing | None = None,
         num_workers: int = 1,
         seed: int = 0,
         method: Any = None,
@@ -90,8 +95,10 @@ class AlignmentData(L.LightningDataModule):
         self.source, self.retain, self.retain_size = source, retain, retain_size
         self.gamma, self.batch_size, self.max_length = gamma, batch_size, max_length
         self.max_answer_tokens, self.skip_too_long, self.pad_to_square = max_answer_tokens, skip_too_long, pad_to_square
-        self.num_workers, self.seed = num_workers, seed
+        self.crossing, self.num_workers, self.seed = crossing, num_workers, seed
+        self.crossed: CrossedForms | None = None
         self.method: TrainedMethod | None = method
+        self.attack_words: Sequence[str] | None = None  # set by whoever builds the callbacks
         self.unsafe_set: Sequence[Example] = ()
         self.retain_set: Sequence[Example] = ()
         self.held_out_set: Sequence[Example] = ()
@@ -117,8 +124,12 @@ class AlignmentData(L.LightningDataModule):
         self.collate = Collator(processor, self.max_length or model_limit, self.pad_to_square, self.max_answer_tokens)
         if stage == "fit":
             answers = self.method.unsafe_answers
-            self.unsafe_set = () if answers is None else self._trainable("unsafe", self.source.unsafe(answers))
-            self.retain_set = self._trainable("retain", self._retained())
+            unsafe = () if answers is None else self._not_empty("unsafe", self.source.unsafe(answers))
+            retain = self._not_empty("retain", self._retained())
+            if self.crossing is not None:
+                self.crossed = CrossedForms(self.crossing, unsafe, retain, self.rewriter, self._excluded(), self.seed)
+            self.unsafe_set = self._not_empty("unsafe", self._fitting(unsafe, True)) if answers is not None else ()
+            self.retain_set = self._not_empty("retain", self._fitting(retain, False))
         self.held_out_set = self._fitting(self.source.held_out())
         self._ready = True
 
@@ -151,7 +162,7 @@ class AlignmentData(L.LightningDataModule):
             order, trainer.global_rank, trainer.world_size, accumulate, lambda: trainer.global_step * accumulate
         )
         return ResumableLoader(
-            Pairs(self.unsafe_set, self.retain_set, self.collate),
+            Pairs(self.unsafe_set, self.retain_set, self.collate, self.crossed),
             sampler=steps,
             batch_size=None,
             num_workers=self.num_workers,
@@ -167,14 +178,17 @@ class AlignmentData(L.LightningDataModule):
     test_dataloader = val_dataloader
 
     def unsafe_loader(self) -> DataLoader[Any]:
-        """The unsafe set once, in order, this rank's share: for reference log-probabilities."""
-        return self._sharded(self.unsafe_set)
+        """The unsafe set once, every example in each of its forms, this rank's share: for reference log-probabilities."""
+        if self.crossed is None:
+            return self._sharded(self.unsafe_set)
+        return self._sharded([form for each in self.unsafe_set for form in self.crossed.every(each, unsafe=True)])
 
     def fingerprint(self) -> str:
         """A hash of both training sets: every id in order, and how much of the answers is taken."""
         ids = [example.id for examples in (self.unsafe_set, self.retain_set) for example in _sampled(examples)]
         cut = [] if self.max_answer_tokens is None else [self.max_answer_tokens]
-        return short_hash(len(self.unsafe_set), len(self.retain_set), *ids, *cut)
+        crossed = [] if self.crossed is None else [json.dumps(self.crossed.describe())]
+        return short_hash(len(self.unsafe_set), len(self.retain_set), *ids, *cut, *crossed)
 
     def summary(self) -> dict[str, Any]:
         """What is trained on and what is skipped, as JSON values, for the results."""
@@ -183,6 +197,7 @@ class AlignmentData(L.LightningDataModule):
             "unsafe": len(self.unsafe_set), "retain": len(self.retain_set), "gamma": self.gamma,
             "max_answer_tokens": self.max_answer_tokens, "fingerprint": self.fingerprint(),
             "skipped": list(dict.fromkeys(skipped)),  # a source may be listed twice
+            "crossing": None if self.crossed is None else self.crossed.describe(),
         }  # fmt: skip
 
     def _sharded(self, examples: Sequence[Example]) -> DataLoader[Any]:
@@ -200,17 +215,32 @@ class AlignmentData(L.LightningDataModule):
         sets, weights = [each.source.retain() for each in self.retain], [each.weight for each in self.retain]
         return Mixture(sets, weights, self.retain_size, self.seed)
 
-    def _trainable(self, side: str, examples: Sequence[Example]) -> Sequence[Example]:
-        fitting = self._fitting(examples)
-        if not len(fitting):
+    def _not_empty(self, side: str, examples: Sequence[Example]) -> Sequence[Example]:
+        if not len(examples):
             raise DataError(
                 f"The {side} set of {self.source.name} is empty: nothing would be trained. Check the source's settings."
             )
-        return fitting
+        return examples
 
-    def _fitting(self, examples: Sequence[Example]) -> Sequence[Example]:
+    def _excluded(self) -> Sequence[str]:
+        """Opening words that crossed forms must not have."""
+        assert self.crossing is not None
+        if self.crossing.exclude != "attack":
+            return self.crossing.exclude
+        if self.attack_words is None:
+            raise ValueError(
+                "data.crossing.exclude is 'attack', and the words of this run's attacks are not given, or still to be mined. "
+                "Name them in data.crossing.exclude."
+            )
+        return self.attack_words
+
+    def _fitting(self, examples: Sequence[Example], unsafe: bool | None = None) -> Sequence[Example]:
         """The examples that the model can take: all of them, or an error, or, with `skip_too_long`, all others."""
-        refused = dict(too_long(examples, self.collate))
+        if self.crossed is None or unsafe is None:
+            refused = dict(too_long(examples, self.collate))
+        else:
+            forms = partial(self.crossed.every, unsafe=unsafe)
+            refused = dict(too_long(examples, self.collate, forms, self.crossed.most_bytes_added))
         if not refused:
             return examples
         error = DataError.of(list(refused.values()))

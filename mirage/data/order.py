@@ -22,10 +22,12 @@ _SIDES: tuple[Side, Side] = ("unsafe", "retain")
 
 
 class Step(NamedTuple):
-    """What one rank sees in one step: indices into the unsafe set and into the retain set."""
+    """What one rank sees in one step: indices into both sets, and for each how often its set has been walked before."""
 
     unsafe: tuple[int, ...]
     retain: tuple[int, ...]
+    unsafe_laps: tuple[int, ...] = ()
+    retain_laps: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +57,16 @@ def step_at(index: int, rank: int, world_size: int, order: Order) -> Step:
     """The examples that rank `rank` of `world_size` sees in step `index`."""
     together = order.batch_size * world_size
     start, stop = index * together, (index + 1) * together
-    if order.num_unsafe == 0:
-        return Step((), walk("retain", start + rank, stop, world_size, order))
     gamma = Fraction(repr(order.gamma))  # exact: 0.1 * 30 in floats is above 3
-    first, last = math.floor(gamma * start), math.floor(gamma * stop)
+    first, last = (math.floor(gamma * start), math.floor(gamma * stop)) if order.num_unsafe else (start, stop)
     # rank r takes every world_size-th place, counted on from the walk's beginning so that the shares stay even
+    unsafe = range(start + rank, stop if order.num_unsafe else start, world_size)
+    retain = range(first + (rank - first) % world_size, last, world_size)
     return Step(
-        walk("unsafe", start + rank, stop, world_size, order),
-        walk("retain", first + (rank - first) % world_size, last, world_size, order),
+        walk("unsafe", unsafe.start, unsafe.stop, world_size, order),
+        walk("retain", retain.start, retain.stop, world_size, order),
+        tuple(place // order.num_unsafe for place in unsafe),
+        tuple(place // order.num_retain for place in retain),
     )
 
 

@@ -237,6 +237,8 @@ class VLGuard(Source):
             prompt=question.text,
             answer=answer,
             where=f"{self.files[split]}, {question.where}",
+            # an unsafe question about a safe picture is unsafe by its words alone
+            picture_decides=question.field != "unsafe_instruction",
         )
 
     def _sample(self, question: _Question, split: str) -> EvalSample:

@@ -1,0 +1,276 @@
+"""Crossed forms: questions of both sets are said again in forms that do not give the label away.
+
+    L = E_t [ l_u(x_t) ] + gamma * E_t [ l_r(x_t) ]        t ~ forms, the same for both sets, independent of the label
+
+A question has content (what it asks about) and form (opening word, question or request, final mark, length). Training finds
+what separates its two sets most cheaply, and in VLGuard the form alone does (its opening word, its final mark or its second
+word: 97 % each). With crossed forms it does not. Which form an example has in which use is a pure function of (seed, lap,
+example), so resuming, ranks and batch layouts do not change it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from mirage.errors import DataError
+from mirage.json_file import lines
+from mirage.rewriting import frames
+from mirage.rewriting.one_word import with_opening_word
+from mirage.rewriting.reading import DATA
+from mirage.schema import Example, Rewriter
+from mirage.shapes import ExactShape, Text, checked
+from mirage.text import check_word, first_names, opening_word
+
+# Questions that say nothing by themselves, so that the picture decides; every sort of form is among them.
+NEUTRAL = (
+    "What about this image?", "Describe this.", "What is this?", "Tell me about this picture.", "Can you look at this?",
+    "Please comment on this image.", "Share this with me.", "Look at the picture.", "How about this one?", "This picture.",
+    "Explain this image.", "Is there something to say about this?",
+)  # fmt: skip
+FRAMES, ONE_WORD = "frames", "one_word"
+_SHOTS = 3  # of how many rewrites that open with a word one is drawn
+_FRAME_BYTES = 256  # more than the longest frame with a tail, or the longest neutral question
+_OFTEN = 0.005  # `forms: audit` takes the opening words of at least this share of the questions
+_SAMPLED = 4096  # questions of a set that are looked at to find words, to check rewriters and to measure forms
+_MOST_REFUSED = 0.2  # share of questions that no rewriter can reword
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """Crossed forms: how the questions of both training sets are said again, whatever their label.
+
+    Args:
+        share: Share of the uses of an example in which its question has another form than its own, 0 to 1.
+        rewriters: What words the new forms, each as often as the others: `frames` (templates: whole sentences), `one_word`
+            (only the opening word changes), and files that `mirage prepare paraphrases` wrote. At least two, or the one
+            rewriter's manner becomes a new cue.
+        forms: The opening words, each as likely; `audit` takes those of the training sets themselves.
+        neutral: Share of the uses in which an example whose picture decides is asked a question that says nothing ("What
+            about this image?"), so that the picture has to be looked at. Sources say which examples those are.
+        exchange: Share of the uses in which an unsafe example whose picture decides is asked a question of the retain set.
+        forms_per_example: How many different forms an example has at most; the reference is computed for each.
+        exclude: Opening words that no form has. `attack`: those of this run's attacks.
+
+    Raises:
+        ValueError: If a share is not within 0 to 1, or a list is empty or has unknown members.
+    """
+
+    share: float = 0.95
+    rewriters: list[str] = field(default_factory=lambda: [FRAMES, ONE_WORD])
+    forms: Literal["audit"] | list[str] = "audit"
+    neutral: float = 0.0
+    exchange: float = 0.0
+    forms_per_example: int = 8
+    exclude: Literal["attack"] | list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for name, share in {"share": self.share, "neutral": self.neutral, "exchange": self.exchange}.items():
+            if not 0 <= share <= 1:
+                raise ValueError(f"data.crossing.{name} is {share}: it is a share, from 0 to 1.")
+        if self.neutral + self.exchange > 1:
+            raise ValueError("data.crossing.neutral and exchange are shares of the same uses: together at most 1.")
+        if self.forms_per_example < 1:
+            raise ValueError(f"data.crossing.forms_per_example is {self.forms_per_example}: it must be at least 1.")
+        if len(set(self.rewriters)) < 2:
+            raise ValueError(
+                f"data.crossing.rewriters are {self.rewriters}: name at least two, or the manner of the one is a new cue."
+            )
+        for name in self.rewriters:
+            if name not in (FRAMES, ONE_WORD) and not name.endswith(".jsonl"):
+                raise ValueError(
+                    f"data.crossing.rewriters: there is no {name!r}. Choose {FRAMES}, {ONE_WORD}, or a .jsonl file that "
+                    "mirage prepare paraphrases wrote."
+                )
+        for listed, words in {"forms": self.forms, "exclude": self.exclude}.items():
+            for word in () if isinstance(words, str) else words:
+                check_word(word, f"data.crossing.{listed}: one of them")
+        if not self.forms:
+            raise ValueError("data.crossing.forms is empty: name opening words, or write audit.")
+
+
+class CrossedForms:
+    """The forms of the examples of two training sets.
+
+    Args:
+        settings: What to draw from.
+        unsafe: The unsafe set.
+        retain: The retain set.
+        rewriter: Takes the place of the templates, for a source with a language of its own.
+        exclude: Opening words that no form has.
+        seed: Forms are a function of it, the example and the use.
+
+    Raises:
+        DataError: If a paraphrase file is not of these sets, no opening word is left, a word has no frames, or more than
+            a fifth of the questions cannot be reworded.
+    """
+
+    def __init__(
+        self,
+        settings: Crossing,
+        unsafe: Sequence[Example],
+        retain: Sequence[Example],
+        rewriter: Rewriter | None,
+        exclude: Iterable[str],
+        seed: int,
+    ) -> None:
+        self.settings, self.seed = settings, seed
+        self.excluded = frozenset(map(opening_word, exclude))
+        sampled = [*_spread(unsafe), *_spread(retain)]
+        self.words = self._opening_words(sampled, own=rewriter is not None)
+        # A mix of millions lends some thousand questions, and only to unsafe examples.
+        self.exchanged = [each.prompt for each in _spread(retain) if each.picture_decides] if settings.exchange else []
+        if settings.exchange and not self.exchanged:
+            raise DataError(
+                "data.crossing.exchange needs questions of the retain set whose picture decides, and the source has none. "
+                "Set it to 0."
+            )
+        self.rewriter = rewriter or frames.rewrites
+        self.paraphrases = {name: _complete(Path(name), sampled) for name in settings.rewriters if name.endswith(".jsonl")}
+        self.not_reworded = self._check(sampled)
+
+    def of(self, example: Example, lap: int, *, unsafe: bool) -> Example:
+        """The example as it is asked in the lap-th walk through its set."""
+        number = self.settings.forms_per_example
+        shift = random.Random(f"{self.seed}/{example.question_id}").randrange(number)
+        return self._form(example, (lap + shift) % number, unsafe)
+
+    def every(self, example: Example, *, unsafe: bool) -> list[Example]:
+        """The example in each of its forms, equal ones once."""
+        drawn = (self._form(example, number, unsafe) for number in range(self.settings.forms_per_example))
+        return list({each.prompt: each for each in drawn}.values())
+
+    @property
+    def most_bytes_added(self) -> int:
+        """A bound on how many bytes longer than its own question a form is, as UTF-8."""
+        others = [*self.exchanged, *(text for each in self.paraphrases.values() for texts in each.values() for text in texts)]
+        return _FRAME_BYTES + max((len(text.encode()) for text in others), default=0)
+
+    def describe(self) -> dict[str, object]:
+        """The settings as they took effect, as JSON values, for the results."""
+        return {
+            "share": self.settings.share, "rewriters": self.settings.rewriters, "words": self.words,
+            "neutral": self.settings.neutral, "exchange": self.settings.exchange,
+            "forms_per_example": self.settings.forms_per_example, "excluded": sorted(self.excluded),
+            "not_reworded": len(self.not_reworded),
+        }  # fmt: skip
+
+    def _form(self, example: Example, number: int, unsafe: bool) -> Example:
+        draw = random.Random(f"{self.seed}/{example.question_id}/{number}")
+        if draw.random() >= self.settings.share:
+            return example
+        question, picked = example.prompt, draw.random()
+        if example.picture_decides:
+            if picked < self.settings.neutral:
+                return replace(example, prompt=draw.choice(self._neutral))
+            if unsafe and picked < self.settings.neutral + self.settings.exchange:
+                question = draw.choice(self.exchanged)
+        reworded = self._reworded(question, example.question_id if question is example.prompt else "", draw)
+        return replace(example, prompt=reworded or question)
+
+    def _reworded(self, question: str, id: str, draw: random.Random) -> str | None:
+        """The question in a form drawn from all; None if no rewriter can."""
+        for name in draw.sample(self.settings.rewriters, len(self.settings.rewriters)):
+            if name == FRAMES:
+                reworded = _said_again(self.rewriter, question, draw.choice(self.words), draw)
+            elif name == ONE_WORD:
+                reworded = _opened_with(question, draw.choice(self.words))
+            else:
+                listed = [each for each in self.paraphrases[name].get(id, ()) if opening_word(each) not in self.excluded]
+                reworded = draw.choice(listed) if listed else None
+            if reworded:
+                return reworded
+        return None
+
+    @property
+    def _neutral(self) -> list[str]:
+        return [question for question in NEUTRAL if opening_word(question) not in self.excluded]
+
+    def _opening_words(self, sampled: Sequence[Example], own: bool) -> list[str]:
+        """The opening words of forms, sorted. For the templates (not `own`) they must have frames."""
+        if self.settings.forms == "audit":
+            counts = Counter(opening_word(example.prompt) for example in sampled)
+            words = {word for word, count in counts.items() if word and count >= _OFTEN * len(sampled)}
+            words = words if own else words & DATA.frames.keys()
+        else:
+            words = set(map(opening_word, self.settings.forms))
+            if not own and (unknown := sorted(words - DATA.frames.keys())):
+                raise DataError(f"data.crossing.forms: no frames open with {first_names(unknown)}. Choose other words.")
+        if len(words - self.excluded) < 2:
+            raise DataError("data.crossing leaves fewer than two opening words. Name more of them in data.crossing.forms.")
+        return sorted(words - self.excluded)
+
+    def _check(self, sampled: Sequence[Example]) -> list[str]:
+        """Where the questions are that no rewriter can reword."""
+        draw = random.Random(self.seed)
+        refused = [each for each in sampled if self._reworded(each.prompt, each.question_id, draw) is None]
+        names = [each.where or each.id for each in refused]
+        if len(refused) > _MOST_REFUSED * len(sampled):
+            raise DataError(
+                f"data.crossing: {len(refused)} of {len(sampled)} questions cannot be reworded ({first_names(names, 3)}). "
+                "Choose other rewriters, or leave data.crossing out."
+            )
+        return names
+
+
+class _Paraphrases(ExactShape):
+    id: Text
+    question: Text
+    paraphrases: list[Text]
+
+
+def read_paraphrases(file: Path) -> dict[str, list[str]]:
+    """The paraphrases of a file that `mirage prepare paraphrases` wrote, by `Example.question_id`.
+
+    Raises:
+        DataError: If the file is missing or has a faulty line; names the first ten.
+    """
+    by_id: dict[str, list[str]] = {}
+    issues = []
+    for line in lines(file, 'lines like {"id": "...", "question": "...", "paraphrases": ["...", "..."]}'):
+        entry, wrong = checked(_Paraphrases, line.record, str(file), f"line {line.number}")
+        issues += [line.issue] if line.issue is not None else wrong
+        if entry is not None:
+            by_id[entry.id] = entry.paraphrases
+    if issues:
+        raise DataError.of(issues)
+    return by_id
+
+
+def _complete(file: Path, sampled: Sequence[Example]) -> dict[str, list[str]]:
+    """The paraphrases of the file, which must have some of every question."""
+    paraphrases = read_paraphrases(file)
+    if missing := [each.where or each.id for each in sampled if each.question_id not in paraphrases]:
+        raise DataError(
+            f"{file} lacks {len(missing)} of {len(sampled)} questions of the training sets ({first_names(missing, 3)}). "
+            "Make it anew with mirage prepare paraphrases."
+        )
+    return paraphrases
+
+
+def _said_again(rewriter: Rewriter, question: str, word: str, draw: random.Random) -> str | None:
+    for shots in range(draw.randint(1, _SHOTS), 0, -1):
+        try:
+            return rewriter(question, word, shots)[-1]
+        except ValueError:  # it has fewer rewrites than that
+            continue
+    return None
+
+
+def _opened_with(question: str, word: str) -> str | None:
+    """The question with another opening word, and the final mark that goes with the word."""
+    try:
+        replaced = with_opening_word(question, word)
+    except ValueError:
+        return None
+    stem = replaced.rstrip()
+    return stem.rstrip(".?!") + ("?" if frames.asks(word) else ".") if stem[-1:] in ".?!" else replaced
+
+
+def _spread(examples: Sequence[Example]) -> Iterator[Example]:
+    """All examples of a small set, evenly spaced ones of a large."""
+    return (examples[place] for place in range(0, len(examples), max(1, len(examples) // _SAMPLED)))
