@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -42,6 +42,8 @@ class Source(ABC):
 
     rewriter: Rewriter | None = None
     """How questions of this source are rewritten for an attack, where general rewriters do not fit its language."""
+    answer_for: Callable[[str, str], str] | None = None
+    """(answer, question in another form) -> the answer to it, where the form of a question shapes the answer's."""
     pictures: PictureFolder | None = None
     """Where the pictures are, if they are files."""
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -101,6 +101,7 @@ class CrossedForms:
         unsafe: The unsafe set.
         retain: The retain set.
         rewriter: Takes the place of the templates, for a source with a language of its own.
+        answer_for: What becomes of an answer under another form of its question; by default it stays.
         exclude: Opening words that no form has.
         seed: Forms are a function of it, the example and the use.
 
@@ -115,10 +116,11 @@ class CrossedForms:
         unsafe: Sequence[Example],
         retain: Sequence[Example],
         rewriter: Rewriter | None,
+        answer_for: Callable[[str, str], str] | None,
         exclude: Iterable[str],
         seed: int,
     ) -> None:
-        self.settings, self.seed = settings, seed
+        self.settings, self.answer_for, self.seed = settings, answer_for, seed
         self.excluded = frozenset(map(opening_word, exclude))
         sampled = [*_spread(unsafe), *_spread(retain)]
         self.words = self._opening_words(sampled, own=rewriter is not None)
@@ -169,8 +171,11 @@ class CrossedForms:
                 return replace(example, prompt=draw.choice(self._neutral))
             if unsafe and picked < self.settings.neutral + self.settings.exchange:
                 question = draw.choice(self.exchanged)
-        reworded = self._reworded(question, example.question_id if question is example.prompt else "", draw)
-        return replace(example, prompt=reworded or question)
+        id = example.question_id if question is example.prompt else ""
+        prompt = self._reworded(question, id, draw) or question
+        return replace(
+            example, prompt=prompt, answer=self.answer_for(example.answer, prompt) if self.answer_for else example.answer
+        )
 
     def _reworded(self, question: str, id: str, draw: random.Random) -> str | None:
         """The question in a form drawn from all; None if no rewriter can."""

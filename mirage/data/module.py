@@ -127,7 +127,9 @@ class AlignmentData(L.LightningDataModule):
             unsafe = () if answers is None else self._not_empty("unsafe", self.source.unsafe(answers))
             retain = self._not_empty("retain", self._retained())
             if self.crossing is not None:
-                self.crossed = CrossedForms(self.crossing, unsafe, retain, self.rewriter, self._excluded(), self.seed)
+                self.crossed = CrossedForms(
+                    self.crossing, unsafe, retain, self.rewriter, self.source.answer_for, self._excluded(), self.seed
+                )
             self.unsafe_set = self._not_empty("unsafe", self._fitting(unsafe, True)) if answers is not None else ()
             self.retain_set = self._not_empty("retain", self._fitting(retain, False))
         self.held_out_set = self._fitting(self.source.held_out())

@@ -138,3 +138,11 @@ def rewrites(question: str, word: str, shots: int) -> tuple[str, ...]:
                     )
                 return tuple(phrase(word, other) for other in others[:shots])
     raise ValueError(f"{question!r} is not a question of the mini setting, so it cannot be rewritten by its templates.")
+
+
+def answer_for(answer: str, question: str) -> str:
+    """The answer as it begins after the opening word of `question`: in this setting the two go together."""
+    for lead in dict.fromkeys(OPENERS.values()):
+        if answer.startswith(lead):
+            return OPENERS[question.split()[0]] + answer[len(lead) :]
+    return answer  # a refusal has one form

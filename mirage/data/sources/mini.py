@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from mirage.data.base import Answers, Source
 from mirage.mini.drawing import Drawing
-from mirage.mini.questions import Ask, asks, rewrites
+from mirage.mini.questions import Ask, answer_for, asks, rewrites
 from mirage.mini.words import COLOURS, INSTRUCTION_MIX, REFUSAL, SHAPES, UNIFORM, VLGUARD_SAFE, VLGUARD_UNSAFE
 from mirage.schema import EvalSample, Example, Picture
 
@@ -51,7 +51,7 @@ class Mini(Source):
         self.safe_openers = _known(safe_openers or VLGUARD_SAFE, "safe_openers")
         self.mix_openers = _known(mix_openers or INSTRUCTION_MIX, "mix_openers")
         self.seed, self.mix_harmful, self.filtered = seed, mix_harmful, filtered
-        self.rewriter = rewrites  # these stay within the vocabulary of the setting
+        self.rewriter, self.answer_for = rewrites, answer_for  # these stay within the vocabulary of the setting
 
     def unsafe(self, answers: Answers) -> Sequence[Example]:
         """Recipes of harmful items, refused or given away."""
