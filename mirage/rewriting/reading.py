@@ -186,6 +186,8 @@ def _embedded(tokens: list[str]) -> _Clause | None:
 
 def _statement_order(subject: list[str], auxiliary: str, gap: bool = False, polar: bool = False) -> str:
     """Subject and predicate of an inverted question in the order of a statement; empty if the order is not clear."""
+    if not subject:
+        return ""
     at = _predicate(subject, gap, polar) if auxiliary in known("be") else _main_verb(subject)
     if at is None:
         return _joined(subject) if auxiliary == "do" and not polar else ""
