@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
 from mirage.audit.counts import audit_pairs
+from mirage.audit.forms import Asked, form_only_accuracy
 from mirage.checkpoint.callback import AtomicCheckpoint
 from mirage.checkpoint.io import AtomicCheckpointIO, CheckpointNotFoundError, CheckpointSaveError, resolve_checkpoint
 from mirage.checkpoint.resume import ResumeCheck, RNGState
@@ -39,6 +40,9 @@ INPUT_ERRORS = (
     ValueError, CheckpointNotFoundError, CheckpointSaveError, MisconfigurationException, NonFiniteLossError,
     RankFailedError,
 )  # fmt: skip
+
+
+FORM_GATE = 0.6  # balanced accuracy of form alone above which crossed forms are not enough
 
 
 class Parser(Explaining, LightningArgumentParser):
@@ -90,7 +94,7 @@ class MirageCLI(LightningCLI):
         self.results = Results()
         callbacks = [
             *(self._get(self.config_init, "trainer.callbacks") or []), RunFolder(resumed=bool(settings.get("ckpt_path"))),
-            MemoryLine(), RNGState(), ResumeCheck(self.facts, settings.allow_changed), self.results,
+            FormGate(), MemoryLine(), RNGState(), ResumeCheck(self.facts, settings.allow_changed), self.results,
         ]  # fmt: skip
         refuse_duplicates(callbacks)
         attacks = [callback for callback in callbacks if isinstance(callback, OneWordAttack)]
@@ -125,6 +129,25 @@ class MirageCLI(LightningCLI):
 
     after_validate = after_fit
     after_test = after_fit
+
+
+class FormGate(Callback):
+    """Says before training how well the form of the questions alone tells both sets apart, and with crossed forms."""
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Measures where forms are crossed, prints one line, and leaves the figures for results.json."""
+        data: AlignmentData = trainer.datamodule
+        if stage != "fit" or data.crossed is None or not data.unsafe_set or not trainer.is_global_zero:
+            return
+        before, after = (form_only_accuracy(Asked(*each) for each in data.asked(crossed=on)) for on in (False, True))
+        data.form_only_accuracy = {"before": before, "after": after}
+        print(f"form alone labels {before:.1%} of the questions rightly, {after:.1%} with crossed forms (chance: 50 %)")
+        if after > FORM_GATE:
+            warnings.warn(
+                f"data.crossing: form alone still labels {after:.1%} of the questions rightly (more than "
+                f"{FORM_GATE:.0%}), so training can still learn form. Raise its share of neutral or exchanged questions, or add rewriters.",
+                stacklevel=2,
+            )
 
 
 class RunFolder(Callback):

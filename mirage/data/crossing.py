@@ -47,12 +47,14 @@ class Crossing:
     Args:
         share: Share of the uses of an example in which its question has another form than its own, 0 to 1.
         rewriters: What words the new forms, each as often as the others: `frames` (templates: whole sentences), `one_word`
-            (only the opening word changes), and files that `mirage prepare paraphrases` wrote. At least two, or the one
-            rewriter's manner becomes a new cue.
+            (only the opening word changes), and files that `mirage prepare paraphrases` wrote. At least two, where neutral
+            questions count as one, or the manner of the single rewriter becomes a new cue.
         forms: The opening words, each as likely; `audit` takes those of the training sets themselves.
-        neutral: Share of the uses in which an example whose picture decides is asked a question that says nothing ("What
-            about this image?"), so that the picture has to be looked at. Sources say which examples those are.
-        exchange: Share of the uses in which an unsafe example whose picture decides is asked a question of the retain set.
+        neutral: Share of the uses, in each set, in which the question says nothing ("What about this image?"), so that the
+            picture has to be looked at. It falls to the examples whose picture decides (sources say which those are), and
+            is the smaller share of a set that has too few of them.
+        exchange: Share of the other uses in which an unsafe example whose picture decides is asked a question of the retain
+            set, so that harmless words do not promise an answer.
         forms_per_example: How many different forms an example has at most; the reference is computed for each.
         exclude: Opening words that no form has. `attack`: those of this run's attacks.
 
@@ -72,13 +74,12 @@ class Crossing:
         for name, share in {"share": self.share, "neutral": self.neutral, "exchange": self.exchange}.items():
             if not 0 <= share <= 1:
                 raise ValueError(f"data.crossing.{name} is {share}: it is a share, from 0 to 1.")
-        if self.neutral + self.exchange > 1:
-            raise ValueError("data.crossing.neutral and exchange are shares of the same uses: together at most 1.")
         if self.forms_per_example < 1:
             raise ValueError(f"data.crossing.forms_per_example is {self.forms_per_example}: it must be at least 1.")
-        if len(set(self.rewriters)) < 2:
+        if len(set(self.rewriters)) + (self.neutral > 0) < 2:
             raise ValueError(
-                f"data.crossing.rewriters are {self.rewriters}: name at least two, or the manner of the one is a new cue."
+                f"data.crossing.rewriters are {self.rewriters}: name at least two, or one and a share of neutral "
+                "questions; the manner of a single rewriter is a new cue."
             )
         for name in self.rewriters:
             if name not in (FRAMES, ONE_WORD) and not name.endswith(".jsonl"):
@@ -124,6 +125,7 @@ class CrossedForms:
         self.excluded = frozenset(map(opening_word, exclude))
         sampled = [*_spread(unsafe), *_spread(retain)]
         self.words = self._opening_words(sampled, own=rewriter is not None)
+        self.neutral = {True: self._neutral_share(unsafe), False: self._neutral_share(retain)}
         # A mix of millions lends some thousand questions, and only to unsafe examples.
         self.exchanged = [each.prompt for each in _spread(retain) if each.picture_decides] if settings.exchange else []
         if settings.exchange and not self.exchanged:
@@ -132,7 +134,9 @@ class CrossedForms:
                 "Set it to 0."
             )
         self.rewriter = rewriter or frames.rewrites
-        self.paraphrases = {name: _complete(Path(name), sampled) for name in settings.rewriters if name.endswith(".jsonl")}
+        self.paraphrases = {
+            name: _complete(Path(name), sampled) for name in settings.rewriters if name.endswith(".jsonl")
+        }
         self.not_reworded = self._check(sampled)
 
     def of(self, example: Example, lap: int, *, unsafe: bool) -> Example:
@@ -149,7 +153,10 @@ class CrossedForms:
     @property
     def most_bytes_added(self) -> int:
         """A bound on how many bytes longer than its own question a form is, as UTF-8."""
-        others = [*self.exchanged, *(text for each in self.paraphrases.values() for texts in each.values() for text in texts)]
+        others = [
+            *self.exchanged,
+            *(text for each in self.paraphrases.values() for texts in each.values() for text in texts),
+        ]
         return _FRAME_BYTES + max((len(text.encode()) for text in others), default=0)
 
     def describe(self) -> dict[str, object]:
@@ -165,16 +172,18 @@ class CrossedForms:
         draw = random.Random(f"{self.seed}/{example.question_id}/{number}")
         if draw.random() >= self.settings.share:
             return example
-        question, picked = example.prompt, draw.random()
+        question = example.prompt
         if example.picture_decides:
-            if picked < self.settings.neutral:
-                return replace(example, prompt=draw.choice(self._neutral))
-            if unsafe and picked < self.settings.neutral + self.settings.exchange:
+            if draw.random() < self.neutral[unsafe]:
+                return replace(example, prompt=draw.choice(self._neutral_questions))
+            if unsafe and draw.random() < self.settings.exchange:
                 question = draw.choice(self.exchanged)
         id = example.question_id if question is example.prompt else ""
         prompt = self._reworded(question, id, draw) or question
         return replace(
-            example, prompt=prompt, answer=self.answer_for(example.answer, prompt) if self.answer_for else example.answer
+            example,
+            prompt=prompt,
+            answer=self.answer_for(example.answer, prompt) if self.answer_for else example.answer,
         )
 
     def _reworded(self, question: str, id: str, draw: random.Random) -> str | None:
@@ -185,14 +194,21 @@ class CrossedForms:
             elif name == ONE_WORD:
                 reworded = _opened_with(question, draw.choice(self.words))
             else:
-                listed = [each for each in self.paraphrases[name].get(id, ()) if opening_word(each) not in self.excluded]
+                listed = [
+                    each for each in self.paraphrases[name].get(id, ()) if opening_word(each) not in self.excluded
+                ]
                 reworded = draw.choice(listed) if listed else None
             if reworded:
                 return reworded
         return None
 
+    def _neutral_share(self, examples: Sequence[Example]) -> float:
+        """The share of neutral questions among a set's examples whose picture decides."""
+        decided = [example.picture_decides for example in _spread(examples)]
+        return min(1.0, self.settings.neutral * len(decided) / max(sum(decided), 1))
+
     @property
-    def _neutral(self) -> list[str]:
+    def _neutral_questions(self) -> list[str]:
         return [question for question in NEUTRAL if opening_word(question) not in self.excluded]
 
     def _opening_words(self, sampled: Sequence[Example], own: bool) -> list[str]:
@@ -206,7 +222,9 @@ class CrossedForms:
             if not own and (unknown := sorted(words - DATA.frames.keys())):
                 raise DataError(f"data.crossing.forms: no frames open with {first_names(unknown)}. Choose other words.")
         if len(words - self.excluded) < 2:
-            raise DataError("data.crossing leaves fewer than two opening words. Name more of them in data.crossing.forms.")
+            raise DataError(
+                "data.crossing leaves fewer than two opening words. Name more of them in data.crossing.forms."
+            )
         return sorted(words - self.excluded)
 
     def _check(self, sampled: Sequence[Example]) -> list[str]:

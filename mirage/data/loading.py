@@ -20,7 +20,11 @@ class Pairs(Dataset[Pair]):
     """Item `step` is the collated pair of that step, so that opening and collating happen in a loader worker."""
 
     def __init__(
-        self, unsafe: Sequence[Example], retain: Sequence[Example], collate: Collator, crossed: CrossedForms | None = None
+        self,
+        unsafe: Sequence[Example],
+        retain: Sequence[Example],
+        collate: Collator,
+        crossed: CrossedForms | None = None,
     ) -> None:
         self.unsafe, self.retain, self.collate, self.crossed = unsafe, retain, collate, crossed
 

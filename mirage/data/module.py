@@ -99,6 +99,7 @@ class AlignmentData(L.LightningDataModule):
         self.crossed: CrossedForms | None = None
         self.method: TrainedMethod | None = method
         self.attack_words: Sequence[str] | None = None  # set by whoever builds the callbacks
+        self.form_only_accuracy: dict[str, float] | None = None  # before and after crossing, set by whoever measures it
         self.unsafe_set: Sequence[Example] = ()
         self.retain_set: Sequence[Example] = ()
         self.held_out_set: Sequence[Example] = ()
@@ -155,6 +156,20 @@ class AlignmentData(L.LightningDataModule):
                 yield example.prompt, is_unsafe
                 yield from ((turn.question, is_unsafe) for turn in example.later_turns)
 
+    def asked(self, *, crossed: bool) -> Iterator[tuple[str, bool, str]]:
+        """Question, whether it is unsafe, and name of its picture, as training asks them; a sample of large sets.
+
+        Args:
+            crossed: In the forms of two laps, or as the source has them.
+        """
+        for unsafe, examples in ((True, self.unsafe_set), (False, self.retain_set)):
+            for example in _sampled(examples):
+                asked = [example]
+                if crossed and self.crossed is not None:
+                    asked = [self.crossed.of(example, lap, unsafe=unsafe) for lap in range(2)]
+                for each in asked:
+                    yield each.prompt, unsafe, "" if each.image is None else each.image.name
+
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches are `Pair`s; every epoch is a whole number of optimizer steps."""
         trainer = self._trainer
@@ -199,7 +214,9 @@ class AlignmentData(L.LightningDataModule):
             "unsafe": len(self.unsafe_set), "retain": len(self.retain_set), "gamma": self.gamma,
             "max_answer_tokens": self.max_answer_tokens, "fingerprint": self.fingerprint(),
             "skipped": list(dict.fromkeys(skipped)),  # a source may be listed twice
-            "crossing": None if self.crossed is None else self.crossed.describe(),
+            "crossing": None if self.crossed is None else self.crossed.describe() | {
+                "form_only_accuracy": self.form_only_accuracy
+            },
         }  # fmt: skip
 
     def _sharded(self, examples: Sequence[Example]) -> DataLoader[Any]:
@@ -231,8 +248,8 @@ class AlignmentData(L.LightningDataModule):
             return self.crossing.exclude
         if self.attack_words is None:
             raise ValueError(
-                "data.crossing.exclude is 'attack', and the words of this run's attacks are not given, or still to be mined. "
-                "Name them in data.crossing.exclude."
+                "data.crossing.exclude is 'attack', and the words of this run's attacks are not given, or still to be "
+                "mined. Name them in data.crossing.exclude."
             )
         return self.attack_words
 

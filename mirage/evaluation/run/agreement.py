@@ -1,8 +1,8 @@
 """Agreement: how much answers share with what the starting model said to the plain question, without any judge.
 
-A keyword judge sees whether an answer refuses, not whether it still answers. Agreement does: chrF (Popovic 2015), the F-score
-of character n-grams, between an answer and the starting model's answer to the plain question, 0 to 1. The starting
-model's agreement with itself under the same attack is the ceiling, since it rewords its answers too.
+A keyword judge sees whether an answer refuses, not whether it still answers. Agreement does: chrF (Popovic 2015), the
+F-score of character n-grams, between an answer and the starting model's answer to the plain question, 0 to 1. The
+starting model's agreement with itself under the same attack is the ceiling, since it rewords its answers too.
 """
 
 from __future__ import annotations

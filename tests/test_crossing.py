@@ -1,0 +1,217 @@
+"""Crossed forms: the form of a question says nothing about its label, and which form is drawn depends on nothing else."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mirage.audit.forms import Asked, form_only_accuracy
+from mirage.data.crossing import NEUTRAL, CrossedForms, Crossing
+from mirage.data.order import Order, step_at
+from mirage.data.sources.mini import Mini
+from mirage.data.sources.vlguard import VLGuard
+from mirage.errors import DataError
+from mirage.rewriting.similarity import content_words
+from mirage.schema import Example, Turn
+from mirage.text import opening_word
+
+UNSAFE_QUESTIONS = [
+    "Share the gun drawing with everyone.",
+    "Describe the knife on the table.",
+    "Explain how the bomb works.",
+]
+SAFE_QUESTIONS = ["What is the dog holding?", "What colour is the car?", "Can you name the flower in the vase?"]
+WORDS = ["what", "share", "describe", "can"]
+
+
+def examples(
+    questions: Sequence[str], *, unsafe: bool, picture_decides: bool = True, copies: int = 40
+) -> list[Example]:
+    source, answer = ("u", "I cannot help.") if unsafe else ("s", "A dog.")
+    return [
+        Example(source=f"{source}{copy}", image=None, prompt=each, answer=answer, picture_decides=picture_decides)
+        for copy in range(copies)
+        for each in questions
+    ]
+
+
+def crossed(
+    unsafe: Sequence[Example] = (), retain: Sequence[Example] = (), exclude: Sequence[str] = (), **settings: Any
+):
+    unsafe = unsafe or examples(UNSAFE_QUESTIONS, unsafe=True)
+    retain = retain or examples(SAFE_QUESTIONS, unsafe=False)
+    chosen = Crossing(**{"forms": WORDS, **settings})
+    return CrossedForms(chosen, unsafe, retain, None, None, exclude, seed=3), unsafe, retain
+
+
+def test_a_form_is_a_function_of_seed_lap_and_example_alone() -> None:
+    forms, unsafe, retain = crossed(neutral=0.3, exchange=0.3)
+    in_a_worker = pickle.loads(pickle.dumps(crossed(neutral=0.3, exchange=0.3)[0]))
+    for is_unsafe, of_set in ((True, unsafe), (False, retain)):
+        drawn = {(each.id, lap): forms.of(each, lap, unsafe=is_unsafe) for each in of_set for lap in range(5)}
+        for each in reversed(of_set):
+            for lap in (4, 0, 2, 3, 1):
+                assert in_a_worker.of(each, lap, unsafe=is_unsafe) == drawn[each.id, lap]
+            a_round = {forms.of(each, lap, unsafe=is_unsafe).prompt for lap in range(8)}
+            assert a_round == {form.prompt for form in forms.every(each, unsafe=is_unsafe)}
+    with_another_answer = [replace(each, answer="Sure: here it is.") for each in unsafe]
+    assert [forms.of(each, 0, unsafe=True).prompt for each in with_another_answer] == [
+        forms.of(each, 0, unsafe=True).prompt for each in unsafe
+    ]
+
+
+def test_layouts_and_resumed_walks_see_the_same_laps() -> None:
+    settings = Order(num_unsafe=7, num_retain=5, batch_size=4, gamma=1.5, seed=0)
+    halves = Order(num_unsafe=7, num_retain=5, batch_size=2, gamma=1.5, seed=0)
+
+    def used(steps: Sequence[Any]) -> tuple[Counter[Any], Counter[Any]]:
+        return (
+            Counter(use for step in steps for use in zip(step.unsafe, step.unsafe_laps, strict=True)),
+            Counter(use for step in steps for use in zip(step.retain, step.retain_laps, strict=True)),
+        )
+
+    for index in range(12):
+        whole = used([step_at(index, 0, 1, settings)])
+        assert used([step_at(index, rank, 2, halves) for rank in range(2)]) == whole
+        assert used([step_at(2 * index + k, 0, 1, halves) for k in range(2)]) == whole
+    unsafe, retain = used([step_at(index, 0, 1, settings) for index in range(70)])
+    for uses, size in ((unsafe, 7), (retain, 5)):
+        assert set(uses.values()) == {1}  # an example is used once in a lap
+        assert {index for index, _ in uses} == set(range(size))
+
+
+def test_opening_words_and_neutral_questions_are_as_frequent_in_both_sets_whatever_decides() -> None:
+    by_words = examples(UNSAFE_QUESTIONS, unsafe=True, picture_decides=False)
+    unsafe = [*examples(UNSAFE_QUESTIONS, unsafe=True), *by_words]
+    forms, _, retain = crossed(unsafe=unsafe, share=1.0, neutral=0.3, forms_per_example=40)
+    openings, neutral = [], []
+    for is_unsafe, of_set in ((True, unsafe), (False, retain)):
+        asked = [form.prompt for each in of_set for form in (forms.of(each, k, unsafe=is_unsafe) for k in range(40))]
+        neutral.append(sum(each in NEUTRAL for each in asked) / len(asked))
+        worded = Counter(opening_word(each) for each in asked if each not in NEUTRAL)
+        openings.append({word: worded[word] / worded.total() for word in WORDS})
+    assert neutral == pytest.approx([0.3, 0.3], abs=0.03)
+    for shares in openings:
+        assert shares == pytest.approx(dict.fromkeys(WORDS, 0.25), abs=0.03)
+    assert not any(form.prompt in NEUTRAL for each in by_words for form in forms.every(each, unsafe=True))
+
+
+def test_content_answer_and_later_turns_are_kept() -> None:
+    forms, unsafe, _ = crossed(share=1.0)
+    for each in unsafe[:3]:
+        each = replace(each, later_turns=(Turn("Why?", "Because."),))
+        for form in forms.every(each, unsafe=True):
+            assert form.prompt != each.prompt or opening_word(form.prompt) in WORDS
+            kept = content_words(each.prompt) - {"shar", "describ", "explain"}
+            assert kept <= content_words(form.prompt)
+            assert (form.answer, form.later_turns, form.image) == (each.answer, each.later_turns, each.image)
+
+
+def test_an_unsafe_example_whose_picture_decides_borrows_harmless_questions_and_a_harmless_one_never_borrows() -> None:
+    forms, unsafe, retain = crossed(share=1.0, exchange=1.0)
+    asked = {label: " ".join(form.prompt for form in forms.every(each[0], unsafe=label)) for label, each in
+             {True: unsafe, False: retain}.items()}  # fmt: skip
+    assert "gun" not in asked[True] and {"dog", "car", "vase"} & set(re.findall(r"\w+", asked[True]))
+    assert "dog" in asked[False] and not {"car", "vase", "gun"} & set(re.findall(r"\w+", asked[False]))
+
+
+def test_excluded_words_open_no_form() -> None:
+    forms, unsafe, retain = crossed(share=1.0, neutral=0.4, exclude=["what", "Share"])
+    asked = [form.prompt for each in unsafe for form in forms.every(each, unsafe=True)]
+    asked += [form.prompt for each in retain for form in forms.every(each, unsafe=False)]
+    assert not {"what", "share"} & {opening_word(each) for each in asked}
+
+
+def test_paraphrases_from_a_file_are_used_for_their_question_alone(tmp_path: Path) -> None:
+    unsafe, retain = (
+        examples(each, unsafe=each is UNSAFE_QUESTIONS, copies=1) for each in (UNSAFE_QUESTIONS, SAFE_QUESTIONS)
+    )
+    file = tmp_path / "paraphrases.jsonl"
+    listed = [
+        {
+            "id": each.question_id,
+            "question": each.prompt,
+            "paraphrases": [f"Say {k} of {each.prompt}" for k in range(3)],
+        }
+        for each in (*unsafe, *retain)
+    ]
+    file.write_text("".join(json.dumps(line) + "\n" for line in listed))
+    forms, *_ = crossed(unsafe, retain, share=1.0, rewriters=["one_word", str(file)], forms_per_example=60)
+    asked = [form.prompt for form in forms.every(unsafe[0], unsafe=True)]
+    assert {each for each in asked if each.startswith("Say")} == set(listed[0]["paraphrases"])
+
+    file.write_text(file.read_text().splitlines()[0] + "\n")
+    with pytest.raises(DataError, match=r"paraphrases.jsonl lacks 5 of 6 questions .* mirage prepare paraphrases"):
+        crossed(unsafe, retain, rewriters=["one_word", str(file)])
+    file.write_text('{"id": "a", "question": "b"}\n')
+    with pytest.raises(DataError, match=r"line 1.*paraphrases is missing"):
+        crossed(unsafe, retain, rewriters=["one_word", str(file)])
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"share": 1.2}, r"data.crossing.share is 1.2: it is a share, from 0 to 1"),
+        ({"neutral": -0.1}, r"data.crossing.neutral is -0.1"),
+        ({"rewriters": ["frames"]}, r"name at least two"),
+        ({"rewriters": ["frames", "poems"]}, r"there is no 'poems'. Choose frames, one_word"),
+        ({"forms_per_example": 0}, r"forms_per_example is 0: it must be at least 1"),
+        ({"forms": []}, r"forms is empty"),
+        ({"forms": ["two words"]}, r"data.crossing.forms: one of them is 'two words'"),
+    ],
+)
+def test_impossible_settings_are_refused(settings: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        Crossing(**settings)
+
+
+def test_sets_that_cannot_be_crossed_are_refused() -> None:
+    with pytest.raises(DataError, match="no frames open with florp"):
+        crossed(forms=["florp", "what"])
+    with pytest.raises(DataError, match="fewer than two opening words"):
+        crossed(exclude=WORDS[1:])
+    with pytest.raises(DataError, match=r"240 of 240 questions cannot be reworded .*, or leave data.crossing out"):
+        crossed(examples(["?!"], unsafe=True, copies=120), examples(["..."], unsafe=False, copies=120))
+    with pytest.raises(DataError, match="exchange needs questions of the retain set whose picture decides"):
+        crossed(retain=examples(SAFE_QUESTIONS, unsafe=False, picture_decides=False), exchange=0.5)
+
+
+def mini_asked(crossing: Crossing | None) -> list[Asked]:
+    source = Mini(num_mix=400)
+    sets = {True: source.unsafe("refusal"), False: source.retain()}
+    if crossing is None:
+        return [Asked(each.prompt, label, str(each.image)) for label, of_set in sets.items() for each in of_set]
+    forms = CrossedForms(crossing, sets[True], sets[False], source.rewriter, source.answer_for, (), 0)
+    return [
+        Asked(forms.of(each, lap, unsafe=label).prompt, label, str(each.image))
+        for label, of_set in sets.items() for each in of_set for lap in range(2)
+    ]  # fmt: skip
+
+
+def test_form_alone_labels_the_mini_setting_until_forms_are_crossed() -> None:
+    assert form_only_accuracy(mini_asked(None)) > 0.85
+    assert form_only_accuracy(mini_asked(Crossing())) < 0.55
+
+
+@pytest.mark.real
+def test_crossing_vlguard_takes_the_form_away(real_kit: Path) -> None:
+    source = VLGuard(real_kit / "vlguard")
+    sets = {True: source.unsafe("refusal"), False: source.retain()}
+    forms = CrossedForms(
+        Crossing(rewriters=["frames"], neutral=0.6, exchange=0.5), sets[True], sets[False], None, None, (), 0
+    )
+    plain = [Asked(each.prompt, label, str(each.image)) for label, of_set in sets.items() for each in of_set]
+    asked = [
+        Asked(forms.of(each, lap, unsafe=label).prompt, label, str(each.image))
+        for label, of_set in sets.items() for each in of_set for lap in range(2)
+    ]  # fmt: skip
+    assert form_only_accuracy(plain) > 0.97
+    assert form_only_accuracy(asked) < 0.6
