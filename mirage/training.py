@@ -144,8 +144,8 @@ class FormGate(Callback):
         print(f"form alone labels {before:.1%} of the questions rightly, {after:.1%} with crossed forms (chance: 50 %)")
         if after > FORM_GATE:
             warnings.warn(
-                f"data.crossing: form alone still labels {after:.1%} of the questions rightly (more than "
-                f"{FORM_GATE:.0%}), so training can still learn form. Raise its share of neutral or exchanged questions, or add rewriters.",
+                f"data.crossing: form alone still labels {after:.1%} of the questions rightly, more than {FORM_GATE:.0%}: "
+                "training can still learn form. Raise the shares of neutral and exchanged questions, or add rewriters.",
                 stacklevel=2,
             )
 
