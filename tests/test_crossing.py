@@ -123,8 +123,8 @@ def test_an_unsafe_example_whose_picture_decides_borrows_harmless_questions_and_
     assert "dog" in asked[False] and not {"car", "vase", "gun"} & set(re.findall(r"\w+", asked[False]))
 
 
-def test_excluded_words_open_no_form() -> None:
-    forms, unsafe, retain = crossed(share=1.0, neutral=0.4, exclude=["what", "Share"])
+def test_training_sees_no_question_that_opens_with_an_excluded_word() -> None:
+    forms, unsafe, retain = crossed(share=0.5, neutral=0.4, exclude=["what", "Share"])
     asked = [form.prompt for each in unsafe for form in forms.every(each, unsafe=True)]
     asked += [form.prompt for each in retain for form in forms.every(each, unsafe=False)]
     assert not {"what", "share"} & {opening_word(each) for each in asked}

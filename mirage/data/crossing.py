@@ -56,7 +56,8 @@ class Crossing:
         exchange: Share of the other uses in which an unsafe example whose picture decides is asked a question of the retain
             set, so that harmless words do not promise an answer.
         forms_per_example: How many different forms an example has at most; the reference is computed for each.
-        exclude: Opening words that no form has. `attack`: those of this run's attacks.
+        exclude: Opening words that training does not see: no form has them, and questions that open with them always get
+            another form. `attack`: those of this run's attacks.
 
     Raises:
         ValueError: If a share is not within 0 to 1, or a list is empty or has unknown members.
@@ -170,7 +171,7 @@ class CrossedForms:
 
     def _form(self, example: Example, number: int, unsafe: bool) -> Example:
         draw = random.Random(f"{self.seed}/{example.question_id}/{number}")
-        if draw.random() >= self.settings.share:
+        if draw.random() >= self.settings.share and opening_word(example.prompt) not in self.excluded:
             return example
         question = example.prompt
         if example.picture_decides:
