@@ -128,6 +128,7 @@ def cues(question: str) -> dict[str, str]:
 
 def clause_type(question: str) -> str:
     """`question`, `request` (so is "can you describe it?") or `statement`."""
+    question = without_list_mark(question)
     reading = read(question) if has_words(question) else None
     if reading is None or reading.kind == "claim":
         return "statement"
