@@ -20,7 +20,7 @@ COMMANDS = {
     "prepare": ("mirage.commands.prepare", "harmful answers to unlearn, and a retain set, from VLGuard or SPA-VL"),
     "filter": ("mirage.commands.filter", "list what a judge calls harmful in instruction data, for UnsafeFilter"),
     "export": ("mirage.commands.export", "a Hugging Face folder from a finished run: mirage export RUN --to DIR"),
-    "audit": ("mirage.commands.audit", "how far the opening words of a training set give its labels away"),
+    "audit": ("mirage.commands.audit", "how far words and form of a training set's questions give its labels away"),
     "judge": ("mirage.commands.judge", "score a finished run again with another judge, without generating"),
     "calibrate": ("mirage.commands.calibrate", "how far a judge agrees with another, or with labels"),
     "report": ("mirage.commands.report", "tables, curves and one HTML page from finished runs"),

@@ -12,12 +12,15 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from math import fsum, log, log2, sqrt
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from mirage.stats import Z_95, wilson
 from mirage.text import WORD, opening_word
 
-SCHEMA_VERSION = 1
+if TYPE_CHECKING:
+    from mirage.audit.forms import FormAudit
+
+SCHEMA_VERSION = 2
 
 
 class LabelNames(NamedTuple):
@@ -117,15 +120,16 @@ class Audit:
         """The line of `word`, if it is listed."""
         return next((line for line in self.words if line.word == word), None)
 
-    def to_json(self, data: str = "", skipped: Sequence[str] = ()) -> str:
+    def to_json(self, data: str = "", skipped: Sequence[str] = (), forms: FormAudit | None = None) -> str:
         """The audit as indented JSON; rates are fractions.
 
         Args:
             data: What was audited, and what counted as refused.
             skipped: What of it is not counted, in sentences.
+            forms: The audit of form of the same questions; null in the JSON if there is none.
         """
         about = {"schema_version": SCHEMA_VERSION, "data": data, "skipped": list(skipped)}
-        return json.dumps({**about, **asdict(self)}, indent=2) + "\n"
+        return json.dumps({**about, **asdict(self), "forms": forms and asdict(forms)}, indent=2) + "\n"
 
 
 class Cue:

@@ -1,4 +1,4 @@
-"""The paper's Figure 1 of an audit."""
+"""The paper's Figure 1 of an audit, and the cues of form as bars."""
 
 from __future__ import annotations
 
@@ -14,12 +14,26 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from mirage.audit.forms import FormAudit
+
 # Okabe and Ito's blue and vermillion: apart for every common colour blindness, and in grey print.
-_ANSWERED, _REFUSED, _INK, _MUTED, _GRID = "#0072B2", "#D55E00", "#222222", "#666666", "#DDDDDD"
+_ANSWERED, _REFUSED, _INK, _MUTED, _PALE, _GRID = (
+    "#0072B2", "#D55E00", "#222222", "#666666", "#B5B5B5", "#DDDDDD",
+)  # fmt: skip
 
 
-def figure(audit: Audit, *, rows: int = 18, title: str = "", data: str = "", names: LabelNames = BY_ANSWERS) -> Figure:
+def figure(
+    audit: Audit,
+    *,
+    rows: int = 18,
+    title: str = "",
+    data: str = "",
+    names: LabelNames = BY_ANSWERS,
+    forms: FormAudit | None = None,
+) -> Figure:
     """The paper's Figure 1: left, what opens answered and refused questions; right, how often each is refused.
+
+    Below them, how well each cue of form alone labels the questions, if `forms` is given.
 
     Args:
         audit: The counts to show.
@@ -27,14 +41,20 @@ def figure(audit: Audit, *, rows: int = 18, title: str = "", data: str = "", nam
         title: By default the two words that the audit names.
         data: What was audited, for a small line below.
         names: What the two labels are called.
+        forms: The audit of form of the same questions.
     """
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     lines = audit.words[:rows]
-    image = Figure(figsize=(10.5, 1.9 + 0.32 * max(len(lines), 4)), dpi=150, facecolor="white")
+    heights = [0.6 + 0.32 * max(len(lines), 4), *([0.7 + 0.42 * (len(forms.cues) + 1)] if forms else [])]
+    image = Figure(figsize=(10.5, 1.3 + sum(heights)), dpi=150, facecolor="white")
     image.set_layout_engine(ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1, wspace=0.04))
-    shares, rates = image.subplots(1, 2, sharey=True, width_ratios=(1.45, 1))
+    panels = [["shares", "rates"], ["forms", "forms"]][: len(heights)]
+    axes = image.subplot_mosaic(panels, width_ratios=(1.45, 1), height_ratios=heights)  # type: ignore[arg-type]
+    shares, rates = axes["shares"], axes["rates"]
+    rates.sharey(shares)
+    rates.tick_params(labelleft=False)
     left: dict[str, Any] = {"x": 0.012, "ha": "left"}
     image.suptitle(_plain(title or _headline(audit, names)), fontsize=13, fontweight="bold", color=_INK, **left)
     image.supxlabel(
@@ -48,9 +68,11 @@ def figure(audit: Audit, *, rows: int = 18, title: str = "", data: str = "", nam
     _show_rates(rates, lines, 100 * audit.refused / audit.questions, names)
     shares.set_yticks(range(len(lines)), [line.word for line in lines], fontsize=10.5, color=_INK)
     shares.set_ylim(max(len(lines), 1) - 0.4, -0.6)
-    for axes in (shares, rates):
-        axes.spines[:].set_visible(False)
-        axes.tick_params(axis="both", length=0)
+    if forms:
+        _show_forms(axes["forms"], forms)
+    for each in axes.values():
+        each.spines[:].set_visible(False)
+        each.tick_params(axis="both", length=0)
     return image
 
 
@@ -110,6 +132,29 @@ def _show_rates(axes: Axes, lines: tuple[WordCount, ...], average: float, names:
     axes.grid(axis="x", color=_GRID, linewidth=0.7, zorder=0)
     title = f"{names.refused}, with 95 % interval"
     axes.set_title(title, loc="left", fontsize=10.5, fontweight="bold", color=_INK, pad=5)
+
+
+def _show_forms(axes: Axes, forms: FormAudit) -> None:
+    in_sample = [(at - 0.19, cue.in_sample) for at, cue in enumerate(forms.cues)]
+    crossed = [(at + 0.19, cue.cross_validated) for at, cue in enumerate(forms.cues)]
+    crossed += [(len(forms.cues), forms.form_only_accuracy)]
+    for bars, colour, label in (
+        (in_sample, _PALE, "in sample"), (crossed, _INK, f"{forms.folds} folds that share no picture"),
+    ):  # fmt: skip
+        places, values = zip(*bars, strict=True)
+        drawn = axes.barh(places, [v - 0.5 for v in values], 0.34, left=0.5, color=colour, label=label, zorder=2)
+        axes.bar_label(drawn, [f"{v:.3f}" for v in values], padding=4, fontsize=8.5, color=_INK)
+    axes.axvline(0.5, color=_MUTED, linewidth=1.1, linestyle=(0, (4, 3)), zorder=3)
+    names = [*(cue.cue for cue in forms.cues), "form only"]
+    axes.set_yticks(range(len(names)), names, fontsize=10.5, color=_INK)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_xlim(min(0.45, *(value - 0.05 for _, value in in_sample + crossed)), 1.04)
+    axes.set_xticks([0.5, 0.6, 0.7, 0.8, 0.9, 1], ["0.5", "0.6", "0.7", "0.8", "0.9", "1"], fontsize=9, color=_MUTED)
+    axes.set_xlabel("dashed: chance, 0.5", fontsize=9, color=_MUTED, loc="left")
+    axes.grid(axis="x", color=_GRID, linewidth=0.7, zorder=0)
+    title = "Balanced accuracy of one cue of form alone"
+    axes.set_title(title, loc="left", fontsize=10.5, fontweight="bold", color=_INK, pad=5)
+    axes.legend(loc="lower right", fontsize=9, frameon=False, bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.1)
 
 
 def write_figure(image: Figure, path: Path) -> None:

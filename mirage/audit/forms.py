@@ -1,15 +1,16 @@
 """What the form of a question alone gives away about its label, cue by cue and all together.
 
-Form is how something is asked, content what is asked about. Alignment that can tell its two sets apart by form may learn
+Form is how something is asked, content what is asked about. Training that can tell its two sets apart by form may learn
 form instead of harm. For every cue: how well the best rule on it alone labels the questions, in sample and on pictures
-that the rule has not seen; for all cues together: a logistic regression that sees no content word.
+that the rule was not made of; for all cues together: a logistic regression that sees no content word.
 
-All accuracies are balanced (the mean of the two labels' accuracies), so 0.5 is chance whatever the sizes of the sets.
+Accuracies are balanced (the mean of the two labels' accuracies): 0.5 is chance, whatever the sizes of the sets.
 """
 
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from mirage.errors import DataError
 from mirage.rewriting.reading import read
 from mirage.rewriting.similarity import content_words
 from mirage.text import WORD, has_words, opening_word, without_list_mark
@@ -24,42 +26,33 @@ from mirage.text import WORD, has_words, opening_word, without_list_mark
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    Places = NDArray[np.intp]  # indices of questions
+    Rule = Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]]
+    """Made of the questions at the first places, labels those at the second: 1 unsafe, -1 safe, 0 a coin toss."""
 
-LIMIT = 20_000
-OPENING_WORD, FOLDER = "opening word", "image folder"
 _MARKS = {**dict.fromkeys("?\uff1f\u061f", "?"), **dict.fromkeys(".\u3002\u2026", "."), **dict.fromkeys("!\uff01", "!")}
-_CLOSING = "\"')]*\u201d\u2019"  # may stand behind a sentence's mark
+_CLOSING = "\"')]*\u201d\u2019"  # may stand behind the mark
 _MASK = "_"  # no word of a question is spelled like this
 _START, _END, _GRAM = 5, 4, 3  # masked words seen at the start, words and mark at the end, longest n-gram
 
 
 class Asked(NamedTuple):
-    """A question of a training set.
-
-    Args:
-        question: Its text.
-        unsafe: Its label.
-        picture: The name of its picture. Questions about one picture stay in one fold; without a name, a question stands
-            for itself.
-        folder: The folder of the picture, empty if there is none.
-    """
+    """A question of a training set, and its label."""
 
     question: str
     unsafe: bool
-    picture: str = ""
+    picture: str = ""  # its name: questions about one picture share a fold; without a name a question has its own
     folder: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class CueAccuracy:
-    """How well one cue alone labels the questions.
+    """Balanced accuracy of the best rule from the values of one cue to the label.
 
     Args:
         cue: Its name.
-        values: How many values it takes.
-        in_sample: Balanced accuracy of the best rule from value to label, on the questions that it was made of.
-        cross_validated: The same on pictures that the rule was not made of; a value that it does not know is a coin toss.
+        values: How many different values there are.
+        in_sample: On the questions that the rule was made of.
+        cross_validated: On pictures that it was not made of; a value that it does not know is a coin toss.
     """
 
     cue: str
@@ -74,13 +67,13 @@ class FormAudit:
 
     Args:
         questions: How many there are.
-        measured: How many of them the figures are of (see `Sample`).
-        unsafe: How many of the measured ones are unsafe.
-        pictures: How many pictures they are about; a question without a picture counts as one.
-        folds: Number of folds, none of which shares a picture with another.
-        seed: Of the sample and of the folds.
-        cues: One line a cue.
-        form_only_accuracy: Of all cues together; see `form_only_accuracy`.
+        measured: How many of them the figures are of: all, or a `Sample`.
+        unsafe: How many of those are unsafe.
+        pictures: How many pictures those are about; a question without one counts as one.
+        folds: Their number; no picture is in two.
+        seed: Of the folds.
+        cues: The accuracy of each cue alone.
+        form_only_accuracy: That of all but the folder together; see the function.
     """
 
     questions: int
@@ -96,81 +89,80 @@ class FormAudit:
 class Sample:
     """At most `limit` questions, half of them of each label, drawn evenly in one pass; a label with fewer is kept whole.
 
-    Balanced accuracy does not depend on how many there are of each label, so the sample estimates that of the whole set.
+    Balanced accuracy does not depend on how many there are of each label, so that of the sample estimates that of all.
     """
 
-    def __init__(self, limit: int = LIMIT, seed: int = 0) -> None:
-        self.seen = 0
+    def __init__(self, limit: int = 20_000, seed: int = 0) -> None:
+        self.seen: Counter[bool] = Counter()
         self._limit, self._random = limit // 2, random.Random(seed)
         self._kept: dict[bool, list[Asked]] = {True: [], False: []}
-        self._of_label = {True: 0, False: 0}
 
     def through(self, asked: Iterable[Asked]) -> Iterator[Asked]:
         """The same questions, each considered for the sample (Vitter's algorithm R)."""
         for each in asked:
-            kept, count = self._kept[each.unsafe], self._of_label[each.unsafe]
-            if count < self._limit:
+            kept = self._kept[each.unsafe]
+            self.seen[each.unsafe] += 1
+            if len(kept) < self._limit:
                 kept.append(each)
-            elif (place := self._random.randrange(count + 1)) < self._limit:
+            elif (place := self._random.randrange(self.seen[each.unsafe])) < self._limit:
                 kept[place] = each
-            self._of_label[each.unsafe] += 1
-            self.seen += 1
             yield each
 
     @property
     def questions(self) -> list[Asked]:
-        """The sample."""
+        """The sample, the unsafe ones first."""
         return self._kept[True] + self._kept[False]
 
 
 def cues(question: str) -> dict[str, str]:
-    """The value of every cue of form that the text has, by name."""
+    """The value of every cue that the text alone has, by name."""
     words = _words(question)
-    mark = question.rstrip().rstrip(_CLOSING)[-1:]
     return {
-        OPENING_WORD: opening_word(question),
+        "opening word": opening_word(question),
         "second word": words[1] if len(words) > 1 else "",
-        "final mark": _MARKS.get(mark, "none"),
+        "final mark": _MARKS.get(question.rstrip().rstrip(_CLOSING)[-1:], "none"),
         "clause type": clause_type(question),
         "length in words": str(len(words)),
     }
 
 
 def clause_type(question: str) -> str:
-    """`question`, `request` ("can you describe it?" too) or `statement`."""
-    if not has_words(question):
+    """`question`, `request` (so is "can you describe it?") or `statement`."""
+    question = without_list_mark(question)
+    reading = read(question) if has_words(question) else None
+    if reading is None or reading.kind == "claim":
         return "statement"
-    reading = read(question)
-    # What answers a question begins with "tell me", which the question did not say; a request says its act itself.
+    # Questions read as "tell me what ...", which they do not say; a request's act stands in it.
     said = " ".join(reading.act.lower().split()[:3]) in " ".join(question.lower().split())
-    if reading.kind == "claim":
-        return "statement"
     return "question" if reading.kind == "quote" or (reading.kind in {"clause", "thing"} and not said) else "request"
 
 
 def form_features(question: str) -> list[str]:
-    """What the form-only classifier sees: the cues, and n-grams of the first and last words with content words masked."""
+    """What the form-only classifier sees: cues, and n-grams of the first and last words, content words masked.
+
+    Of content words it sees the opening one alone, which decides the form of the rest.
+    """
     words = [_MASK if _is_content(word) else word for word in _words(question)]
     values = cues(question) | {"second word": "".join(words[1:2])}
-    start, end = words[:_START], [*words, values["final mark"]][-_END:]
-    features = [f"{name}: {value}" for name, value in values.items()]
-    for side, tokens in (("start", ["^", *start]), ("end", end)):
-        features += [
-            f"{side}: {' '.join(tokens[at : at + n])}" for n in range(1, _GRAM + 1) for at in range(len(tokens) - n + 1)
-        ]
-    return features
+    start, end = ["^", *words[:_START]], [*words, values["final mark"]][-_END:]
+    grams = [
+        f"{side}: {' '.join(tokens[at : at + n])}"
+        for side, tokens in (("start", start), ("end", end))
+        for n in range(1, _GRAM + 1)
+        for at in range(len(tokens) - n + 1)
+    ]
+    return [f"{cue}: {value}" for cue, value in values.items()] + grams
 
 
-def form_only_accuracy(asked: Iterable[Asked], folds: int = 5, seed: int = 0, limit: int = LIMIT) -> float:
+def form_only_accuracy(asked: Iterable[Asked], folds: int = 5, seed: int = 0) -> float:
     """Balanced accuracy of a classifier that sees form alone (`form_features`), on pictures that it was not fitted to.
 
-    A logistic regression, both labels weighted equally, cross-validated over `folds` folds that share no picture. Of more
-    than `limit` questions a `Sample` is measured. 0.5: form gives nothing away.
+    A logistic regression that weighs both labels equally. Of more than 20,000 questions a `Sample` is measured.
 
     Raises:
-        ValueError: If one of the labels has fewer than two pictures.
+        DataError: If one of the labels has fewer than two pictures.
     """
-    sample = Sample(limit, seed)
+    sample = Sample(seed=seed)
     for _ in sample.through(asked):
         pass
     return _form_only_accuracy(sample.questions, _Folds(sample.questions, folds, seed))
@@ -180,20 +172,19 @@ def audit_forms(sample: Sample, folds: int = 5, seed: int = 0) -> FormAudit:
     """Every cue of form of the sampled questions; fewer folds where a label has fewer pictures.
 
     Raises:
-        ValueError: If one of the labels has fewer than two pictures.
+        DataError: If one of the labels has fewer than two pictures.
     """
     asked = sample.questions
     split = _Folds(asked, folds, seed)
-    columns = [cues(each.question) | {FOLDER: each.folder} for each in asked]
-    lines = []
-    for cue in columns[0]:
-        values, codes = np.unique([column[cue] for column in columns], return_inverse=True)
+    rows = [cues(each.question) | {"image folder": each.folder} for each in asked]
+    lines, everything = [], np.arange(len(asked))
+    for cue in rows[0]:
+        values, codes = np.unique([row[cue] for row in rows], return_inverse=True)
         rule = partial(_best_rule, codes, split.unsafe)
-        everything = np.arange(len(asked))
         in_sample = split.balanced_accuracy(rule(everything, everything))
         lines.append(CueAccuracy(cue, len(values), in_sample, split.cross_validated(rule)))
     return FormAudit(
-        questions=sample.seen,
+        questions=sample.seen.total(),
         measured=len(asked),
         unsafe=int(split.unsafe.sum()),
         pictures=split.pictures,
@@ -210,41 +201,40 @@ class _Folds:
     def __init__(self, asked: Sequence[Asked], folds: int, seed: int) -> None:
         from sklearn.model_selection import StratifiedGroupKFold
 
-        names = [f"picture {each.picture}" if each.picture else f"question {k}" for k, each in enumerate(asked)]
-        groups = np.unique(names, return_inverse=True)[1]
+        groups = [f"picture {each.picture}" if each.picture else f"question {k}" for k, each in enumerate(asked)]
         self.unsafe = np.array([each.unsafe for each in asked], dtype=bool)
-        with_unsafe, with_safe = (len(np.unique(groups[self.unsafe == label])) for label in (True, False))
-        if min(with_unsafe, with_safe) < 2:
-            raise ValueError(
-                f"The form of the questions cannot be measured: {self.unsafe.sum()} are unsafe ({with_unsafe} pictures) "
-                f"and {(~self.unsafe).sum()} are safe ({with_safe} pictures). Give a training set with questions about "
-                "at least two pictures of each kind."
+        by_label = [
+            {group for group, each in zip(groups, asked, strict=True) if each.unsafe == u} for u in (True, False)
+        ]
+        fewest = min(map(len, by_label))
+        if fewest < 2:
+            raise DataError(
+                f"The form of the questions cannot be measured: one label has {self.unsafe.sum()} questions about "
+                f"{len(by_label[0])} pictures, the other {(~self.unsafe).sum()} about {len(by_label[1])}. Give a training "
+                "set with questions about at least two pictures for each label."
             )
-        self.pictures, self.folds = len(np.unique(groups)), min(folds, with_unsafe, with_safe)
+        self.pictures, self.folds = len(set(groups)), min(folds, fewest)
         splitter = StratifiedGroupKFold(self.folds, shuffle=True, random_state=seed)
         self._splits = list(splitter.split(groups, self.unsafe, groups))
 
-    def cross_validated(self, rule: Callable[[Places, Places], NDArray[Any]]) -> float:
-        """Balanced accuracy of `rule`, which is made of the first places and labels the second (see `_best_rule`)."""
-        leanings = np.zeros(len(self.unsafe))
+    def cross_validated(self, rule: Rule) -> float:
+        """Balanced accuracy of `rule`, made anew for every fold of all others."""
+        said = np.zeros(len(self.unsafe))
         for train, test in self._splits:
             if 0 < self.unsafe[train].sum() < len(train):  # of one label alone nothing can be learned
-                leanings[test] = rule(train, test)
-        return self.balanced_accuracy(leanings)
+                said[test] = rule(train, test)
+        return self.balanced_accuracy(said)
 
-    def balanced_accuracy(self, leanings: NDArray[Any]) -> float:
-        """Mean over both labels of the share labelled rightly: 1 says unsafe, -1 safe, and 0 tosses a coin."""
-        right = (1 + leanings * np.where(self.unsafe, 1, -1)) / 2
+    def balanced_accuracy(self, said: NDArray[Any]) -> float:
+        """Mean over both labels of the share that is labelled rightly, half of the coin tosses being so."""
+        right = (1 + said * np.where(self.unsafe, 1, -1)) / 2
         return float((right[self.unsafe].mean() + right[~self.unsafe].mean()) / 2)
 
 
-def _best_rule(codes: NDArray[Any], unsafe: NDArray[Any], train: Places, test: Places) -> NDArray[Any]:
-    """The label under which each test value has the greater share of the training questions: 1, -1, or 0 for neither."""
-    shares = []
-    for label in (True, False):
-        counts = np.bincount(codes[train][unsafe[train] == label], minlength=codes.max() + 1)
-        shares.append(counts / counts.sum())
-    return np.sign(shares[0] - shares[1])[codes[test]]
+def _best_rule(codes: NDArray[Any], unsafe: NDArray[Any], train: NDArray[Any], test: NDArray[Any]) -> NDArray[Any]:
+    """Each value's label is the one of whose training questions it has the greater share: no rule is more balanced."""
+    counts = [np.bincount(codes[train][unsafe[train] == label], minlength=codes.max() + 1) for label in (True, False)]
+    return np.sign(counts[0] / counts[0].sum() - counts[1] / counts[1].sum())[codes[test]]
 
 
 def _form_only_accuracy(asked: Sequence[Asked], split: _Folds) -> float:
@@ -253,7 +243,7 @@ def _form_only_accuracy(asked: Sequence[Asked], split: _Folds) -> float:
 
     features = CountVectorizer(analyzer=form_features, binary=True).fit_transform([each.question for each in asked])
 
-    def rule(train: Places, test: Places) -> NDArray[Any]:
+    def rule(train: NDArray[Any], test: NDArray[Any]) -> NDArray[Any]:
         model = LogisticRegression(class_weight="balanced", max_iter=1000).fit(features[train], split.unsafe[train])
         return np.where(model.predict(features[test]), 1, -1)
 

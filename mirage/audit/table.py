@@ -1,4 +1,4 @@
-"""An audit in the terminal: a table of words, and what they say in plain sentences."""
+"""An audit in the terminal: tables of words and of cues of form, and what they say in plain sentences."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from mirage.audit.counts import BY_ANSWERS, Audit, LabelNames
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from mirage.audit.forms import FormAudit
+
+_AS_GOOD = 0.03  # a cue this close to the best one would take its place
 
 
 def sentences(audit: Audit, names: LabelNames = BY_ANSWERS) -> list[str]:
@@ -60,6 +64,48 @@ def print_audit(
             highlight=False,
         )
     for sentence in sentences(audit, names):
+        console.print(sentence, highlight=False, markup=False)
+
+
+def form_sentences(forms: FormAudit) -> list[str]:
+    """What the audit of form means: how much form gives away, and which cues would each do."""
+    accuracy = forms.form_only_accuracy
+    consequence = "can learn form instead of harm" if accuracy > 0.6 else "must learn from content"
+    best, *others = sorted(forms.cues, key=lambda cue: -cue.cross_validated)
+    close = [cue.cue for cue in others if cue.cross_validated > best.cross_validated - _AS_GOOD]
+    and_so = f", and {' and '.join(close)} would do as well: to change one of them leaves the others" if close else ""
+    return [
+        f"The form of a question alone (all content words but the first masked, no picture) tells its label in"
+        f" {_percent(accuracy)} of cases, where chance is 50 %: training {consequence}.",
+        f"The surest cue alone is the {best.cue} ({best.cross_validated:.3f} on pictures left out){and_so}.",
+    ]
+
+
+def measured(forms: FormAudit, names: LabelNames = BY_ANSWERS) -> str:
+    """What the figures of an audit of form are of."""
+    share = f"a sample of {forms.measured:,} of the" if forms.measured < forms.questions else "all"
+    return (
+        f"Balanced accuracy (0.5 is chance) of {share} {forms.questions:,} questions, {forms.unsafe:,} of them"
+        f" {names.refused}, about {forms.pictures:,} pictures; {forms.folds} folds that share no picture."
+    )
+
+
+def print_forms(forms: FormAudit, *, names: LabelNames = BY_ANSWERS, console: Console | None = None) -> None:
+    """Prints how well each cue of form alone labels the questions, and all of them together."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    console = console or Console()
+    table = Table("cue of form", box=SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False)
+    for heading in ("values", "in sample", f"{forms.folds} folds"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for cue in forms.cues:
+        table.add_row(cue.cue, str(cue.values), f"{cue.in_sample:.3f}", f"{cue.cross_validated:.3f}")
+    table.add_section()
+    table.add_row("form only: all but the folder", "", "", f"{forms.form_only_accuracy:.3f}", style="bold")
+    console.print(table)
+    for sentence in (measured(forms, names), *form_sentences(forms)):
         console.print(sentence, highlight=False, markup=False)
 
 

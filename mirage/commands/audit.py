@@ -1,4 +1,4 @@
-"""`mirage audit`: how far a training set's words give its labels away (the paper's Figure 1)."""
+"""`mirage audit`: how far the words and the form of a training set's questions give its labels away."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from argparse import RawDescriptionHelpFormatter
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
-from pathlib import Path
+from importlib.resources import files
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from jsonargparse import DefaultHelpFormatter
@@ -14,6 +15,7 @@ from pydantic import Field, model_validator
 
 from mirage.atomic import write_text
 from mirage.audit.counts import BY_ANSWERS, BY_MEMBERSHIP, audit_pairs
+from mirage.audit.forms import Asked, Sample, audit_forms
 from mirage.commands.arguments import Parser, instantiated
 from mirage.commands.outputs import check_folder
 from mirage.data.base import Source
@@ -29,7 +31,9 @@ _NEITHER = "unsafe_instruction"  # about safe pictures: in neither of the paper'
 
 _DESCRIPTION = """For every opening word of a training set: how often it occurs, how often its
 questions are refused, and the words that would make the best attack and the best
-trigger of refusals. Prints a table and writes audit.json, audit.png and audit.svg.
+trigger of refusals. For every cue of form (opening and second word, final mark, clause
+type, length, image folder) and all together: how well it alone tells the labels apart.
+Prints tables and writes audit.json, audit.html, audit.png and audit.svg.
 
 The paper's Figure 1: all 2,977 questions of VLGuard's train.json, refused or not by
 the phrases of the paper's code:
@@ -38,6 +42,8 @@ the phrases of the paper's code:
 How well the opening word alone separates the paper's forget set from its retain set
 (1,023 and 977 questions: 97.65 %):
   mirage audit --file VLGUARD/train.json
+With the 977 unsafe questions about safe pictures among the unsafe ones:
+  mirage audit --file VLGUARD/train.json --unsafe_set all
 
 What mirage trains on, without the questions that it skips (it says which):
   mirage audit --data VLGuard --data.root VLGUARD
@@ -49,9 +55,6 @@ An instruction mix in LLaVA's format, by its answers:
 
 class _Formatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
     """Keeps the lines of the description."""
-
-
-Asked = tuple[str, str, bool]  # a question of a training set, its answer there, and whether it is of the unsafe set
 
 
 class _Pair(Shape):
@@ -72,6 +75,7 @@ class _Pair(Shape):
 
 
 class _Record(Shape):
+    image: AnyText | None = None
     pairs: list[_Pair] = Field(alias="instr-resp", min_length=1)
 
 
@@ -83,6 +87,10 @@ def run(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--file", type=Path | None, default=None,
         help="A file in VLGuard's format instead of --data: all its questions, also those that training skips.",
+    )  # fmt: skip
+    parser.add_argument(
+        "--unsafe_set", type=Literal["instruction", "all"], default="instruction",
+        help="With --file: all adds the unsafe questions about safe pictures to the unsafe set.",
     )  # fmt: skip
     parser.add_argument(
         "--labels", type=Literal["membership", "answers"], default="membership",
@@ -106,6 +114,8 @@ def run(arguments: Sequence[str]) -> None:
         raise ValueError("Give --data (a source, such as VLGuard) or --file (a file in VLGuard's format): one of them.")
     if given.file is not None and given.retain is not None:
         raise ValueError("--retain goes with --data: --file holds both sets already.")
+    if given.file is None and given.unsafe_set != "instruction":
+        raise ValueError("--unsafe_set goes with --file; a source has its own, such as --data.unsafe_set for VLGuard.")
     if given.rows < 1:
         raise ValueError(f"--rows is {given.rows}: print at least one row.")
     check_folder(given.out)
@@ -113,37 +123,51 @@ def run(arguments: Sequence[str]) -> None:
     by_answers = given.labels == "answers"
     skipped: list[str] = []
     if given.file is not None:
-        asked, name = of_file(given.file, by_answers, skipped), str(given.file)
+        asked, name = of_file(given.file, by_answers or given.unsafe_set == "all", skipped), str(given.file)
     else:
         asked = of_source(given.data, given.retain, given.answers, by_answers, skipped)
         name = " and ".join(dict.fromkeys(source.name for source in (given.data, given.retain) if source is not None))
     if by_answers:
         refuses = lru_cache(1 << 16)(is_refusal)  # the same few refusals come again and again
-        pairs = ((question, refuses(answer, given.preset)) for question, answer, _ in asked)
+        labelled = (each._replace(unsafe=refuses(answer, given.preset)) for each, answer in asked)
         data = f"{name}, refused if the answer refuses by keyword({given.preset})"
     else:
-        pairs = ((question, unsafe) for question, _, unsafe in asked)
-        data = f"{name}, the unsafe set against the retain set"
+        labelled = (each for each, _ in asked)
+        added = " (questions about safe pictures too)" if given.unsafe_set == "all" else ""
+        data = f"{name}, the unsafe set{added} against the retain set"
     print(data)
+    sample = Sample()
+    pairs = ((each.question, each.unsafe) for each in sample.through(labelled))
     audit = audit_pairs(pairs, every_word=given.every_word, min_count=given.min_count)
+    try:
+        forms = audit_forms(sample)
+    except DataError as error:  # the words can be counted all the same
+        forms = None
+        skipped.append(str(error))
     from mirage.audit.figure import figure, write_figure
-    from mirage.audit.table import print_audit
+    from mirage.audit.page import page
+    from mirage.audit.table import print_audit, print_forms
 
     names = BY_ANSWERS if by_answers else BY_MEMBERSHIP
     print_audit(audit, rows=given.rows, names=names)
-    write_text(given.out / "audit.json", audit.to_json(data, skipped))
-    image = figure(audit, data=data, names=names)
+    if forms is not None:
+        print_forms(forms, names=names)
+    write_text(given.out / "audit.json", audit.to_json(data, skipped, forms))
+    style = (files("mirage.report") / "page.css").read_text(encoding="utf-8")
+    html = page(audit, forms, style=style, names=names, data=data, skipped=skipped, rows=given.rows)
+    write_text(given.out / "audit.html", html)
+    image = figure(audit, data=data, names=names, forms=forms)
     for suffix in ("png", "svg"):
         write_figure(image, given.out / f"audit.{suffix}")
     for sentence in skipped:
         print(sentence)
-    print(f"{given.out} holds audit.json, audit.png and audit.svg.")
+    print(f"{given.out} holds audit.json, audit.html, audit.png and audit.svg.")
 
 
 def of_source(
     source: Source, retain: Source | None, answers: Literal["refusal", "harmful"], by_answers: bool, skipped: list[str]
-) -> Iterator[Asked]:
-    """Every question of the unsafe and the retain set, later turns included.
+) -> Iterator[tuple[Asked, str]]:
+    """Every question of the unsafe and the retain set with its answer, later turns included.
 
     Args:
         source: Its unsafe set, and its retain set unless `retain` is given.
@@ -157,21 +181,23 @@ def of_source(
         if by_answers and not owner.offers("unsafe" if unsafe else "retain"):
             continue
         for example in owner.unsafe(answers) if unsafe else owner.retain():
-            yield example.prompt, example.answer, unsafe
-            yield from ((question, answer, unsafe) for question, answer in example.later_turns)
+            name = example.image.name if example.image is not None else ""
+            asked = Asked(example.prompt, unsafe, name or example.id, _folder(name))
+            yield asked, example.answer
+            yield from ((asked._replace(question=question), answer) for question, answer in example.later_turns)
     for each in dict.fromkeys((source, benign)):
         skipped += _skipped_by(each)
 
 
-def of_file(path: Path, by_answers: bool, skipped: list[str]) -> Iterator[Asked]:
-    """The questions of a file in VLGuard's format.
+def of_file(path: Path, every_question: bool, skipped: list[str]) -> Iterator[tuple[Asked, str]]:
+    """The questions of a file in VLGuard's format, with their answers.
 
-    By membership, as the paper splits the file: `instruction` (about unsafe pictures) is the unsafe set, `safe_instruction`
-    the retain set, and `unsafe_instruction` (about safe pictures) in neither. By answers, every question counts.
+    As the paper splits the file: `instruction` (about unsafe pictures) is the unsafe set, `safe_instruction` the retain
+    set, and `unsafe_instruction` (about safe pictures) in neither.
 
     Args:
         path: The file.
-        by_answers: Yield the questions that are in neither set too.
+        every_question: Yield those that are in neither set too, as unsafe.
         skipped: Receives how many questions are in neither set, once all are read.
 
     Raises:
@@ -184,15 +210,20 @@ def of_file(path: Path, by_answers: bool, skipped: list[str]) -> Iterator[Asked]
             raise DataError.of([*map(str, issues), f"Expected {_SHAPE}."])
         for pair in record.pairs:
             ((field, question),) = pair.questions().items()
-            if by_answers or field != _NEITHER:
-                yield question, pair.response, field != "safe_instruction"
+            if every_question or field != _NEITHER:
+                picture = record.image or ""
+                yield Asked(question, field != "safe_instruction", picture, _folder(picture)), pair.response
             else:
                 neither += 1
     if neither:
         skipped.append(
             f"Not counted: the {neither} questions {_NEITHER} (about safe pictures), which are in neither of the paper's "
-            "sets. --labels answers counts them."
+            "sets. --unsafe_set all counts them as unsafe, --labels answers by their answers."
         )
+
+
+def _folder(image: str) -> str:
+    return str(PurePosixPath(image).parent) if image else "no picture"
 
 
 def _skipped_by(source: Source) -> Iterable[str]:
