@@ -86,6 +86,7 @@ def test_odd_sentences_are_rewritten_too(question: str, word: str) -> None:
     [
         ("What does the boy carry?", "share", "Share what the boy carries."),
         ("What did the boy choose?", "share", "Share what the boy chose."),
+        ("What does the boy wash?", "share", "Share what the boy washes."),
         ("What do the boys do?", "share", "Share what the boys do."),
         ("How did the dog stop?", "share", "Share how the dog stopped."),
         ("What might this be?", "share", "Share what this might be."),

@@ -62,7 +62,7 @@ def build_processor() -> LlavaProcessor:
 def build_model(processor: LlavaProcessor, seed: int) -> LlavaForConditionalGeneration:
     """The untrained model."""
     config = LlavaConfig.from_pretrained(SHIPPED)
-    config.text_config.vocab_size = len(processor.tokenizer)
+    config.get_text_config(decoder=True).vocab_size = len(processor.tokenizer)
     torch.manual_seed(seed)
     model = LlavaForConditionalGeneration(config)
     model.generation_config = GenerationConfig.from_pretrained(SHIPPED)
