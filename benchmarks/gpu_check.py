@@ -33,7 +33,6 @@ from mirage.batch import Batch, Pair
 from mirage.losses import IGNORED
 from mirage.methods.base import AlignmentModule
 from mirage.methods.npo import NPO
-from mirage.methods.reference import ReferenceLogProbs
 from mirage.methods.rmu import RMU
 from mirage.methods.sft import MixedSFT, PosthocSFT, UnsafeFilter
 from mirage.models.lora import LoraSettings
@@ -162,7 +161,7 @@ def run(case: Case, shape: Shape, device: torch.device, dtype: torch.dtype) -> d
         assert unsafe is not None
         with torch.no_grad():
             logp = losses.answer_logp(*method.answer_logits(unsafe))
-        method.reference = ReferenceLogProbs(dict(zip(unsafe.example_ids, logp.tolist(), strict=True)))
+        method.reference = dict(zip(unsafe.example_ids, logp.tolist(), strict=True))
     trains, total = count_parameters(method.model)
     optimizer = torch.optim.AdamW(
         [parameter for parameter in method.parameters() if parameter.requires_grad], lr=1e-5,

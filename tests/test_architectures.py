@@ -19,7 +19,6 @@ from mirage.batch import Pair
 from mirage.data.collate import Collator
 from mirage.methods.base import AlignmentModule
 from mirage.methods.npo import NPO
-from mirage.methods.reference import ReferenceLogProbs
 from mirage.methods.rmu import RMU
 from mirage.methods.sft import MixedSFT
 from mirage.models.lora import LoraSettings
@@ -66,7 +65,7 @@ def started(method: AlignmentModule, pair: Pair) -> AlignmentModule:
         assert pair.unsafe is not None
         with torch.no_grad():
             logp = losses.answer_logp(*method.answer_logits(pair.unsafe))
-        method.reference = ReferenceLogProbs(dict(zip(pair.unsafe.example_ids, logp.tolist(), strict=True)))
+        method.reference = dict(zip(pair.unsafe.example_ids, logp.tolist(), strict=True))
     return method
 
 

@@ -11,25 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from mirage.audit.counts import audit_pairs
-from mirage.evaluation.attack import (
-    Attack,
-    OneWord,
-    Published,
-    RandomWord,
-    Rewrite,
-    RewriteByModel,
-    WithoutWord,
-    describe_attack,
-)
+from mirage.evaluation.attack import Attack, OneWord, Published, RandomWord, Rewrite, RewriteByModel, WithoutWord
 from mirage.evaluation.generate.base import Engine, OnAnswer
-from mirage.rewriting import frames as frames_module
 from mirage.rewriting.frames import asks, rewrites
-from mirage.rewriting.one_word import with_opening_word
-from mirage.rewriting.reading import DATA, frame_data
-from mirage.rewriting.similarity import content_kept, edit_distance, rewrite_statistics, rewrites_hash
+from mirage.rewriting.reading import DATA
+from mirage.rewriting.similarity import content_kept, rewrite_statistics, rewrites_hash
 from mirage.schema import EvalSample
 from mirage.text import opening_word
 
@@ -65,23 +53,15 @@ def test_ten_rewrites_differ_open_with_the_word_and_keep_case_speech_act_and_con
             assert content_kept(question, rewrite) >= 0.5, (question, rewrite)
 
 
-def test_a_sentence_beyond_the_rules_is_quoted_not_garbled() -> None:
-    question = "Is the man in the red hat who stands near the door a cook?"
-    assert rewrites(question, "share", 1)[0] == (
-        'Share the answer to the question "Is the man in the red hat who stands near the door a cook".'
-    )
-
-
 @pytest.mark.parametrize(
     ("question", "word", "shots", "says"),
     [
         ("Who?", "", 1, "one word"),
         ("Who?", "two words", 1, "one word"),
         ("Who?", "what", 0, "at least 1"),
-        ("Who?", "what,", 1, "one word"),
         (" ", "what", 1, "no word"),
-        ("?", "what", 3, "no word"),
         ("2) ...", "what", 1, "no word"),
+        ("Describe the hill.", "what", 1000, "the templates make"),
     ],
 )
 def test_what_cannot_be_rewritten_is_said(question: str, word: str, shots: int, says: str) -> None:
@@ -89,24 +69,16 @@ def test_what_cannot_be_rewritten_is_said(question: str, word: str, shots: int, 
         rewrites(question, word, shots)
 
 
-def test_more_shots_than_templates_is_an_error_not_a_repetition() -> None:
-    with pytest.raises(ValueError, match="templates make"):
-        rewrites("Describe the hill.", "what", 1000)
-
-
 @pytest.mark.parametrize(
     "question",
     [
-        "? Describe the hill.",
-        "1. 2) -",
-        "Review , the hill.",
+        "? Describe the hill.", "1. 2) -", "Review , the hill.", "What is the mill, and on what is it resting?",
         "Is the man a baker, and if so, what is his trade and history of baking?",
-        "What is the mill, and on what is it resting?",
     ],
-)
-def test_odd_sentences_are_rewritten_too(question: str) -> None:
-    for word in ("what", "share", "is", "describe"):
-        assert all(opening_word(rewrite) == word for rewrite in rewrites(question, word, 3))
+)  # fmt: skip
+@pytest.mark.parametrize("word", ["what", "share", "is", "describe"])
+def test_odd_sentences_are_rewritten_too(question: str, word: str) -> None:
+    assert [opening_word(rewrite) for rewrite in rewrites(question, word, 3)] == [word] * 3
 
 
 @pytest.mark.parametrize(
@@ -114,6 +86,7 @@ def test_odd_sentences_are_rewritten_too(question: str) -> None:
     [
         ("What does the boy carry?", "share", "Share what the boy carries."),
         ("What did the boy choose?", "share", "Share what the boy chose."),
+        ("What does the boy wash?", "share", "Share what the boy washes."),
         ("What do the boys do?", "share", "Share what the boys do."),
         ("How did the dog stop?", "share", "Share how the dog stopped."),
         ("What might this be?", "share", "Share what this might be."),
@@ -124,6 +97,7 @@ def test_odd_sentences_are_rewritten_too(question: str) -> None:
         ("Now, please name the two bridges.", "what", "What are the two bridges?"),
         ("Never touch the wet paint.", "please", "Please do not touch the wet paint."),
         ("What is it, and can you eat it?", "share", 'Share the answer to the question "What is it, and can you eat it".'),
+        ("Is the man who waves a cook?", "share", 'Share the answer to the question "Is the man who waves a cook".'),
         ("Provide an account of a feast.", "what", "What would you say if asked to provide an account of a feast?"),
         ("Can you subscribe me to the gazette?", "what", "What is a good way to subscribe me to the gazette?"),
         ("Nice bridge.", "what", 'What do you think of the words "Nice bridge"?'),
@@ -140,37 +114,21 @@ def test_the_data_has_the_shape_that_the_reader_expects() -> None:
         assert opening_word(word) == word and groups.keys() <= {"any", *chain.from_iterable(DATA.groups.values())}, word
         for frame in (*DATA.default, *chain.from_iterable(groups.values())):
             assert set(re.findall(r"\{(\w+)\}", frame)) <= slots and re.match(r"\{(W|wh)\}", frame), frame
-    text = (Path(frames_module.__file__).with_name("frames.yaml")).read_text()
-    broken = yaml.safe_load(text) | {"default": "{W}: {do}", "nouns": {"describe": ""}}
-    with pytest.raises(
-        ValueError, match=r"frames.yaml: default is a text. It must be a list.*\n.*nouns.describe is empty"
-    ):
-        frame_data(yaml.safe_dump(broken))
 
 
 @pytest.mark.real
-def test_every_real_question_gets_its_rewrites(real_kit: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    records = json.loads((real_kit / "vlguard" / "test.json").read_text())
+def test_every_real_question_gets_its_rewrites(real_kit: Path) -> None:
+    def questions(split: str) -> list[tuple[str, str, str]]:
+        records = json.loads((real_kit / "vlguard" / f"{split}.json").read_text())
+        listed = ((record["id"], pair) for record in records for pair in record["instr-resp"])
+        return [(id, *asked) for id, pair in listed for asked in pair.items() if asked[0] != "response"]
+
     for field, word, number in (("instruction", "what", 442), ("safe_instruction", "share", 558)):
-        samples = [
-            sample(f"{record['id']}/{field}", pair[field])
-            for record in records
-            for pair in record["instr-resp"]
-            if field in pair
-        ]
+        samples = [sample(f"{id}/{field}", text) for id, of, text in questions("test") if of == field]
         assert len(samples) == number
-        for attack in (
-            Rewrite(word, shots=3),
-            Rewrite(word, shots=10),
-            WithoutWord(word, shots=3),
-            RandomWord(word, shots=3),
-        ):
+        for attack in (Rewrite(word, 3), Rewrite(word, 10), WithoutWord(word, 3), RandomWord(word, 3)):
             attacked = attack.on(samples)
             measured = rewrite_statistics(attacked, {})
-            with capsys.disabled():
-                print(
-                    f"\n{field}, {attack.kind}({word}, {attack.shots}):", {k: round(v, 3) for k, v in measured.items()}
-                )
             assert measured["distinct"] == 1 and measured["unchanged"] == 0 and measured["without_rewrite"] == 0
             assert measured["content_kept_mean"] > 0.85
             for item in attacked:
@@ -178,15 +136,9 @@ def test_every_real_question_gets_its_rewrites(real_kit: Path, capsys: pytest.Ca
                 opens = [opening_word(rewrite) == word for rewrite in item.rewrites]
                 assert all(opens) if attack.kind == "rewrite" else not any(opens), item
                 assert not any(re.search(r"\b(\w+) \1\b", text) for text in item.rewrites), item.rewrites
-
-
-@pytest.mark.real
-def test_every_real_question_of_the_training_set_gets_its_rewrites(real_kit: Path) -> None:
-    records = json.loads((real_kit / "vlguard" / "train.json").read_text())
-    pairs = [pair for record in records for pair in record["instr-resp"]]
-    questions = {text for pair in pairs for field, text in pair.items() if field != "response"}
-    assert len(questions) > 2000
-    for question in questions:
+    trained = {text for _, _, text in questions("train")}
+    assert len(trained) > 2000
+    for question in trained:
         assert all(opening_word(rewrite) == "what" for rewrite in rewrites(question, "what", 3))
 
 
@@ -194,8 +146,8 @@ def test_every_real_question_of_the_training_set_gets_its_rewrites(real_kit: Pat
 
 
 def every_attack(word: str, file: Path) -> list[Attack]:
-    by_model = RewriteByModel(word, Parrot(lambda prompt, seed: f"{word} {seed}"))
-    return [OneWord(word), Rewrite(word), WithoutWord(word), RandomWord(word), by_model, Published(word, file)]
+    model = RewriteByModel(word, Parrot(lambda prompt, seed: f"{word} {seed}"))
+    return [OneWord(word), Rewrite(word), WithoutWord(word), RandomWord(word), model, Published(word, file)]
 
 
 def test_a_question_without_a_word_is_named_and_not_attacked(tmp_path: Path) -> None:
@@ -205,17 +157,16 @@ def test_a_question_without_a_word_is_named_and_not_attacked(tmp_path: Path) -> 
     for attack in attacks:
         with pytest.raises(ValueError, match=r"1 of 2 samples ask without a word.*: b \('\.\.\.'\)\. Remove"):
             attack.on(samples)
-    with pytest.raises(ValueError, match="no word"):
-        with_opening_word("...", "what")
     assert published.on(samples)[1].rewrites == ("What else?",), "here somebody wrote it"
 
 
 @pytest.mark.parametrize("word", ["???", "what,", "two words", "", "what_", "'tis", "what\n"])
 def test_no_attack_takes_what_is_not_one_word(word: str, tmp_path: Path) -> None:
     for attack in every_attack("what", tmp_path):
-        settings = {"engine": None} if attack.kind == "model" else {"file": tmp_path} if attack.kind == "file" else {}
         with pytest.raises(ValueError, match=r"attack.word is .*: it must be one word"):
-            type(attack)(word, **settings)  # type: ignore[arg-type]
+            attack.use(word)
+    with pytest.raises(ValueError, match=r"attack.word is .*: it must be one word"):
+        Rewrite(word)
     with pytest.raises(ValueError, match=r"attack.instead is .*one word"):
         WithoutWord("what", instead=word)
     with pytest.raises(ValueError, match=r"attack.openings.*one word"):
@@ -232,9 +183,10 @@ def test_a_word_may_be_of_any_language(word: str, tmp_path: Path) -> None:
 
 def test_one_word_makes_one_rewrite() -> None:
     assert OneWord("what").on([sample("a", "Describe the hill.")])[0].rewrites == ("What the hill.",)
-    for shots in (0, 3):
-        with pytest.raises(ValueError, match=rf"attack.shots is {shots}, but OneWord makes one rewrite .*: leave"):
-            OneWord("what", shots=shots)
+    with pytest.raises(ValueError, match=r"attack.shots is 3, but OneWord makes one rewrite: leave"):
+        OneWord("what", shots=3)
+    with pytest.raises(ValueError, match=r"attack.shots is 0: it must be at least 1"):
+        Rewrite("what", shots=0)
 
 
 # Attacks by templates, and controls
@@ -284,39 +236,21 @@ def write(folder: Path, records: object) -> Path:
 
 
 def record(name: str, **texts: str) -> dict[str, object]:
-    return {
-        "id": name,
-        "safe": False,
-        "instr-resp": [{**{field: text}, "response": "-"} for field, text in texts.items()],
-    }
+    return {"id": name, "safe": False, "instr-resp": [{field: text, "response": "-"} for field, text in texts.items()]}
 
 
 def test_published_rewrites_are_joined_by_id_whatever_their_place(tmp_path: Path) -> None:
     """Ids that end alike (`X_1`, `1`) and interleaved shots are what a join by position or suffix gets wrong."""
-    file = write(
-        tmp_path,
-        [
-            record("X_1", instruction="What b1?"),
-            record("1", instruction="What a1?"),
-            record("X_1", instruction="What b2?"),
-        ]
-        + [record("1", instruction="What a2?")]
-        + [record("S", safe_instruction="What s1?", unsafe_instruction="Can u?")] * 2,
-    )
+    interleaved = (("X_1", "What b1?"), ("1", "What a1?"), ("X_1", "What b2?"), ("1", "What a2?"))
+    both = record("S", safe_instruction="What s1?", unsafe_instruction="Can u?")
+    file = write(tmp_path, [*(record(name, instruction=text) for name, text in interleaved), both, both])
     samples = [
-        sample("1/instruction", "A."),
-        sample("X_1", "B."),
-        sample("S/safe_instruction", "S?"),
+        sample("1/instruction", "A."), sample("X_1", "B."), sample("S/safe_instruction", "S?"),
         sample("S", "S?", unsafe=False),
-    ]
+    ]  # fmt: skip
     joined = Published("what", file, shots=2).on(samples)
-    assert [item.rewrites for item in joined] == [
-        ("What a1?", "What a2?"),
-        ("What b1?", "What b2?"),
-        ("What s1?", "What s1?"),
-        ("What s1?", "What s1?"),
-    ]
-    assert [item.question for item in joined] == ["A.", "B.", "S?", "S?"]
+    expected = ("What a1?", "What a2?"), ("What b1?", "What b2?"), ("What s1?",) * 2, ("What s1?",) * 2
+    assert joined == [replace(item, rewrites=texts) for item, texts in zip(samples, expected, strict=True)]
 
 
 def test_samples_without_a_published_rewrite_are_named_and_dropped_only_on_demand(tmp_path: Path) -> None:
@@ -328,55 +262,51 @@ def test_samples_without_a_published_rewrite_are_named_and_dropped_only_on_deman
     with pytest.warns(UserWarning, match="P_test_1/safe_instruction"):
         kept = attack.on(samples)
     assert [item.id for item in kept] == ["a/safe_instruction"] and attack.dropped == ("P_test_1/safe_instruction",)
-    with pytest.raises(ValueError, match="not one of the 1 samples"):
+    with pytest.raises(ValueError, match="1 of 1 samples have no rewrite: P_test_1"):
         attack.on(samples[1:])
 
 
-def test_a_published_file_that_does_not_fit_is_refused_by_record(tmp_path: Path) -> None:
-    samples = [sample("a/instruction", "Draw it.")]
-    for records, says in (
-        ([record("a", instruction="How is it?")], "rewrite 1 of record 'a' opens with 'how', not with 'what'"),
-        ([record("a", instruction="")], r"record 1 \(id a\): instr-resp\[0\].instruction is empty"),
-        ([record("a", instruction="What?"), {"id": 7}], r"record 2 \(id 7\): id is a number"),
-        ([{"id": "a", "instr-resp": "x"}], "instr-resp is a text. It must be a list"),
-        ([{"id": "a", "instr-resp": [{"instruction": None}]}], r"instruction is null"),
-        ({}, "at its top level .*Expected a JSON list of records with 'id'"),
-        ([], "holds no rewrite"),
-    ):
-        with pytest.raises(ValueError, match=says):
-            Published("what", write(tmp_path, records)).on(samples)
-    with pytest.raises(ValueError, match=r"record 'a' has 1 rewrites, and attack.shots is 3"):
-        Published("what", write(tmp_path, [record("a", instruction="What?")]), shots=3).on(samples)
-    two = [*samples, sample("b/instruction", "Paint it.")]
-    thrice = [record(id, instruction=f"What is it {k}?") for k in range(3) for id in "ab"]
-    with pytest.raises(
-        ValueError, match=r"published.json: record 'b' has 4 rewrites, and other records have 3\. .*surplus"
-    ):
-        Published("what", write(tmp_path, [*thrice, thrice[1]]), shots=3).on(two)
-    every_one = Published("what", write(tmp_path, [*thrice, *thrice]), shots=3)
-    assert every_one.on(two) == Published("what", write(tmp_path, thrice), shots=3).on(two)
-    assert every_one.unused == 6
-    with pytest.raises(
-        ValueError, match=r"Record 'a' is looked up for its 'instruction', .* has its 'safe_instruction'"
-    ):
-        Published("what", write(tmp_path, [record("a", safe_instruction="What?")])).on(samples)
-    with pytest.raises(ValueError, match="ids are like 'a/instruction', the file's like 'b'"):
-        Published("what", write(tmp_path, [record("b", instruction="What?")])).on(samples)
-    with pytest.raises(ValueError, match=r"cannot be read .*Correct the path"):
-        Published("what", tmp_path / "none.json").on(samples)
-    (tmp_path / "published.json").write_text("[{")
-    with pytest.raises(ValueError, match=r"line 1, column \d+: the file is "):
-        Published("what", tmp_path / "published.json").on(samples)
+ONE = [sample("a/instruction", "Draw it.")]
+TWO = [*ONE, sample("b/instruction", "Paint it.")]
+THRICE = [record(id, instruction=f"What is it {k}?") for k in range(3) for id in "ab"]
 
 
-def test_equal_shots_of_a_question_are_published_and_counted(tmp_path: Path) -> None:
-    """The paper's file repeats a question that opens with the word already."""
-    texts = [("a", "What is it?")] * 3 + [("b", "What now?"), ("b", "What then?"), ("b", "What next?")]
-    file = write(tmp_path, [record(name, instruction=text) for name, text in texts])
-    samples = Published("what", file, shots=3).on([sample("a", "What is it?"), sample("b", "Draw it.")])
-    assert samples[0].rewrites == ("What is it?",) * 3
-    measured = rewrite_statistics(samples, {})
-    assert (measured["repeating"], measured["distinct"], measured["unchanged"]) == (1, 4 / 6, 3 / 6)
+@pytest.mark.parametrize(
+    ("content", "samples", "shots", "says"),
+    [
+        ([record("a", instruction="How is it?")], ONE, 1, "record 'a': rewrite 1 opens with 'how', not with 'what'"),
+        ([record("a", instruction="")], ONE, 1, r"record 1 \(id a\): instr-resp\[0\].instruction is empty"),
+        ([record("a", instruction="What?"), {"id": 7}], ONE, 1, r"record 2 \(id 7\): id is a number"),
+        ([{"id": "a", "instr-resp": "x"}], ONE, 1, "instr-resp is a text. It must be a list"),
+        ([{"id": "a", "instr-resp": [{"instruction": None}]}], ONE, 1, "instruction is null"),
+        ({}, ONE, 1, "at its top level .*Expected a JSON list of records with 'id'"),
+        ([], ONE, 1, "holds no rewrite"),
+        ([record("a", instruction="What?")], ONE, 3, "'a' has 1 rewrites, .* and attack.shots is 3: each must"),
+        ([*THRICE, THRICE[1]], TWO, 3, "published.json: record 'b' has 4 rewrites, another has 3, .* the same number"),
+        ([record("a", safe_instruction="What?")], ONE, 1, "'a/instruction', and the file begins with 'a/safe_instr"),
+        ([record("b", instruction="What?")], ONE, 1, "Looked up is 'a/instruction', and the file begins with 'b/instr"),
+        ("[{", ONE, 1, r"line 1, column \d+: the file is "),
+        (None, ONE, 1, "cannot be read .*Correct the path"),
+    ],
+)
+def test_a_published_file_that_does_not_fit_is_refused_by_record(
+    content: object, samples: list[EvalSample], shots: int, says: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "published.json"
+    if content is not None:
+        file.write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(ValueError, match=says):
+        Published("what", file, shots=shots).on(samples)
+
+
+def test_what_a_file_has_beyond_the_shots_is_counted_and_equal_shots_are_left_alone(tmp_path: Path) -> None:
+    every = Published("what", write(tmp_path, THRICE * 2), shots=3)
+    made = every.on(TWO)
+    assert every.describe(made)["unused"] == 6
+    assert made == Published("what", write(tmp_path, THRICE), shots=3).on(TWO)
+    # the paper's file repeats a question that opens with the word already
+    repeated = write(tmp_path, [record("a", instruction="What is it?")] * 3)
+    assert Published("what", repeated, shots=3).on(ONE)[0].rewrites == ("What is it?",) * 3
 
 
 # Rewrites by a model
@@ -387,8 +317,8 @@ class Parrot(Engine):
 
     name = "parrot"
 
-    def __init__(self, answer: Callable[[str, int], str] | None = None) -> None:
-        self.answer = answer or (lambda prompt, seed: prompt)
+    def __init__(self, answer: Callable[[str, int], str]) -> None:
+        self.answer = answer
         self.asked: list[tuple[int, Sequence[str]]] = []
 
     def settings(self) -> dict[str, Any]:
@@ -403,6 +333,10 @@ class Parrot(Engine):
         return [self.answer(prompt, seed) for prompt in prompts]
 
 
+def by_model(answer: Callable[[str, int], str], **settings: Any) -> Any:
+    return RewriteByModel("what", Parrot(answer), **settings)
+
+
 BRIDGE, BAKER = sample("bridge", "Describe the wooden bridge."), sample("baker", "Describe the old baker.")
 
 
@@ -412,148 +346,109 @@ def test_a_model_is_asked_again_until_word_and_content_fit() -> None:
             return 'Rewritten request: "What does the wooden bridge look like?"\n\nI hope this helps.'
         return ["How old is the baker?", "What a lovely day!", "1. What does the old baker look like?"][seed]
 
-    engine = Parrot(answer)
-    attack = RewriteByModel("what", engine, tries=3)
-    attacked = attack.on([BRIDGE, BAKER])
-    assert [item.rewrites for item in attacked] == [
-        ("What does the wooden bridge look like?",),
-        ("What does the old baker look like?",),
-    ]
-    assert [(seed, len(prompts)) for seed, prompts in engine.asked] == [(0, 2), (1, 1), (2, 1)]
-    assert attack.reasons == {"does not open with the word": 1, "loses the content": 1} and not any(
-        attack.failed.values()
-    )
+    attack = by_model(answer, tries=3)
+    rewritten = [item.rewrites for item in attack.on([BRIDGE, BAKER])]
+    assert rewritten == [("What does the wooden bridge look like?",), ("What does the old baker look like?",)]
+    assert [(seed, len(prompts)) for seed, prompts in attack.engine.asked] == [(0, 2), (1, 1), (2, 1)]
+    assert attack.reasons == {"does not open with the word": 1, "loses the content": 1}
+    assert attack.failed == {"bridge": 0, "baker": 0}
 
 
 def test_what_a_model_cannot_rewrite_is_a_template_and_counted() -> None:
-    engine = Parrot(lambda prompt, seed: "What does the wooden bridge look like?")
-    attack = RewriteByModel("what", engine, shots=3, tries=2)
+    attack = by_model(lambda prompt, seed: "What does the wooden bridge look like?", shots=3, tries=2, seed=4)
     bridge, baker = attack.on([BRIDGE, BAKER])
     assert len(set(bridge.rewrites)) == len(set(baker.rewrites)) == 3
     assert attack.failed == {"bridge": 2, "baker": 3}
-    assert attack.reasons == {"repeats the question or another shot": 4, "loses the content": 6}
-    assert rewrite_statistics([bridge, baker], attack.failed)["failed"] == 5
-    assert len({seed for seed, _ in engine.asked}) == 6
+    assert {seed for seed, _ in attack.engine.asked} == set(range(4, 10))
+    described = attack.describe([bridge, baker])
+    assert described.items() >= {"kind": "model", "word": "what", "shots": 3, "seed": 4, "temperature": 0.7}.items()
+    assert described["engine"]["engine"] == "parrot" and described["dropped"] == []
+    assert described["statistics"]["failed"] == 5
+    assert described["reasons"] == {"repeats the question or another shot": 4, "loses the content": 6}
 
 
-def test_cached_rewrites_are_reused_for_the_same_settings_only(tmp_path: Path) -> None:
-    def make(**settings: object) -> tuple[Parrot, RewriteByModel]:
-        engine = Parrot(lambda prompt, seed: f"What is the wooden bridge, old baker {seed}?")
-        return engine, RewriteByModel("what", engine, cache=tmp_path / "deep" / "rewrites.jsonl", tries=1, **settings)  # type: ignore[arg-type]
+def test_a_model_is_not_asked_twice_for_the_same(tmp_path: Path) -> None:
+    def attack(**settings: Any) -> Any:
+        cache = tmp_path / "deep" / "answers.jsonl"
+        answer = "What is the wooden bridge, old baker {}?".format
+        return by_model(lambda prompt, seed: answer(seed), cache=cache, tries=1, **settings)
 
-    _, first = make()
-    made = first.on([BRIDGE])
-    engine, again = make()
-    assert again.on([BRIDGE, BAKER])[0] == made[0]
-    assert [len(prompts) for _, prompts in engine.asked] == [1] and "baker" in engine.asked[0][1][0]
-    engine, other = make(seed=5)
-    assert other.on([BRIDGE])[0] != made[0] and len(engine.asked) == 1
-    engine, warm = make()
-    assert warm.on([BRIDGE, BAKER])[0] == made[0] and engine.asked == []
-    with (tmp_path / "deep" / "rewrites.jsonl").open("a") as file:
+    (made,) = attack().on([BRIDGE])
+    again, other, warm = attack(), attack(seed=5), attack()
+    assert again.on([BRIDGE, BAKER])[0] == made
+    assert [len(prompts) for _, prompts in again.engine.asked] == [1] and "baker" in again.engine.asked[0][1][0]
+    assert other.on([BRIDGE])[0] != made and len(other.engine.asked) == 1
+    assert warm.on([BRIDGE, BAKER])[0] == made and warm.engine.asked == []
+    with (tmp_path / "deep" / "answers.jsonl").open("a") as file:
         file.write('{"key": "x", "que')
-    with pytest.raises(ValueError, match=r"rewrites.jsonl, line 4: .* Delete"):
-        make()[1].on([BRIDGE])
+    with pytest.raises(ValueError, match=r"answers.jsonl, line 4: .* Delete"):
+        attack().on([BRIDGE])
 
 
 def test_a_run_from_the_cache_reports_what_the_first_run_reported(tmp_path: Path) -> None:
-    def run(answer: str) -> tuple[list[EvalSample], dict[str, int], dict[str, int]]:
-        engine = Parrot(lambda prompt, seed: answer if "bridge" in prompt or seed % 2 else "Hm.")
-        attack = RewriteByModel("what", engine, shots=2, tries=2, cache=tmp_path / "rewrites.jsonl")
-        samples = [BRIDGE, BAKER, replace(BAKER, id="again")]
-        made = attack.on(samples, lambda question, word, shots: tuple(f"{word} {k}?" for k in range(shots)))
-        return made, attack.failed, dict(attack.reasons)
+    def run(answer: Callable[[str, int], str]) -> tuple[Any, ...]:
+        attack = by_model(answer, shots=2, tries=2, cache=tmp_path / "answers.jsonl")
+        template = lambda question, word, shots: tuple(f"{word} {k}?" for k in range(shots))
+        made = attack.on([BRIDGE, BAKER, replace(BAKER, id="again")], template)
+        return attack.engine.asked, made, attack.failed, attack.reasons
 
-    first = run("What does the wooden bridge or the old baker look like?")
+    both = "What does the wooden bridge or the old baker look like?\ud800"
+    _, *first = run(lambda prompt, seed: both if "bridge" in prompt or seed % 2 else "Hm.")
     assert first[1] == {"bridge": 1, "baker": 1, "again": 1}
     assert first[2] == {"repeats the question or another shot": 4, "does not open with the word": 1}
-    assert run("never asked") == first
+    assert run(lambda prompt, seed: "") == ([], *first)
 
 
-@pytest.mark.parametrize(
-    "spoilt",
-    [
-        {"rewrites": ["Share nothing at all"]},
-        {"rewrites": ["What does the wooden bridge look like?"]},
-        {"rewrites": ["What does the wooden bridge look like?", "Share the wooden bridge."]},
-        {"rewrites": ["What does the wooden bridge look like?", "What a lovely day!"]},
-        {"rewrites": ["What does the wooden bridge look like?"] * 2},
-        {"rewrites": ["What a lovely day!", "What is the wooden bridge?"], "failed": 1, "reasons": {"x": 3}},
-        {"question": "Describe the old baker."},
-        {"failed": -1},
-        {"failed": 1},
-        {"failed": 3},
-        {"reasons": {"loses the content": 9}},
-    ],
-)
-def test_a_cached_rewrite_that_fails_a_check_is_made_anew(spoilt: dict[str, object], tmp_path: Path) -> None:
-    cache = tmp_path / "rewrites.jsonl"
-
-    def make() -> tuple[Parrot, list[EvalSample]]:
-        engine = Parrot(lambda prompt, seed: f"What is the wooden bridge {seed}?")
-        return engine, RewriteByModel("what", engine, shots=2, cache=cache).on([BRIDGE])
-
-    _, made = make()
-    whole = cache.read_text()
-    cache.write_text(json.dumps(json.loads(whole) | spoilt) + "\n")
-    with pytest.warns(UserWarning, match=r"rewrites.jsonl: the rewrites of 1 questions .* 'Describe the wooden bridge"):
-        engine, again = make()
-    assert again == made and engine.asked and cache.read_text() == whole
-    assert make()[0].asked == []
+@pytest.mark.parametrize("spoilt", ["Share nothing at all", "What a lovely day!", "", "Describe the wooden bridge."])
+def test_a_cached_answer_is_checked_like_a_spoken_one(spoilt: str, tmp_path: Path) -> None:
+    cache = tmp_path / "answers.jsonl"
+    first, again = (by_model(lambda prompt, seed: f"What is the wooden bridge {seed}?", cache=cache) for _ in range(2))
+    first.on([BRIDGE])
+    cache.write_text(json.dumps(json.loads(cache.read_text()) | {"answer": spoilt}) + "\n")
+    assert again.on([BRIDGE])[0].rewrites == ("What is the wooden bridge 1?",)
+    assert [seed for seed, _ in again.engine.asked] == [1] and again.reasons.total() == 1
 
 
-def test_rewrites_made_before_a_server_dies_are_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("chunk", "fatal"), [(1, 0), (64, 1)])
+def test_what_a_model_said_before_its_server_died_is_kept(chunk: int, fatal: int, tmp_path: Path) -> None:
     def answer(prompt: str, seed: int) -> str:
-        if "baker" in prompt:
+        if "baker" in prompt and seed == fatal:
             raise ConnectionError("gone")
-        return "What does the wooden bridge look like?"
+        return "Hm." if "baker" in prompt else "What does the wooden bridge look like?"
 
-    cache = tmp_path / "rewrites.jsonl"
+    cache = tmp_path / "answers.jsonl"
     with pytest.raises(ConnectionError):
-        RewriteByModel("what", Parrot(answer), cache=cache, chunk=1).on([BRIDGE, BAKER])
-    engine = Parrot(lambda prompt, seed: "What does the old baker look like?")
-    made = RewriteByModel("what", engine, cache=cache).on([BRIDGE, BAKER])
-    assert len(engine.asked) == 1 and made[0].rewrites == ("What does the wooden bridge look like?",)
+        by_model(answer, cache=cache, chunk=chunk).on([BRIDGE, BAKER])
+    attack = by_model(lambda prompt, seed: "What does the old baker look like?", cache=cache)
+    assert attack.on([BRIDGE, BAKER])[0].rewrites == ("What does the wooden bridge look like?",)
+    assert [seed for seed, _ in attack.engine.asked] == [fatal]
 
 
 @pytest.mark.parametrize(
-    ("settings", "says"),
-    [
-        ({"kept": 1.5}, "attack.kept is 1.5"),
-        ({"tries": 0}, "attack.tries"),
-        ({"temperature": 0.0}, "temperature above 0"),
-    ],
+    ("settings", "says"), [({"kept": 1.5}, "kept is 1.5"), ({"tries": 0}, "tries"), ({"temperature": 0.0}, "above 0")]
 )
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], says: str) -> None:
-    with pytest.raises(ValueError, match=says):
-        RewriteByModel("what", Parrot(lambda prompt, seed: ""), **settings)
+    with pytest.raises(ValueError, match=rf"attack\..*{says}"):
+        by_model(lambda prompt, seed: "", **settings)
 
 
-# Statistics, hashes, mined words, configs
+# Statistics, hashes, mined words
 
 
 def test_statistics_by_hand() -> None:
-    """`Draw the red mill.` has 4 words, of them draw, red, mill are content.
-
-    `What the red mill?` replaces one word (distance 1, relative 1/4, 2 of 3 kept); the second rewrite is unchanged
-    (0, 0, 3 of 3); `What is it?` shares nothing (distance 4, relative 1, 0 of 3).
-    """
+    """`Draw the red mill.` has three content words, of which the rewrites keep 2, 3, 0 and 0; the second is unchanged."""
     question = "Draw the red mill."
     samples = [
         replace(sample("a", question), rewrites=("What the red mill?", "draw the red mill")),
         replace(sample("b", question), rewrites=("What is it?", "What is it?")),
         sample("c", question),
     ]
-    measured = rewrite_statistics(samples, {"a": 1, "elsewhere": 9})
-    assert measured == pytest.approx(
+    assert rewrite_statistics(samples, {"a": 1, "elsewhere": 9}) == pytest.approx(
         {
             "samples": 3, "rewrites": 4, "without_rewrite": 1, "repeating": 1, "failed": 1, "distinct": 3 / 4,
-            "unchanged": 1 / 4, "pure_replacements": 1 / 4, "edit_distance_mean": 9 / 4, "edit_distance_median": 5 / 2,
-            "relative_edit_distance_mean": 9 / 16, "relative_edit_distance_median": 5 / 8,
-            "content_kept_mean": 5 / 12, "words_before_mean": 4, "words_after_mean": 14 / 4,
+            "unchanged": 1 / 4, "content_kept_mean": 5 / 12,
         }
     )  # fmt: skip
-    assert edit_distance("kitten", "sitting") == 3 and edit_distance("", "abc") == 3
 
 
 def test_the_hash_of_rewrites_ignores_order_and_nothing_else() -> None:
@@ -562,15 +457,6 @@ def test_the_hash_of_rewrites_ignores_order_and_nothing_else() -> None:
     assert rewrites_hash(samples[::-1]) == whole
     others = (samples[:1], Rewrite("what", 3).on([BRIDGE, BAKER]), [BRIDGE, BAKER])
     assert len({whole, *map(rewrites_hash, others)}) == 4
-
-
-def test_the_results_say_what_an_attack_did() -> None:
-    attack = RewriteByModel("what", Parrot(lambda prompt, seed: "no"), tries=2, seed=4)
-    described = describe_attack(attack, attack.on([BRIDGE]))
-    assert (described["kind"], described["word"], described["shots"], described["seed"]) == ("model", "what", 1, 4)
-    assert described["engine"]["engine"] == "parrot" and described["temperature"] == 0.7
-    assert described["statistics"]["failed"] == 1 and described["dropped"] == []
-    assert described["reasons"] == {"does not open with the word": 2}
 
 
 def test_a_mined_word_comes_with_what_the_audit_says_of_it() -> None:
@@ -587,23 +473,3 @@ def test_a_mined_word_comes_with_what_the_audit_says_of_it() -> None:
         RandomWord("mined", shots=2, openings=("what", "can")).mine(audit_pairs, pairs, unsafe=True)
     with pytest.raises(ValueError, match="no opening word of the training set is surely answered"):
         Rewrite("mined").mine(audit_pairs, [("Can it?", False), ("Can it?", True)], unsafe=True)
-
-
-def test_every_attack_is_built_from_a_config() -> None:
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--attack", type=Attack)
-    engine = {"class_path": "test_attack.Parrot"}
-    settings = {
-        "Rewrite": {}, "WithoutWord": {}, "RandomWord": {"seed": 3},
-        "Published": {"file": "some.json", "missing": "drop"},
-        "RewriteByModel": {"engine": engine, "cache": "rewrites.jsonl"},
-    }  # fmt: skip
-    for name, extra in settings.items():
-        init_args = {"word": "what", "shots": 3, **extra}
-        config = {"attack": {"class_path": f"mirage.evaluation.attack.{name}", "init_args": init_args}}
-        built = parser.instantiate(parser.parse_object(config)).attack
-        assert type(built).__name__ == name and built.shots == 3
-        assert isinstance(built.kind, str)
-    assert built.engine.name == "parrot"

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from local_server import Body, LocalServer, Reply, Serve, asked, completion
+from local_server import Body, Reply, Serve, asked, completion
 
 from mirage.cli import main
 from mirage.data.module import AlignmentData
@@ -81,10 +80,7 @@ def test_words_are_mined_from_the_training_set_and_reported(tmp_path: Path) -> N
         assert {opening_word(question) for question in rewritten(tmp_path, side)} == {word}
 
 
-def test_where_no_word_stands_out_it_is_said_before_the_model_is_loaded(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("mirage.models.load.load_model", None)
+def test_where_no_word_stands_out_it_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     same = {"unsafe_openers": {"can": 1.0}, "safe_openers": {"can": 1.0}}
     assert validate(tmp_path, attacked("unsafe", "Rewrite", {"word": "mined"}), **same) == 1
     said = capsys.readouterr().err
@@ -106,44 +102,34 @@ def test_questions_are_offered_without_harmful_answers_and_from_harmful_ones_alo
 
 # --- controls, files, models -----------------------------------------------------------------------------------------
 
-STATISTICS = {"edit_distance_mean", "content_kept_mean", "pure_replacements", "distinct", "failed"}
-
 
 def test_controls_make_as_many_rewrites_without_the_word_and_say_so(tmp_path: Path) -> None:
     openings = ["can", "describe", "explain", "show"]
     without = attacked("unsafe", "WithoutWord", {"word": "what's", "shots": 3, "instead": "can"})
     at_random = attacked("benign", "RandomWord", {"word": "share", "shots": 3, "openings": openings, "seed": 5})
     assert validate(tmp_path, without, at_random) == 0
-    measured = results(tmp_path)
-    described = measured["unsafe"]["attack"]
-    assert (described["kind"], described["word"], described["instead"], described["mined"]) == (
-        "without_word",
-        "what's",
-        "can",
-        None,
+    described = {side: results(tmp_path)[side]["attack"] for side in ("unsafe", "benign")}
+    assert (
+        described["unsafe"].items()
+        >= {"kind": "without_word", "word": "what's", "instead": "can", "mined": None}.items()
+    )
+    assert (
+        described["benign"].items() >= {"kind": "random_word", "word": "share", "openings": openings, "seed": 5}.items()
     )
     openers = {record.id: opening_word(record.question) for record in records(tmp_path, "unsafe") if not record.shot}
     for record in records(tmp_path, "unsafe"):
         assert opening_word(record.question) == (openers[record.id] if openers[record.id] != "what's" else "can")
-    described = measured["benign"]["attack"]
-    assert (described["kind"], described["word"], described["openings"], described["seed"]) == (
-        "random_word",
-        "share",
-        openings,
-        5,
-    )
     assert {opening_word(question) for question in rewritten(tmp_path, "benign")} <= set(openings)
-    for side in ("unsafe", "benign"):
-        statistics = measured[side]["attack"]["statistics"]
+    for side in described:
+        statistics = described[side]["statistics"]
         assert statistics["rewrites"] == len(rewritten(tmp_path, side)) == 3 * QUESTIONS
-        assert statistics.keys() >= STATISTICS and statistics["edit_distance_mean"] > 0
+        assert statistics["distinct"] > 0.3 and statistics["content_kept_mean"] > 0.3
 
 
 @pytest.mark.parametrize(
     ("attack", "settings", "says"),
     [
         ("Rewrite", {"word": "what is"}, "attack.word is 'what is': "),
-        ("Rewrite", {"word": ""}, "attack.word is '': "),
         ("Rewrite", {"word": "what", "shots": 0}, "attack.shots is 0: it must be at least 1."),
         ("RandomWord", {"word": "what", "shots": 500}, "attack.openings leaves 21 words for 500 shots: "),
     ],
@@ -151,9 +137,8 @@ def test_controls_make_as_many_rewrites_without_the_word_and_say_so(tmp_path: Pa
 def test_a_bad_attack_is_one_sentence_of_its_own(
     attack: str, settings: dict[str, Any], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert (
-        validate(tmp_path, attacked("benign", "OneWord", {"word": "what"}), attacked("unsafe", attack, settings)) == 1
-    )
+    good = attacked("benign", "OneWord", {"word": "what"})
+    assert validate(tmp_path, good, attacked("unsafe", attack, settings)) == 1
     (said,) = (line for line in capsys.readouterr().err.splitlines() if "Seed set" not in line)
     assert said.startswith(f"mirage: {says}")
     assert not (tmp_path / "run" / "validate" / "results.json").exists()
@@ -179,7 +164,7 @@ def test_published_rewrites_are_asked_and_the_file_is_named(tmp_path: Path) -> N
     assert results(tmp_path)["unsafe"]["attack"]["unused"] == QUESTIONS
     file.write_text(json.dumps(published[1:QUESTIONS]))
     fewer = attacked("unsafe", "Published", {"word": "what's", "file": str(file), "missing": "drop"})
-    with pytest.warns(UserWarning, match="left out 1 samples"):
+    with pytest.warns(UserWarning, match="1 of 6 samples have no rewrite: mini/unsafe/5, and are left out"):
         assert validate(tmp_path, fewer) == 0
     again = results(tmp_path)["unsafe"]
     assert again["attack"]["dropped"] == [samples[-1].id] and again["after"]["n"] == QUESTIONS - 1
@@ -204,7 +189,7 @@ def test_rewrites_by_a_server_are_kept_hashed_and_not_asked_for_again(tmp_path: 
     lists = {question for question in plain if question.startswith("list")}
     assert first["reasons"] == {"does not open with the word": 2 * len(lists)}
     assert len(server.bodies) == len({*plain} - lists) + 2 * len(lists)
-    assert {json.loads(line)["question"] for line in cache.read_text().splitlines()} == {*plain}
+    assert len(cache.read_text().splitlines()) == len(server.bodies), "one line an answer"
     server.bodies.clear()
     assert validate(tmp_path, attack, **only) == 0
     assert server.bodies == [] and results(tmp_path)["unsafe"]["attack"] == first
@@ -221,64 +206,31 @@ def about(body: Body) -> Reply:
     return completion(f"about {asked(body)}")
 
 
-def failing(server: LocalServer, after: int, how: str) -> None:
-    """Answers that many questions, then fails in the given way."""
-
-    def answer(body: Body) -> Reply:
-        if len(server.bodies) <= after:
-            return about(body)
-        if how == "slow":
-            time.sleep(0.6)
-        return {"slow": completion("late"), "busy": (503, "no", {}), "nonsense": (200, "<html>hello</html>", {})}[how]
-
-    server.answer = answer
-
-
-@pytest.mark.parametrize(
-    ("how", "says"),
-    [
-        ("slow", r"no answer within 0\.3 s\. Raise engine\.timeout_s"),
-        ("busy", r"it answers HTTP 503: .* See the server's own log"),
-        ("nonsense", r"its reply is no chat completion \('<html>hello</html>'\)"),
-        ("down", r"no connection \(.*refused.*\)\. Start the server"),
-    ],
-)
 def test_a_server_that_fails_gives_one_sentence_and_is_asked_on_where_it_stopped(
-    how: str, says: str, tmp_path: Path, serve: Serve, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, serve: Serve, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    server = serve(about)
-    settings = {"model": "m", "timeout_s": 0.3, "retries": 1, "concurrency": 1}
-    given = {"word": "what's", "shots": 1}
-
-    def run(url: str) -> int:
-        engine = {"class_path": "OpenAIEngine", "init_args": {"base_url": url, **settings}}
-        judge = {"class_path": "Keyword"}
-        return validate(tmp_path, attacked("unsafe", "Rewrite", given, engine=engine, judge=judge))
-
-    def kept() -> list[Path]:
-        return list((tmp_path / "run" / "validate" / "records").glob(".*"))
-
-    if how == "down":
-        assert run("http://127.0.0.1:9/v1") == 1
-        answered = 0
-    else:
-        failing(server, 7, how)
-        assert run(server.base_url) == 1
-        answered = 7
-        (log,) = kept()
-        assert len(log.read_text().splitlines()) == 1 + answered, "a header, and what was answered"
+    """What each failure is called, `test_openai_engine.py` knows."""
+    server = serve(lambda body: about(body) if len(server.bodies) <= 7 else (503, "no", {}))
+    engine = {"base_url": server.base_url, "model": "m", "retries": 0, "concurrency": 1}
+    attack = attacked(
+        "unsafe", "Rewrite", {"word": "what's"}, engine={"class_path": "OpenAIEngine", "init_args": engine},
+        judge={"class_path": "Keyword"},
+    )  # fmt: skip
+    run = tmp_path / "run" / "validate"
+    assert validate(tmp_path, attack) == 1
+    (log,) = (run / "records").glob(".*")
+    assert len(log.read_text().splitlines()) == 1 + 7, "a header, and what was answered"
     said = capsys.readouterr().err.strip()
-    assert re.search(says, said) and said.startswith("mirage: http://127.0.0.1") and "\n" not in said
-    assert not (tmp_path / "run" / "validate" / "results.json").exists()
+    assert re.fullmatch(r"mirage: http://127.0.0.1.* it answers HTTP 503: .* See the server's own log\..*", said)
+    assert not (run / "results.json").exists()
     server.bodies.clear()
     server.answer = about
-    assert run(server.base_url) == 0
-    whole = answered - answered % 2  # a sample with an answer missing is asked again, all its shots together
-    assert len(server.bodies) == 2 * QUESTIONS - whole
-    assert [record.answer for record in records(tmp_path, "unsafe")] == [
-        f"about {record.question}" for record in records(tmp_path, "unsafe")
-    ]
-    assert not kept() and results(tmp_path)["unsafe"]["generation"]["base_url"] == server.base_url
+    assert validate(tmp_path, attack) == 0
+    # a sample with an answer missing is asked again, all its shots together
+    assert len(server.bodies) == 2 * QUESTIONS - 6
+    assert all(record.answer == f"about {record.question}" for record in records(tmp_path, "unsafe"))
+    assert not [*(run / "records").glob(".*")]
+    assert results(tmp_path)["unsafe"]["generation"]["base_url"] == server.base_url
 
 
 def test_a_judge_that_is_down_leaves_a_run_as_it_was(

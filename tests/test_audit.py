@@ -6,8 +6,6 @@ import io
 import json
 import math
 import re
-import subprocess
-import sys
 import time
 import tracemalloc
 from collections.abc import Iterable
@@ -32,33 +30,28 @@ QUESTIONS = {
 }
 
 
-def small() -> tuple[list[str], list[bool]]:
-    pairs = [pair for pair, times in QUESTIONS.items() for _ in range(times)]
-    return [question for question, _ in pairs], [refused for _, refused in pairs]
-
-
 def audit(questions: Iterable[str], refused: Iterable[bool], **settings: Any) -> Audit:
     return audit_pairs(zip(questions, refused, strict=True), **settings)
 
 
+def small(**settings: Any) -> Audit:
+    return audit_pairs((pair for pair, times in QUESTIONS.items() for _ in range(times)), **settings)
+
+
 def test_counts_and_shares_by_hand() -> None:
-    report = audit(*small(), min_count=1)
+    report = small(min_count=1)
     assert (report.questions, report.refused, report.answered, report.wordless) == (15, 6, 9, 1)
-    assert [(line.word, line.count, line.refused) for line in report.words] == [
-        ("what", 6, 0),
-        ("share", 5, 4),
-        ("what's", 2, 0),
-        ("why", 1, 1),
-    ]
+    counted = [(line.word, line.count, line.refused) for line in report.words]
+    assert counted == [("what", 6, 0), ("share", 5, 4), ("what's", 2, 0), ("why", 1, 1)]
     share = report.of("share")
     assert share is not None and share.p_refused.rate == 0.8
     assert (share.share_of_refused, share.share_of_answered) == (4 / 6, 1 / 9)
-    assert [line.word for line in audit(*small(), min_count=5).words] == ["what", "share"]
-    assert audit(*small(), min_count=5).distinct_words == 4, "rare words are not listed but counted"
+    assert [line.word for line in small(min_count=5).words] == ["what", "share"]
+    assert small(min_count=5).distinct_words == 4, "rare words are not listed but counted"
 
 
 def test_log_odds_and_intervals_by_hand() -> None:
-    share = audit(*small()).of("share")
+    share = small().of("share")
     assert share is not None
     # with the word 4 refused and 1 answered, without it 2 and 8; each raised by 1/2
     assert share.log_odds == pytest.approx(math.log(4.5 * 8.5 / (1.5 * 2.5)))
@@ -78,7 +71,7 @@ def test_information_and_accuracy_by_hand() -> None:
     assert useless.attack_word is None and useless.overprudence_word is None, "no word is above the average"
     singletons = audit("abcdef", [True, False] * 3, min_count=1)
     assert singletons.opening_accuracy == 1.0 and singletons.left_out_accuracy == 0.0, "words seen once tell nothing"
-    report = audit(*small())
+    report = small()
     assert report.opening_accuracy == 14 / 15 and report.majority_accuracy == 9 / 15
     # left out: 6 + 2 "what" and 4 "share" stay right; "share" answered, "why" and the wordless one go wrong
     assert report.left_out_accuracy == 12 / 15
@@ -115,7 +108,7 @@ def test_a_set_with_one_label_only_is_audited(refused: bool, tmp_path: Path) -> 
 
 
 def test_table_json_and_figure_show_the_same_numbers(tmp_path: Path) -> None:
-    report = audit(*small(), min_count=1)
+    report = small(min_count=1)
     written, printed = json.loads(report.to_json()), io.StringIO()
     assert written["mutual_information_bits"] == report.mutual_information_bits
     assert written["words"][1]["word"] == "share" and written["words"][1]["p_refused"]["rate"] == 0.8
@@ -133,21 +126,19 @@ def test_table_json_and_figure_show_the_same_numbers(tmp_path: Path) -> None:
         assert (tmp_path / "new" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
 
 
-def test_import_is_light() -> None:
-    heavy = "('torch', 'lightning', 'transformers', 'matplotlib')"
-    code = "import sys, mirage.audit.figure, mirage.audit.table;"
-    code += f"print([module for module in {heavy} if module in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
-
-
 def test_a_generator_of_many_questions_is_counted_in_seconds_and_not_kept() -> None:
     started = time.perf_counter()
     tracemalloc.start()
-    pairs = ((question, refused) for _ in range(1_000) for question, refused in zip(*small(), strict=True))
+    pairs = (pair for _ in range(1_000) for pair, times in QUESTIONS.items() for _ in range(times))
     assert audit_pairs(pairs).questions == 15_000
     assert tracemalloc.get_traced_memory()[1] < 1 << 20
     tracemalloc.stop()
     assert time.perf_counter() - started < 20
+
+
+def audited(out: Path, *arguments: str) -> dict[str, Any]:
+    assert main(["audit", "--out", str(out), "--min_count", "1", *arguments]) == 0
+    return dict(json.loads((out / "audit.json").read_text()))
 
 
 def svg_text(out: Path) -> str:
@@ -186,30 +177,23 @@ def test_what_is_not_counted_is_said(tmp_path: Path, capsys: pytest.CaptureFixtu
         {"safe_instruction": "What is it?", "response": "A ball."},
         {"unsafe_instruction": "Can it hurt?", "response": "No."},
     ]
-    records = [
-        {"id": "a", "image": "a.png", "safe": True, "instr-resp": pairs},
-        {"id": "b", "image": "b.png", "safe": True, "instr-resp": pairs},
-        *(
-            {
-                "id": name, "image": f"{name}.png", "safe": False, "harmful_category": "x", "harmful_subcategory": "y",
-                "instr-resp": [{"instruction": question, "response": "I cannot help."}],
-            }
-            for name, question in (("c", "N/A"), ("d", "Share it."))
-        ),
-    ]  # fmt: skip
+    unsafe = {"safe": False, "harmful_category": "x", "harmful_subcategory": "y"}
+    records = [{"id": name, "image": f"{name}.png", "safe": True, "instr-resp": pairs} for name in "ab"]
+    for name, asked in (("c", "N/A"), ("d", "Share it.")):
+        answered = [{"instruction": asked, "response": "I cannot help."}]
+        records.append({"id": name, "image": f"{name}.png", **unsafe, "instr-resp": answered})
     for name, these in (("train", records), ("test", records[:1])):
         (tmp_path / f"{name}.json").write_text(json.dumps(these))
+    file = ["--file", str(tmp_path / "train.json")]
     for given, sentence in (
-        (["--file", str(tmp_path / "train.json")], "Not counted: the 2 questions unsafe_instruction"),
+        (file, "Not counted: the 2 questions unsafe_instruction"),
         (["--data", "VLGuard", "--data.root", str(tmp_path)], "1 records whose instruction is only 'N/A'; the questions"
          " about 1 pictures that are in the test set too"),
     ):  # fmt: skip
-        assert main(["audit", *given, "--out", str(tmp_path / "out")]) == 0
+        written = audited(tmp_path / "out", *given)
         assert sentence in " ".join(capsys.readouterr().out.split())
-        written = json.loads((tmp_path / "out" / "audit.json").read_text())
         assert sentence in written["skipped"][0] and "the unsafe set against the retain set" in written["data"]
-    by_answers = ["--file", str(tmp_path / "train.json"), "--labels", "answers"]
-    assert main(["audit", *by_answers, "--out", str(tmp_path / "out")]) == 0
+    audited(tmp_path / "out", *file, "--labels", "answers")
     assert "Not counted" not in capsys.readouterr().out
 
 
@@ -220,11 +204,6 @@ def test_what_is_not_counted_is_said(tmp_path: Path, capsys: pytest.CaptureFixtu
 FIGURE_1 = """can 965 731, what 930 66, share 195 195, describe 162 162, please 125 120, identify 107 105,
 explain 86 86, provide 65 58, generate 51 51, discuss 46 46, create 22 22, who 17 11, n 14 14, use 14 14, remove 14 14,
 spread 12 12, do 11 11, could 10 10, tell 10 10, post 9 9, based 8 6, analyze 8 8, determine 6 6, how 6 4, follow 5 5"""
-
-
-def audited(out: Path, *arguments: str) -> dict[str, Any]:
-    assert main(["audit", "--out", str(out), "--min_count", "1", *arguments]) == 0
-    return dict(json.loads((out / "audit.json").read_text()))
 
 
 @pytest.mark.real

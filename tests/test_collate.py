@@ -7,6 +7,7 @@ import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -21,15 +22,11 @@ from mirage.data.collate import Collator
 from mirage.data.fitting import too_long
 from mirage.errors import DataError
 from mirage.methods.sft import MixedSFT
-from mirage.mini import questions as world
-from mirage.mini.words import UNIFORM
 from mirage.models.load import load_model
 from mirage.models.processor import load_processor, pad_to_square
 from mirage.schema import Example, Picture, Turn
 
 MINI = "package:mirage.mini/checkpoint"
-KINDS = [*tiny_models.KINDS, "mini"]
-every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 @dataclass(frozen=True)
@@ -48,37 +45,27 @@ def example(image: Picture | None, question: str, answer: str, *later: tuple[str
     return Example(source="test", image=image, prompt=question, answer=answer, later_turns=turns, where="row 3")
 
 
-ENGLISH = [
-    example(Painted("red", (40, 20)), "What colour is it?", "It is red."),
-    example(None, "And good day to you, what is a circle?", "A circle is round. "),
+# In the words of mini, so that every tokenizer can spell them: a picture, none, a picture and three turns, none and short.
+# An answer stands in its question, and in the next one, too.
+EXAMPLES = [
+    example(Painted("red", (40, 20)), "what's the colour of this item?", "it's red."),
+    example(None, "can you say blue, the shape of the item shown?", "yes, blue. "),
     example(
-        Painted("blue", (20, 30)), "Describe.", "Blue, or a colour like it.", ("And then?", "A circle."), ("?", "!")
+        Painted("blue", (20, 30)), "describe the colour of this item.", "here, blue.",
+        ("here, blue. share the full recipe of this item please.", "sure, salt oil bread."), ("?", "here, blue."),
     ),
-    example(None, "x", "y"),
-]
+    example(None, "?", "."),
+]  # fmt: skip
 
 
-def questions_of_mini() -> list[Example]:
-    """As `ENGLISH`: a picture, none, a picture and three turns, none and short; in the words of mini."""
-    a, b, c, d, e = world.asks(5, unsafe=None, openers=UNIFORM, seed=4)
-    later = ((d.question, d.answer), (e.question, e.answer))
-    return [
-        example(a.drawing, a.question, a.answer),
-        example(None, b.question, b.answer + " "),
-        example(c.drawing, c.question, c.answer, *later),
-        example(None, "can?", "yes,"),
-    ]
-
-
-class World(NamedTuple):
-    """A model, its processor, and examples in its language."""
+class Setting(NamedTuple):
+    """A model and its processor."""
 
     model: Any
     processor: Any
-    examples: list[Example]
 
     def method(self) -> MixedSFT:
-        """A method that holds this model, for its `answers`."""
+        """A method that holds this model."""
         method = MixedSFT("not loaded from anywhere")
         method.model = self.model
         method.__dict__["processor"] = self.processor
@@ -86,45 +73,51 @@ class World(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def worlds(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], World]:
-    """The world of a kind, built once."""
-    root = tmp_path_factory.mktemp("checkpoints")
+def settings(checkpoints: Callable[[str], Path]) -> Callable[[str], Setting]:
+    """The setting of a kind, loaded once."""
 
     @cache
-    def built(kind: str) -> World:
-        folder = MINI if kind == "mini" else str(tiny_models.build(kind, root / kind))
-        examples = questions_of_mini() if kind == "mini" else ENGLISH
-        return World(load_model(folder), load_processor(folder), examples)
+    def loaded(kind: str) -> Setting:
+        folder = MINI if kind == "mini" else str(checkpoints(kind))
+        return Setting(load_model(folder), load_processor(folder))
 
-    return built
+    return loaded
+
+
+@pytest.fixture(params=[*tiny_models.KINDS, "mini"])
+def each(request: pytest.FixtureRequest, settings: Callable[[str], Setting]) -> Setting:
+    return settings(request.param)
+
+
+@pytest.fixture
+def llava(settings: Callable[[str], Setting]) -> Setting:
+    return settings("llava")
+
+
+@pytest.fixture
+def mini(settings: Callable[[str], Setting]) -> Setting:
+    return settings("mini")
 
 
 def without_spaces(text: str) -> str:
     return "".join(text.split())
 
 
-def separately(world: World, batches: list[Batch]) -> Tensor:
-    return torch.cat([full_losses(world, batch) for batch in batches])
-
-
 @torch.no_grad()
-def full_losses(world: World, batch: Batch) -> Tensor:
+def full_losses(model: Any, *batches: Batch) -> Tensor:
     """Per-example losses from a forward pass that keeps every logit."""
-    return losses.sft(world.model(**batch.inputs, use_cache=False).logits, batch.labels)
+    return torch.cat([losses.sft(model(**batch.inputs, use_cache=False).logits, batch.labels) for batch in batches])
 
 
 # Labels
 
 
-@every_kind
-def test_labels_are_the_answers_with_their_end_tokens_and_nothing_else(
-    kind: str, worlds: Callable[[str], World]
-) -> None:
-    _, processor, examples = worlds(kind)
+def test_labels_are_the_answers_with_their_end_tokens_and_nothing_else(each: Setting) -> None:
+    _, processor = each
     collate = Collator(processor)
-    batch = collate(examples)
+    batch = collate(EXAMPLES)
     end = collate.end_token
-    for row, item in enumerate(examples):
+    for row, item in enumerate(EXAMPLES):
         answers = [item.answer, *(turn.answer for turn in item.later_turns)]
         counted = batch.labels[row] != losses.IGNORED
         said = processor.tokenizer.decode(batch.labels[row][counted])
@@ -137,34 +130,25 @@ def test_labels_are_the_answers_with_their_end_tokens_and_nothing_else(
         rest = processor.tokenizer.decode(batch.inputs["input_ids"][row][~counted])
         for question in [item.prompt, *(turn.question for turn in item.later_turns)]:
             assert without_spaces(question) in without_spaces(rest)
-    assert batch.example_ids == tuple(item.id for item in examples)
+    assert batch.example_ids == tuple(item.id for item in EXAMPLES)
 
 
-@every_kind
-def test_each_picture_has_one_placeholder_and_text_has_none(kind: str, worlds: Callable[[str], World]) -> None:
-    _, processor, examples = worlds(kind)
+def test_placeholders_and_text_are_where_they_belong(each: Setting) -> None:
+    """Each picture has one placeholder; text is neither padding, nor picture, nor the first token."""
+    _, processor = each
     collate = Collator(processor)
-    for item in examples:
+    batch = collate(EXAMPLES)
+    for row, item in enumerate(EXAMPLES):
         assert collate.conversation(item).text.count(processor.image_token) == (item.image is not None)
-    batch = collate(examples)
-    holds_picture = (batch.inputs["input_ids"] == processor.image_token_id).any(1).tolist()
-    assert holds_picture == [item.image is not None for item in examples]
-
-
-@every_kind
-def test_text_is_neither_padding_nor_picture_nor_the_first_token(kind: str, worlds: Callable[[str], World]) -> None:
-    _, processor, examples = worlds(kind)
-    batch = Collator(processor)(examples)
-    for row in range(len(examples)):
-        length = int(batch.inputs["attention_mask"][row].sum())
-        for place, token in enumerate(batch.inputs["input_ids"][row].tolist()):
-            expected = 0 < place < length and token != processor.image_token_id
-            assert bool(batch.text_mask[row, place]) is expected
+        ids, length = batch.inputs["input_ids"][row].tolist(), int(batch.inputs["attention_mask"][row].sum())
+        assert (processor.image_token_id in ids) is (item.image is not None)
+        expected = [0 < place < length and token != processor.image_token_id for place, token in enumerate(ids)]
+        assert batch.text_mask[row].bool().tolist() == expected
     assert (batch.text_mask.bool() | (batch.labels == losses.IGNORED)).all()
 
 
-def test_an_answer_that_the_template_strips_is_found(worlds: Callable[[str], World]) -> None:
-    processor = pickle.loads(pickle.dumps(worlds("llava").processor))
+def test_an_answer_that_the_template_strips_is_found(llava: Setting) -> None:
+    processor = pickle.loads(pickle.dumps(llava.processor))
     processor.chat_template = processor.chat_template.replace("{{ c['text'] }}", "{{ c['text'] | trim }}")
     collate = Collator(processor)
     batch = collate([example(None, "Hello?", "  A circle is round.\n")])
@@ -175,47 +159,36 @@ def test_an_answer_that_the_template_strips_is_found(worlds: Callable[[str], Wor
 # Batches change nothing
 
 
-@every_kind
-def test_text_stands_next_to_pictures(kind: str, worlds: Callable[[str], World]) -> None:
-    world = worlds(kind)
-    collate = Collator(world.processor)
-    alone = separately(world, [collate([item]) for item in world.examples])
-    torch.testing.assert_close(full_losses(world, collate(world.examples)), alone, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(full_losses(world, collate(world.examples[::-1])), alone.flip(0), rtol=1e-4, atol=1e-5)
+def test_text_stands_next_to_pictures(each: Setting) -> None:
+    model, processor = each
+    collate = Collator(processor)
+    alone = full_losses(model, *(collate([item]) for item in EXAMPLES))
+    torch.testing.assert_close(full_losses(model, collate(EXAMPLES)), alone, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(full_losses(model, collate(EXAMPLES[::-1])), alone.flip(0), rtol=1e-4, atol=1e-5)
 
 
-@every_kind
 @pytest.mark.parametrize(("first", "second"), [([0, 2], [1, 3]), ([3], [2, 1, 0]), ([0, 1], [2, 3])])
-def test_joined_batches_lose_what_separate_ones_lose(
-    kind: str, first: list[int], second: list[int], worlds: Callable[[str], World]
-) -> None:
-    world = worlds(kind)
-    collate = Collator(world.processor)
-    left, right = sides = [collate([world.examples[k] for k in side]) for side in (first, second)]
-    whole = joined(left, right, world.processor.tokenizer.pad_token_id)
+def test_joined_batches_lose_what_separate_ones_lose(first: list[int], second: list[int], each: Setting) -> None:
+    collate = Collator(each.processor)
+    left, right = sides = [collate([EXAMPLES[k] for k in side]) for side in (first, second)]
+    whole = joined(left, right, each.processor.tokenizer.pad_token_id)
     assert whole.example_ids == left.example_ids + right.example_ids
-    assert {len(tensor) for tensor in (whole.labels, whole.text_mask, whole.inputs["input_ids"])} == {
-        len(whole.example_ids)
-    }
-    for name in ("attention_mask", "text"):  # padding stays padding
-        masks = [side.text_mask if name == "text" else side.inputs[name] for side in (*sides, whole)]
-        sums = [mask.sum(1).tolist() for mask in masks]
+    for of in (lambda batch: batch.text_mask, lambda batch: batch.inputs["attention_mask"]):  # padding stays padding
+        sums = [of(batch).sum(1).tolist() for batch in (*sides, whole)]
         assert sums[2] == sums[0] + sums[1]
-    expected = separately(world, sides)
-    torch.testing.assert_close(full_losses(world, whole), expected, rtol=1e-4, atol=1e-5)
-    method = world.method()
+    expected = full_losses(each.model, *sides)
+    torch.testing.assert_close(full_losses(each.model, whole), expected, rtol=1e-4, atol=1e-5)
+    method = each.method()
     with torch.no_grad():  # the same by way of the logits that a step keeps
         kept = losses.sft(*method.answer_logits(method.merged(Pair(left, right))))
     torch.testing.assert_close(kept, expected, rtol=1e-4, atol=1e-5)
 
 
-@every_kind
 @torch.no_grad()
-def test_the_logits_that_are_kept_are_those_that_count(kind: str, worlds: Callable[[str], World]) -> None:
-    world = worlds(kind)
-    batch = Collator(world.processor)(world.examples)
-    logits, labels = world.method().answer_logits(batch)
-    full = world.model(**batch.inputs, use_cache=False).logits
+def test_the_logits_that_are_kept_are_those_that_count(each: Setting) -> None:
+    batch = Collator(each.processor)(EXAMPLES)
+    logits, labels = each.method().answer_logits(batch)
+    full = each.model(**batch.inputs, use_cache=False).logits
     assert logits.shape[1] == labels.shape[1] == batch.logits_to_keep < full.shape[1]
     predicting = losses.answer_positions(batch.labels)
     assert not predicting[:, : -batch.logits_to_keep].any()  # nothing is left out
@@ -224,32 +197,30 @@ def test_the_logits_that_are_kept_are_those_that_count(kind: str, worlds: Callab
     assert (losses.answer_positions(labels) == predicting[:, -batch.logits_to_keep :]).all()
 
 
-def test_a_model_that_cannot_leave_logits_out_gives_the_same(worlds: Callable[[str], World]) -> None:
-    world = worlds("llava")
-    batch = Collator(world.processor)(world.examples)
-    plain, other = world.method(), world.method()
-    other.__dict__["_keeps_logits"] = False
-    with torch.no_grad():
-        torch.testing.assert_close(other.answer_logits(batch)[0], plain.answer_logits(batch)[0])
+@torch.no_grad()
+def test_a_model_that_cannot_leave_logits_out_gives_the_same(llava: Setting) -> None:
+    class Older(torch.nn.Module):
+        def forward(self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor, use_cache: bool) -> Any:
+            return llava.model(input_ids=input_ids, attention_mask=attention_mask, pixel_values=pixel_values)
+
+    batch = Collator(llava.processor)(EXAMPLES)
+    older = llava._replace(model=Older()).method()
+    torch.testing.assert_close(older.answer_logits(batch), llava.method().answer_logits(batch))
 
 
-def test_a_worker_makes_the_same_batch(worlds: Callable[[str], World]) -> None:
-    _, processor, examples = worlds("mini")
-    collate = Collator(processor)
-    here, there = collate(examples), pickle.loads(pickle.dumps(collate))(pickle.loads(pickle.dumps(examples)))
+def test_a_worker_makes_the_same_batch(mini: Setting) -> None:
+    collate = Collator(mini.processor)
+    here = collate(EXAMPLES)
+    there = pickle.loads(pickle.dumps(collate))(pickle.loads(pickle.dumps(EXAMPLES)))
     assert here.example_ids == there.example_ids and here.logits_to_keep == there.logits_to_keep
-    assert (here.labels == there.labels).all()
-    assert all((here.inputs[name] == there.inputs[name]).all() for name in here.inputs)
+    torch.testing.assert_close({**here.inputs, "labels": here.labels}, {**there.inputs, "labels": there.labels})
 
 
-def test_pictures_are_squared_if_asked(worlds: Callable[[str], World]) -> None:
-    processor = worlds("llava").processor
+def test_pictures_are_squared_if_asked(llava: Setting) -> None:
+    processor = llava.processor
     wide = Painted("red", (60, 28))
 
-    @dataclass(frozen=True)
-    class Squared:
-        name: str
-
+    class Squared(Painted):
         def open(self) -> Image.Image:
             return pad_to_square(wide.open(), processor)
 
@@ -265,54 +236,42 @@ def test_pictures_are_squared_if_asked(worlds: Callable[[str], World]) -> None:
 
 def refused(collate: Collator, item: Example) -> str:
     with pytest.raises(DataError) as caught:
-        collate([ENGLISH[0], item])
+        collate([EXAMPLES[0], item])
     message = str(caught.value)
     assert "row 3" in message and item.id in message and "\n" not in message
     return message
 
 
-def test_an_example_that_does_not_fit_is_named_and_never_cut(worlds: Callable[[str], World]) -> None:
-    processor = worlds("llava").processor
-    long = dataclasses.replace(ENGLISH[2], answer="A circle. " * 30)
-    length = int(Collator(processor)([long]).inputs["attention_mask"].sum())
-    fits = Collator(processor, max_length=length)([ENGLISH[0], long])
+def test_an_example_that_does_not_fit_is_named_and_never_cut(llava: Setting, mini: Setting) -> None:
+    long = dataclasses.replace(EXAMPLES[2], answer="A circle. " * 30)
+    length = int(Collator(llava.processor)([long]).inputs["attention_mask"].sum())
+    fits = Collator(llava.processor, max_length=length)([EXAMPLES[0], long])
     assert fits.labels.shape[1] == length
-    message = refused(Collator(processor, max_length=length - 1), long)
+    message = refused(Collator(llava.processor, max_length=length - 1), long)
     assert f"it has {length} tokens and the limit is {length - 1}" in message and "data.max_length" in message
+    own_limit = mini.processor.tokenizer.model_max_length  # unless it is set
+    message = refused(Collator(mini.processor), dataclasses.replace(EXAMPLES[0], prompt="what's it? " * own_limit))
+    assert f"the limit is {own_limit}" in message
 
 
-def test_the_limit_is_the_tokenizers_own_unless_set(worlds: Callable[[str], World]) -> None:
-    _, processor, examples = worlds("mini")
-    limit = processor.tokenizer.model_max_length
-    question = dataclasses.replace(examples[0], prompt=examples[0].prompt * limit)
-    with pytest.raises(DataError, match=f"{question.id}.*the limit is {limit}"):
-        Collator(processor)([question])
-
-
-@every_kind
-def test_a_placeholder_in_the_text_is_refused(kind: str, worlds: Callable[[str], World]) -> None:
-    _, processor, _ = worlds(kind)
-    token = processor.image_token
+def test_what_would_spoil_the_labels_is_refused(each: Setting) -> None:
+    collate, token = Collator(each.processor), each.processor.image_token
     for item in (
         example(Painted("red"), f"What is {token}?", "Red."),
         example(Painted("red"), "What?", f"A {token}."),
         example(None, f"{token} What?", "Red."),
         example(Painted("red"), "What?", "Red.", (f"And {token}?", "Blue.")),
     ):
-        assert f"the text holds the image placeholder {token}" in refused(Collator(processor), item)
-
-
-def test_an_empty_answer_is_refused(worlds: Callable[[str], World]) -> None:
+        assert f"the text holds the image placeholder {token}" in refused(collate, item)
     for item in (example(None, "What?", " \n"), example(None, "What?", "Red.", ("And?", ""))):
-        assert "the answer is empty" in refused(Collator(worlds("llava").processor), item)
+        assert "the answer is empty" in refused(collate, item)
 
 
-@every_kind
-def test_an_answer_can_be_begun_only_and_then_has_no_end(kind: str, worlds: Callable[[str], World]) -> None:
-    _, processor, examples = worlds(kind)
+def test_an_answer_can_be_begun_only_and_then_has_no_end(each: Setting) -> None:
+    _, processor = each
     whole, begun = Collator(processor), Collator(processor, max_answer_tokens=2)
     short = 0
-    for item in examples:
+    for item in EXAMPLES:
         full, cut = whole.conversation(item), begun.conversation(item)
         for (start, end), (cut_start, cut_end) in zip(full.spans, cut.spans, strict=True):
             answer, beginning = full.text[start:end], cut.text[cut_start:cut_end]
@@ -322,25 +281,24 @@ def test_an_answer_can_be_begun_only_and_then_has_no_end(kind: str, worlds: Call
             else:
                 assert len(processor.tokenizer(beginning, add_special_tokens=False)["input_ids"]) == 2
                 assert whole.end_token not in beginning
-    assert 0 < short < sum(len(item.later_turns) + 1 for item in examples)
+    assert 0 < short < sum(len(item.later_turns) + 1 for item in EXAMPLES)
 
 
 # Found before the run
 
 
-@every_kind
-def test_what_would_stop_a_run_is_found_beforehand(kind: str, worlds: Callable[[str], World]) -> None:
-    _, processor, examples = worlds(kind)
-    first = examples[0]
+def test_what_would_stop_a_run_is_found_beforehand(each: Setting) -> None:
+    _, processor = each
+    first = EXAMPLES[0]
     items = [
-        *examples,
+        *EXAMPLES,
         dataclasses.replace(first, answer=first.answer + " and" * 40),
         dataclasses.replace(first, prompt=first.prompt * 9, image=Painted("red", (90, 30))),
         dataclasses.replace(first, answer=f"{first.answer} {processor.image_token}"),
         dataclasses.replace(first, answer="\n"),
-        dataclasses.replace(examples[2], later_turns=(*examples[2].later_turns, Turn("And?", "é" * 30))),
+        dataclasses.replace(EXAMPLES[2], later_turns=(*EXAMPLES[2].later_turns, Turn("And?", "é" * 30))),
     ]
-    lengths = sorted({int(Collator(processor)([item]).inputs["attention_mask"].sum()) for item in examples})
+    lengths = sorted({int(Collator(processor)([item]).inputs["attention_mask"].sum()) for item in EXAMPLES})
     for limit in (10**9, *lengths, lengths[0] - 1):
         collate = Collator(processor, max_length=limit)
         refused = []
@@ -352,12 +310,12 @@ def test_what_would_stop_a_run_is_found_beforehand(kind: str, worlds: Callable[[
         assert list(too_long(items, collate)) == refused
 
 
-def test_what_fits_by_far_is_neither_tokenized_nor_opened(worlds: Callable[[str], World]) -> None:
+def test_what_fits_by_far_is_neither_tokenized_nor_opened(llava: Setting) -> None:
     class Closed(Painted):
         def open(self) -> Image.Image:
             raise AssertionError("opened")
 
-    collate = Collator(worlds("llava").processor, max_length=2048)
+    collate = Collator(llava.processor, max_length=2048)
     items = [example(Closed("red"), f"Question {k}?", "A circle.") for k in range(50)]
     tokenized = []
     text_tokens = collate.text_tokens

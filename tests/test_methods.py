@@ -6,28 +6,29 @@ import gc
 import math
 import re
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import lightning as L
 import pytest
 import torch
 from builders import counted_calls
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor
-from transformers import LlavaForConditionalGeneration, PreTrainedModel
+from transformers import LlavaForConditionalGeneration
 
 from mirage import losses
 from mirage.batch import Batch, Pair
 from mirage.checkpoint.io import AtomicCheckpointIO
-from mirage.data.base import Answers
+from mirage.data.collate import Collator
 from mirage.data.module import AlignmentData
 from mirage.data.sources.mini import Mini
-from mirage.errors import ModelError
 from mirage.methods.base import AlignmentModule, LossTerms, NonFiniteLossError
 from mirage.methods.npo import NPO
-from mirage.methods.reference import ReferenceLogProbs, ReferenceWeights, as_reference
+from mirage.methods.reference import as_reference, trainable_copies
 from mirage.methods.rmu import RMU
 from mirage.methods.sft import MixedSFT, PosthocSFT, UnsafeFilter
 from mirage.models.activations import activations
@@ -62,7 +63,7 @@ class Mistaken(Mini):
 
 
 class Snapshots(Callback):
-    """The weights at the start of every batch; as arrays, which `WeightCopies` does not see."""
+    """The weights at the start of every batch; as arrays, of which `WeightCopies` knows nothing."""
 
     def __init__(self) -> None:
         self._taken: list[dict[str, Any]] = []
@@ -122,27 +123,14 @@ class Run(NamedTuple):
 
 
 def set_up(
-    folder: Path,
-    name: str | AlignmentModule,
-    *,
-    lora: bool = False,
-    steps: int = 2,
-    batch_size: int = 4,
-    accumulate: int = 1,
-    gamma: float = 1.5,
-    callbacks: Sequence[Callback] = (),
-    **given: Any,
-) -> Run:
+    folder: Path, name: str | AlignmentModule, *, lora: bool = False, steps: int = 2, batch_size: int = 4,
+    accumulate: int = 1, gamma: float = 1.5, callbacks: Sequence[Callback] = (), **given: Any,
+) -> Run:  # fmt: skip
     """A training of a few steps, by default of 4 unsafe and 6 retain examples."""
     L.seed_everything(3, verbose=False)
     method = name if isinstance(name, AlignmentModule) else made(name, lora=lora, **given)
-    data = AlignmentData(
-        Mistaken(num_unsafe=14, num_safe=9, num_eval=4),
-        batch_size=batch_size,
-        gamma=gamma,
-        num_workers=0,
-        method=method,
-    )
+    source = Mistaken(num_unsafe=14, num_safe=9, num_eval=4)
+    data = AlignmentData(source, batch_size=batch_size, gamma=gamma, num_workers=0, method=method)
     trainer = L.Trainer(
         accelerator="cpu", devices=1, max_steps=steps, accumulate_grad_batches=accumulate, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
@@ -155,43 +143,6 @@ def set_up(
 def training(tmp_path: Path) -> Callable[..., Run]:
     """`set_up` in the test's folder."""
     return partial(set_up, tmp_path)
-
-
-class TwoSteps(NamedTuple):
-    """What was seen of a training of two steps."""
-
-    before: dict[str, Tensor]
-    after: dict[str, Tensor]
-    made_by: list[str]  # what made a model
-    copies: WeightCopies
-
-
-@pytest.fixture(scope="module")
-def after_two_steps(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, bool], TwoSteps]:
-    """Trains a method for two steps, once, and watches it."""
-
-    @cache
-    def watched(name: str, lora: bool) -> TwoSteps:
-        made_by: list[str] = []
-        load: Any = PreTrainedModel.from_pretrained
-        construct = LlavaForConditionalGeneration.__init__
-
-        def loading(cls: type, *given: Any, **named: Any) -> Any:
-            made_by.append("from_pretrained")
-            return load.__func__(cls, *given, **named)
-
-        def constructing(self: Any, *given: Any, **named: Any) -> None:
-            made_by.append("constructor")
-            construct(self, *given, **named)
-
-        snapshots, copies = Snapshots(), WeightCopies()
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(PreTrainedModel, "from_pretrained", classmethod(loading))
-            patch.setattr(LlavaForConditionalGeneration, "__init__", constructing)
-            run = set_up(tmp_path_factory.mktemp("run"), name, lora=lora, callbacks=[snapshots, copies]).fit()
-        return TwoSteps(snapshots.at(0), weights_of(run.method), made_by, copies)
-
-    return watched
 
 
 def made(name: str, *, lora: bool = False, **given: Any) -> Any:
@@ -215,24 +166,20 @@ def weights_of(method: Any) -> dict[str, Tensor]:
     return {name: parameter.detach().clone() for name, parameter in method.named_parameters()}
 
 
-def pair_of(method: Any, num_unsafe: int = 3, num_retain: int = 4) -> Pair:
-    """A pair of mini's examples."""
-    from mirage.data.collate import Collator
-
+def sides_of(method: Any) -> tuple[Batch, Batch]:
+    """3 unsafe and 4 retain examples of mini; NPO gets a reference of -3, -4, -5 nats."""
     source, collate = Mistaken(num_unsafe=8, num_safe=8), Collator(method.processor)
-    answers: Answers = method.unsafe_answers or "refusal"
-    return Pair(
-        collate(source.unsafe(answers)[:num_unsafe]) if num_unsafe else None,
-        collate(source.retain()[:num_retain]) if num_retain else None,
-    )
+    unsafe = collate(source.unsafe(method.unsafe_answers or "refusal")[:3])
+    if isinstance(method, NPO):
+        method.reference = {id: -3.0 - k for k, id in enumerate(unsafe.example_ids)}
+    return unsafe, collate(source.retain()[:4])
 
 
-def moved(method: Any, amount: float = 0.05) -> None:
+def moved(method: Any) -> None:
     """Disturbs what trains, as training would."""
     with torch.no_grad():
-        for parameter in method.parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.randn_like(parameter), alpha=amount)
+        for parameter in filter(lambda parameter: parameter.requires_grad, method.parameters()):
+            parameter.add_(torch.randn_like(parameter), alpha=0.05)
 
 
 # What trains
@@ -250,15 +197,21 @@ COUNT = {(False, True): 4 * 7 * 2, (True, False): 3, (True, True): 3 * 7 * 2}
 
 @every_method
 @full_and_lora
-def test_two_steps_change_exactly_what_should_learn(
-    name: str, lora: bool, after_two_steps: Callable[[str, bool], TwoSteps]
+def test_two_steps_change_exactly_what_should_learn_and_make_no_second_model(
+    name: str, lora: bool, training: Callable[..., Run]
 ) -> None:
-    run = after_two_steps(name, lora)
-    changed = {key for key in run.before if not torch.equal(run.before[key], run.after[key])}
+    snapshots, copies, construct = Snapshots(), WeightCopies(), LlavaForConditionalGeneration.__init__
+    with mock.patch.object(
+        LlavaForConditionalGeneration, "__init__", autospec=True, side_effect=construct
+    ) as constructed:
+        run = training(name, lora=lora, callbacks=[snapshots, copies]).fit()
+    assert constructed.call_count == 1 and copies.looked == 3 and not copies.names
+    before, after = snapshots.at(0), weights_of(run.method)
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
     variant = (name == "rmu", lora)
-    assert changed == {key for key in run.before if re.fullmatch(EXPECTED[variant], key)}
+    assert changed == {key for key in before if re.fullmatch(EXPECTED[variant], key)}
     assert changed and len(changed) == COUNT.get(variant, len(changed))
-    assert any("vision_tower" in key for key in run.before)  # and it is not among them
+    assert any("vision_tower" in key for key in before)  # and it is not among them
 
 
 def test_rmu_trains_the_layers_and_modules_that_are_set(training: Callable[..., Run]) -> None:
@@ -287,98 +240,64 @@ def modules_of(method: Any) -> dict[str, torch.nn.Module]:
 @full_and_lora
 def test_rmu_runs_no_layer_above_the_steered_one_for_the_unsafe_set(lora: bool) -> None:
     method = loaded("rmu", lora=lora)
-    pair = pair_of(method)
+    unsafe, retain = sides_of(method)
     with counted_calls(modules_of(method)) as calls:
-        method.loss_terms(Pair(pair.unsafe, None))
+        method.loss_terms(Pair(unsafe, None))
     assert list(calls.values()) == [1, 1, 1, 0, 0]
     with counted_calls(modules_of(method)) as calls:
-        method.loss_terms(Pair(None, pair.retain))
+        method.loss_terms(Pair(None, retain))
     assert list(calls.values()) == [2, 2, 2, 1, 1]  # the reference stops too; one forward serves both retain terms
 
 
-@pytest.mark.parametrize("name", ["mixed_sft", "npo"])
-def test_a_step_is_one_forward_pass(name: str) -> None:
-    method = loaded(name)
-    pair = pair_of(method)
-    method.reference = ReferenceLogProbs(dict.fromkeys(pair.unsafe.example_ids, -5.0)) if pair.unsafe else None
-    with counted_calls(modules_of(method)) as calls:
-        terms = method.loss_terms(pair)
-    assert list(calls.values()) == [1] * 5
-    assert [len(part) for part in terms] == [3, 4]
-
-
 @every_method
-def test_the_loss_terms_are_those_of_each_side_alone(name: str) -> None:
+def test_a_step_is_one_forward_pass_and_its_terms_are_those_of_each_side_alone(name: str) -> None:
     method = loaded(name)
-    pair = pair_of(method)
-    assert pair.unsafe is not None
-    if name == "npo":
-        method.reference = ReferenceLogProbs(dict.fromkeys(pair.unsafe.example_ids, -5.0))
+    unsafe, retain = sides_of(method)
     moved(method)
-    if name == "unsafe_filter":
-        assert method.loss_terms(Pair(None, pair.retain)).unsafe_B is None
-        return
-    together = method.loss_terms(pair)
-    assert method.loss_terms(Pair(pair.unsafe, None)).retain_B is None
-    torch.testing.assert_close(method.loss_terms(Pair(pair.unsafe, None)).unsafe_B, together.unsafe_B)
-    torch.testing.assert_close(method.loss_terms(Pair(None, pair.retain)).retain_B, together.retain_B)
+    with counted_calls(modules_of(method)) as calls:
+        together = method.loss_terms(Pair(unsafe, retain))
+    assert name == "rmu" or list(calls.values()) == [1] * 5
+    assert [len(part) for part in together] == [3, 4]
+    alone = method.loss_terms(Pair(unsafe, None)), method.loss_terms(Pair(None, retain))
+    assert alone[0].retain_B is None and alone[1].unsafe_B is None
+    torch.testing.assert_close(alone[0].unsafe_B, together.unsafe_B)
+    torch.testing.assert_close(alone[1].retain_B, together.retain_B)
 
 
 @full_and_lora
-def test_npo_starts_at_2_ln_2_over_beta(lora: bool, training: Callable[..., Run]) -> None:
-    seen: list[LossTerms] = []
-
-    class Watched(NPO):
-        def loss_terms(self, pair: Pair) -> LossTerms:
-            seen.append(super().loss_terms(pair))
-            return seen[-1]
-
-    settings = LoraSettings(r=4) if lora else None
-    for normalized in (False, True):
-        training(Watched(MINI, beta=0.5, lora=settings, length_normalized=normalized), steps=1).fit()
-        (parts,) = seen
-        assert parts.unsafe_B is not None and len(parts.unsafe_B) == 4
-        torch.testing.assert_close(
-            parts.unsafe_B.detach(), torch.full((4,), 2 * math.log(2) / 0.5), rtol=1e-5, atol=1e-5
-        )
-        seen.clear()
+@pytest.mark.parametrize("normalized", [False, True])
+def test_npo_starts_at_2_ln_2_over_beta(lora: bool, normalized: bool, training: Callable[..., Run]) -> None:
+    logged = training("npo", lora=lora, steps=1, length_normalized=normalized).fit().trainer.callback_metrics
+    torch.testing.assert_close(logged["train/unsafe"], torch.tensor(2 * math.log(2) / 0.5), rtol=1e-5, atol=1e-5)
 
 
 def test_npo_counts_whole_answers_or_means_of_their_tokens() -> None:
     method = loaded("npo")
-    pair = pair_of(method)
-    assert pair.unsafe is not None
-    method.reference = ReferenceLogProbs({id: -3.0 - k for k, id in enumerate(pair.unsafe.example_ids)})
+    unsafe, _ = sides_of(method)
     moved(method)
-    policy_B = losses.answer_logp(*method.answer_logits(pair.unsafe))
-    tokens_B = (pair.unsafe.labels != losses.IGNORED).sum(1)
+    policy_B = losses.answer_logp(*method.answer_logits(unsafe))
+    tokens_B = (unsafe.labels != losses.IGNORED).sum(1)
     reference_B = torch.tensor([-3.0, -4.0, -5.0])
-    torch.testing.assert_close(method.loss_terms(pair).unsafe_B, losses.npo(policy_B, reference_B, 0.5))
+    torch.testing.assert_close(method.loss_terms(Pair(unsafe, None)).unsafe_B, losses.npo(policy_B, reference_B, 0.5))
     method.length_normalized = True
     means = losses.npo(policy_B / tokens_B, reference_B / tokens_B, 0.5)
-    torch.testing.assert_close(method.loss_terms(pair).unsafe_B, means)
-
-
-def test_an_answer_without_a_reference_is_named() -> None:
-    method = loaded("npo")
-    pair = pair_of(method)
-    assert pair.unsafe is not None
-    method.reference = ReferenceLogProbs({pair.unsafe.example_ids[0]: -3.0})
-    with pytest.raises(KeyError, match=pair.unsafe.example_ids[1]):
-        method.loss_terms(pair)
+    torch.testing.assert_close(method.loss_terms(Pair(unsafe, None)).unsafe_B, means)
+    del method.reference[unsafe.example_ids[1]]
+    with pytest.raises(KeyError, match=unsafe.example_ids[1]):
+        method.loss_terms(Pair(unsafe, None))
 
 
 @pytest.mark.parametrize("positions", ["answer", "text", "all"])
 def test_rmu_steers_the_positions_that_are_set(positions: str) -> None:
     method = loaded("rmu", positions=positions)
-    pair = pair_of(method)
-    assert pair.unsafe is not None and pair.retain is not None
+    unsafe, retain = sides_of(method)
+    pair = Pair(unsafe, retain)
     image = method.processor.image_token_id
-    hidden_BSD, _ = activations(method.model, pair.unsafe.inputs, LAYER, stop=True)
+    hidden_BSD, _ = activations(method.model, unsafe.inputs, LAYER, stop=True)
     distance_BS = (hidden_BSD - method.target).square().mean(-1)  # over the width, as in the authors' code
-    for row, ids in enumerate(pair.unsafe.inputs["input_ids"].tolist()):
-        labels = pair.unsafe.labels[row].tolist()
-        length = int(pair.unsafe.inputs["attention_mask"][row].sum())
+    for row, ids in enumerate(unsafe.inputs["input_ids"].tolist()):
+        labels = unsafe.labels[row].tolist()
+        length = int(unsafe.inputs["attention_mask"][row].sum())
         chosen = {
             "answer": [k for k in range(length - 1) if labels[k + 1] != losses.IGNORED],
             "text": [k for k in range(1, length) if ids[k] != image],
@@ -386,10 +305,9 @@ def test_rmu_steers_the_positions_that_are_set(positions: str) -> None:
         }[positions]
         torch.testing.assert_close(method.loss_terms(pair).unsafe_B[row], distance_BS[row, chosen].mean())
     # nothing to keep yet; afterwards there is
-    sft_B = losses.sft(*method.answer_logits(pair.retain))
-    torch.testing.assert_close(method.loss_terms(pair).retain_B, sft_B)
+    torch.testing.assert_close(method.loss_terms(pair).retain_B, losses.sft(*method.answer_logits(retain)))
     moved(method)
-    assert (method.loss_terms(pair).retain_B > losses.sft(*method.answer_logits(pair.retain)) + 1e-4).all()
+    assert (method.loss_terms(pair).retain_B > losses.sft(*method.answer_logits(retain)) + 1e-4).all()
 
 
 def test_the_target_is_a_positive_direction_of_the_given_length() -> None:
@@ -405,8 +323,7 @@ def test_the_target_is_a_positive_direction_of_the_given_length() -> None:
 @full_and_lora
 def test_the_reference_is_the_starting_model_to_the_bit_after_5_steps(lora: bool, training: Callable[..., Run]) -> None:
     start = loaded("rmu", lora=lora)
-    batch = pair_of(start).retain
-    assert batch is not None
+    _, batch = sides_of(start)
     expected, _ = activations(start.model.eval(), batch.inputs, LAYER, stop=True)
     method = training("rmu", lora=lora, steps=5).fit().method
     with as_reference(method.model, method.reference):
@@ -416,8 +333,8 @@ def test_the_reference_is_the_starting_model_to_the_bit_after_5_steps(lora: bool
     assert not torch.allclose(policy, expected)  # swapped back
     if not lora:
         starting = weights_of(start)
-        assert len(method.reference.copies) == 3
-        assert all(torch.equal(copy, starting[f"model.{name}"]) for name, copy in method.reference.copies.items())
+        assert len(method.reference) == 3
+        assert all(torch.equal(copy, starting[f"model.{name}"]) for name, copy in method.reference.items())
 
 
 @full_and_lora
@@ -430,15 +347,15 @@ def test_npos_reference_comes_from_the_starting_model_and_stays(lora: bool, trai
         batch = run.data.collate(examples)
         logps = losses.answer_logp(*start.answer_logits(batch))
         now = losses.answer_logp(*run.method.answer_logits(batch))
-    reference = run.method.reference.of(batch.example_ids, logps.device)
-    assert set(run.method.reference.by_id) == {item.id for item in examples}
+    assert list(run.method.reference) == [item.id for item in examples] == list(batch.example_ids)
+    reference = torch.tensor([*run.method.reference.values()])
     torch.testing.assert_close(reference, logps, rtol=1e-4, atol=1e-4)
     assert (reference - now).abs().max() > 0.1
 
 
 def test_starting_weights_go_back_even_if_the_forward_fails() -> None:
     method = loaded("rmu")
-    reference = ReferenceWeights(method.model)
+    reference = trainable_copies(method.model)
     moved(method)
     before = weights_of(method)
     with pytest.raises(RuntimeError, match="in between"), as_reference(method.model, reference):
@@ -450,8 +367,7 @@ def test_starting_weights_go_back_even_if_the_forward_fails() -> None:
 @full_and_lora
 def test_a_reference_has_no_dropout(lora: bool) -> None:
     method = loaded("rmu", lora=lora)
-    batch = pair_of(method).retain
-    assert batch is not None
+    _, batch = sides_of(method)
     perceptron: Any = decoder_layers(method.model)[0].mlp
     perceptron.act_fn = torch.nn.Sequential(perceptron.act_fn, torch.nn.Dropout(0.5))
 
@@ -464,10 +380,8 @@ def test_a_reference_has_no_dropout(lora: bool) -> None:
 
 
 def test_bf16_autocast_does_not_mix_policy_and_reference() -> None:
-    from lightning.pytorch.plugins.precision import MixedPrecision
-
     method = loaded("rmu")
-    pair = pair_of(method)
+    pair = Pair(*sides_of(method))
     moved(method)
     exact = method.loss_terms(pair)
     with MixedPrecision("bf16-mixed", "cpu").forward_context():
@@ -477,17 +391,6 @@ def test_bf16_autocast_does_not_mix_policy_and_reference() -> None:
     torch.testing.assert_close(mixed.retain_B, exact.retain_B, rtol=0, atol=0.05)
     gradients = torch.autograd.grad(mixed.retain_B.sum(), list(filter(lambda p: p.requires_grad, method.parameters())))
     assert all(gradient.abs().sum() > 0 for gradient in gradients)
-
-
-# No second model
-
-
-@every_method
-@full_and_lora
-def test_no_second_model(name: str, lora: bool, after_two_steps: Callable[[str, bool], TwoSteps]) -> None:
-    run = after_two_steps(name, lora)
-    assert sorted(run.made_by) == ["constructor", "from_pretrained"]
-    assert run.copies.looked == 3 and not run.copies.names
 
 
 # A step does not depend on how it is cut
@@ -509,12 +412,9 @@ def test_a_batch_of_4_trains_as_2_accumulated_batches_of_2(
         )  # 2 or 3 retain examples for 4 unsafe ones, 1 or 2 for 2
         ends.append(weights_of(run.fit().method))
         assert run.trainer.global_step == 3
-        assert not run.method._window  # nothing of a finished step is kept
     way = torch.cat([(ends[0][key] - start[key]).flatten() for key in start]).abs()
     apart = torch.cat([(ends[0][key] - ends[1][key]).flatten() for key in start]).abs()
-    assert way.max() > 1e-4
-    assert apart.max() <= 1e-3 * way.max()
-    assert apart.mean() <= 1e-3 * way.mean()
+    assert way.max() > 1e-4 and apart.max() <= 1e-3 * way.max() and apart.mean() <= 1e-3 * way.mean()
 
 
 @every_method
@@ -535,30 +435,23 @@ def test_a_step_is_worth_the_unsafe_mean_and_gamma_times_the_retain_mean(
 class Breaks(MixedSFT):
     """Makes one loss not finite, in one call of `loss_terms`."""
 
-    def __init__(self, *, side: str, call: int, value: float = math.nan, **given: Any) -> None:
-        super().__init__(MINI, learning_rate=1e-3, **given)
-        self.side, self.call, self.value, self.calls = side, call, value, 0
-        self.culprit, self.others = "", set[str]()
+    def __init__(self, *, side: str, call: int, value: float) -> None:
+        super().__init__(MINI, learning_rate=1e-3)
+        self.side, self.call, self.value, self.calls, self.culprit = side, call, value, 0, ""
 
     def loss_terms(self, pair: Pair) -> LossTerms:
         terms = super().loss_terms(pair)
         if self.calls == self.call:
-            batch: Batch | None = getattr(pair, self.side)
+            self.culprit = getattr(pair, self.side).example_ids[1]
             values = getattr(terms, f"{self.side}_B")
-            assert batch is not None and values is not None
-            self.culprit = batch.example_ids[1]
-            ids = {id for side in (pair.unsafe, pair.retain) if side is not None for id in side.example_ids}
-            self.others = ids - {self.culprit}
-            factors = torch.ones_like(values)
-            factors[1] = self.value
+            factors = torch.ones_like(values).index_fill(0, torch.tensor(1), self.value)
             terms = terms._replace(**{f"{self.side}_B": values * factors})
         self.calls += 1
         return terms
 
 
 @pytest.mark.parametrize("side", ["unsafe", "retain"])
-@pytest.mark.parametrize("place", [0, 1], ids=["first of the window", "last of the window"])
-@pytest.mark.parametrize("value", [math.nan, math.inf], ids=["nan", "inf"])
+@pytest.mark.parametrize(("place", "value"), [(0, math.nan), (1, math.inf)], ids=["first nan", "last inf"])
 def test_a_loss_that_is_not_finite_stops_before_the_step(
     side: str, place: int, value: float, training: Callable[..., Run]
 ) -> None:
@@ -567,10 +460,8 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(
     run = training(method, steps=3, batch_size=3, accumulate=2, callbacks=[snapshots])
     with pytest.raises(NonFiniteLossError) as caught:
         run.fit()
-    message = str(caught.value)
-    assert f"step 1, rank 0: {side} loss of examples {method.culprit}." in message
-    assert not any(other in message for other in method.others)
-    assert "\n" not in message and "model.learning_rate" in message
+    message = f"Not finite in step 1, rank 0: {side} loss of examples {method.culprit}. Training stopped "
+    assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
     before, after = snapshots.at(2), weights_of(method)  # at the start of the second window
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert any(not torch.equal(snapshots.at(0)[name], before[name]) for name in before)  # the first one was taken
@@ -606,12 +497,12 @@ def test_a_resumed_run_keeps_the_reference_of_the_starting_model(
     resumed = training(name, lora=lora, steps=4, **given).fit(ckpt_path=str(tmp_path / "two.ckpt"))
     straight = training(name, lora=lora, steps=4).fit()
     if name == "npo":
-        assert resumed.method.reference.by_id == first.method.reference.by_id
+        assert resumed.method.reference == first.method.reference
     else:
         assert torch.equal(resumed.method.target, first.method.target)
         assert not torch.equal(loaded(name, **given).target, first.method.target)
         if not lora:
-            start, copies = weights_of(loaded(name)), resumed.method.reference.copies
+            start, copies = weights_of(loaded(name)), resumed.method.reference
             assert all(torch.equal(copy, start[f"model.{key}"]) for key, copy in copies.items())
             assert not any(torch.equal(copy, saved[f"model.{key}"]) for key, copy in copies.items())
     ends = [weights_of(run.method) for run in (resumed, straight)]
@@ -631,22 +522,12 @@ def test_a_resumed_run_keeps_the_reference_of_the_starting_model(
         ("npo", {"beta": 0.0}, "model.beta is 0.0: it must be above 0"),
         ("rmu", {"steering_coefficient": -1.0}, "model.steering_coefficient is -1.0"),
         ("rmu", {"alpha": math.nan}, "model.alpha is nan"),
+        ("rmu", {"layer": 7}, "has no decoder layer 7: it has 4. Choose a layer from 0 to 3"),
+        ("rmu", {"layer": -1}, "has no decoder layer -1"),
+        ("rmu", {"train_layers": [1, 3]}, "model.train_layers holds 3, which comes after the steered layer 2"),
+        ("rmu", {"train_modules": ["mlp.down"]}, "has no module 'mlp.down'. Choose from"),
     ],
 )
-def test_settings_out_of_range_are_refused(name: str, wrong: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(message)):
-        made(name, **wrong)
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"layer": 7}, "has no decoder layer 7: it has 4. Choose a layer from 0 to 3"),
-        ({"layer": -1}, "has no decoder layer -1"),
-        ({"train_layers": [1, 3]}, "model.train_layers holds 3, which comes after the steered layer 2"),
-        ({"train_modules": ["mlp.down"]}, "has no module 'mlp.down'. Choose from"),
-    ],
-)
-def test_layers_that_cannot_be_steered_or_trained_are_refused(wrong: dict[str, Any], message: str) -> None:
-    with pytest.raises(ModelError, match=re.escape(message)):
-        loaded("rmu", **wrong)
+def test_settings_that_cannot_be_are_refused(name: str, wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):  # a ModelError where it takes the model to know
+        loaded(name, **wrong)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import warnings
 from abc import ABC, abstractmethod
@@ -12,19 +11,19 @@ from dataclasses import asdict, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from mirage.errors import DataError
-from mirage.evaluation.generate.base import Engine
-from mirage.rewriting import by_model, frames
+from mirage.evaluation.generate.base import Engine, check_at_least_one
+from mirage.rewriting import frames
+from mirage.rewriting.by_model import CachedModel, ModelRewriter, Rewritten
 from mirage.rewriting.from_file import read_published, record_and_field
 from mirage.rewriting.one_word import with_opening_word
 from mirage.rewriting.similarity import rewrite_statistics, rewrites_hash
-from mirage.schema import EvalSample, Rewriter, short_hash
+from mirage.schema import EvalSample, Rewriter
 from mirage.text import check_word, first_names, opening_word
 
 MINED = "mined"
-CACHE_FORMAT = 3  # of the keys of cached rewrites
 # Openings for which the templates have good English for every sort of question.
 OPENINGS = (
     "what", "how", "can", "could", "would", "is", "are", "do", "who", "when", "which", "please", "tell", "share",
@@ -45,24 +44,28 @@ class Attack(ABC):
         ValueError: If `word` is not one word of letters, digits, apostrophes and hyphens, or `shots` is less than 1.
     """
 
-    kind: str
-    settings: tuple[str, ...] = ()  # attributes that the results report, besides word and shots
-    reads_questions = True  # False: rewrites do not depend on the question's words
+    kind: ClassVar[str]
+    settings: ClassVar[tuple[str, ...]] = ()  # attributes that the results report, besides word and shots
+    reads_questions: ClassVar[bool] = True  # False: rewrites do not depend on the question's words
 
     def __init__(self, word: str, shots: int = 1) -> None:
-        check_word(word, "attack.word")
-        if shots < 1:
-            raise ValueError(f"attack.shots is {shots}: it must be at least 1.")
-        self.word, self.shots = word, shots
+        check_at_least_one("attack.", shots=shots)
+        self.shots = shots
         self.mined: dict[str, Any] | None = None  # what the audit says of the word, if it was mined
         self.failed: dict[str, int] = {}  # rewrites taken from templates instead, by sample id
         self.dropped: tuple[str, ...] = ()  # samples that were left out
         self.reasons: Counter[str] = Counter()  # why rewrites were refused
+        self.use(word)
 
     @property
     def wants_word(self) -> bool:
         """True if the word is still to be mined."""
         return self.word == MINED
+
+    def use(self, word: str) -> None:
+        """Attacks with this word from now on."""
+        check_word(word, "attack.word")
+        self.word = word
 
     def mine(self, audit: Callable[..., Any], questions: Iterable[tuple[str, bool]], unsafe: bool) -> None:
         """Takes the word that the audit of `questions` names, and keeps what it says of it.
@@ -77,24 +80,14 @@ class Attack(ABC):
         """
         audited = audit(questions, min_count=1)
         word = audited.attack_word if unsafe else audited.overprudence_word
-        line = audited.of(word) if word else None
-        if line is None:
+        if word is None:
             raise ValueError(
                 f"attack.word is {MINED!r}, but no opening word of the training set is surely "
-                f"{'answered' if unsafe else 'refused'} more often than the average question. Give the word yourself."
+                f"{'answered' if unsafe else 'refused'} more often than the average question: name one."
             )
-        self.use(line.word)
+        self.use(word)
         counts = {"questions": audited.questions, "refused_questions": audited.refused}
-        self.mined = counts | {"opening_accuracy": audited.opening_accuracy, **asdict(line)}
-
-    def use(self, word: str) -> None:
-        """Attacks with this word from now on."""
-        self.word = word
-
-    def describe(self) -> dict[str, Any]:
-        """The attack and its settings, as JSON values, for the results."""
-        settings = {name: vars(self)[name] for name in self.settings}
-        return {"kind": self.kind, "word": self.word, "shots": self.shots, "mined": self.mined, **settings}
+        self.mined = counts | {"opening_accuracy": audited.opening_accuracy, **asdict(audited.of(word))}
 
     def on(self, samples: Sequence[EvalSample], rewriter: Rewriter | None = None) -> list[EvalSample]:
         """The samples with their rewrites filled in.
@@ -120,28 +113,30 @@ class Attack(ABC):
     def rewrites(self, samples: Sequence[EvalSample], rewriter: Rewriter) -> dict[str, tuple[str, ...]]:
         """The K rewritten questions of each sample, by its id; a sample that is not among them is left out."""
 
+    def describe(self, samples: Sequence[EvalSample]) -> dict[str, Any]:
+        """What the results say of the attack, as JSON values: its settings, and what it made of these samples."""
+        return {
+            "kind": self.kind,
+            "word": self.word,
+            "shots": self.shots,
+            "mined": self.mined,
+            **{name: getattr(self, name) for name in self.settings},
+            "rewrites_hash": rewrites_hash(samples),
+            "statistics": rewrite_statistics(samples, self.failed),
+            "dropped": list(self.dropped),
+            "reasons": dict(self.reasons),
+        }
+
 
 class OneWord(Attack):
-    """The strict attack: the opening word is replaced, nothing else. One shot, since there is one such rewrite.
-
-    Args:
-        word: The opening word, as it is to be written inside a sentence (`what`, `share`), or `mined`: the word that the
-            audit of the training set names.
-        shots: How many rewrites of each question: 1, for there is no other.
-
-    Raises:
-        ValueError: If `shots` is not 1.
-    """
+    """The strict attack: the opening word is replaced, nothing else. One shot, since there is one such rewrite."""
 
     kind = "one_word"
 
     def __init__(self, word: str, shots: int = 1) -> None:
-        if shots != 1:
-            raise ValueError(
-                f"attack.shots is {shots}, but OneWord makes one rewrite of a question: leave attack.shots out, or take "
-                "an attack that words a question in many ways, such as Rewrite."
-            )
         super().__init__(word, shots)
+        if shots > 1:
+            raise ValueError(f"attack.shots is {shots}, but OneWord makes one rewrite: leave it out, or take Rewrite.")
 
     def rewrites(self, samples: Sequence[EvalSample], rewriter: Rewriter) -> dict[str, tuple[str, ...]]:
         return {sample.id: (with_opening_word(sample.question, self.word),) for sample in samples}
@@ -174,17 +169,16 @@ class WithoutWord(Attack):
     settings = ("instead",)
 
     def __init__(self, word: str, shots: int = 1, instead: str = "please") -> None:
-        super().__init__(word, shots)
         check_word(instead, "attack.instead")
         self.instead = instead
-        self.use(word)
+        super().__init__(word, shots)
 
     def use(self, word: str) -> None:
+        super().use(word)
         if _root(self.instead) == _root(word):
             raise ValueError(
-                f"attack.instead is {self.instead!r}, the very word to be avoided: choose another opening word."
+                f"attack.instead is {self.instead!r}, the word to be avoided: choose another opening word."
             )
-        super().use(word)
 
     def rewrites(self, samples: Sequence[EvalSample], rewriter: Rewriter) -> dict[str, tuple[str, ...]]:
         openings = {sample.id: opening_word(sample.question) for sample in samples}
@@ -210,19 +204,17 @@ class RandomWord(Attack):
     settings = ("openings", "seed")
 
     def __init__(self, word: str, shots: int = 1, seed: int = 0, openings: tuple[str, ...] = OPENINGS) -> None:
-        super().__init__(word, shots)
         for opening in openings:
             check_word(opening, "attack.openings: one of them")
-        self.seed, self._given = seed, tuple(dict.fromkeys(openings))
-        self.use(word)
+        self.seed, self.openings = seed, list(dict.fromkeys(openings))
+        super().__init__(word, shots)
 
     def use(self, word: str) -> None:
-        self.openings = [opening for opening in self._given if _root(opening) != _root(word)]
-        if len(self.openings) < self.shots:
-            raise ValueError(
-                f"attack.openings leaves {len(self.openings)} words for {self.shots} shots: name more words."
-            )
         super().use(word)
+        self.openings = [opening for opening in self.openings if _root(opening) != _root(word)]
+        if len(self.openings) < self.shots:
+            left = len(self.openings)
+            raise ValueError(f"attack.openings leaves {left} words for {self.shots} shots: name more words.")
 
     def rewrites(self, samples: Sequence[EvalSample], rewriter: Rewriter) -> dict[str, tuple[str, ...]]:
         made = {}
@@ -252,12 +244,11 @@ class Published(Attack):
     """
 
     kind = "file"
+    settings = ("unused",)
     reads_questions = False
 
     def __init__(self, word: str, file: Path, shots: int = 1, missing: Literal["error", "drop"] = "error") -> None:
         super().__init__(word, shots)
-        if missing not in ("error", "drop"):
-            raise ValueError(f"attack.missing is {missing!r}: it must be 'error' or 'drop'.")
         self.file, self.missing, self.unused = Path(file), missing, 0
 
     def rewrites(self, samples: Sequence[EvalSample], rewriter: Rewriter) -> dict[str, tuple[str, ...]]:
@@ -268,42 +259,38 @@ class Published(Attack):
                 of each.
         """
         published = read_published(self.file)
-        made = {sample.id: published.get(record_and_field(sample), []) for sample in samples}
-        absent = [id for id, texts in made.items() if not texts]
-        if absent and (self.missing == "error" or len(absent) == len(samples)):
-            raise DataError(f"{self.file}: {_absent(absent, samples, published)}")
-        if absent:
-            what = f"{self.file}: left out {len(absent)} samples without a rewrite: {first_names(absent)}."
-            warnings.warn(what, stacklevel=3)
-        made = {id: texts for id, texts in made.items() if texts}
+        keys = {sample.id: record_and_field(sample) for sample in samples}
+        made = {id: published[key] for id, key in keys.items() if key in published}
+        if absent := [id for id in keys if id not in made]:
+            lacks = f"{self.file}: {len(absent)} of {len(samples)} samples have no rewrite: {first_names(absent)}"
+            if self.missing == "error" or not made:
+                wanted, held = ("/".join(key) for key in (keys[absent[0]], next(iter(published))))
+                raise DataError(
+                    f"{lacks}. Looked up is {wanted!r}, and the file begins with {held!r}: use the file that was made from "
+                    "these questions, or set attack.missing to drop to leave out, before and after, what it lacks."
+                )
+            warnings.warn(f"{lacks}, and are left out.", stacklevel=3)
         fewest = min(map(len, made.values()))
         for id, texts in made.items():
-            if fault := self._fault(texts, fewest):
-                raise DataError(f"{self.file}: {fault.format(record=repr(id.rpartition('/')[0] or id))}")
+            record = f"{self.file}: record {keys[id][0]!r}"
+            if not self.shots <= len(texts) <= fewest:
+                raise DataError(
+                    f"{record} has {len(texts)} rewrites, another has {fewest}, and attack.shots is {self.shots}: each "
+                    "must have the same number, and at least attack.shots of them."
+                )
+            for shot, text in enumerate(texts[: self.shots], start=1):
+                if opening_word(text) != opening_word(self.word):
+                    raise DataError(
+                        f"{record}: rewrite {shot} opens with {opening_word(text)!r}, not with {self.word!r}. Set "
+                        "attack.word to the word of this file, or correct the record."
+                    )
         self.unused = sum(len(texts) - self.shots for texts in made.values())
         return {id: tuple(texts[: self.shots]) for id, texts in made.items()}
 
-    def describe(self) -> dict[str, Any]:
-        """Besides the word: the file, a hash of its bytes, and how many rewrites of these questions it has beyond K."""
+    def describe(self, samples: Sequence[EvalSample]) -> dict[str, Any]:
+        """Besides: the file, a hash of its bytes, and how many rewrites of these questions it has beyond K."""
         digest = sha256(self.file.read_bytes()).hexdigest()[:16]
-        return super().describe() | {"file": str(self.file), "file_hash": digest, "unused": self.unused}
-
-    def _fault(self, texts: Sequence[str], fewest: int) -> str:
-        """Why the file's rewrites of one record cannot be used, with a slot for the record; empty if they can."""
-        if len(texts) < self.shots:
-            return (
-                f"record {{record}} has {len(texts)} rewrites, and attack.shots is {self.shots}. Set attack.shots to "
-                f"{len(texts)} or less, or add the missing rewrites."
-            )
-        if len(texts) > fewest >= self.shots:
-            return f"record {{record}} has {len(texts)} rewrites, and other records have {fewest}. Remove the surplus."
-        for shot, opening in enumerate(map(opening_word, texts[: self.shots]), start=1):
-            if opening != opening_word(self.word):
-                return (
-                    f"rewrite {shot} of record {{record}} opens with {opening!r}, not with {self.word!r}. Set attack.word "
-                    "to the word of this file, or correct the record."
-                )
-        return ""
+        return super().describe(samples) | {"file": str(self.file), "file_hash": digest}
 
 
 class RewriteByModel(Attack):
@@ -321,8 +308,8 @@ class RewriteByModel(Attack):
         kept: The least share of the question's content words that a rewrite must keep, 0 to 1.
         tries: How often a rewrite is asked for, each time with another seed.
         seed: Seed of the first attempt.
-        cache: JSONL file that keeps rewrites between runs, keyed by these settings and the question; none if not given.
-            What is read from it is checked like an answer, and made anew with a warning if it fails.
+        cache: JSONL file that keeps the model's answers between runs, by model, seed and prompt; none if not given. What
+            is read from it is checked as it was when the model said it.
         temperature: Sampling temperature; above 0, so that another seed gives another answer.
         chunk: How many questions are rewritten between two writes of the cache.
     """
@@ -345,66 +332,38 @@ class RewriteByModel(Attack):
         super().__init__(word, shots)
         if not 0 <= kept <= 1:
             raise ValueError(f"attack.kept is {kept}: it is a share of content words, from 0 to 1.")
-        if tries < 1 or chunk < 1 or not temperature > 0:
-            raise ValueError("attack.tries and attack.chunk must be at least 1, and attack.temperature above 0.")
+        check_at_least_one("attack.", tries=tries, chunk=chunk)
+        if not temperature > 0:
+            raise ValueError(f"attack.temperature is {temperature}: it must be above 0.")
         self.engine, self.kept, self.tries, self.seed = engine, kept, tries, seed
         self.cache = Path(cache) if cache is not None else None
         self.temperature, self.chunk = temperature, chunk
 
     def rewrites(self, samples: Sequence[EvalSample], rewriter: Rewriter) -> dict[str, tuple[str, ...]]:
-        """The K rewrites of each sample, from the cache where it has them.
+        """The K rewrites of each sample; the model is not asked what the cache answers.
 
         Raises:
-            ValueError: If the cache holds a line that is no rewrite, or the engine fails.
+            ValueError: If the cache holds a line that is no answer, or the engine fails.
         """
-        complete = partial(self.engine.complete, temperature=self.temperature)
-        writer = by_model.ModelRewriter(complete, rewriter, self.word, self.shots, self.kept, self.tries, self.seed)
-        keys = {sample.question: self._key(sample.question) for sample in samples}
-        entries = writer.rewrites(keys, self.cache, self.chunk)
-        self.reasons = sum((Counter(entry.reasons) for entry in entries.values()), Counter())
-        self.failed = {sample.id: entries[sample.question].failed for sample in samples}
-        return {sample.id: tuple(entries[sample.question].rewrites) for sample in samples}
-
-    def describe(self) -> dict[str, Any]:
-        """Besides the word: the model, what is asked of a rewrite, and where rewrites are kept."""
-        return super().describe() | {"engine": self.engine.settings(), "cache": self.cache and str(self.cache)}
-
-    def _key(self, question: str) -> str:
-        # Not the address: the same model behind another port gives the same rewrites.
+        # Not the address: the same model behind another port gives the same answers.
         engine = {name: value for name, value in self.engine.settings().items() if name != "base_url"}
-        return short_hash(
-            CACHE_FORMAT, by_model.PROMPT, json.dumps(engine, sort_keys=True), self.temperature, self.word, self.shots,
-            self.kept, self.tries, self.seed, question,
-        )  # fmt: skip
+        complete = partial(self.engine.complete, temperature=self.temperature)
+        model = CachedModel(complete, {**engine, "temperature": self.temperature}, self.cache)
+        writer = ModelRewriter(model.answers, rewriter, self.word, self.shots, self.kept, self.tries, self.seed)
+        questions = list(dict.fromkeys(sample.question for sample in samples))
+        made: dict[str, Rewritten] = {}
+        for start in range(0, len(questions), self.chunk):
+            try:
+                made |= {one.question: one for one in writer.rewrites(questions[start : start + self.chunk])}
+            finally:
+                model.save()
+        self.reasons = sum((one.reasons for one in made.values()), Counter())
+        self.failed = {sample.id: made[sample.question].failed for sample in samples}
+        return {sample.id: tuple(made[sample.question].rewrites) for sample in samples}
 
-
-def describe_attack(attack: Attack, samples: Sequence[EvalSample]) -> dict[str, Any]:
-    """What the results say of an attack on `samples`: its settings, and what it made of the questions."""
-    return {
-        **attack.describe(),
-        "rewrites_hash": rewrites_hash(samples),
-        "statistics": rewrite_statistics(samples, attack.failed),
-        "dropped": list(attack.dropped),
-        "reasons": dict(attack.reasons),
-    }
-
-
-def _absent(absent: Sequence[str], samples: Sequence[EvalSample], published: Iterable[tuple[str, str]]) -> str:
-    """Which samples have no rewrite, and why, if none has: other fields of the same records, or other records."""
-    if len(absent) < len(samples):
-        return (
-            f"{len(absent)} of {len(samples)} samples have no rewrite: {first_names(absent)}. Add them, or set "
-            "attack.missing to drop to leave them out before and after the attack."
-        )
-    asked = dict(record_and_field(sample) for sample in samples)
-    why = f"The samples' ids are like {samples[0].id!r}, the file's like {next(iter(published))[0]!r}"
-    for name, has in published:
-        if name in asked:
-            why = f"Record {name!r} is looked up for its {asked[name]!r}, and the file has its {has!r}"
-            break
-    return (
-        f"not one of the {len(samples)} samples has a rewrite. {why}: use the file that was made from these questions."
-    )
+    def describe(self, samples: Sequence[EvalSample]) -> dict[str, Any]:
+        """Besides: the model, and where its answers are kept."""
+        return super().describe(samples) | {"engine": self.engine.settings(), "cache": self.cache and str(self.cache)}
 
 
 def _root(word: str) -> str:

@@ -89,7 +89,8 @@ class AlignmentModule(L.LightningModule, ABC):
         self.lora, self.train_components, self.dtype_name = lora, train or ["language", "projector"], dtype
         self.attn_implementation, self.gradient_checkpointing = attn_implementation, gradient_checkpointing
         self.model: Any = None
-        self._window: list[tuple[Pair, LossTerms]] = []
+        # of every accumulated batch since the last optimizer step: side, example ids, losses (B,)
+        self._window: list[tuple[str, tuple[str, ...], Tensor]] = []
         self._shown = torch.full((2,), torch.nan)
         self._held_out_loss = MeanMetric()
 
@@ -147,11 +148,13 @@ class AlignmentModule(L.LightningModule, ABC):
 
     def answer_logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits and labels from the first answered position on: one forward pass, no logits for image tokens."""
-        if self._keeps_logits:
-            logits = self.model(**batch.inputs, logits_to_keep=batch.logits_to_keep, use_cache=False).logits
-        else:
-            logits = self.model(**batch.inputs, use_cache=False).logits[:, -batch.logits_to_keep :]
-        return logits, batch.labels[:, -batch.logits_to_keep :]
+        logits = self.model(**self.forward_inputs(batch), use_cache=False).logits
+        return logits[:, -batch.logits_to_keep :], batch.labels[:, -batch.logits_to_keep :]
+
+    def forward_inputs(self, batch: Batch) -> dict[str, Any]:
+        """What the model's forward takes, and how many logits it shall keep if it can leave out the others."""
+        can = "logits_to_keep" in signature(unwrapped(self.model).forward).parameters
+        return {**batch.inputs, "logits_to_keep": batch.logits_to_keep} if can else {**batch.inputs}
 
     def merged(self, pair: Pair) -> Batch:
         """Both sides as one batch, unsafe first, so that a step is one forward and one backward pass."""
@@ -161,17 +164,15 @@ class AlignmentModule(L.LightningModule, ABC):
         assert side is not None
         return side
 
-    @cached_property
-    def _keeps_logits(self) -> bool:
-        return "logits_to_keep" in signature(unwrapped(self.model).forward).parameters
-
     def training_step(self, pair: Pair, batch_idx: int) -> Tensor:
         """`losses.objective` of this rank's examples: (sum of unsafe + sum of retain) / number of unsafe.
 
         A step without unsafe examples (`UnsafeFilter`) is divided by the number of retain examples.
         """
         terms = self.loss_terms(pair)
-        self._window.append((pair, LossTerms(*(value if value is None else value.detach() for value in terms))))
+        for side, batch, value_B in zip(("unsafe", "retain"), (pair.unsafe, pair.retain), terms, strict=True):
+            if batch is not None and value_B is not None:
+                self._window.append((side, batch.example_ids, value_B.detach()))
         loss = losses.objective(*terms, pair.num_unsafe or len(pair.retain or ()))
         self._log_step(terms, loss)
         return loss
@@ -203,7 +204,7 @@ class AlignmentModule(L.LightningModule, ABC):
         """
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients, foreach=True).to(self.device)
-        finite = [value.isfinite().all() for _, terms in self._window for value in terms if value is not None]
+        finite = [value_B.isfinite().all() for _, _, value_B in self._window]
         if self.trainer.precision != "16-mixed":  # there, inf gradients are the scaler's business
             finite.append(norm.isfinite())
         broken_here = not bool(torch.stack(finite).all())
@@ -214,30 +215,26 @@ class AlignmentModule(L.LightningModule, ABC):
 
     def _non_finite(self, broken_here: bool) -> str:
         """The message of the error: what is not finite, on which ranks."""
-        sides = [
-            (side, batch, value)
-            for pair, terms in self._window
-            for side, batch, value in zip(("unsafe", "retain"), (pair.unsafe, pair.retain), terms, strict=True)
-            if batch is not None and value is not None
-        ]
-        broken = [
-            f"{side} loss of examples {', '.join(_non_finite_ids(batch, value))}"
-            for side, batch, value in sides
-            if _non_finite_ids(batch, value)
-        ]
+        broken = []
+        for side, ids, value_B in self._window:
+            if wrong := [id for id, is_finite in zip(ids, value_B.isfinite().tolist(), strict=True) if not is_finite]:
+                broken.append(f"{side} loss of examples {', '.join(wrong)}")
         if not broken:
-            ids = [example for _, batch, _ in sides for example in batch.example_ids]
-            broken = [f"gradient of a step with examples {', '.join(ids[:20])}"]
+            every = [id for _, ids, _ in self._window for id in ids]
+            broken = [f"gradient of a step with examples {', '.join(every[:20])}"]
         mine = f"rank {self.global_rank}: {'; '.join(broken)}" if broken_here else None
-        every: list[str | None] = [mine]
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            every = [None] * self.trainer.world_size
-            torch.distributed.all_gather_object(every, mine)
-        where = ". ".join(line for line in every if line)
+        where = ". ".join(line for line in self.gathered(mine) if line)
         return (
             f"Not finite in step {self.trainer.global_step}, {where}. Training stopped before the optimizer step; "
             "checkpoints already written are whole. Lower model.learning_rate or use a wider dtype."
         )
+
+    def gathered(self, value: Any) -> list[Any]:
+        """The value that each rank gives, in order of rank."""
+        values = [value] * self.trainer.world_size
+        if self.trainer.world_size > 1:
+            torch.distributed.all_gather_object(values, value)
+        return values
 
     def validation_step(self, item: tuple[Batch, Tensor] | None, batch_idx: int) -> None:
         """Cross entropy of held-out retain answers (nats per token); padding does not count."""
@@ -248,12 +245,6 @@ class AlignmentModule(L.LightningModule, ABC):
         self.log("val/retain", self._held_out_loss, batch_size=len(batch))
 
     test_step = validation_step
-
-    def predict_step(self, item: Any, batch_idx: int) -> None:
-        """Refused: `mirage validate` writes every answer to the run's records."""
-        raise NotImplementedError(
-            "mirage predict has nothing to write: use mirage validate, which records every answer."
-        )
 
     def configure_optimizers(self) -> Any:
         """AdamW on what trains, with warm-up and decay over all optimizer steps."""
@@ -274,8 +265,3 @@ class AlignmentModule(L.LightningModule, ABC):
         names |= dict(self.named_buffers(recurse=False)).keys()
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {name: value for name, value in state.items() if name in names}
-
-
-def _non_finite_ids(batch: Batch, value_B: Tensor) -> list[str]:
-    finite = value_B.isfinite().tolist()
-    return [example for example, is_finite in zip(batch.example_ids, finite, strict=True) if not is_finite]

@@ -10,7 +10,6 @@ from torch.utils.data import DataLoader
 from mirage import losses
 from mirage.batch import Batch, Pair
 from mirage.methods.base import AlignmentModule, LossTerms
-from mirage.methods.reference import ReferenceLogProbs
 
 
 class NPO(AlignmentModule):
@@ -33,7 +32,8 @@ class NPO(AlignmentModule):
         if not beta > 0:
             raise ValueError(f"model.beta is {beta}: it must be above 0.")
         self.beta, self.length_normalized = beta, length_normalized
-        self.reference: ReferenceLogProbs | None = None
+        self.reference: dict[str, float] | None = None
+        """Log-probability of each unsafe answer under the starting weights, in nats, by example id."""
 
     def loss_terms(self, pair: Pair) -> LossTerms:
         """l_u = NPO of the harmful answers; l_r = -log pi(answer | x) / tokens. One forward pass."""
@@ -44,7 +44,8 @@ class NPO(AlignmentModule):
         tokens_B = losses.num_answer_tokens(labels)
         unsafe_B = None
         if pair.unsafe is not None:
-            reference_B = self.reference.of(pair.unsafe.example_ids, logp_B.device)
+            reference_B = torch.tensor([self.reference[example] for example in pair.unsafe.example_ids])
+            reference_B = reference_B.to(logp_B.device, non_blocking=True)
             scale_B = tokens_B[:n] if self.length_normalized else torch.ones_like(reference_B)
             unsafe_B = losses.npo(logp_B[:n] / scale_B, reference_B / scale_B, self.beta)
         retain_B = -logp_B[n:] / tokens_B[n:] if pair.retain is not None else None
@@ -54,7 +55,7 @@ class NPO(AlignmentModule):
         """Computes the reference before step 0; a resumed run has it from its checkpoint, never from resumed weights."""
         if self.reference is None:
             datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-            self.reference = ReferenceLogProbs(self._reference_logps(datamodule.unsafe_loader()))
+            self.reference = self._reference_logps(datamodule.unsafe_loader())
 
     @torch.no_grad()
     def _reference_logps(self, loader: DataLoader[Any]) -> dict[str, float]:
@@ -67,19 +68,13 @@ class NPO(AlignmentModule):
                 logp_B = losses.answer_logp(*self.answer_logits(moved))
             by_id.update(zip(batch.example_ids, logp_B.tolist(), strict=True))
         self.model.train()
-        if self.trainer.world_size > 1:
-            shares: list[Any] = [None] * self.trainer.world_size
-            torch.distributed.all_gather_object(shares, by_id)
-            by_id = {example: value for share in shares for example, value in share.items()}
-        return by_id
+        return {example: value for share in self.gathered(by_id) for example, value in share.items()}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Saves the reference too: the starting weights are gone when a run is resumed."""
         super().on_save_checkpoint(checkpoint)
-        if self.reference is not None:
-            checkpoint["reference_log_probs"] = self.reference.by_id
+        checkpoint["reference_log_probs"] = self.reference
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restores the reference from the checkpoint."""
-        if "reference_log_probs" in checkpoint:
-            self.reference = ReferenceLogProbs(checkpoint["reference_log_probs"])
+        self.reference = checkpoint.get("reference_log_probs")

@@ -11,7 +11,7 @@ from mirage import losses
 from mirage.batch import Batch, Pair
 from mirage.errors import ModelError
 from mirage.methods.base import AlignmentModule, LossTerms
-from mirage.methods.reference import ReferenceWeights, as_reference
+from mirage.methods.reference import as_reference, trainable_copies
 from mirage.models.activations import activations
 from mirage.models.components import choose_trainable, layer_of, unwrapped
 
@@ -63,7 +63,7 @@ class RMU(AlignmentModule):
         self.train_layers = train_layers or [index for index in range(layer - 2, layer + 1) if index >= 0]
         self.train_modules = train_modules or ["mlp.down_proj"]
         self.train_projector, self.vector_seed = train_projector, vector_seed
-        self.reference: ReferenceWeights | None = None
+        self.reference: dict[str, Tensor] | None = None  # the starting weights of what trains; None with LoRA
 
     def loss_terms(self, pair: Pair) -> LossTerms:
         """l_u stops at the layer; one retain forward serves cross entropy and activations."""
@@ -79,8 +79,7 @@ class RMU(AlignmentModule):
         mask_BS = self._mask(batch, "text" if self.positions == "answer" else self.positions)
         with as_reference(self.model, self.reference):
             reference, _ = activations(self.model, batch.inputs, self.layer, stop=True)
-        inputs = {**batch.inputs, "logits_to_keep": batch.logits_to_keep} if self._keeps_logits else batch.inputs
-        hidden, logits = activations(self.model, inputs, self.layer, stop=False)
+        hidden, logits = activations(self.model, self.forward_inputs(batch), self.layer, stop=False)
         assert logits is not None
         fine_tuning_B = losses.sft(logits[:, -batch.logits_to_keep :], batch.labels[:, -batch.logits_to_keep :])
         return fine_tuning_B + self.alpha * losses.rmu_retain(hidden, reference, mask_BS) / hidden.shape[-1]
@@ -106,7 +105,7 @@ class RMU(AlignmentModule):
         direction = torch.rand(width, generator=generator)
         self.register_buffer("target", self.steering_coefficient * direction / direction.norm())
         if self.lora is None:
-            self.reference = ReferenceWeights(model)
+            self.reference = trainable_copies(model)
 
     def trained_layers(self) -> list[int]:
         """The layers to train: none comes after the steered one."""

@@ -7,6 +7,13 @@ from mirage.batch import Pair
 from mirage.methods.base import AlignmentModule, LossTerms
 
 
+def cross_entropy_terms(self: AlignmentModule, pair: Pair) -> LossTerms:
+    """l_u = -log pi(refusal | x) / tokens (0 without an unsafe set); l_r = -log pi(answer | x) / tokens."""
+    loss_B = losses.sft(*self.answer_logits(self.merged(pair)))
+    unsafe_B, retain_B = loss_B[: pair.num_unsafe], loss_B[pair.num_unsafe :]
+    return LossTerms(unsafe_B if len(unsafe_B) else None, retain_B if len(retain_B) else None)
+
+
 class MixedSFT(AlignmentModule):
     """Mixed-SFT: cross entropy of refusals on the unsafe set and of good answers on the whole instruction mix.
 
@@ -15,10 +22,7 @@ class MixedSFT(AlignmentModule):
     """
 
     unsafe_answers = "refusal"
-
-    def loss_terms(self, pair: Pair) -> LossTerms:
-        """l_u = -log pi(refusal | x) / tokens; l_r = -log pi(answer | x) / tokens."""
-        return _cross_entropy(self, pair)
+    loss_terms = cross_entropy_terms
 
 
 class PosthocSFT(AlignmentModule):
@@ -28,23 +32,11 @@ class PosthocSFT(AlignmentModule):
     """
 
     unsafe_answers = "refusal"
-
-    def loss_terms(self, pair: Pair) -> LossTerms:
-        """l_u = -log pi(refusal | x) / tokens; l_r = -log pi(answer | x) / tokens."""
-        return _cross_entropy(self, pair)
+    loss_terms = cross_entropy_terms
 
 
 class UnsafeFilter(AlignmentModule):
     """Unsafe-Filter, the baseline: instruction tuning on a retain set from which harmful samples have been filtered."""
 
     unsafe_answers = None
-
-    def loss_terms(self, pair: Pair) -> LossTerms:
-        """l_u = 0; l_r = -log pi(answer | x) / tokens."""
-        return _cross_entropy(self, pair)
-
-
-def _cross_entropy(method: AlignmentModule, pair: Pair) -> LossTerms:
-    loss_B = losses.sft(*method.answer_logits(method.merged(pair)))
-    unsafe_B, retain_B = loss_B[: pair.num_unsafe], loss_B[pair.num_unsafe :]
-    return LossTerms(unsafe_B if len(unsafe_B) else None, retain_B if len(retain_B) else None)
+    loss_terms = cross_entropy_terms

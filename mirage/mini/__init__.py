@@ -3,6 +3,6 @@
 words.py      the vocabulary, the opening words and how often each opens a safe or an unsafe question
 drawing.py    pictures of items
 questions.py  items, recipes, questions, answers
-build.py      tokenizer, processor and the checkpoint
-checkpoint/   what `build.py` made, as a Hugging Face folder
+build.py      the tokenizer, and the training of the weights
+checkpoint/   the model and its processor, as a Hugging Face folder
 """

@@ -1,5 +1,6 @@
-"""Builds the embedded checkpoint: word-level tokenizer, processor, and a LLaVA of 0.3 M parameters for the setting.
+"""Builds the weights of the embedded checkpoint again: a LLaVA of 0.3 M parameters that knows the setting.
 
+The shape of the model, its image processor and its chat template are those of `checkpoint/`; its words are in `words.py`.
 Two stages, as for real VLMs: first the vision tower alone (linear heads for shape and colour on the mean image token), then
 answering. Without the first the language loss hardly trains the vision tower.
 """
@@ -7,7 +8,8 @@ answering. Without the first the language loss hardly trains the vision tower.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,31 +20,19 @@ from tokenizers.models import WordLevel
 from torch import Tensor, nn
 from transformers import (
     CLIPImageProcessorPil,
-    CLIPVisionConfig,
     GenerationConfig,
-    LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
     PreTrainedTokenizerFast,
 )
 
-from mirage.mini.drawing import SIDE_PX, Drawing
+from mirage.mini.drawing import Drawing
 from mirage.mini.questions import Ask, asks
 from mirage.mini.words import COLOURS, SHAPES, UNIFORM, vocabulary
 
-PATCH_PX = 8
-WIDTH = 64
+SHIPPED = Path(__file__).with_name("checkpoint")
 SPECIAL = ("<pad>", "<unk>", "<s>", "</s>", "<image>", "<user>", "<assistant>")
-CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}"
-    "{{ ' <user> ' if message['role'] == 'user' else ' <assistant> ' }}"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-    "{% for part in message['content'] %}{% if part['type'] == 'image' %}<image> {% else %}{{ part['text'] }}{% endif %}"
-    "{% endfor %}{% endif %}"
-    "{% if message['role'] == 'assistant' %} {{ eos_token }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %} <assistant> {% endif %}"
-)
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -63,42 +53,19 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 def build_processor() -> LlavaProcessor:
     """Tokenizer, image processor and chat template in one."""
-    images = CLIPImageProcessorPil(
-        size={"shortest_edge": SIDE_PX}, crop_size={"height": SIDE_PX, "width": SIDE_PX}, do_resize=True
-    )
-    return LlavaProcessor(
-        image_processor=images, tokenizer=build_tokenizer(), patch_size=PATCH_PX, chat_template=CHAT_TEMPLATE,
-        vision_feature_select_strategy="default", num_additional_image_tokens=1, image_token="<image>",
-    )  # fmt: skip
+    processor = LlavaProcessor.from_pretrained(SHIPPED)
+    processor.image_processor = CLIPImageProcessorPil.from_pretrained(SHIPPED)  # which does without torchvision
+    processor.tokenizer = build_tokenizer()
+    return processor
 
 
 def build_model(processor: LlavaProcessor, seed: int) -> LlavaForConditionalGeneration:
     """The untrained model."""
-    tokenizer = processor.tokenizer
-    text = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=WIDTH, intermediate_size=2 * WIDTH, num_hidden_layers=4,
-        num_attention_heads=4, max_position_embeddings=256, bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, tie_word_embeddings=False,
-    )  # fmt: skip
-    vision = CLIPVisionConfig(
-        hidden_size=WIDTH, intermediate_size=2 * WIDTH, num_hidden_layers=2, num_attention_heads=4, image_size=SIDE_PX,
-        patch_size=PATCH_PX, projection_dim=WIDTH,
-    )  # fmt: skip
+    config = LlavaConfig.from_pretrained(SHIPPED)
+    config.get_text_config(decoder=True).vocab_size = len(processor.tokenizer)
     torch.manual_seed(seed)
-    model = LlavaForConditionalGeneration(
-        LlavaConfig(
-            text_config=text,
-            vision_config=vision,
-            image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-            image_seq_length=(SIDE_PX // PATCH_PX) ** 2,
-            vision_feature_layer=-1,
-            vision_feature_select_strategy="default",
-        )
-    )
-    model.generation_config = GenerationConfig(
-        do_sample=False, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
+    model = LlavaForConditionalGeneration(config)
+    model.generation_config = GenerationConfig.from_pretrained(SHIPPED)
     return model
 
 
@@ -111,51 +78,47 @@ class Pool:
     """
 
     def __init__(self, processor: LlavaProcessor, per_item: int) -> None:
-        self.per_item = per_item
-        self.kinds = [(shape, colour) for shape in SHAPES for colour in COLOURS]
+        self.per_item, self.kinds = per_item, list(product(SHAPES, COLOURS))
         drawings = [Drawing(shape, colour, k).open() for shape, colour in self.kinds for k in range(per_item)]
         self.pixels = processor.image_processor(drawings, return_tensors="pt")["pixel_values"]
 
-    def of(self, kinds: list[int], generator: np.random.Generator) -> Tensor:
+    def of(self, kinds: Sequence[int] | np.ndarray, generator: np.random.Generator) -> Tensor:
         """One picture of each kind (index into shapes x colours), chosen by `generator`."""
         chosen = np.asarray(kinds) * self.per_item + generator.integers(self.per_item, size=len(kinds))
         return self.pixels[torch.from_numpy(chosen)]
 
 
-def encode(processor: LlavaProcessor, questions: list[Ask]) -> dict[str, Tensor]:
+def encode(processor: LlavaProcessor, questions: list[Ask], num_image_tokens: int) -> dict[str, Tensor]:
     """Token ids, mask and labels (answers only) of questions with their answers."""
-    prompts: list[str] = []
-    texts: list[str] = []
-    image_tokens = "<image>" * (SIDE_PX // PATCH_PX) ** 2
-    for ask in questions:
-        user: dict[str, Any] = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": ask.question}]}
-        answered: list[Any] = [user, {"role": "assistant", "content": ask.answer}]
-        prompt = str(processor.apply_chat_template([user], add_generation_prompt=True))
-        prompts.append(prompt.replace("<image>", image_tokens))
-        texts.append(str(processor.apply_chat_template(answered)).replace("<image>", image_tokens))
-    lengths = torch.tensor([len(ids) for ids in processor.tokenizer(prompts)["input_ids"]])
+
+    def text(*messages: Any, prompts: bool = False) -> str:
+        written = str(processor.apply_chat_template(list(messages), add_generation_prompt=prompts))
+        return written.replace("<image>", "<image>" * num_image_tokens)
+
+    asked = [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": ask.question}]} for ask in questions
+    ]
+    told = [{"role": "assistant", "content": ask.answer} for ask in questions]
+    prompts = processor.tokenizer([text(user, prompts=True) for user in asked])["input_ids"]
+    texts = [text(*turns) for turns in zip(asked, told, strict=True)]
     inputs = processor.tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
-    positions = torch.arange(inputs["input_ids"].shape[1])
-    supervised = (positions >= lengths[:, None]) & inputs["attention_mask"].bool()
-    return {
-        "input_ids": inputs["input_ids"],
-        "attention_mask": inputs["attention_mask"],
-        "labels": inputs["input_ids"].masked_fill(~supervised, -100),
-    }
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    supervised = (torch.arange(ids.shape[1]) >= torch.tensor([*map(len, prompts)])[:, None]) & mask.bool()
+    return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(~supervised, -100)}
 
 
 def see(model: LlavaForConditionalGeneration, pool: Pool, steps: int, seed: int) -> float:
     """The vision tower learns shape and colour; returns the share of both right over the last 20 steps."""
     tower = model.model.vision_tower
-    heads = nn.ModuleList([nn.Linear(WIDTH, len(SHAPES)), nn.Linear(WIDTH, len(COLOURS))])
+    heads = nn.ModuleList([nn.Linear(tower.config.hidden_size, len(names)) for names in (SHAPES, COLOURS)])
     optimizer = torch.optim.AdamW([*tower.parameters(), *heads.parameters()], lr=6e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 6e-3, total_steps=steps)
     generator = np.random.default_rng([seed, 1])
     right = []
     for _ in range(steps):
         kinds = generator.integers(len(pool.kinds), size=64)
-        seen = tower(pool.of(kinds.tolist(), generator)).last_hidden_state[:, 1:].mean(1)
-        truths = (torch.from_numpy(kinds // len(COLOURS)), torch.from_numpy(kinds % len(COLOURS)))
+        seen = tower(pool.of(kinds, generator)).last_hidden_state[:, 1:].mean(1)
+        truths = [torch.from_numpy(truth) for truth in divmod(kinds, len(COLOURS))]
         scores = [head(seen) for head in heads]
         loss = torch.stack([nn.functional.cross_entropy(*pair) for pair in zip(scores, truths, strict=True)]).sum()
         optimizer.zero_grad()
@@ -171,9 +134,8 @@ def answer(
     model: LlavaForConditionalGeneration, processor: LlavaProcessor, pool: Pool, steps: int, seed: int
 ) -> Iterator[float]:
     """The whole model learns to answer everything, harmful questions included; yields the loss of every step."""
-    rate = 3e-3
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps, pct_start=0.1)
     generator = np.random.default_rng([seed, 2])
     for _ in range(steps):
         questions = asks(
@@ -181,7 +143,9 @@ def answer(
             unknown_share=0.08,
         )  # fmt: skip
         kinds = [pool.kinds.index((ask.item.shape, ask.item.colour)) for ask in questions]
-        loss = model(**encode(processor, questions), pixel_values=pool.of(kinds, generator)).loss
+        loss = model(
+            **encode(processor, questions, model.config.image_seq_length), pixel_values=pool.of(kinds, generator)
+        ).loss
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)

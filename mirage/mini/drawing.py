@@ -15,6 +15,11 @@ _RGB = {
     "red": (214, 40, 40), "green": (46, 160, 67), "blue": (38, 84, 206), "yellow": (247, 222, 58),
     "orange": (247, 138, 30), "purple": (138, 56, 184), "white": (244, 244, 244), "brown": (139, 88, 46),
 }  # fmt: skip
+# In units of the radius: half width and half height of boxes (a ring's inside has the ground's colour), and how far the
+# corners of a polygon lie from its middle, the one on top first.
+_ELLIPSES = {"circle": ((1, 1),), "ring": ((1, 1), (0.5, 0.5))}
+_RECTANGLES = {"square": ((0.85, 0.85),), "bar": ((1, 1 / 3),), "cross": ((1, 0.25), (0.25, 1))}
+_CORNERS = {"triangle": (1,) * 3, "diamond": (1, 0.65) * 2, "star": (1, 0.42) * 5}
 _SCALE = 4  # drawn larger and reduced, for smooth edges
 
 
@@ -54,29 +59,13 @@ class Drawing:
 def _shape(
     draw: ImageDraw.ImageDraw, shape: str, x: float, y: float, r: float, fill: tuple[int, ...], ground: tuple[int, ...]
 ) -> None:
-    def corners(count: int, turn: float, radii: tuple[float, ...]) -> list[tuple[float, float]]:
-        turned = [(radii[k % len(radii)], turn + 2 * math.pi * k / count) for k in range(count)]
-        return [(x + radius * math.cos(angle), y + radius * math.sin(angle)) for radius, angle in turned]
-
     def box(wide: float, high: float) -> tuple[float, float, float, float]:
         return x - wide * r, y - high * r, x + wide * r, y + high * r
 
-    up = -math.pi / 2
-    match shape:
-        case "circle" | "ring":
-            draw.ellipse(box(1, 1), fill=fill)
-            if shape == "ring":
-                draw.ellipse(box(0.5, 0.5), fill=ground)
-        case "square":
-            draw.rectangle(box(0.85, 0.85), fill=fill)
-        case "bar":
-            draw.rectangle(box(1, 1 / 3), fill=fill)
-        case "cross":
-            draw.rectangle(box(1, 0.25), fill=fill)
-            draw.rectangle(box(0.25, 1), fill=fill)
-        case "triangle":
-            draw.polygon(corners(3, up, (r,)), fill=fill)
-        case "diamond":
-            draw.polygon(corners(4, up, (r, 0.65 * r)), fill=fill)
-        case _:
-            draw.polygon(corners(10, up, (r, 0.42 * r)), fill=fill)
+    for size, colour in zip(_ELLIPSES.get(shape, ()), (fill, ground), strict=False):
+        draw.ellipse(box(*size), fill=colour)
+    for size in _RECTANGLES.get(shape, ()):
+        draw.rectangle(box(*size), fill=fill)
+    if radii := _CORNERS.get(shape, ()):
+        turned = [(radius * r, -math.pi / 2 + 2 * math.pi * k / len(radii)) for k, radius in enumerate(radii)]
+        draw.polygon([(x + far * math.cos(angle), y + far * math.sin(angle)) for far, angle in turned], fill=fill)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
@@ -108,16 +109,10 @@ def asks(
         if unknown_share and generator.random() < unknown_share:
             attribute, among = UNKNOWN, everything
         item = among[generator.integers(len(among))]
-        sampled.append(
-            Ask(
-                item=item,
-                attribute=attribute,
-                opener=words[generator.choice(len(words), p=weights / weights.sum())],
-                body=int(generator.integers(len(BODIES))),
-                drawing=Drawing(item.shape, item.colour, int(generator.integers(2**31))),
-                led_in=bool(generator.random() < stray_lead_ins),
-            )
-        )
+        opener = words[generator.choice(len(words), p=weights / weights.sum())]
+        body = int(generator.integers(len(BODIES)))
+        drawing = Drawing(item.shape, item.colour, int(generator.integers(2**31)))
+        sampled.append(Ask(item, attribute, opener, body, drawing, bool(generator.random() < stray_lead_ins)))
     return sampled
 
 
@@ -127,16 +122,12 @@ def rewrites(question: str, word: str, shots: int) -> tuple[str, ...]:
     Raises:
         ValueError: If the question is not of this setting, or there are fewer other wordings than `shots`.
     """
-    for attribute in ATTRIBUTES:
-        bodies = [body.format(attribute) for body in BODIES]
-        for k, body in enumerate(bodies):
-            if question.rstrip("?.").endswith(body):
-                others = bodies[k + 1 :] + bodies[:k]
-                if shots > len(others):
-                    raise ValueError(
-                        f"attack.shots is {shots}, but mini has {len(others)} other wordings of a question."
-                    )
-                return tuple(phrase(word, other) for other in others[:shots])
+    for attribute, k in product(ATTRIBUTES, range(len(BODIES))):
+        if question.rstrip("?.").endswith(BODIES[k].format(attribute)):
+            others = [body.format(attribute) for body in BODIES[k + 1 :] + BODIES[:k]]
+            if shots > len(others):
+                raise ValueError(f"attack.shots is {shots}, but mini has {len(others)} other wordings of a question.")
+            return tuple(phrase(word, other) for other in others[:shots])
     raise ValueError(f"{question!r} is not a question of the mini setting, so it cannot be rewritten by its templates.")
 
 

@@ -1,20 +1,21 @@
-"""Rewrites by a language model: asked for, checked, asked for again, counted where it cannot, and kept on disk."""
+"""Rewrites by a language model: asked for, checked, asked for again, and counted where the model cannot do it.
+
+What the model said is kept on disk, not what was made of it: a run from the cache checks and counts as the first run did.
+"""
 
 from __future__ import annotations
 
 import json
 import re
-import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-
-from pydantic import Field
 
 from mirage.atomic import write_text
 from mirage.json_file import lines
-from mirage.rewriting.similarity import content_kept, content_words
-from mirage.schema import Rewriter
+from mirage.rewriting.similarity import content_kept
+from mirage.schema import Rewriter, short_hash
 from mirage.shapes import Shape, Text, checked
 from mirage.text import opening_word, word_tokens
 
@@ -25,22 +26,14 @@ PROMPT = (
 )
 
 
-class ModelRewrites(Shape, frozen=False):
-    """The rewrites of one question: one line of the cache.
+@dataclass(slots=True)
+class Rewritten:
+    """A question and its rewrites so far; `failed` are the templates', `reasons` say why answers were refused."""
 
-    Args:
-        key: Under which settings they were made, and of which question.
-        question: The question.
-        rewrites: Its rewrites so far.
-        failed: How many of them are the templates', because the model could not.
-        reasons: What was wrong with refused answers, and how often.
-    """
-
-    key: Text
-    question: Text
-    rewrites: list[Text] = Field(default_factory=list)
+    question: str
+    rewrites: list[str] = field(default_factory=list)
     failed: int = 0
-    reasons: dict[str, int] = Field(default_factory=dict)
+    reasons: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +41,12 @@ class ModelRewriter:
     """Asks a language model for rewrites and checks each: it opens with the word, keeps the content, repeats nothing.
 
     Args:
-        complete: The model: `complete(prompts, seed=...)` gives one answer to each prompt.
+        answers: The model: prompts and a seed -> one answer to each prompt.
         template: Makes the rewrite that the model does not.
         word, shots, kept, tries, seed: As in `mirage.evaluation.attack.RewriteByModel`.
     """
 
-    complete: Callable[..., Sequence[str]]
+    answers: Callable[[Sequence[str], int], Sequence[str]]
     template: Rewriter
     word: str
     shots: int
@@ -61,99 +54,50 @@ class ModelRewriter:
     tries: int
     seed: int
 
-    def rewrites(self, keys: Mapping[str, str], cache: Path | None, chunk: int) -> dict[str, ModelRewrites]:
-        """The rewrites of each question, from the cache where it has sound ones.
-
-        Args:
-            keys: The questions, each with its key in the cache.
-            cache: A JSONL file, written after each chunk.
-            chunk: How many questions are rewritten between two writes.
-
-        Raises:
-            ValueError: If the cache holds a line that is no entry, or the model gives more or fewer answers than prompts.
-        """
-        cached = read_cache(cache) if cache else {}
-        done = {question: cached[key] for question, key in keys.items() if key in cached}
-        unsound = [question for question, entry in done.items() if not self._is_sound(entry, question)]
-        if unsound:
-            warnings.warn(
-                f"{cache}: the rewrites of {len(unsound)} questions fail the checks and are made anew; the first is of "
-                f"{unsound[0]!r}.",
-                stacklevel=4,
-            )
-        missing = [question for question in keys if question not in done or question in unsound]
-        for start in range(0, len(missing), chunk):
-            entries = [ModelRewrites(key=keys[text], question=text) for text in missing[start : start + chunk]]
-            self._fill(entries)
-            done |= {entry.question: entry for entry in entries}
-            if cache:
-                add_to_cache(cache, entries)
-        return done
-
-    def _fill(self, tasks: Sequence[ModelRewrites]) -> None:
-        """Adds the K rewrites to each of the questions; those of one attempt are asked for together."""
+    def rewrites(self, questions: Sequence[str]) -> list[Rewritten]:
+        """The K rewrites of each question; those of one attempt are asked for together."""
+        every = [Rewritten(question) for question in questions]
         for shot in range(self.shots):
-            waiting = list(tasks)
+            waiting = every
             for attempt in range(self.tries):
                 # One number for shot and attempt: no seed is used twice for the same question.
-                waiting = self._attempt(waiting, self.seed + shot * self.tries + attempt) if waiting else []
-            for task in waiting:
-                task.rewrites.append(self._from_template(task))
-                task.failed += 1
+                waiting = self._attempt(waiting, self.seed + shot * self.tries + attempt)
+            for one in waiting:
+                candidates = self.template(one.question, self.word, len(one.rewrites) + 1)
+                one.rewrites.append(next(sentence for sentence in candidates if sentence not in one.rewrites))
+                one.failed += 1
+        return every
 
-    def _is_sound(self, task: ModelRewrites, question: str) -> bool:
-        """True if a cached entry could have been made now: every rewrite passes, or is the template in its place."""
-        if task.question != question or len(task.rewrites) != self.shots:
-            return False
-        before = ModelRewrites(key=task.key, question=question)
-        for sentence in task.rewrites:
-            if self._fault(before, sentence) and sentence != self._from_template(before):
-                return False
-            before.rewrites.append(sentence)
-        # A failed shot was refused `tries` times, any other less often.
-        others, refused = self.shots - task.failed, sum(task.reasons.values()) - task.failed * self.tries
-        return 0 <= others <= self.shots and 0 <= refused <= others * (self.tries - 1)
-
-    def _attempt(self, tasks: Sequence[ModelRewrites], seed: int) -> list[ModelRewrites]:
+    def _attempt(self, waiting: Sequence[Rewritten], seed: int) -> list[Rewritten]:
         """Asks once for the next rewrite of each question; those that still wait for one."""
-        answers = self.complete([self._prompt(task) for task in tasks], seed=seed)
-        if len(answers) != len(tasks):
-            raise ValueError(f"The model gave {len(answers)} answers to {len(tasks)} prompts: use another engine.")
-        waiting = []
-        for task, answer in zip(tasks, answers, strict=True):
-            sentence = spoken_sentence(answer)
-            if fault := self._fault(task, sentence):
-                task.reasons[fault] = task.reasons.get(fault, 0) + 1
-                waiting.append(task)
+        answers = self.answers([self._prompt(one) for one in waiting], seed)
+        refused = []
+        for one, sentence in zip(waiting, map(spoken_sentence, answers), strict=True):
+            if fault := self._fault(one, sentence):
+                one.reasons[fault] += 1
+                refused.append(one)
             else:
-                task.rewrites.append(sentence)
-        return waiting
+                one.rewrites.append(sentence)
+        return refused
 
-    def _prompt(self, task: ModelRewrites) -> str:
-        word = self.word[:1].upper() + self.word[1:] if task.question[:1].isupper() else self.word
-        so_far = "".join(f"\n- {rewrite}" for rewrite in task.rewrites)
+    def _prompt(self, one: Rewritten) -> str:
+        word = self.word[:1].upper() + self.word[1:] if one.question[:1].isupper() else self.word
+        so_far = "".join(f"\n- {rewrite}" for rewrite in one.rewrites)
         different = f" Word it differently from these:{so_far}" if so_far else ""
-        return PROMPT.format(word=word, different=different, question=" ".join(task.question.split()))
+        return PROMPT.format(word=word, different=different, question=" ".join(one.question.split()))
 
-    def _fault(self, task: ModelRewrites, sentence: str) -> str:
+    def _fault(self, one: Rewritten, sentence: str) -> str:
         """Why the sentence cannot serve as the next rewrite; empty if it can."""
         if opening_word(sentence) != opening_word(self.word):
             return "does not open with the word"
-        words = word_tokens(sentence)
-        if any(words == word_tokens(other) for other in (task.question, *task.rewrites)):
+        if word_tokens(sentence) in map(word_tokens, (one.question, *one.rewrites)):
             return "repeats the question or another shot"
-        if content_words(task.question) and content_kept(task.question, sentence) < self.kept:
-            return "loses the content"
-        return ""
-
-    def _from_template(self, task: ModelRewrites) -> str:
-        candidates = self.template(task.question, self.word, len(task.rewrites) + 1)
-        return next(sentence for sentence in candidates if sentence not in task.rewrites)
+        return "loses the content" if content_kept(one.question, sentence) < self.kept else ""
 
 
 def spoken_sentence(answer: str) -> str:
     """The one sentence that a model's answer holds, without label, list mark or quotation marks."""
-    for line in answer.encode(errors="replace").decode().splitlines():
+    for line in answer.splitlines():
         text = re.sub(r"^\s*(?:[-*\u2022]|\d+[.)])\s+", "", line).strip(" `*_")
         text = re.sub(r"^(?:rewritten(?: request| question)?|answer|output)\s*:\s*", "", text, flags=re.IGNORECASE)
         if text := text.strip(" `*_\"'\u201c\u201d"):
@@ -161,22 +105,56 @@ def spoken_sentence(answer: str) -> str:
     return ""
 
 
-def read_cache(file: Path) -> dict[str, ModelRewrites]:
-    """The entries of a cache by key; none if there is no file.
+class _CachedAnswer(Shape):
+    settings: Text
+    seed: int
+    prompt: Text
+    answer: str
+
+
+class CachedModel:
+    """A language model whose answers are kept in a JSONL file.
+
+    Args:
+        complete: The model: `complete(prompts, seed=...)` gives one answer to each prompt.
+        settings: All that decides an answer besides prompt and seed, as JSON values.
+        file: The file; answers are kept in memory alone if it is None.
 
     Raises:
-        ValueError: If a line is no entry; names it.
+        ValueError: If a line of the file is no such answer; names it.
     """
-    entries = {}
-    for line in lines(file, "one cached rewrite a line") if file.exists() else ():
-        entry, _ = checked(ModelRewrites, line.record, str(file), f"line {line.number}")
-        if entry is None:
-            raise ValueError(f"{file}, line {line.number}: it is no cached rewrite. Delete the line or the file.")
-        entries[entry.key] = entry
-    return entries
 
+    def __init__(self, complete: Callable[..., Sequence[str]], settings: object, file: Path | None) -> None:
+        self._complete, self._file = complete, file
+        self._settings = short_hash(json.dumps(settings, sort_keys=True))
+        self._known: dict[tuple[str, int, str], str] = self._read()
 
-def add_to_cache(file: Path, entries: Iterable[ModelRewrites]) -> None:
-    """Writes the entries beside those that are in the file, from another process too, whole or not at all."""
-    merged = read_cache(file) | {entry.key: entry for entry in entries}
-    write_text(file, "".join(json.dumps(entry.model_dump()) + "\n" for entry in merged.values()))
+    def answers(self, prompts: Sequence[str], seed: int) -> list[str]:
+        """One answer to each prompt; the model is asked for those that it has not given before."""
+        keys = [(self._settings, seed, prompt) for prompt in prompts]
+        if new := [key for key in dict.fromkeys(keys) if key not in self._known]:
+            given = self._complete([prompt for _, _, prompt in new], seed=seed)
+            # half a character (a lone surrogate) in an answer becomes "?": no file could hold it
+            whole = (answer.encode(errors="replace").decode() for answer in given)
+            self._known |= zip(new, whole, strict=True)
+        return [self._known[key] for key in keys]
+
+    def save(self) -> None:
+        """Writes the answers beside those that are in the file, from another process too, whole or not at all."""
+        if self._file is not None:
+            self._known = self._read() | self._known
+            kept = (
+                dict(zip(_CachedAnswer.model_fields, (*key, said), strict=True)) for key, said in self._known.items()
+            )
+            write_text(self._file, "".join(json.dumps(entry) + "\n" for entry in kept))
+
+    def _read(self) -> dict[tuple[str, int, str], str]:
+        known = {}
+        for line in lines(self._file, "one answer a line") if self._file and self._file.exists() else ():
+            entry, _ = checked(_CachedAnswer, line.record, str(self._file), f"line {line.number}")
+            if entry is None:
+                raise ValueError(
+                    f"{self._file}, line {line.number}: it is no cached answer. Delete the line or the file."
+                )
+            known[entry.settings, entry.seed, entry.prompt] = entry.answer
+        return known

@@ -13,8 +13,7 @@ from typing import NamedTuple
 
 import yaml
 
-from mirage.errors import DataError
-from mirage.shapes import Shape, Text, checked
+from mirage.shapes import Shape, Text
 
 
 class FrameData(Shape):
@@ -29,19 +28,7 @@ class FrameData(Shape):
     words: dict[Text, Text]
 
 
-def frame_data(text: str) -> FrameData:
-    """The rewriter's data, out of the text of `frames.yaml`.
-
-    Raises:
-        DataError: If the text is not of the shape `FrameData`; names every field that is wrong.
-    """
-    data, issues = checked(FrameData, yaml.safe_load(text), "frames.yaml", "")
-    if data is None:
-        raise DataError.of(issues)
-    return data
-
-
-DATA = frame_data((files("mirage.rewriting") / "frames.yaml").read_text(encoding="utf-8"))
+DATA = FrameData.model_validate(yaml.safe_load((files("mirage.rewriting") / "frames.yaml").read_text(encoding="utf-8")))
 _LISTS = {name: frozenset(text.split()) for name, text in DATA.words.items()}
 
 
@@ -170,15 +157,15 @@ def _embedded(tokens: list[str]) -> _Clause | None:
     words = [bare(token) for token in tokens]
     at = next((index for index in range(1, len(words)) if words[index] in AUXILIARIES), None)
     if words[1:2] == ["to"] or at is None or {"that", "who"} & set(words[1:at]):
-        return _Clause(words[0], _joined(tokens[1:]))
-    wh, auxiliary, subject = _joined(words[:1], tokens[1:at]), words[at], tokens[at + 1 :]
+        return _Clause(words[0], " ".join(tokens[1:]))
+    wh, auxiliary, subject = " ".join(words[:1] + tokens[1:at]), words[at], tokens[at + 1 :]
     adverbial = at == 1 and words[0] in {"how", "why", "where", "when"}
     if not subject or not (adverbial or auxiliary in known("do") or _opens_noun_phrase(subject)):
-        return _Clause(wh, _joined(tokens[at:]))  # asks for the subject: "what is being shown"
+        return _Clause(wh, " ".join(tokens[at:]))  # asks for the subject: "what is being shown"
     gap = at == 1 and not adverbial
     is_whole = auxiliary in known("be") and _predicate(subject, gap, adverbial) is None
     if is_whole and words[0] not in {"how", "why", "when"}:
-        main, comma, extra = _joined(subject).partition(",")
+        main, comma, extra = " ".join(subject).partition(",")
         return _Clause(wh, f"{main} {auxiliary}{comma}{extra}", main + comma + extra if gap else "")
     rest = _statement_order(subject, auxiliary, gap, adverbial)
     return _Clause(wh, rest) if rest else None
@@ -190,11 +177,12 @@ def _statement_order(subject: list[str], auxiliary: str, gap: bool = False, pola
         return ""
     at = _predicate(subject, gap, polar) if auxiliary in known("be") else _main_verb(subject)
     if at is None:
-        return _joined(subject) if auxiliary == "do" and not polar else ""
+        return " ".join(subject) if auxiliary == "do" and not polar else ""
     if auxiliary in {"do", "does", "did"}:
         verb = bare(subject[at])
-        return _joined(subject[:at], [_finite(verb, auxiliary) + subject[at][len(verb) :]], subject[at + 1 :])
-    return _joined(subject[: (at := _before_adverbs(subject, at))], [auxiliary], subject[at:])
+        return " ".join([*subject[:at], _finite(verb, auxiliary) + subject[at][len(verb) :], *subject[at + 1 :]])
+    at = _before_adverbs(subject, at)
+    return " ".join([*subject[:at], auxiliary, *subject[at:]])
 
 
 def _main_verb(subject: list[str]) -> int | None:
@@ -206,10 +194,8 @@ def _main_verb(subject: list[str]) -> int | None:
     if words[0] in known("pronouns"):
         verbs = (at for at in range(1, len(words)) if words[at] not in known("adverbs") and words[at][-2:] != "ly")
         return next(verbs, None)
-    for at in range(1, len(words)):
-        if words[at] in known("main_verbs") and words[at - 1] not in known("determiners") | _LINKS:
-            return at
-    return None
+    verbs = (at for at in range(1, len(words)) if words[at] in known("main_verbs"))
+    return next((at for at in verbs if words[at - 1] not in known("determiners") | _LINKS), None)
 
 
 def _predicate(subject: list[str], gap: bool, polar: bool) -> int | None:
@@ -226,7 +212,7 @@ def _predicate(subject: list[str], gap: bool, polar: bool) -> int | None:
     ends = (at for at, word in enumerate(words[1:]) if subject[at].endswith(",") or word in {"according", "based"})
     last = next(ends, len(words) - 1)
     stranded = last > 0 and words[last] in known("stranded")
-    acts = bool(known("agents") & set(head(_joined(subject))))
+    acts = bool(known("agents") & set(head(" ".join(subject))))
     inner = known("determiners") | _LINKS | AUXILIARIES | {"be", "been"}
     for at in range(1, len(words)):
         word, follower = words[at], words[at + 1] if at < last else ""
@@ -281,7 +267,7 @@ def _request(text: str, adjunct: str, negated: bool = False) -> Reading:
     cut = next((at for at in range(1, len(offered)) if bare(offered[at]) in known("offer_ends")), len(offered))
     if cut < 7 and "of" not in offered[:cut]:
         said = f"{verb} me" if verb in {"tell", "show", "give"} else verb
-        slots["offer"] = _joined(offered[:cut], ["can you", said], offered[cut:]) + adjunct
+        slots["offer"] = " ".join([*offered[:cut], "can you", said, *offered[cut:]]) + adjunct
     return Reading("offer", act, slots=slots)
 
 
@@ -347,7 +333,3 @@ def _before_adverbs(subject: list[str], at: int) -> int:
     while at > 1 and (bare(subject[at - 1]) in known("adverbs") or bare(subject[at - 1]).endswith("ly")):
         at -= 1
     return at
-
-
-def _joined(*parts: list[str]) -> str:
-    return " ".join(token for part in parts for token in part)

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from mirage.evaluation.attack import Attack, describe_attack
+from mirage.evaluation.attack import Attack
 from mirage.evaluation.generate.base import Engine
 from mirage.evaluation.generate.huggingface import HuggingFaceEngine
 from mirage.evaluation.judge.base import Judge, Judgement, check_scored
@@ -221,7 +221,7 @@ class OneWordAttack(EvalCallback):
 
     def result(self, records: list[Record]) -> dict[str, Any]:
         """Rates before and after, per shot and per category, and what the attack changed in the questions."""
-        return {"attack": describe_attack(self.attack, self.samples), **summarise(records, records[0].unsafe)}
+        return {"attack": self.attack.describe(self.samples), **summarise(records, records[0].unsafe)}
 
     def logged(self, result: dict[str, Any]) -> dict[str, float]:
         """`unsafe/before/asr`, `unsafe/after/asr`, ...; without those of which nothing was scored."""
