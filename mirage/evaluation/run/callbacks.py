@@ -20,6 +20,8 @@ from mirage.evaluation.run.records import write_records
 from mirage.evaluation.run.runner import ask, samples_fingerprint, subsample, weights_fingerprint
 from mirage.schema import EvalSample, Record, short_hash
 
+ON_PROGRESS_BAR = ("unsafe/after/asr", "benign/after/rr")  # of the logged values
+
 
 class EvalCallback(Callback):
     """Asks the starting model once and the trained model at every validation epoch end.
@@ -38,7 +40,6 @@ class EvalCallback(Callback):
     """
 
     section: ClassVar[str | None] = None  # of results.json; None: its top
-    on_progress_bar: str = ""  # the logged value that the progress bar shows
 
     def __init__(
         self,
@@ -111,7 +112,7 @@ class EvalCallback(Callback):
         if not trainer.sanity_checking:
             self.current = self.measure(trainer, pl_module, "")
             for name, value in self.logged(self.current).items():
-                pl_module.log(name, value, prog_bar=name == self.on_progress_bar, batch_size=1, rank_zero_only=True)
+                pl_module.log(name, value, prog_bar=name in ON_PROGRESS_BAR, batch_size=1, rank_zero_only=True)
 
     on_test_epoch_end = on_validation_epoch_end
 
@@ -201,7 +202,6 @@ class OneWordAttack(EvalCallback):
     def __init__(self, eval_set: str, attack: Attack, judge: Judge, **kwargs: Any) -> None:
         super().__init__(eval_set, judge, **kwargs)
         self.attack = attack
-        self.on_progress_bar = f"{eval_set}/after/asr" if eval_set == "unsafe" else f"{eval_set}/after/rr"
 
     def prepare_samples(self, datamodule: Any) -> list[EvalSample]:
         """The samples with their rewrites; a source with a language of its own brings its rewriter.

@@ -108,15 +108,14 @@ class OfficialMetric(Judge):
 
     def judge(self, answered: Sequence[Answered]) -> list[Judgement]:
         """One judgement for each answer, with its score."""
-        return [_judged(one.answer, self.benchmark.score(one.sample.id, one.answer)) for one in answered]
+        return [_judgement(one.answer, self.benchmark.score(one.sample.id, one.answer)) for one in answered]
 
 
-def _judged(answer: str, score: float | None) -> Judgement:
+def _judgement(answer: str, score: float | None) -> Judgement:
     if score is None:
         return Judgement(Verdict.UNSCORED, "the official file has no gold answer")
-    if score > 0:
-        return Judgement(Verdict.COMPLIED, score=score)
-    return Judgement(Verdict.REFUSED if is_refusal(answer) else Verdict.IRRELEVANT, score=score)
+    missed = Verdict.REFUSED if is_refusal(answer) else Verdict.IRRELEVANT
+    return Judgement(Verdict.COMPLIED if score > 0 else missed, score=score)
 
 
 def is_last_validation(trainer: L.Trainer) -> bool:
