@@ -65,7 +65,7 @@ def shots_by_question(records: Iterable[Record]) -> dict[str, tuple[Verdict, ...
         raise ValueError(f"No question has a rewrite (K = 0), {first_names(list(shots))} included: attack with K >= 1.")
     uneven = [f"{id} (shots {', '.join(map(str, each))})" for id, each in numbers.items() if each != [*range(last + 1)]]
     if uneven:
-        raise ValueError(f"Every question needs the shots 0 to {last}, each once, but not so: {first_names(uneven)}.")
+        raise ValueError(f"Every question needs once the shots 0 to {last}, but not so: {first_names(uneven)}.")
     return {id: tuple(verdict for _, verdict in sorted(verdicts)) for id, verdicts in shots.items()}
 
 
