@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
@@ -38,47 +39,41 @@ class RNGState(Callback):
     def __init__(self) -> None:
         self._between: dict[str, Any] | None = None  # at the end of the last batch
         self._at_step: dict[str, Any] | None = None  # at [completed step]
-        self._loaded: list[dict[str, Any]] = []
         self._step = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._step = trainer.global_step
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self._go_on(trainer, pl_module)
+        # after a resume not before now: setup, optimizers and loader iterators use numbers after the checkpoint was loaded
+        if self._between is not None:
+            _set_random_state(self._between, pl_module.device)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
-            self._go_on(trainer, pl_module)  # a validation that was interrupted uses the same numbers again
+        # a validation that was interrupted uses the same numbers again
+        if self._between is not None and trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            _set_random_state(self._between, pl_module.device)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         self._between = _random_state(pl_module.device)
         if trainer.global_step != self._step:
             self._step, self._at_step = trainer.global_step, self._between
 
-    def _go_on(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._loaded:
-            # only here: setup, optimizers and loader iterators use numbers after a checkpoint was loaded
-            if len(self._loaded) == trainer.world_size:
-                self._between = self._at_step = self._loaded[trainer.global_rank]
-            else:
-                text = "Random numbers start anew: the checkpoint holds those of %d ranks and this run has %d."
-                log.warning(text, len(self._loaded), trainer.world_size)
-            self._loaded = []
-        if self._between is not None:
-            _set_random_state(self._between, pl_module.device)
-
     def state_dict(self) -> dict[str, Any]:
         ranks: list[Any] = [self._at_step]
-        if torch.distributed.is_initialized():
-            ranks = [None] * torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(ranks, self._at_step)
-        if self._loaded:  # saved again before the first batch
-            ranks = self._loaded
+        if dist.is_initialized():
+            ranks = [None] * dist.get_world_size()
+            dist.all_gather_object(ranks, self._at_step)
         return {"ranks": ranks} if None not in ranks else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._loaded = list(state_dict["ranks"])
+        ranks = state_dict["ranks"]
+        rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        if len(ranks) == world_size:
+            self._between = self._at_step = ranks[rank]
+        else:
+            text = "Random numbers start anew: the checkpoint holds those of %d ranks and this run has %d."
+            log.warning(text, len(ranks), world_size)
 
 
 def _random_state(device: torch.device) -> dict[str, Any]:

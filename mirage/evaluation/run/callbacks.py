@@ -64,7 +64,6 @@ class EvalCallback(Callback):
 
     @property
     def state_key(self) -> str:
-        """Distinguishes this callback's state in a checkpoint."""
         return f"{type(self).__qualname__}[{self.eval_set}]"
 
     def state_dict(self) -> dict[str, Any]:
@@ -80,7 +79,7 @@ class EvalCallback(Callback):
         return short_hash(samples_fingerprint(self.samples), self.judge.name, self.max_new_tokens)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Prepares the questions, so that a bad attack or eval_set is an error before the model is loaded."""
+        # here, so that a bad attack or eval_set is an error before the model is loaded
         self._weights = None
         self.samples = self.samples or self.prepare_samples(trainer.datamodule)  # type: ignore[attr-defined]
         refuse_duplicates(trainer.callbacks)  # type: ignore[attr-defined]
@@ -97,18 +96,15 @@ class EvalCallback(Callback):
         return samples
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Measures the starting model; a resumed run no longer has it."""
-        if self.start is None and trainer.global_step == 0:
+        if self.start is None and trainer.global_step == 0:  # a resumed run no longer has the starting model
             self.start = self.measure(trainer, pl_module, "start.")
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Forgets the weights that the last evaluation saw."""
-        self._weights = None
+        self._weights = None  # of the last evaluation
 
     on_test_start = on_validation_start
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Measures the model as it is now."""
         if not trainer.sanity_checking:
             self.current = self.measure(trainer, pl_module, "")
             for name, value in self.logged(self.current).items():
@@ -138,14 +134,12 @@ class EvalCallback(Callback):
         """What `results.json` says of the model as it is; its answers are in the files whose names `prefix` opens."""
         started = time.perf_counter()
         module: Any = pl_module
-        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         engine = self.engine or HuggingFaceEngine(
             module.model, module.processor, max_new_tokens=self.max_new_tokens, batch_size=self.batch_size,
-            square=datamodule.pad_to_square,
+            square=trainer.datamodule.pad_to_square,  # type: ignore[attr-defined]
         )  # fmt: skip
-        answered_with = short_hash(
-            self.shared_fingerprint(trainer, module.model), samples_fingerprint(self.samples), engine.settings()
-        )
+        weights = self.shared_fingerprint(trainer, module.model)
+        answered_with = short_hash(weights, samples_fingerprint(self.samples), engine.settings())
         fingerprint = short_hash(answered_with, self.judge.name)
         header = {"fingerprint": fingerprint, "eval_set": self.eval_set, "judge": self.judge.name}
         folder = run_folder(trainer)
@@ -177,10 +171,9 @@ class EvalCallback(Callback):
         no trace), and not used within one if a parameter was replaced or written to in between.
         """
         state = trainer.global_step, [(parameter.data_ptr(), parameter._version) for parameter in model.parameters()]
-        for callback in eval_callbacks(trainer):
-            if callback._weights is not None and callback._weights[0] == state:
-                return callback._weights[1]
-        self._weights = (state, weights_fingerprint(model))
+        known = (callback._weights for callback in eval_callbacks(trainer))
+        found = next((weights for weights in known if weights is not None and weights[0] == state), None)
+        self._weights = found or (state, weights_fingerprint(model))
         return self._weights[1]
 
 
@@ -242,7 +235,6 @@ class Accuracy(EvalCallback):
     section = "utility"
 
     def prepare_samples(self, datamodule: Any) -> list[EvalSample]:
-        """The samples, plain."""
         if self.eval_set == "utility":
             self.key = datamodule.source.name
         return super().prepare_samples(datamodule)
@@ -275,6 +267,6 @@ def refuse_duplicates(callbacks: Iterable[Callback]) -> None:
     for callback in callbacks:
         if isinstance(callback, EvalCallback) and (other := seen.setdefault(callback.key, callback)) is not callback:
             raise ValueError(
-                f"trainer.callbacks: two measure {callback.key!r} ({type(other).__name__} and {type(callback).__name__}), "
+                f"trainer.callbacks: {type(other).__name__} and {type(callback).__name__} both measure {callback.key!r}, "
                 "and one would overwrite the records of the other. Keep one of them in this run."
             )

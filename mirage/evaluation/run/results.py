@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +37,9 @@ class Results(Callback):
         self._when: dict[str, int] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Training time counts from here."""
         self._began = time.perf_counter()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Writes what has been measured so far."""
         if not trainer.sanity_checking and eval_callbacks(trainer):
             self._when = {"step": trainer.global_step, "epoch": trainer.current_epoch}
             self._write(trainer, pl_module)
@@ -49,7 +47,6 @@ class Results(Callback):
     on_test_end = on_validation_end
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Writes again if something was measured after the last validation."""
         now = [callback.current for callback in eval_callbacks(trainer)]
         if any(new is not old for new, old in zip_longest(now, self._measured)):
             self._when = self._when or {"step": trainer.global_step, "epoch": trainer.current_epoch}
@@ -70,9 +67,8 @@ class Results(Callback):
         callbacks = eval_callbacks(trainer)
         fits = trainer.state.fn == "fit"
         seconds: dict[str, float] = {}
-        for callback in callbacks:
-            for key, value in callback.seconds.items():
-                seconds[key] = seconds.get(key, 0.0) + value
+        for key, value in chain.from_iterable(callback.seconds.items() for callback in callbacks):
+            seconds[key] = seconds.get(key, 0.0) + value
         if fits:
             total = time.perf_counter() - self._began
             seconds["train"] = total - sum(value for key, value in seconds.items() if key != "start")
