@@ -143,7 +143,7 @@ def resolve_image(root: Path, name: str, *, suggest: bool = True) -> Path:
     allowed_name(name)
     base = os.path.realpath(root)
     path = os.path.realpath(os.path.join(base, name))
-    if not _is_below(base, path):
+    if os.path.commonpath((base, path)) != base:
         raise ImageError(f"{_shown(name)} is a link that leaves {root}. Copy the file there, or set its own folder.")
     if not os.path.exists(path):
         raise ImageError(_missing(root, name) if suggest else f"{_shown(name)} is missing in {root}.")
@@ -166,7 +166,7 @@ def image_issues(root: Path, names: Iterable[str], check: ImageCheck, pixel_limi
         """The folder, links followed, and the names of its regular files, links left out; none outside of the root."""
         where = os.path.realpath(os.path.join(base, folder))
         try:
-            entries = os.scandir(where) if _is_below(base, where) else ()
+            entries = os.scandir(where) if os.path.commonpath((base, where)) == base else ()
             return where, {entry.name for entry in entries if entry.is_file(follow_symlinks=False)}
         except OSError:
             return where, set()
@@ -235,8 +235,6 @@ def _decoded(file: BinaryIO, name: str, pixel_limit: int) -> Image.Image:
         picture.load()
     try:
         return to_rgb(ImageOps.exif_transpose(picture))
-    except MemoryError:
-        raise
     except Exception:  # a broken EXIF block in a sound picture: viewers show it as it lies
         return to_rgb(picture)
 
@@ -263,10 +261,6 @@ def _ends_whole(kind: str | None, file: BinaryIO) -> bool:
     if kind == "WEBP":
         return int.from_bytes(head[4:], "little") + 8 <= size
     return kind in _ENDS and tail.endswith(_ENDS[kind])
-
-
-def _is_below(base: str, path: str) -> bool:
-    return path == base or path.startswith(base.rstrip("/") + "/")
 
 
 def _missing(root: Path, name: str) -> str:
