@@ -155,6 +155,7 @@ STOPS = {
     "Ctrl-C inside a window": ({3: "SIGINT"}, 1, 0, 1),
     "Ctrl-C in validation": ({1001: "SIGINT"}, 1, 0, 3),
     "an error in a training step": ({9: "a bug"}, 1, 0, 4),
+    "an error in the first forward pass of a step": ({2: "a bug"}, 1, 0, 1),
 }
 
 
@@ -186,20 +187,17 @@ def test_what_validation_draws_does_not_shift_training(train: Train, straight: P
 
 
 def test_weights_of_a_half_done_update_are_never_saved(train: Train, tmp_path: Path) -> None:
-    assert train(tmp_path / "forward", at={2: "a bug"}, every_n_steps=0) == 1
-    assert word(tmp_path / "forward") == "step-00000001.ckpt"
-    assert train(tmp_path / "update", at={-1: "update 1"}, every_n_steps=0) == 1
-    assert "in the update" in said(tmp_path / "update")
-    assert not (tmp_path / "update" / "checkpoints").exists()
+    assert train(tmp_path, at={-1: "update 1"}, every_n_steps=0) == 1
+    assert "in the update" in said(tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def test_two_newest_and_the_best_are_kept_and_named(straight: Path) -> None:
-    names = sorted(path.name for path in (straight / "checkpoints").iterdir())
+    folder = straight / "checkpoints"
+    names = sorted(path.name for path in folder.iterdir() if not path.is_symlink())
     assert names == ["best", "last", "step-00000003.ckpt", "step-00000005.ckpt", "step-00000006.ckpt"]
-    assert (word(straight), word(straight, "best")) == ("step-00000006.ckpt", "step-00000003.ckpt")
-    assert resolve_checkpoint("last", straight) == straight / "checkpoints" / "step-00000006.ckpt"
-    assert resolve_checkpoint("best", straight) == straight / "checkpoints" / "step-00000003.ckpt"
-    assert not any(path.is_symlink() for path in (straight / "checkpoints").iterdir())
+    assert resolve_checkpoint("last", straight) == folder / "step-00000006.ckpt"
+    assert resolve_checkpoint("best", straight) == folder / "step-00000003.ckpt"
 
 
 def test_a_full_disk_is_named_when_torch_reports_something_else(
@@ -242,13 +240,11 @@ def test_every_flipped_byte_is_refused_or_harmless(straight: Path, tmp_path: Pat
 def test_each_kind_of_damage_has_its_sentence(straight: Path, tmp_path: Path) -> None:
     data = resolve_checkpoint("last", straight).read_bytes()
     bad = tmp_path / "bad.ckpt"
-    cut = [data[: len(data) * tenth // 10] for tenth in range(10)]
-    for content in (*cut, b"hello" * 100):
+    for content in (*(data[: len(data) * tenth // 10] for tenth in range(10)), data[:-1], b"hello" * 100):
         bad.write_bytes(content)
         with pytest.raises(CheckpointError, match=rf"{bad} is no whole checkpoint: it is cut off.* {tmp_path}: none\."):
             read_checkpoint(bad)
     (tmp_path / "older.ckpt").write_bytes(data)
-    bad.write_bytes(data[:-1])
     with pytest.raises(CheckpointError, match=rf"Other checkpoints in {tmp_path}: older\.ckpt\."):
         read_checkpoint(bad)
     torch.save({"weight": torch.zeros(3)}, bad)
@@ -268,18 +264,15 @@ def test_what_is_no_file_is_refused_with_those_that_are_there(
         read(tmp_path / "gone.ckpt")
 
 
-class _Marker:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> Any:
-        return (os.mkdir, (str(self.path),))
-
-
-def test_a_hostile_checkpoint_runs_nothing(straight: Path, train: Train, tmp_path: Path) -> None:
+def test_a_hostile_checkpoint_runs_nothing(train: Train, tmp_path: Path) -> None:
     marker, hostile = tmp_path / "marker", tmp_path / "hostile.ckpt"
-    torch.save({"state_dict": {}, "pytorch-lightning_version": "2.6.6", "x": _Marker(marker)}, hostile)
-    pickle.loads(pickle.dumps(_Marker(marker)))
+
+    class Attack:
+        def __reduce__(self) -> Any:
+            return os.mkdir, (str(marker),)
+
+    torch.save({"state_dict": {}, "pytorch-lightning_version": "2.6.6", "x": Attack()}, hostile)
+    pickle.loads(pickle.dumps(Attack()))
     assert marker.exists(), "the attack itself works"
     marker.rmdir()
     with pytest.raises(CheckpointError, match=r"it asks for posix\.mkdir.*--model\.pretrained DIR") as caught:
@@ -292,11 +285,10 @@ def test_a_hostile_checkpoint_runs_nothing(straight: Path, train: Train, tmp_pat
     assert not marker.exists()
 
 
-def test_a_compressed_bomb_is_not_unpacked(straight: Path, tmp_path: Path) -> None:
+def test_a_compressed_bomb_is_not_unpacked(tmp_path: Path) -> None:
     bomb = tmp_path / "bomb.ckpt"
-    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("a/data/0", "w") as part:
-        for _ in range(64):
-            part.write(bytes(1 << 20))
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/data/0", bytes(1 << 26))
     with pytest.raises(CheckpointError, match=r"its parts claim 67\.1 MB in a file of \d+\.\d kB"):
         read_checkpoint(bomb)
 
@@ -309,9 +301,8 @@ def test_a_word_that_names_no_checkpoint_has_a_sentence_of_its_own(straight: Pat
     folder = tmp_path / "checkpoints"
     shutil.copytree(straight / "checkpoints", folder)
     (folder / "step-00000006.ckpt").unlink()
-    outside = folder.parent / "x.ckpt"
-    outside.write_bytes(b"")
-    for content in ("step-00000006.ckpt", "../x.ckpt", str(outside), "", "a b"):
+    (tmp_path / "x.ckpt").write_bytes(b"")
+    for content in ("step-00000006.ckpt", "../x.ckpt", str(tmp_path / "x.ckpt"), "", "a b"):
         (folder / "last").write_text(content)
         with pytest.raises(
             CheckpointNotFoundError, match=rf"last names '{content}', and there is no such .*: .*step-00000005\.ckpt\."

@@ -267,6 +267,6 @@ def refuse_duplicates(callbacks: Iterable[Callback]) -> None:
     for callback in callbacks:
         if isinstance(callback, EvalCallback) and (other := seen.setdefault(callback.key, callback)) is not callback:
             raise ValueError(
-                f"trainer.callbacks: {type(other).__name__} and {type(callback).__name__} both measure {callback.key!r}, "
+                f"trainer.callbacks: two measure {callback.key!r} ({type(other).__name__} and {type(callback).__name__}), "
                 "and one would overwrite the records of the other. Keep one of them in this run."
             )
