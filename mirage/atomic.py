@@ -40,10 +40,10 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Guarantees that `path` holds exactly `text` (UTF-8), or what it held before."""
+    """Guarantees that `path` holds `text` (UTF-8, with "?" for half a character), or what it held before."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
-        file.write(text.encode())
+        file.write(text.encode(errors="replace"))
 
 
 def sync_folder(folder: Path) -> None:
@@ -64,13 +64,13 @@ def sweep_partials(folder: Path) -> list[Path]:
 
 
 def _alive(partial: Path) -> bool:
+    number = partial.name.split(".")[-2]
+    if not number.isdecimal() or int(number) == os.getpid():
+        return False  # a restarted container often gets the process number of the one that was killed
     try:
-        pid = int(partial.name.split(".")[-2])
-        if pid == os.getpid():
-            return False  # a restarted container often gets the process number of the one that was killed
-        os.kill(pid, 0)
-    except (ValueError, IndexError, ProcessLookupError):
+        os.kill(int(number), 0)
+    except ProcessLookupError:
         return False
     except PermissionError:
-        return True
+        pass  # of another user, and alive
     return True

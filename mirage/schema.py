@@ -1,4 +1,4 @@
-"""The data types that travel between packages. This module imports nothing of mirage and no heavy library.
+"""The data types that travel between packages. This module imports no heavy library.
 
 Example      what a model is trained on          (data -> methods)
 EvalSample   what a model is asked               (data -> evaluation)
@@ -12,12 +12,14 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from functools import cache
-from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, NamedTuple, Protocol, runtime_checkable
+
+from pydantic import AfterValidator, StrictBool, StrictFloat, StrictInt, TypeAdapter, ValidationError
+
+from mirage.shapes import issues_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from pydantic import TypeAdapter
 
 
 RESULTS_SCHEMA_VERSION = 2
@@ -53,6 +55,9 @@ class Turn(NamedTuple):
     question: str
     answer: str
 
+
+WholeText = Annotated[str, AfterValidator(lambda text: text.encode(errors="replace").decode())]
+"""A text in which half a character (a lone surrogate) becomes "?" when it is read: JSON may hold it, UTF-8 may not."""
 
 Rewriter = Callable[[str, str, int], tuple[str, ...]]
 """Question, opening word, number of shots -> that many rewrites."""
@@ -149,16 +154,16 @@ class Record:
 
     id: str
     eval_set: str
-    shot: int
-    question: str
-    answer: str
+    shot: StrictInt
+    question: WholeText
+    answer: WholeText
     verdict: Verdict
     judge: str
-    reason: str = ""
-    score: float | None = None
+    reason: WholeText = ""
+    score: StrictFloat | None = None
     category: str | None = None
     image: str | None = None
-    unsafe: bool = False
+    unsafe: StrictBool = False
 
     def to_json(self) -> str:
         """One line of JSON without a line break."""
@@ -171,24 +176,13 @@ class Record:
         Raises:
             ValueError: If the line is not such a record; it names the field.
         """
-        from pydantic import ValidationError
-
-        from mirage.shapes import issues_of
-
         try:
-            # half a character (a lone surrogate) in an answer becomes "?": JSON may hold it, UTF-8 may not
-            whole = json.dumps(json.loads(line), ensure_ascii=False).encode(errors="replace")
-        except ValueError:
-            raise ValueError("the line is not JSON") from None
-        try:
-            return _record_adapter().validate_json(whole, strict=True)
+            return _RECORD.validate_python(json.loads(line))
         except ValidationError as error:
             issue = issues_of(error, "", "")[0]
             raise ValueError(f"{issue.field} {issue.remedy.rstrip('.')}") from None
+        except (ValueError, RecursionError):
+            raise ValueError("the line is not JSON") from None
 
 
-@cache
-def _record_adapter() -> TypeAdapter[Record]:
-    from pydantic import TypeAdapter  # here: it takes 0.2 s, and only readers of records need it
-
-    return TypeAdapter(Record)
+_RECORD = TypeAdapter(Record)

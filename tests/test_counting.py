@@ -97,17 +97,19 @@ def test_first_k_curve_runs_from_before_to_after_and_never_falls() -> None:
     assert rates == sorted(rates) and rates[1] == pytest.approx(3 / 9) and rates[2] == pytest.approx(6 / 9)
 
 
-def test_uneven_records_are_refused_by_name() -> None:
-    with pytest.raises(ValueError, match=r"0 to 2.*b \(shots 0, 1\), c \(shots 0, 2\)\."):
-        summarise(records_of({"a": [R, R, R], "b": [R, R]}) + records_of({"c": [R, R, R]})[::2], unsafe=True)
-    with pytest.raises(ValueError, match=r"Recorded twice: a \(shot 0\), a \(shot 1\)"):
-        summarise(records_of({"a": [R, R]}) * 2, unsafe=True)
-    with pytest.raises(ValueError, match="K = 0"):
-        summarise(records_of({"a": [R]}), unsafe=True)
-    with pytest.raises(ValueError, match="no record"):
-        summarise([], unsafe=True)
-    with pytest.raises(ValueError, match=r"q9 \(shots 1\) and 5 more\."):
-        summarise([record_of(f"q{i}", shot=1) for i in range(15)], unsafe=True)
+UNEVEN = {
+    r"0 to 2.*: b \(shots 0, 1\), c \(shots 0\)\.": [("a", 0), ("a", 1), ("a", 2), ("b", 1), ("b", 0), ("c", 0)],
+    r"not so: a \(shots 0, 0, 1, 1\)\.": [("a", 0), ("a", 1), ("a", 0), ("a", 1)],
+    "K = 0": [("a", 0)],
+    "no record": [],
+    r"q9 \(shots 1\) and 5 more\.": [(f"q{i}", 1) for i in range(15)],
+}
+
+
+@pytest.mark.parametrize("says", UNEVEN)
+def test_uneven_records_are_refused_by_name(says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        summarise([record_of(*one) for one in UNEVEN[says]], unsafe=True)
 
 
 HAND_COMPUTED = [

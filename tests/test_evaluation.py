@@ -7,7 +7,8 @@ import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +24,7 @@ from mirage.evaluation.judge.base import Answered, Judge, Judgement
 from mirage.evaluation.judge.kept import BLOCK
 from mirage.evaluation.run import runner as asking
 from mirage.evaluation.run.callbacks import OneWordAttack
-from mirage.evaluation.run.counting import question_verdict
+from mirage.evaluation.run.counting import summarise
 from mirage.evaluation.run.records import AnswerLog, read_records, write_records
 from mirage.evaluation.run.results import Results
 from mirage.evaluation.run.runner import RankFailedError, ask, samples_fingerprint, subsample, weights_fingerprint
@@ -31,79 +32,74 @@ from mirage.images import FileImage
 from mirage.schema import EvalSample, Record, Verdict
 
 VERDICTS = list(Verdict)
-ODD_TEXTS = [
-    "",
-    "two\nlines",
-    'a "quote" \\ and a tab\t',
-    "caf\u00e9 \U0001f642",
-    "\u2028 and \u2029 and \x85",
-    "\r\n",
-    "[1, 2]",
-]
+ODD_TEXTS = ["", "two\nlines", 'a "quote" \\ and a tab\t', "caf\u00e9 \U0001f642", "\u2028\u2029\x85", "\r\n", "[1, 2]"]
 
 
 # Answers that survive
 
 
+def kept_in(path: Path, fingerprint: str = "f1", *answers: tuple[str, int, str]) -> dict[tuple[str, int], str]:
+    """What a log held when it was opened, and then these answers."""
+    with closing(AnswerLog(path, fingerprint)) as log:
+        before = dict(log.known)
+        for answer in answers:
+            log.add(*answer)
+    return before
+
+
 def test_a_log_gives_back_what_was_added(tmp_path: Path) -> None:
-    log = AnswerLog(tmp_path / "log.jsonl", "f1")
+    path = tmp_path / "log.jsonl"
+    log = AnswerLog(path, "f1")
     for shot, text in enumerate(ODD_TEXTS):
         log.add("a b", shot, text)
-    again = AnswerLog(tmp_path / "log.jsonl", "f1")  # without a close: the writer was killed
-    assert [again.known["a b", shot] for shot in range(len(ODD_TEXTS))] == ODD_TEXTS
-    again.add("c", 0, "more")
-    again.close()
-    assert len(AnswerLog(tmp_path / "log.jsonl", "f1").known) == len(ODD_TEXTS) + 1
+    # without a close: the writer was killed
+    assert kept_in(path, "f1", ("c", 0, "half \ud800")) == {("a b", shot): text for shot, text in enumerate(ODD_TEXTS)}
+    assert kept_in(path)["c", 0] == "half ?"
 
 
 def test_a_half_line_is_dropped_wherever_it_was_cut(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
-    log = AnswerLog(path, "f1")
-    log.add("first", 0, "kept")
+    kept_in(path, "f1", ("first", 0, "kept"))
     whole = path.stat().st_size
-    log.add("second", 1, "caf\u00e9 \U0001f642")
-    log.close()
+    kept_in(path, "f1", ("second", 1, "caf\u00e9 \U0001f642"))
     written = path.read_bytes()
     for end in range(whole, len(written)):  # also in the middle of a character
         path.write_bytes(written[:end])
-        resumed = AnswerLog(path, "f1")
-        assert resumed.known == {("first", 0): "kept"}
-        resumed.add("third", 0, "after")
-        resumed.close()
-        assert AnswerLog(path, "f1").known == {("first", 0): "kept", ("third", 0): "after"}
+        assert kept_in(path, "f1", ("third", 0, "after")) == {("first", 0): "kept"}
+        assert kept_in(path) == {("first", 0): "kept", ("third", 0): "after"}
 
 
 def test_nothing_is_taken_from_another_fingerprint_or_a_damaged_file(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
-    log = AnswerLog(path, "f1")
-    log.add("first", 0, "kept")
-    log.close()
+    kept_in(path, "f1", ("first", 0, "kept"))
     good = path.read_text()
     head, line = good.splitlines()
     for damaged in ("", line + "\n", good.replace('"kept"]', '"kept"'), head + "\n{}\n" + line + "\n", head + "\n3\n"):
         path.write_text(damaged)
-        assert AnswerLog(path, "f1").known == {}
+        assert kept_in(path) == {}
     path.write_text(good)
-    assert AnswerLog(path, "f2").known == {}
-    assert AnswerLog(path, "f1").known == {}  # and f2 has begun its own file
+    assert kept_in(path, "f2") == {}
+    assert kept_in(path) == {}  # and f2 has begun its own file
 
 
 def test_records_round_trip_and_a_foreign_line_is_named(tmp_path: Path) -> None:
     path = tmp_path / "unsafe.jsonl"
     records = [
-        record_of(
-            f"q{k}", k, VERDICTS[k % 4], question=text, answer=text, reason=text, category=text or None, score=k / 3
-        )
+        record_of(f"q{k}", k, VERDICTS[k % 4], question=text, answer=text, reason=text, category=text or None, score=k / 3)
         for k, text in enumerate(ODD_TEXTS)
-    ]
+    ]  # fmt: skip
     write_records(path, records, {"fingerprint": "f1", "judge": "dice"})
     assert read_records(path) == ({"fingerprint": "f1", "judge": "dice"}, records)
     whole = path.read_text()
     assert len(whole.split("\n")) == len(records) + 2  # a line each
     good = json.loads(records[0].to_json())
+    path.write_text(whole + json.dumps({**good, "answer": "half \ud800", "new": 1}) + "\n")
+    assert read_records(path)[1][-1] == replace(records[0], answer="half ?")
     for line, wrong in (
-        ("{}", "id"), ('{"id": 3', "the line"), ("[]", "the record"), (json.dumps({**good, "verdict": "safe"}), "verdict"),
-        (json.dumps({**good, "shot": True}), "shot"), (json.dumps({**good, "score": "high"}), "score"),
+        ("{}", "id"), ('{"id": 3', "the line"), ("[" * 10**5, "the line"), ("[]", "the record"),
+        *((json.dumps({**good, name: value}), name) for name, value in (
+            ("verdict", "safe"), ("shot", True), ("shot", "1"), ("score", "0.5"), ("unsafe", 1), ("answer", None),
+        )),
     ):  # fmt: skip
         path.write_text(f"{whole}{line}\n")
         with pytest.raises(
@@ -114,9 +110,7 @@ def test_records_round_trip_and_a_foreign_line_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not a records file"):
         read_records(path)
     write_records(path, records, {"fingerprint": "f1", "probe_set": "unsafe"})
-    with pytest.raises(
-        ValueError, match=r"unsafe\.jsonl was written by an earlier mirage \(results schema 1\): evaluate"
-    ):
+    with pytest.raises(ValueError, match=r"unsafe\.jsonl was written by an earlier mirage \(results schema 1\): eval"):
         read_records(path)
 
 
@@ -175,79 +169,55 @@ def asked(count: int, engine: Engine, judge: Judge | None = None, **given: Any) 
 
 
 def test_every_answer_is_judged_and_recorded_in_order() -> None:
-    records = asked(3, Echo())
-    assert [(record.id, record.shot) for record in records] == [(f"p{k}", shot) for k in range(3) for shot in range(3)]
-    for record, question in zip(records, (q for sample in samples(3) for q in sample.questions), strict=True):
-        answer = f"you said: {question}"
-        (judgement,) = Dice().judge([Answered(samples(1)[0], question, answer)])
-        assert (record.question, record.answer) == (question, answer)
-        assert (record.verdict, record.reason, record.score) == judgement
-        assert (record.judge, record.unsafe, record.image) == ("dice", True, None)
-        assert record.category == f"c{int(record.id[1:]) % 2}"
+    expected = []
+    for sample in samples(3):
+        for shot, question in enumerate(sample.questions):
+            answer = f"you said: {question}"
+            (judgement,) = Dice().judge([Answered(sample, question, answer)])
+            said = {"question": question, "answer": answer, "category": sample.category, **judgement._asdict()}
+            expected.append(record_of(sample.id, shot, **said))
+    assert asked(3, Echo()) == expected
+
+
+class Down(Dice):
+    """A slow judge that fails when it has read so many answers."""
+
+    one_by_one: ClassVar[bool] = True
+
+    def __init__(self, dies_after: int = 10**6) -> None:
+        self.read, self.dies_after = 0, dies_after
+
+    def judge(self, answered: Sequence[Answered]) -> list[Judgement]:
+        if self.read >= self.dies_after:
+            raise ConnectionError("the judge is down")
+        self.read += len(answered)
+        return [Judgement(Verdict.REFUSED, one.answer) for one in answered]
+
+
+SHOTS = 3  # of each question, the plain one included
 
 
 def test_an_interrupted_evaluation_asks_no_finished_question_twice(tmp_path: Path) -> None:
-    first = Echo(dies_after=7)  # two questions of three answers, and one answer of the third
     with pytest.raises(ConnectionError):
-        asked(5, first, log_folder=tmp_path)
+        asked(5, Echo(dies_after=2 * SHOTS + 1), log_folder=tmp_path)  # two questions, and one answer of the third
+    with pytest.raises(ConnectionError):  # other settings ask everything, and leave what is kept alone
+        asked(5, other := Echo(dies_after=4 * SHOTS), log_folder=tmp_path, fingerprint="f2")
+    assert len(other.asked) == 4 * SHOTS
     second = Echo()
     records = asked(5, second, log_folder=tmp_path)
-    assert sorted(second.asked) == [(f"p{k}", shot) for k in (2, 3, 4) for shot in range(3)]
+    assert sorted(second.asked) == [(f"p{k}", shot) for k in (2, 3, 4) for shot in range(SHOTS)]
     assert records == asked(5, Echo())
-    assert not list(tmp_path.iterdir())  # the records hold the answers now
+    assert not list(tmp_path.iterdir()), "the records hold the answers now, and overtake other attempts"
 
 
-def test_another_fingerprint_asks_everything_again(tmp_path: Path) -> None:
-    with pytest.raises(ConnectionError):
-        asked(4, Echo(dies_after=7), log_folder=tmp_path)
-    engine = Echo()
-    asked(4, engine, log_folder=tmp_path, fingerprint="f2")
-    assert len(engine.asked) == 12
-
-
-def test_answers_are_kept_when_the_judge_fails(tmp_path: Path) -> None:
-    class Down(Dice):
-        def judge(self, answered: Sequence[Answered]) -> list[Judgement]:
-            raise ConnectionError("the judge is down")
-
-    with pytest.raises(ConnectionError):
-        asked(3, Echo(), Down(), log_folder=tmp_path)
-    engine = Echo()
-    assert asked(3, engine, log_folder=tmp_path) == asked(3, Echo())
-    assert engine.asked == []
-
-
-def test_an_attempt_with_other_settings_leaves_kept_answers_alone(tmp_path: Path) -> None:
-    for fingerprint, count in (("f1", 5), ("f2", 1)):
-        with pytest.raises(ConnectionError):
-            asked(4, Echo(dies_after=count), fingerprint=fingerprint, log_folder=tmp_path)
-    engine = Echo()
-    shots = len(samples(1)[0].questions)
-    asked(4, engine, log_folder=tmp_path)
-    assert len(engine.asked) == (4 - 5 // shots) * shots, "whole questions of the first attempt are not asked again"
-    assert not list(tmp_path.iterdir()), "what is finished needs no log, and overtakes what was not"
-
-
-def test_the_verdicts_of_a_slow_judge_survive_with_the_answers(tmp_path: Path) -> None:
-    class Slow(Dice):
-        one_by_one: ClassVar[bool] = True
-
-        def __init__(self, dies_after: int) -> None:
-            self.read, self.dies_after = 0, dies_after
-
-        def judge(self, answered: Sequence[Answered]) -> list[Judgement]:
-            if self.read >= self.dies_after:
-                raise ConnectionError("the judge is gone")
-            self.read += len(answered)
-            return [Judgement(Verdict.REFUSED, one.answer) for one in answered]
-
+@pytest.mark.parametrize("judged", [0, BLOCK])
+def test_answers_and_verdicts_are_kept_when_the_judge_fails(judged: int, tmp_path: Path) -> None:
     n = 60
-    shots = len(samples(1)[0].questions)
     with pytest.raises(ConnectionError):
-        asked(n, Echo(), Slow(dies_after=BLOCK), log_folder=tmp_path)
-    engine, judge = Echo(), Slow(dies_after=10**6)
-    assert asked(n, engine, judge, log_folder=tmp_path) == asked(n, Echo(), Slow(10**6))
-    assert engine.asked == [] and judge.read == n * shots - BLOCK and not list(tmp_path.iterdir())
+        asked(n, Echo(), Down(dies_after=judged), log_folder=tmp_path)
+    engine, judge = Echo(), Down()
+    assert asked(n, engine, judge, log_folder=tmp_path) == asked(n, Echo(), Down())
+    assert engine.asked == [] and judge.read == n * SHOTS - judged and not list(tmp_path.iterdir())
 
 
 def on_every_rank(world: int, work: Callable[[int], Any], monkeypatch: pytest.MonkeyPatch) -> list[Any]:
@@ -263,21 +233,21 @@ def on_every_rank(world: int, work: Callable[[int], Any], monkeypatch: pytest.Mo
         barrier.wait()
 
     monkeypatch.setattr(asking.torch.distributed, "all_gather_object", all_gather_object)
-    results: list[Any] = [None] * world
 
-    def run(rank: int) -> None:
+    def run(rank: int) -> Any:
         own.rank = rank
-        try:
-            results[rank] = work(rank)
-        except Exception as error:
-            results[rank] = error
+        return work(rank)
 
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(world)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=30)
-    return results
+    with ThreadPoolExecutor(world) as pool:
+        ended = [pool.submit(run, rank) for rank in range(world)]
+    return [one.exception() or one.result() for one in ended]
+
+
+def asked_by(engines: Sequence[Echo], count: int, folder: Path, patch: pytest.MonkeyPatch) -> list[Any]:
+    """What every rank has, or raised, when each asks with its engine."""
+    world = len(engines)
+    settings = {"world_size": world, "log_folder": folder}
+    return on_every_rank(world, lambda rank: asked(count, engines[rank], rank=rank, **settings), patch)
 
 
 @pytest.mark.parametrize("count", [7, 1])
@@ -286,12 +256,9 @@ def test_ranks_share_the_questions_and_all_have_all_records(
     count: int, world: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     engines = [Echo() for _ in range(world)]
-    results = on_every_rank(
-        world, lambda rank: asked(count, engines[rank], rank=rank, world_size=world, log_folder=tmp_path), monkeypatch
-    )
-    assert results == [asked(count, Echo())] * world
+    assert asked_by(engines, count, tmp_path, monkeypatch) == [asked(count, Echo())] * world
     assert Counter(pair for engine in engines for pair in engine.asked) == Counter(
-        (f"p{k}", shot) for k in range(count) for shot in range(3)
+        (f"p{k}", shot) for k in range(count) for shot in range(SHOTS)
     )
     for engine in engines:  # a question and its rewrites stay together
         assert all(engine.asked.count((id, 0)) == engine.asked.count((id, 2)) for id, _ in engine.asked)
@@ -301,61 +268,21 @@ def test_ranks_share_the_questions_and_all_have_all_records(
 def test_one_rank_that_fails_ends_all_and_the_others_answers_are_kept(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    engines = [Echo(), Echo(dies_after=1)]
-    results = on_every_rank(
-        2, lambda rank: asked(5, engines[rank], rank=rank, world_size=2, log_folder=tmp_path), monkeypatch
-    )
-    for result in results:
+    for result in asked_by([Echo(), Echo(dies_after=1)], 5, tmp_path, monkeypatch):
         assert isinstance(result, RankFailedError)
         assert "rank 1:" in str(result) and "the engine is gone" in str(result) and "rank 0:" not in str(result)
     again = [Echo(), Echo()]
-    results = on_every_rank(
-        2, lambda rank: asked(5, again[rank], rank=rank, world_size=2, log_folder=tmp_path), monkeypatch
-    )
-    assert results == [asked(5, Echo())] * 2
-    assert again[0].asked == [] and len(again[1].asked) == 6
-
-
-def test_a_rank_that_cannot_write_its_log_ends_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "1").write_text("a file where a folder should be")
-    results = on_every_rank(
-        2, lambda rank: asked(5, Echo(), rank=rank, world_size=2, log_folder=tmp_path / str(rank)), monkeypatch
-    )
-    assert [type(result) for result in results] == [RankFailedError, RankFailedError]
-    assert "rank 1:" in str(results[0])
+    assert asked_by(again, 5, tmp_path, monkeypatch) == [asked(5, Echo())] * 2
+    assert again[0].asked == [] and len(again[1].asked) == 2 * SHOTS
+    (tmp_path / "file").write_text("where a folder should be")
+    folders = (tmp_path, tmp_path / "file")
+    settings = {"world_size": 2, "fingerprint": "f2"}
+    work = lambda rank: asked(5, Echo(), rank=rank, log_folder=folders[rank], **settings)
+    results = on_every_rank(2, work, monkeypatch)
+    assert all(isinstance(result, RankFailedError) and "rank 1:" in str(result) for result in results)
 
 
 # Counting once
-
-
-class Data:
-    """What callbacks ask of the data of a run: unsafe questions, without a language of their own."""
-
-    rewriter, pad_to_square, seed, source = None, False, 0, SimpleNamespace(name="test")
-
-    def __init__(self, count: int) -> None:
-        self.samples = [replace(sample, rewrites=()) for sample in samples(count)]
-
-    def eval_samples(self, eval_set: str) -> list[EvalSample]:
-        return self.samples
-
-    def summary(self) -> dict[str, Any]:
-        return {"unsafe": len(self.samples)}
-
-
-class Module:
-    """What callbacks ask of a method; it keeps what is logged."""
-
-    name, pretrained, processor = "rmu", "somewhere", None
-
-    def __init__(self) -> None:
-        self.model = torch.nn.Linear(2, 2).requires_grad_(False)
-        for parameter in self.model.parameters():
-            parameter.zero_()
-        self.logged: dict[str, float] = {}
-
-    def log(self, name: str, value: float, **_: Any) -> None:
-        self.logged[name] = value
 
 
 def evaluated(
@@ -363,19 +290,27 @@ def evaluated(
 ) -> tuple[dict[str, Any], dict[str, float], Results]:
     """What a validation in a fit counts, logs and writes on this rank."""
     attack = OneWordAttack("unsafe", Rewrite(word, shots=2), Dice(), engine=Echo())
+    plain = [replace(sample, rewrites=()) for sample in samples(count)]
+    data = SimpleNamespace(
+        rewriter=None, pad_to_square=False, seed=0, source=SimpleNamespace(name="test"), eval_samples=lambda _: plain,
+        summary=lambda: {"unsafe": count},
+    )  # fmt: skip
     trainer: Any = SimpleNamespace(
         global_rank=rank, world_size=world_size, is_global_zero=rank == 0, global_step=0, current_epoch=0, ckpt_path=None,
         sanity_checking=False, default_root_dir=folder, state=SimpleNamespace(fn="fit"), callbacks=[attack],
-        datamodule=Data(count), estimated_stepping_batches=6.0,
-        precision_plugin=SimpleNamespace(forward_context=nullcontext),
+        datamodule=data, estimated_stepping_batches=6.0, precision_plugin=SimpleNamespace(forward_context=nullcontext),
     )  # fmt: skip
-    module: Any = Module()
+    logged: dict[str, float] = {}
+    module: Any = SimpleNamespace(
+        name="rmu", pretrained="somewhere", processor=None, model=torch.nn.Identity(),
+        log=lambda name, value, **_: logged.update({name: value}),
+    )  # fmt: skip
     results = Results()
     attack.setup(trainer, module, "fit")
     attack.on_validation_epoch_end(trainer, module)
     results.on_validation_end(trainer, module)
     assert attack.current is not None
-    return attack.current, module.logged, results
+    return attack.current, logged, results
 
 
 @pytest.mark.filterwarnings("ignore:.*dice left:UserWarning")
@@ -389,17 +324,12 @@ def test_two_ranks_count_as_one_process(count: int, monkeypatch: pytest.MonkeyPa
     assert written["unsafe"] == alone and (written["schema_version"], written["world_size"]) == (2, 2)
     _, records = read_records(tmp_path / "both" / "records" / "unsafe.jsonl")
     assert records == read_records(tmp_path / "alone" / "records" / "unsafe.jsonl")[1]
-    for arm, shots in (("before", {0}), ("after", {1, 2})):
-        verdicts: dict[str, list[Verdict]] = {}
-        for record in records:
-            if record.shot in shots:
-                verdicts.setdefault(record.id, []).append(record.verdict)
-        ended = Counter(question_verdict(each, unsafe=True) for each in verdicts.values())
-        assert (alone[arm]["n"], alone[arm]["unscored"]) == (count, ended[Verdict.UNSCORED])
-        for name, verdict in (("asr", Verdict.COMPLIED), ("rr", Verdict.REFUSED), ("ir", Verdict.IRRELEVANT)):
-            scored = count - ended[Verdict.UNSCORED]
-            assert alone[arm][name]["rate"] == (ended[verdict] / scored if scored else None)
-            assert logged.get(f"unsafe/{arm}/{name}") == alone[arm][name]["rate"], "logged as it stands in results.json"
+    counted = summarise(records, unsafe=True)
+    assert alone == {**alone, **counted} and counted["before"]["n"] == counted["after"]["n"] == count
+    rates = {
+        f"unsafe/{arm}/{name}": alone[arm][name]["rate"] for arm in ("before", "after") for name in ("asr", "rr", "ir")
+    }
+    assert logged == {name: rate for name, rate in rates.items() if rate is not None}, "as they stand in results.json"
 
 
 def test_no_question_and_a_word_that_nothing_can_mine_are_refused(tmp_path: Path) -> None:
@@ -434,12 +364,9 @@ def test_fingerprints_follow_whatever_decides_an_answer() -> None:
     seen = {samples_fingerprint(base)}
     assert samples_fingerprint(samples(3)) in seen
 
-    for changed in (
-        base[::-1],
-        [replace(base[0], question="other"), *base[1:]],
-        [replace(base[0], rewrites=("first 0", "other")), *base[1:]],
-        [replace(base[0], rewrites=("first 0",)), *base[1:]],
-        [replace(base[0], image=FileImage(Path(), "other.png")), *base[1:]],
-    ):
-        seen.add(samples_fingerprint(changed))
-    assert len(seen) == 6
+    for change in (
+        {"question": "other"}, {"rewrites": ("first 0", "other")}, {"rewrites": ("first 0",)},
+        {"image": FileImage(Path(), "other.png")},
+    ):  # fmt: skip
+        seen.add(samples_fingerprint([replace(base[0], **change), *base[1:]]))
+    assert len(seen | {samples_fingerprint(base[::-1])}) == 6

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,33 +24,11 @@ from mirage.training import MirageCLI
 pytestmark = pytest.mark.slow
 
 MINI = resolve_pretrained("package:mirage.mini/checkpoint")
-ASKED = {"max_new_tokens": 6, "judge": {"class_path": "Exact"}}
-
-
-def attack(eval_set: str, word: str) -> dict[str, Any]:
-    how = {"class_path": "Rewrite", "init_args": {"word": word, "shots": 1}}
-    return {"class_path": "OneWordAttack", "init_args": {"eval_set": eval_set, "attack": how, **ASKED}}
-
-
-CONFIG: dict[str, Any] = {
-    "model": {
-        "class_path": "PosthocSFT",
-        "init_args": {"pretrained": "package:mirage.mini/checkpoint", "learning_rate": 0.003},
-    },
-    "data": {
-        "source": {"class_path": "Mini", "init_args": {"num_unsafe": 16, "num_safe": 16, "num_eval": 4}},
-        "batch_size": 8,
-        "num_workers": 0,
-    },
-    "trainer": {
-        "accelerator": "cpu",
-        "max_epochs": 1,
-        "logger": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "callbacks": [attack("unsafe", "what's"), attack("benign", "share")],
-    },
-}
+SMALL = (
+    "--data.source.init_args.num_unsafe=16", "--data.source.init_args.num_safe=16", "--data.source.init_args.num_eval=4",
+    "--data.batch_size=8", "--data.num_workers=0", "--trainer.accelerator=cpu", "--trainer.logger=false",
+    "--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=1", "--trainer.enable_progress_bar=false",
+)  # fmt: skip
 
 
 class Trained(NamedTuple):
@@ -60,32 +38,26 @@ class Trained(NamedTuple):
     model: torch.nn.Module
 
 
-def train(folder: Path, **model: Any) -> Trained:
+def train(folder: Path, *settings: str) -> Trained:
     """Two steps through the real command line."""
-    arguments = {**CONFIG["model"]["init_args"], **model}
-    config = {**CONFIG, "model": {**CONFIG["model"], "init_args": arguments}}
-    folder.mkdir(parents=True)
-    (folder.parent / "given.yaml").write_text(yaml.safe_dump(config))
     seen: list[Any] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(MirageCLI, "after_fit", lambda self: seen.append(self.model.model))
-        assert main(["fit", "--config", str(folder.parent / "given.yaml"), f"--trainer.default_root_dir={folder}"]) == 0
+        assert (
+            main(["fit", "--config=posthoc_sft.yaml", *SMALL, f"--trainer.default_root_dir={folder}", *settings]) == 0
+        )
     return Trained(folder, seen[0].eval())
 
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return train(tmp_path_factory.mktemp("full") / "run")
+    return train(tmp_path_factory.mktemp("full") / "run", "--model.init_args.learning_rate=0.003")
 
 
 @pytest.fixture(scope="module")
 def lora(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return train(tmp_path_factory.mktemp("lora") / "run", lora={"r": 4, "lora_alpha": 8})
-
-
-@pytest.fixture
-def run(request: pytest.FixtureRequest) -> Iterator[Trained]:
-    yield request.getfixturevalue(request.param)
+    lora = "--model.init_args.lora={r: 4, lora_alpha: 8}"
+    return train(tmp_path_factory.mktemp("lora") / "run", "--model.init_args.learning_rate=0.003", lora)
 
 
 def question(processor: Any) -> Any:
@@ -101,20 +73,21 @@ def logits(model: torch.nn.Module, inputs: Any) -> torch.Tensor:
     return model.eval()(**inputs).logits
 
 
-@pytest.mark.parametrize("run", ["full", "lora"], indirect=True)
-def test_plain_transformers_reads_back_the_trained_model(run: Trained, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_plain_transformers_reads_back_the_trained_model(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    run: Trained = request.getfixturevalue(kind)
     to = tmp_path / "new" / "model"
     assert main(["export", str(run.folder), "--to", str(to)]) == 0
     inputs = question(AutoProcessor.from_pretrained(to, backend="pil"))
     reloaded, report = AutoModelForImageTextToText.from_pretrained(to, output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
-    trained, start = logits(run.model, inputs), logits(AutoModelForImageTextToText.from_pretrained(MINI), inputs)
+    base = AutoModelForImageTextToText.from_pretrained(MINI)
+    trained, start = logits(run.model, inputs), logits(base, inputs)
     torch.testing.assert_close(logits(reloaded, inputs), trained, atol=1e-5, rtol=0)
     assert (trained - start).abs().max() > 1e-2, "training changed something to be exported"
-    assert (
-        reloaded.generation_config.eos_token_id
-        == AutoModelForImageTextToText.from_pretrained(MINI).generation_config.eos_token_id
-    )
+    assert reloaded.generation_config.eos_token_id == base.generation_config.eos_token_id
 
 
 def test_adapters_alone_give_the_trained_model_on_its_base(lora: Trained, tmp_path: Path) -> None:
@@ -126,33 +99,30 @@ def test_adapters_alone_give_the_trained_model_on_its_base(lora: Trained, tmp_pa
     torch.testing.assert_close(logits(model, inputs), logits(lora.model, inputs), atol=1e-5, rtol=0)
 
 
-def test_the_card_says_what_was_done_and_measured(full: Trained, tmp_path: Path) -> None:
-    assert main(["export", str(full.folder), "--to", str(tmp_path / "model")]) == 0
+def test_the_card_says_what_was_done_and_measured_and_when_that_was_at_another_step(
+    full: Trained, tmp_path: Path
+) -> None:
+    run = shutil.copytree(full.folder, tmp_path / "run")
+    assert main(["export", str(run), "--to", str(tmp_path / "model")]) == 0
     card = (tmp_path / "model" / "README.md").read_text()
-    front = yaml.safe_load(card.split("---")[1])
-    assert front["base_model"] == "package:mirage.mini/checkpoint"
+    assert yaml.safe_load(card.split("---")[1])["base_model"] == "package:mirage.mini/checkpoint"
     for said in ("PosthocSFT, 2 optimizer steps, seed 0", "learning_rate: 0.003", "num_unsafe: 16", "Intended use"):
         assert said in card, said
     table = [line for line in card.splitlines() if line.startswith("| run |") or line.startswith("| start |")]
     assert len(table) == 2, "the starting and the aligned model"
     assert all(line.count("(") >= 6 for line in table), "rates stand with their intervals"
     assert "weights here" not in card
+    results = (run / "results.json").read_text()
+    (run / "results.json").write_text(results.replace('"step": 2', '"step": 1'))
+    assert main(["export", str(run), "--to", str(tmp_path / "other")]) == 0
+    assert "after 1 optimizer steps; the weights here are those after 2" in (tmp_path / "other/README.md").read_text()
 
 
-def test_a_card_says_when_its_results_are_of_another_step(full: Trained, tmp_path: Path) -> None:
-    copy = tmp_path / "run"
-    shutil.copytree(full.folder, copy)
-    results = (copy / "results.json").read_text()
-    (copy / "results.json").write_text(results.replace('"step": 2', '"step": 1'))
-    assert main(["export", str(copy), "--to", str(tmp_path / "model")]) == 0
-    assert "after 1 optimizer steps; the weights here are those after 2" in (tmp_path / "model/README.md").read_text()
-
-
-@pytest.mark.parametrize("settings", [{}, {"lora": {"r": 2}}], ids=["full", "lora"])
+@pytest.mark.parametrize("settings", [(), ("--model.init_args.lora={r: 2}",)], ids=["full", "lora"])
 def test_a_run_that_learned_nothing_is_not_exported(
-    settings: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    settings: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    trained = train(tmp_path / "a" / "run", learning_rate=1e-30, **settings)
+    trained = train(tmp_path / "a" / "run", "--model.init_args.learning_rate=1e-30", *settings)
     assert main(["export", str(trained.folder), "--to", str(tmp_path / "model")]) == 1
     assert "nothing was learned" in capsys.readouterr().err
     assert not (tmp_path / "model").exists()
@@ -174,14 +144,11 @@ def test_what_cannot_be_exported_is_refused_in_a_sentence(
     taken = tmp_path / "taken"
     taken.mkdir()
     (taken / "mine").write_text("stays")
-    poisoned = tmp_path / "poisoned"
-    shutil.copytree(full.folder, poisoned)
+    poisoned, mixed = (shutil.copytree(full.folder, tmp_path / name) for name in ("poisoned", "mixed"))
     (file,) = (poisoned / "checkpoints").glob("*.ckpt")
     checkpoint = torch.load(file, weights_only=True)
     next(iter(checkpoint["state_dict"].values())).view(-1)[0] = float("nan")
     torch.save(checkpoint, file)
-    mixed = tmp_path / "mixed"
-    shutil.copytree(full.folder, mixed)
     shutil.copyfile(lora.folder / "config.yaml", mixed / "config.yaml")
     to = ["--to", str(tmp_path / "new")]
     for arguments, said in (

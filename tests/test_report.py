@@ -609,7 +609,7 @@ def in_records(change: Callable[[str], str]) -> Callable[[Path], None]:
     (in_results("fingerprint", "ffff"), r"fingerprint is 0123456789abcdef, but that of results\.json is ffff"),
     (in_records(lambda text: text + '{"fingerprint": "f"}\n'), r"mixed fingerprints, 0123456789abcdef \(line 1\) and f"),
     (in_records(lambda text: text.replace('"refused"', '"complied"')), r"before\.asr\.rate 1\.0, but results\.json says 0"),
-    (in_records(lambda text: text + text.splitlines()[-1]), r"Recorded twice: unsafe/q011 \(shot 3\)"),
+    (in_records(lambda text: text + text.splitlines()[-1]), r"not so: unsafe/q011 \(shots 0, 1, 2, 3, 3\)"),
     (in_records(lambda text: text[: text.rstrip().rfind("\n")]), r"shots 0 to 3, but not so: unsafe/q011 \(shots 0, 1, 2"),
     (in_records(lambda text: text[10:]), r"unsafe\.jsonl, line 1: not JSON"),
     (in_records(lambda text: text.replace('"unsafe/q001"', "", 1)), r"unsafe\.jsonl, line 6: not JSON"),

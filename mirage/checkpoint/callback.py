@@ -11,6 +11,8 @@ import math
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,27 +54,15 @@ class AtomicCheckpoint(Checkpoint):
             raise ValueError(f"checkpoints: keep_last is {keep_last}. Keep 2 or more: one may be lost while written.")
         if every_n_steps < 0:
             raise ValueError(f"checkpoints: every_n_steps is {every_n_steps}. Give 0 or a number of optimizer steps.")
-        if mode not in ("min", "max"):
-            raise ValueError(f"checkpoints: mode is {mode!r}. Give 'min' or 'max'.")
         self.dirpath, self.every_n_steps, self.keep_last = dirpath, every_n_steps, keep_last
         self.monitor, self.mode = monitor, mode
         self._folder = Path(dirpath or "checkpoints")
         self._written: list[str] = []
-        self._best = ""
+        self.best_model_path = ""  # Lightning asks under this name
         self._best_value: float | None = None
         self._step = self._saved = 0  # completed optimizer steps: now, and in the newest file
         self._resting: dict[str, Any] = {}  # progress of the loops and of the data at [completed step]
         self._due = self._updating = self._window_open = self._unsavable = self._sigterm = False
-
-    @property
-    def last_model_path(self) -> str:
-        """The newest checkpoint that this run wrote, or an empty text. Lightning asks under this name."""
-        return str(self._folder / self._written[-1]) if self._written else ""
-
-    @property
-    def best_model_path(self) -> str:
-        """The best checkpoint, or an empty text. Lightning asks under this name."""
-        return str(self._folder / self._best) if self._best else ""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         folder = self.dirpath or os.path.join(trainer.default_root_dir, "checkpoints")
@@ -111,23 +101,18 @@ class AtomicCheckpoint(Checkpoint):
             return
         # a resumed validation counts its interrupted first batch twice
         trainer.fit_loop.epoch_loop.val_loop.batch_progress.total.reset_on_restart()
-        if self._step > 0 and not self._window_open:
-            self._mark(trainer, before_validation=True)
+        if self._mark(trainer, before_validation=True):
             self._due |= trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
         self._rest(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not _training(trainer) or self._step == 0:
-            return
-        if not self._window_open:
+        if _training(trainer) and self._step > 0:
             self._mark(trainer)
-        if self.monitor is not None:
-            self._keep_best(trainer)
+            if self.monitor is not None:
+                self._keep_best(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._step > 0 and not self._window_open:
-            self._mark(trainer)
-            self._due = True
+        self._due |= self._mark(trainer)
         self._rest(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -146,19 +131,23 @@ class AtomicCheckpoint(Checkpoint):
             log.warning("After %s no checkpoint could be saved: %s", type(exception).__name__, error)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"written": self._written, "best": self._best, "best_value": self._best_value, "step": self._step}
+        best = Path(self.best_model_path).name
+        return {"written": self._written, "best": best, "best_value": self._best_value, "step": self._step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._written = [name for name in state_dict["written"] if (self._folder / name).exists()]
-        if (self._folder / state_dict["best"]).is_file():
-            self._best, self._best_value = state_dict["best"], state_dict["best_value"]
+        best = self._folder / state_dict["best"]
+        if best.is_file():
+            self.best_model_path, self._best_value = str(best), state_dict["best_value"]
         self._saved = state_dict["step"]
 
     def _note_sigterm(self, *_: Any) -> None:
         self._sigterm = True
 
-    def _mark(self, trainer: Trainer, before_validation: bool = False) -> None:
-        """From now on, what is saved resumes at this point."""
+    def _mark(self, trainer: Trainer, before_validation: bool = False) -> bool:
+        """From now on, what is saved resumes at this point; False if it is none: no step done, or half a window."""
+        if self._step == 0 or self._window_open:
+            return False
         fit = trainer.fit_loop.state_dict()
         if before_validation:
             # a validation whose first batch is under way is what Lightning runs again on resume; otherwise it skips it
@@ -170,6 +159,7 @@ class AtomicCheckpoint(Checkpoint):
         data = getattr(trainer, "datamodule", None)
         if data is not None and (position := data.state_dict()):
             self._resting[type(data).__qualname__] = position
+        return True
 
     def _rest(self, trainer: Trainer) -> None:
         """Saves if that is due and stops if that was asked for: every rank passes here, between two steps."""
@@ -183,18 +173,19 @@ class AtomicCheckpoint(Checkpoint):
     def _save(self, trainer: Trainer) -> None:
         path = self._folder / f"step-{self._step:08d}.ckpt"
         self._written = [name for name in self._written if name != path.name] + [path.name]
-        problem: Exception | None = None
-        try:
-            trainer.save_checkpoint(path, weights_only=False)
-        except CheckpointSaveError as error:  # on the rank that writes; the others wait at the barrier that follows
-            problem = error
-            trainer.strategy.barrier("Trainer.save_checkpoint")
-        if problem is None and trainer.is_global_zero:
-            fault_point("checkpoint.before_last", path)
-            problem = self._point("last", path.name)
-        self._agree(trainer, problem)
+        with self._together(trainer):
+            try:
+                trainer.save_checkpoint(path, weights_only=False)
+            except CheckpointSaveError:  # on the rank that writes; the others wait at the barrier that follows
+                trainer.strategy.barrier("Trainer.save_checkpoint")
+                raise
+            if trainer.is_global_zero:
+                fault_point("checkpoint.before_last", path)
+                if not self.best_model_path:
+                    (self._folder / "best").unlink(missing_ok=True)  # of an earlier run in the same folder
+                write_text(self._folder / "last", path.name + "\n")
         self._saved = self._step
-        kept = {*self._written[-self.keep_last :], self._best}
+        kept = {*self._written[-self.keep_last :], Path(self.best_model_path).name}
         for name in [name for name in self._written if name not in kept]:
             try:
                 trainer.strategy.remove_checkpoint(self._folder / name)
@@ -202,18 +193,14 @@ class AtomicCheckpoint(Checkpoint):
                 log.warning("%s could not be deleted: %s", self._folder / name, error)
             self._written.remove(name)
 
-    def _point(self, word: str, name: str) -> OSError | None:
-        """Writes `name` to the file `last` or `best`; the error if that fails."""
-        try:
-            if not self._best:
-                (self._folder / "best").unlink(missing_ok=True)  # of an earlier run in the same folder
-            write_text(self._folder / word, name + "\n")
-        except OSError as error:
-            return error
-        return None
-
-    def _agree(self, trainer: Trainer, problem: Exception | None) -> None:
+    @contextmanager
+    def _together(self, trainer: Trainer) -> Iterator[None]:
         """Every rank raises what stopped the one that writes."""
+        problem: Exception | None = None
+        try:
+            yield
+        except (CheckpointSaveError, OSError) as error:
+            problem = error
         message = trainer.strategy.broadcast(None if problem is None else str(problem))
         if message is not None:
             self._unsavable = True
@@ -227,15 +214,17 @@ class AtomicCheckpoint(Checkpoint):
         now = float(value)
         sign = 1 if self.mode == "min" else -1
         better = not math.isnan(now) and (self._best_value is None or sign * now < sign * self._best_value)
-        name = f"step-{self._step:08d}.ckpt"
-        there = self._saved == self._step and (self._folder / name).exists()
+        path = self._folder / f"step-{self._step:08d}.ckpt"
+        there = self._saved == self._step and path.exists()
         better, there = trainer.strategy.broadcast((better, there))  # rank 0 decides: all of them save or none does
         if not better:
             return
         if not there:
             self._save(trainer)
-        self._agree(trainer, self._point("best", name) if trainer.is_global_zero else None)
-        self._best, self._best_value = name, now
+        with self._together(trainer):
+            if trainer.is_global_zero:
+                write_text(self._folder / "best", path.name + "\n")
+        self.best_model_path, self._best_value = str(path), now
 
 
 def _training(trainer: Trainer) -> bool:

@@ -7,12 +7,11 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
+from rich.filesize import decimal
 
 from mirage.atomic import sync_folder
 from mirage.checkpoint.io import CheckpointError, read_checkpoint, resolve_checkpoint
@@ -35,19 +34,11 @@ class NothingToExport(ValueError):
     """The run has no weights that differ from those it started from, or none of the kind that was asked for."""
 
 
-@dataclass(frozen=True, slots=True)
-class Trained:
-    """The model of a run: with its adapters, or with adapters merged."""
-
-    model: Any
-    settings: Mapping[str, Any]  # the run's config.yaml
-    step: int  # optimizer steps it was trained for
-
-
 def export(
     run: Path,
+    settings: Mapping[str, Any],
     to: Path,
-    card: Callable[[Trained], str],
+    card: Callable[[Any, int], str],
     *,
     ckpt: str = "last",
     adapter_only: bool = False,
@@ -56,9 +47,11 @@ def export(
     """`to`, now a Hugging Face folder with weights, processor, generation config and model card; whole or not at all.
 
     Args:
-        run: The run folder, with its config.yaml and checkpoints.
+        run: The run folder, with its checkpoints.
+        settings: Its config.yaml.
         to: The folder to write; it must be empty or not exist.
-        card: Returns the text of README.md; called before anything is written.
+        card: Returns the text of README.md, of the model (with its adapters, or merged) and the optimizer steps that it
+            was trained for; called before anything is written.
         ckpt: `last`, `best`, or a checkpoint file of the run.
         adapter_only: Write the LoRA adapters in PEFT's format, without the model they belong to.
         pretrained: Where the starting model is now, if it is not where config.yaml says.
@@ -66,13 +59,16 @@ def export(
     Raises:
         NothingToExport: If training changed no weight, or there are no adapters.
         CheckpointError: If the checkpoint does not fit the model, or holds weights that are not finite.
-        ValueError: If `run` is no run folder, or `to` is not empty.
+        ValueError: If the settings name no starting model, or `to` is not empty.
     """
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise ValueError(f"{to} exists and is not an empty folder. Choose another one for --to.")
-    settings = read_settings(run)
-    given = {**settings["model"]["init_args"], **({"pretrained": pretrained} if pretrained else {})}
-    if adapter_only and not given.get("lora"):
+    match settings:
+        case {"model": {"class_path": str(), "init_args": {"pretrained": str()} as method}}:
+            method = {**method, "pretrained": pretrained or method["pretrained"]}
+        case _:
+            raise ValueError(f"The config.yaml of {run} names no method and starting model. Restore what fit wrote.")
+    if adapter_only and not method.get("lora"):
         raise NothingToExport(f"{run} trained the weights themselves, not adapters. Leave out --adapter_only.")
     path = resolve_checkpoint(ckpt, run)
     if path.is_dir():
@@ -82,68 +78,46 @@ def export(
     checkpoint = read_checkpoint(path)
     state, step = checkpoint["state_dict"], int(checkpoint["global_step"])
     del checkpoint  # the optimizer's state is twice the size of what was trained
-    model = trained_model(given, state, path)
-    if given.get("lora") and not adapter_only:
+    model = _trained(method, state, path)
+    if method.get("lora") and not adapter_only:
         model = model.merge_and_unload()
-    text = card(Trained(model, settings, step))
+    text = card(model, step)
     size = sum(tensor.nbytes for tensor in model.parameters() if tensor.requires_grad or not adapter_only)
-    with whole_folder(to, size) as folder:
-        _save(model, _starting_folder(given), folder, adapter_only)
+    with _whole_folder(to, size) as folder:
+        start = _starting_folder(method)
+        if not adapter_only and (start / GENERATION_FILE).is_file():
+            # copied below; saving would refuse files that older versions of transformers wrote
+            model.generation_config = type(model.generation_config)()
+        model.save_pretrained(folder)
+        for pattern in (*PROCESSOR_FILES, GENERATION_FILE):
+            for file in start.glob(pattern):
+                shutil.copyfile(file, folder / file.name)
         (folder / "README.md").write_text(text, encoding="utf-8")
     return to
 
 
-def read_settings(run: Path) -> dict[str, Any]:
-    """The config.yaml of a run, as it was used.
-
-    Raises:
-        ValueError: If there is none, or it is no config of mirage.
-    """
-    file = run / "config.yaml"
-    if not file.is_file():
-        raise ValueError(f"{run} holds no config.yaml. Give the folder of a run of mirage fit, such as runs/rmu.")
-    try:
-        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is not YAML ({str(error).splitlines()[0]}). Restore it.") from error
-    match settings:
-        case {"model": {"class_path": str(), "init_args": {"pretrained": str()}}}:
-            return dict(settings)
-    raise ValueError(f"{file} names no method and starting model (model.class_path). Restore what mirage fit wrote.")
-
-
-def trained_model(given: Mapping[str, Any], state: Mapping[str, torch.Tensor], path: Path) -> Any:
-    """The starting model with the weights of a checkpoint, in evaluation mode; adapters are not merged.
-
-    Args:
-        given: The arguments of the run's method: `pretrained`, `dtype`, `lora` and how the model is downloaded.
-        state: The state_dict of the checkpoint.
-        path: Its file, for messages.
-
-    Raises:
-        CheckpointError: If the weights do not fit, or are not finite.
-        NothingToExport: If they are those of the starting model.
-    """
+def _trained(method: Mapping[str, Any], state: Mapping[str, torch.Tensor], path: Path) -> Any:
+    """The starting model with the weights of a checkpoint, in evaluation mode; adapters are not merged."""
     names = ("dtype", "attn_implementation", "revision", "allow_download")
-    model: Any = load_model(given["pretrained"], **{name: given[name] for name in names if name in given})
-    if given.get("lora"):
+    model: Any = load_model(method["pretrained"], **{name: method[name] for name in names if name in method})
+    needed: set[str] = set()
+    if lora := method.get("lora"):
         layers = decoder_layers(model)
         stack = next(re.escape(name) for name, part in model.named_modules() if part is layers)
         adapted = {int(layer) for name in state for layer in re.findall(rf"\.{stack}\.(\d+)\..*lora_A", name)}
-        model = add_lora(model, LoraSettings(**given["lora"]), layers=sorted(adapted) or None)
+        model = add_lora(model, LoraSettings(**lora), layers=sorted(adapted) or None)
+        needed = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     weights = {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
-    adapters = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    refuse_other_weights(weights, model.state_dict(), adapters if given.get("lora") else set())
-    broken = [name for name, value in state.items() if not bool(value.isfinite().all())]
-    if broken:
+    start = model.state_dict()
+    refuse_other_weights(weights, start, needed)
+    if broken := [name for name, value in state.items() if not bool(value.isfinite().all())]:
         raise CheckpointError(
             f"{path}: {len(broken)} tensors hold inf or nan ({broken[0]}). Export an earlier checkpoint."
         )
-    start = model.state_dict()
-    changed = any(not torch.equal(start[name], value.to(start[name])) for name, value in weights.items())
+    learned = any(not torch.equal(start[name], value.to(start[name])) for name, value in weights.items())
     model.load_state_dict(weights, strict=False)
     # adapters start at random values each time: only what they add to the weights is compared
-    if not (_adapters_add(model) if given.get("lora") else changed):
+    if not (_adapters_add(model) if lora else learned):
         raise NothingToExport(
             f"{path} holds the weights that the run started from: nothing was learned, so there is nothing to export. "
             "Check learning_rate and the number of steps."
@@ -162,26 +136,23 @@ def _adapters_add(model: Any) -> bool:
 
 
 @contextmanager
-def whole_folder(to: Path, size: int) -> Iterator[Path]:
+def _whole_folder(to: Path, size: int) -> Iterator[Path]:
     """A folder that takes the name `to` when the block ends, complete and on the disk; after an error nothing is left.
 
-    Args:
-        to: Must be an empty folder or not exist.
-        size: Bytes that will be written; refused before the first one if the disk has less.
+    Refused before the first byte if the disk has less room than `size` bytes.
     """
     to.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(to.parent).free
     if size > free:
-        raise ValueError(f"{to} needs {size / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB free. Free some space.")
+        raise ValueError(f"{to} needs {decimal(size)} and the disk has {decimal(free)} free. Free some space.")
     partial = to.with_name(f".{to.name}.{os.getpid()}.partial")
     partial.mkdir()
     try:
         yield partial
-        for file in partial.rglob("*"):
-            if file.is_file():
-                file.chmod(partial.stat().st_mode & 0o666)  # safetensors writes for its owner alone
-                with file.open("rb") as written:
-                    os.fsync(written.fileno())
+        for file in filter(Path.is_file, partial.rglob("*")):
+            file.chmod(partial.stat().st_mode & 0o666)  # safetensors writes for its owner alone
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
         sync_folder(partial)
         os.replace(partial, to)
         sync_folder(to.parent)
@@ -190,21 +161,11 @@ def whole_folder(to: Path, size: int) -> Iterator[Path]:
         raise
 
 
-def _save(model: Any, start: Path, folder: Path, adapter_only: bool) -> None:
-    if not adapter_only and (start / GENERATION_FILE).is_file():
-        # copied below; saving would refuse files that older versions of transformers wrote
-        model.generation_config = type(model.generation_config)()
-    model.save_pretrained(folder)
-    for pattern in (*PROCESSOR_FILES, GENERATION_FILE):
-        for file in start.glob(pattern):
-            shutil.copyfile(file, folder / file.name)
-
-
-def _starting_folder(given: Mapping[str, Any]) -> Path:
-    where = Path(resolve_pretrained(given["pretrained"], bool(given.get("allow_download"))))
+def _starting_folder(method: Mapping[str, Any]) -> Path:
+    where = Path(resolve_pretrained(method["pretrained"], bool(method.get("allow_download"))))
     if where.is_dir():
         return where
     from huggingface_hub import snapshot_download
 
     patterns = [*PROCESSOR_FILES, GENERATION_FILE]
-    return Path(snapshot_download(str(given["pretrained"]), revision=given.get("revision"), allow_patterns=patterns))
+    return Path(snapshot_download(str(method["pretrained"]), revision=method.get("revision"), allow_patterns=patterns))

@@ -8,21 +8,20 @@ one is written; `resume.py` makes a resumed run equal to an uninterrupted one.
 from __future__ import annotations
 
 import errno
-import pickle
 import re
 import shutil
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from rich.filesize import decimal
+from torch.utils._pytree import tree_leaves
 
 from mirage.atomic import replacing
 from mirage.fault_injection import fault_point
 
-WORDS = ("last", "best")
 OTHER_WEIGHTS = "Other people's weights are given as a Hugging Face folder with safetensors: --model.pretrained DIR."
 
 
@@ -42,20 +41,19 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes each checkpoint whole and durable or not at all; reads tensors and plain values only, whoever asks."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        """`path` holds the checkpoint, or what it held before.
+        """`path`, a local file, holds the checkpoint, or what it held before.
 
         Raises:
             CheckpointSaveError: If the disk is full or refuses, or if the checkpoint could not be loaded again because
                 it holds objects other than tensors and plain values.
         """
-        if storage_options is not None:
-            raise TypeError("AtomicCheckpointIO writes local files and takes no storage_options.")
         path = Path(path)
-        needed = sum(_storage_sizes(checkpoint).values())
+        storages = [value.untyped_storage() for value in tree_leaves(checkpoint) if isinstance(value, torch.Tensor)]
+        needed = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())  # shared ones once
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path) as file:
-                _write(checkpoint, file, path, needed)
+                torch.save(checkpoint, _Halfway(file, path, max(needed // 2, 1)))  # type: ignore[arg-type]
                 file.flush()
                 foreign = torch.serialization.get_unsafe_globals_in_checkpoint(file.name)
                 if foreign:
@@ -63,8 +61,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                         f"{path}: not saved, it could not be loaded again: it holds {', '.join(sorted(foreign))}. "
                         "Only tensors and plain values belong in a state_dict or among the saved hyper-parameters."
                     )
-        except OSError as error:
-            raise CheckpointSaveError(_why_not_saved(error, path, needed)) from error
+        except (OSError, RuntimeError) as error:
+            reason = error if isinstance(error, OSError) else error.__context__  # torch covers it with "unexpected pos"
+            if not isinstance(reason, OSError):
+                raise
+            why = reason.strerror or str(reason)
+            if reason.errno in (errno.ENOSPC, errno.EDQUOT):
+                free = shutil.disk_usage(path.parent).free
+                why = f"the disk is full: {decimal(needed)} needed, {decimal(free)} free"
+            raise CheckpointSaveError(
+                f"{path}: checkpoint not saved, {why}. {_others(path)} Free some space or fix access, then resume there."
+            ) from reason
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
@@ -80,145 +87,86 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
         CheckpointNotFoundError: If there is no such file.
         CheckpointError: If it is damaged, hostile, or not a checkpoint of mirage.
     """
-    if path.is_dir():
-        raise CheckpointError(f"{path} is a folder, not a checkpoint file. {OTHER_WEIGHTS}")
-    if not path.exists():
-        raise CheckpointNotFoundError(f"There is no checkpoint {path}. {_beside(path.parent)}")
-    damage = _damage(path)
-    if damage:
-        raise CheckpointError(f"{path} is no whole checkpoint: {damage}. {_beside(path.parent, path)} {OTHER_WEIGHTS}")
+    _check_file(path)
+    if damage := _damage(path):
+        raise CheckpointError(f"{path} is no whole checkpoint: {damage}. {_others(path)} {OTHER_WEIGHTS}")
     try:
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
-    except pickle.UnpicklingError as error:
-        # not chained: torch's text recommends loading the file unsafely
-        asks_for = re.search(r"GLOBAL (\S+)", str(error))
-        what = f" (it asks for {asks_for[1]})" if asks_for else ""
-        raise CheckpointError(
-            f"{path} holds objects other than tensors and plain values{what} and was not loaded. {OTHER_WEIGHTS}"
-        ) from None
     except (OSError, MemoryError):
         raise
     except Exception as error:
-        raise CheckpointError(f"{path} cannot be read ({type(error).__name__}). {OTHER_WEIGHTS}") from error
+        asks_for = re.search(r"GLOBAL (\S+)", str(error))
+        why = f"it asks for {asks_for[1]}: only tensors and plain values are" if asks_for else type(error).__name__
+        # not chained: torch's text recommends loading the file unsafely
+        raise CheckpointError(f"{path} was not loaded ({why}). {OTHER_WEIGHTS}") from None
     if not isinstance(checkpoint, dict) or not {"state_dict", "pytorch-lightning_version"} <= checkpoint.keys():
         raise CheckpointError(f"{path} is a PyTorch file, but no checkpoint of mirage. {OTHER_WEIGHTS}")
     return checkpoint
 
 
 def resolve_checkpoint(path_or_word: str, run_folder: Path) -> Path:
-    """The checkpoint file that `last`, `best` or a path means. A file called `last` in the working folder is `./last`.
+    """The checkpoint that `last`, `best` or a path means. A file called `last` in the working folder is `./last`.
 
     Raises:
-        CheckpointNotFoundError: If it is not there.
-        CheckpointError: If it is a folder, or if `last` or `best` does not hold a file name.
+        CheckpointNotFoundError: If it is not there, or `last` or `best` does not hold the name of one that is.
+        CheckpointError: If the path is a folder.
     """
-    if path_or_word not in WORDS:
+    if path_or_word not in ("last", "best"):
         path = Path(path_or_word).expanduser()
-        if path.is_dir():
-            inside = [word for word in WORDS if (path / "checkpoints" / word).is_file()]
-            if inside:
-                named = (path / "checkpoints" / inside[0]).read_text().strip()
-                raise CheckpointError(f"{path} is a run folder. Give one of its files: {path / 'checkpoints' / named}.")
-            raise CheckpointError(f"{path} is a folder, not a checkpoint file. {OTHER_WEIGHTS}")
-        if not path.exists():
-            raise CheckpointNotFoundError(f"There is no checkpoint {path}. {_beside(path.parent)}")
+        _check_file(path)
         return path
-    folder = run_folder / "checkpoints"
-    pointer = folder / path_or_word
-    if not pointer.is_file():
+    pointer = run_folder / "checkpoints" / path_or_word
+    name = pointer.read_text(encoding="utf-8", errors="replace").strip() if pointer.is_file() else None
+    named = pointer.with_name(name) if name and re.fullmatch(r"[\w=.-]+\.ckpt", name) else None
+    if named is None or not named.exists():
+        what = "does not exist" if name is None else f"names {name[:100]!r}, and there is no such checkpoint"
         raise CheckpointNotFoundError(
-            f"You asked for the checkpoint {path_or_word!r}, but {run_folder} has none. {_beside(folder)} "
+            f"You asked for the checkpoint {path_or_word!r}, but {pointer} {what}. {_others(pointer)} "
             "To start afresh, leave --ckpt_path out."
         )
-    name = pointer.read_text(encoding="utf-8", errors="replace").strip()
-    if not re.fullmatch(r"[\w=.-]+\.ckpt", name):
-        raise CheckpointError(f"{pointer} does not hold the name of a checkpoint. {_beside(folder)}")
-    if not (folder / name).exists():
-        raise CheckpointNotFoundError(f"{pointer} names {name}, which is gone. {_beside(folder)}")
-    return folder / name
+    return named
 
 
-class _Watched:
-    """A file for torch.save that remembers why a write failed: torch replaces the reason by `unexpected pos`."""
+def _check_file(path: Path) -> None:
+    if path.is_dir():  # perhaps that of a run
+        others = _others(path / "checkpoints" / "last")
+        raise CheckpointError(f"{path} is a folder, not a checkpoint file. {others} {OTHER_WEIGHTS}")
+    if not path.exists():
+        raise CheckpointNotFoundError(f"There is no checkpoint {path}. {_others(path)}")
+
+
+class _Halfway:
+    """A file for torch.save, which calls `write` and `flush` alone, with a fault point when half is written."""
 
     def __init__(self, file: BinaryIO, path: Path, half: int) -> None:
-        self.error: BaseException | None = None
-        self.flush = file.flush
         self._file, self._path, self._left = file, path, half
+        self.flush = file.flush
 
     def write(self, data: memoryview | bytes) -> int:
-        try:
-            written = self._file.write(data)
-            before, self._left = self._left, self._left - written
-            if self._left <= 0 < before:
-                self._file.flush()
-                fault_point("checkpoint.after_half", self._path)
-            return written
-        except BaseException as error:
-            self.error = self.error or error
-            raise
-
-
-def _write(checkpoint: dict[str, Any], file: BinaryIO, path: Path, needed: int) -> None:
-    watched = _Watched(file, path, max(needed // 2, 1))
-    try:
-        torch.save(checkpoint, watched)  # type: ignore[arg-type]  # `write` and `flush` are all it calls
-    except BaseException:
-        if watched.error is not None:
-            raise watched.error from None
-        raise
-
-
-def _why_not_saved(error: OSError, path: Path, needed: int) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        free = shutil.disk_usage(path.parent).free
-        why = f"the disk is full: {_size(needed)} needed, {_size(free)} free"
-    else:
-        why = error.strerror or str(error)
-    return (
-        f"{path}: checkpoint not saved, {why}. {_beside(path.parent)} Free some space or fix access, then resume there."
-    )
+        written = self._file.write(data)
+        before, self._left = self._left, self._left - written
+        if self._left <= 0 < before:
+            self.flush()
+            fault_point("checkpoint.after_half", self._path)
+        return written
 
 
 def _damage(path: Path) -> str:
     """Why these are not the bytes that were written, or an empty text. torch.load itself checks no checksum."""
     size = path.stat().st_size
-    if size == 0:
-        return "it is empty"
     try:
-        if not zipfile.is_zipfile(path):
-            with path.open("rb") as file:
-                cut = file.read(4) == b"PK\x03\x04"
-            return "its end is missing" if cut else "it is of another format"
         with zipfile.ZipFile(path) as archive:
             parts = archive.infolist()
             claimed = sum(part.file_size for part in parts)
             if claimed > size or any(part.compress_type != zipfile.ZIP_STORED for part in parts):
-                return f"its parts claim {_size(claimed)} in a file of {_size(size)}"
+                return f"its parts claim {decimal(claimed)} in a file of {decimal(size)}"
             broken = archive.testzip()
     except Exception as error:  # zipfile raises half a dozen kinds on broken headers
-        return f"its table of contents is broken ({error})"
+        return f"it is cut off, damaged or of another format ({decimal(size)}: {error})"
     return f"its part {broken} does not match its checksum" if broken else ""
 
 
-def _beside(folder: Path, but: Path | None = None) -> str:
-    """Which checkpoints are in `folder`, as a sentence."""
-    names = sorted(path.name for path in folder.glob("*.ckpt") if path != but)
-    shown = ", ".join(names[-5:])
-    return (
-        f"In {folder} there is: {shown}." if names else f"There is no{'' if but is None else ' other'} one in {folder}."
-    )
-
-
-def _storage_sizes(value: Any) -> dict[int, int]:
-    """Address and size in bytes of every distinct tensor storage in nested containers."""
-    if isinstance(value, torch.Tensor):
-        storage = value.untyped_storage()
-        return {storage.data_ptr(): storage.nbytes()}
-    inside = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple | set) else ()
-    return {address: size for item in inside for address, size in _storage_sizes(item).items()}
-
-
-def _size(count: int) -> str:
-    power = min(max(len(str(count)) - 1, 0) // 3, 4)
-    return f"{count / 1000**power:.{1 if power else 0}f} {('bytes', 'kB', 'MB', 'GB', 'TB')[power]}"
+def _others(path: Path) -> str:
+    """Which other checkpoints are in the folder of `path`, as a sentence."""
+    names = sorted(other.name for other in path.parent.glob("*.ckpt") if other != path)
+    return f"Other checkpoints in {path.parent}: {', '.join(names[-5:]) or 'none'}."

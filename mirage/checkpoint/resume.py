@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from functools import cached_property
 from typing import Any
 
@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 
 from mirage.checkpoint.io import CheckpointError
+from mirage.text import first_names
 
 log = logging.getLogger(__name__)
 Fact = str | int | float | bool | None
@@ -38,50 +39,41 @@ class RNGState(Callback):
     def __init__(self) -> None:
         self._between: dict[str, Any] | None = None  # at the end of the last batch
         self._at_step: dict[str, Any] | None = None  # at [completed step]
-        self._loaded: list[dict[str, Any]] = []
         self._step = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._step = trainer.global_step
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self._go_on(trainer, pl_module)
+        # after a resume not before now: setup, optimizers and loader iterators use numbers after the checkpoint was loaded
+        if self._between is not None:
+            _set_random_state(self._between, pl_module.device)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
-            self._go_on(trainer, pl_module)  # a validation that was interrupted uses the same numbers again
+        # a validation that was interrupted uses the same numbers again
+        if self._between is not None and trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            _set_random_state(self._between, pl_module.device)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         self._between = _random_state(pl_module.device)
         if trainer.global_step != self._step:
             self._step, self._at_step = trainer.global_step, self._between
 
-    def _go_on(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._loaded:
-            # only here: setup, optimizers and loader iterators use numbers after a checkpoint was loaded
-            if len(self._loaded) == trainer.world_size:
-                self._between = self._at_step = self._loaded[trainer.global_rank]
-            else:
-                log.warning(
-                    "The checkpoint holds the random state of %d ranks and this run has %d: random numbers start anew.",
-                    len(self._loaded),
-                    trainer.world_size,
-                )
-            self._loaded = []
-        if self._between is not None:
-            _set_random_state(self._between, pl_module.device)
-
     def state_dict(self) -> dict[str, Any]:
         ranks: list[Any] = [self._at_step]
-        if dist.is_available() and dist.is_initialized():
+        if dist.is_initialized():
             ranks = [None] * dist.get_world_size()
             dist.all_gather_object(ranks, self._at_step)
-        if self._loaded:  # saved again before the first batch
-            ranks = self._loaded
         return {"ranks": ranks} if None not in ranks else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._loaded = list(state_dict["ranks"])
+        ranks = state_dict["ranks"]
+        rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        if len(ranks) == world_size:
+            self._between = self._at_step = ranks[rank]
+        else:
+            text = "Random numbers start anew: the checkpoint holds those of %d ranks and this run has %d."
+            log.warning(text, len(ranks), world_size)
 
 
 def _random_state(device: torch.device) -> dict[str, Any]:
@@ -128,7 +120,7 @@ class ResumeCheck(Callback):
                 present = dict(pl_module.state_dict())
                 needed = {name for name, parameter in pl_module.named_parameters() if parameter.requires_grad}
                 needed |= present.keys() & dict(pl_module.named_buffers(recurse=False)).keys()
-                refuse_other_weights(state, present, present if pl_module.strict_loading else needed)
+                refuse_other_weights(state, present, present.keys() if pl_module.strict_loading else needed)
 
         self._hook = pl_module.register_load_state_dict_pre_hook(before_weights)  # type: ignore[no-untyped-call]
 
@@ -151,23 +143,18 @@ class ResumeCheck(Callback):
             return
         before, now = state_dict["facts"], self._now
         both = {name: (before.get(name, "absent"), now.get(name, "absent")) for name in sorted({*before, *now})}
-        unknown = sorted(set(self.allow_changed) - both.keys())
-        if unknown:
+        if unknown := sorted(set(self.allow_changed) - both.keys()):
             raise ValueError(f"--allow_changed names {', '.join(unknown)}. The facts are: {', '.join(sorted(now))}.")
-        changed = {
-            name: f"  {name}: {then} -> {value}"
-            for name, (then, value) in both.items()
-            if name not in self.allow_changed and then != value
-        }
+        changed = [name for name, (then, value) in both.items() if then != value and name not in self.allow_changed]
         if changed:
             raise ResumeMismatchError(
                 "The checkpoint was trained with other settings than those of this run (checkpoint -> now):\n"
-                + "\n".join(changed.values())
-                + f"\nPut them back, or go on all the same with --allow_changed '[{', '.join(changed)}]'."
+                + "".join(f"  {name}: {both[name][0]} -> {both[name][1]}\n" for name in changed)
+                + f"Put them back, or go on all the same with --allow_changed '[{', '.join(changed)}]'."
             )
 
 
-def refuse_other_weights(state: Mapping[str, Any], present: Mapping[str, Any], needed: Collection[str]) -> None:
+def refuse_other_weights(state: Mapping[str, Any], present: Mapping[str, Any], needed: Set[str]) -> None:
     """Checks that the weights of a checkpoint fit a model, by name and shape.
 
     Args:
@@ -178,22 +165,17 @@ def refuse_other_weights(state: Mapping[str, Any], present: Mapping[str, Any], n
     Raises:
         CheckpointError: If a key is missing, unknown, or of another shape; counts and the first three of each.
     """
-    shapes = {
-        name: tuple(list(getattr(value, "shape", ())) for value in (state[name], present[name]))
-        for name in state.keys() & present.keys()
-    }
+    saved, wanted = ({name: list(getattr(value, "shape", ())) for name, value in of.items()} for of in (state, present))
     kinds = {
-        "missing": [name for name in needed if name not in state],
-        "unknown": [name for name in state if name not in present],
+        "missing": needed - saved.keys(),
+        "unknown": saved.keys() - wanted.keys(),
         "of another shape": [
-            f"{name} {saved} instead of {expected}" for name, (saved, expected) in shapes.items() if saved != expected
+            f"{name} {saved[name]} instead of {wanted[name]}"
+            for name in saved.keys() & wanted.keys()
+            if saved[name] != wanted[name]
         ],
     }
-    issues = [
-        f"{len(names)} {kind} ({', '.join(sorted(names)[:3])}{', ...' if len(names) > 3 else ''})"
-        for kind, names in kinds.items()
-        if names
-    ]
+    issues = [f"{len(names)} {kind} ({first_names(sorted(names), 3)})" for kind, names in kinds.items() if names]
     if issues:
         raise CheckpointError(
             f"The weights in the checkpoint do not fit this model: {'; '.join(issues)}. "

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from jsonargparse import ArgumentParser
 
 from mirage.commands.outputs import check_folder
-
-if TYPE_CHECKING:
-    from mirage.checkpoint.export import Trained
+from mirage.commands.run_config import config_of
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -30,21 +28,23 @@ def run(arguments: Sequence[str]) -> None:
     parser.add_argument("--pretrained", default=None, help="Where the starting model is now, if it was moved.")
     given = parser.parse_args(list(arguments))
     check_folder(given.to.parent, "--to")  # the folder appears beside its name, and then takes it
+    settings = config_of(given.run)
     from mirage.checkpoint.export import export
     from mirage.models.components import unwrapped
     from mirage.models.memory import count_parameters
     from mirage.report.card import model_card
 
-    def card(trained: Trained) -> str:
+    def card(model: Any, step: int) -> str:
         return model_card(
-            trained.settings,
+            settings,
             given.run,
             name=given.to.name,
             adapter_only=given.adapter_only,
-            architecture=type(unwrapped(trained.model)).__name__,
-            num_parameters=count_parameters(trained.model)[1],
-            step=trained.step,
+            architecture=type(unwrapped(model)).__name__,
+            num_parameters=count_parameters(model)[1],
+            step=step,
         )
 
-    export(given.run, given.to, card, ckpt=given.ckpt, adapter_only=given.adapter_only, pretrained=given.pretrained)
+    asked = {"ckpt": given.ckpt, "adapter_only": given.adapter_only, "pretrained": given.pretrained}
+    export(given.run, settings, given.to, card, **asked)
     print(f"{given.to} holds the {'adapters' if given.adapter_only else 'model'}; README.md there describes it.")

@@ -175,7 +175,7 @@ class SPAVL(Source):
             return BytesImage(f"{name}/{shown}", held["bytes"], self.pictures.pixel_limit)
         path = held.get("path") if isinstance(held, dict) else held
         if not path:
-            raise ImageError("is empty: the row has neither bytes nor a path. Download the file again.")
+            raise ImageError("data are missing: the row has neither bytes nor a path. Download the file again.")
         return self.pictures.picture(path)
 
     def _examples(self, column: str, places: Sequence[int]) -> list[Example]:
@@ -232,5 +232,5 @@ class SPAVL(Source):
                 elif check != "exists":
                     picture.check(check)
             except ImageError as error:
-                yield DataIssue(str(self.root), where, "image", error.remedy)
+                yield DataIssue(str(self.root), where, "image", str(error))
         yield from self.pictures.issues(self.root, in_files)

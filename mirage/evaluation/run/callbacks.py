@@ -20,6 +20,8 @@ from mirage.evaluation.run.records import write_records
 from mirage.evaluation.run.runner import ask, samples_fingerprint, subsample, weights_fingerprint
 from mirage.schema import EvalSample, Record, short_hash
 
+ON_PROGRESS_BAR = ("unsafe/after/asr", "benign/after/rr")  # of the logged values
+
 
 class EvalCallback(Callback):
     """Asks the starting model once and the trained model at every validation epoch end.
@@ -38,7 +40,6 @@ class EvalCallback(Callback):
     """
 
     section: ClassVar[str | None] = None  # of results.json; None: its top
-    on_progress_bar: str = ""  # the logged value that the progress bar shows
 
     def __init__(
         self,
@@ -63,7 +64,6 @@ class EvalCallback(Callback):
 
     @property
     def state_key(self) -> str:
-        """Distinguishes this callback's state in a checkpoint."""
         return f"{type(self).__qualname__}[{self.eval_set}]"
 
     def state_dict(self) -> dict[str, Any]:
@@ -79,7 +79,7 @@ class EvalCallback(Callback):
         return short_hash(samples_fingerprint(self.samples), self.judge.name, self.max_new_tokens)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Prepares the questions, so that a bad attack or eval_set is an error before the model is loaded."""
+        # here, so that a bad attack or eval_set is an error before the model is loaded
         self._weights = None
         self.samples = self.samples or self.prepare_samples(trainer.datamodule)  # type: ignore[attr-defined]
         refuse_duplicates(trainer.callbacks)  # type: ignore[attr-defined]
@@ -96,22 +96,19 @@ class EvalCallback(Callback):
         return samples
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Measures the starting model; a resumed run no longer has it."""
-        if self.start is None and trainer.global_step == 0:
+        if self.start is None and trainer.global_step == 0:  # a resumed run no longer has the starting model
             self.start = self.measure(trainer, pl_module, "start.")
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Forgets the weights that the last evaluation saw."""
-        self._weights = None
+        self._weights = None  # of the last evaluation
 
     on_test_start = on_validation_start
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Measures the model as it is now."""
         if not trainer.sanity_checking:
             self.current = self.measure(trainer, pl_module, "")
             for name, value in self.logged(self.current).items():
-                pl_module.log(name, value, prog_bar=name == self.on_progress_bar, batch_size=1, rank_zero_only=True)
+                pl_module.log(name, value, prog_bar=name in ON_PROGRESS_BAR, batch_size=1, rank_zero_only=True)
 
     on_test_epoch_end = on_validation_epoch_end
 
@@ -137,14 +134,12 @@ class EvalCallback(Callback):
         """What `results.json` says of the model as it is; its answers are in the files whose names `prefix` opens."""
         started = time.perf_counter()
         module: Any = pl_module
-        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         engine = self.engine or HuggingFaceEngine(
             module.model, module.processor, max_new_tokens=self.max_new_tokens, batch_size=self.batch_size,
-            square=datamodule.pad_to_square,
+            square=trainer.datamodule.pad_to_square,  # type: ignore[attr-defined]
         )  # fmt: skip
-        answered_with = short_hash(
-            self.shared_fingerprint(trainer, module.model), samples_fingerprint(self.samples), engine.settings()
-        )
+        weights = self.shared_fingerprint(trainer, module.model)
+        answered_with = short_hash(weights, samples_fingerprint(self.samples), engine.settings())
         fingerprint = short_hash(answered_with, self.judge.name)
         header = {"fingerprint": fingerprint, "eval_set": self.eval_set, "judge": self.judge.name}
         folder = run_folder(trainer)
@@ -176,10 +171,9 @@ class EvalCallback(Callback):
         no trace), and not used within one if a parameter was replaced or written to in between.
         """
         state = trainer.global_step, [(parameter.data_ptr(), parameter._version) for parameter in model.parameters()]
-        for callback in eval_callbacks(trainer):
-            if callback._weights is not None and callback._weights[0] == state:
-                return callback._weights[1]
-        self._weights = (state, weights_fingerprint(model))
+        known = (callback._weights for callback in eval_callbacks(trainer))
+        found = next((weights for weights in known if weights is not None and weights[0] == state), None)
+        self._weights = found or (state, weights_fingerprint(model))
         return self._weights[1]
 
 
@@ -201,7 +195,6 @@ class OneWordAttack(EvalCallback):
     def __init__(self, eval_set: str, attack: Attack, judge: Judge, **kwargs: Any) -> None:
         super().__init__(eval_set, judge, **kwargs)
         self.attack = attack
-        self.on_progress_bar = f"{eval_set}/after/asr" if eval_set == "unsafe" else f"{eval_set}/after/rr"
 
     def prepare_samples(self, datamodule: Any) -> list[EvalSample]:
         """The samples with their rewrites; a source with a language of its own brings its rewriter.
@@ -242,7 +235,6 @@ class Accuracy(EvalCallback):
     section = "utility"
 
     def prepare_samples(self, datamodule: Any) -> list[EvalSample]:
-        """The samples, plain."""
         if self.eval_set == "utility":
             self.key = datamodule.source.name
         return super().prepare_samples(datamodule)

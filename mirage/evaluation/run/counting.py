@@ -52,34 +52,21 @@ def shots_by_question(records: Iterable[Record]) -> dict[str, tuple[Verdict, ...
     """The verdicts of each question by shot: 0 is the plain question, 1 to K its rewrites; K >= 1, the same for all.
 
     Raises:
-        ValueError: If there is no record, a shot is recorded twice, or questions differ in their shots; ids are named.
+        ValueError: If there is no record, or a question has not each of these shots once; ids are named.
     """
-    shots: dict[str, dict[int, Verdict]] = {}
-    repeated: list[str] = []
+    shots: dict[str, list[tuple[int, Verdict]]] = {}
     for record in records:
-        verdicts = shots.setdefault(record.id, {})
-        if record.shot in verdicts:
-            repeated.append(f"{record.id} (shot {record.shot})")
-        verdicts[record.shot] = record.verdict
+        shots.setdefault(record.id, []).append((record.shot, record.verdict))
     if not shots:
         raise ValueError("There is no record to count: evaluate at least one question.")
-    if repeated:
-        raise ValueError(
-            f"Recorded twice: {first_names(repeated)}. Each shot of a question is counted once; remove the others."
-        )
-    last = max(map(max, shots.values()))
+    numbers = {id: sorted(shot for shot, _ in verdicts) for id, verdicts in shots.items()}
+    last = max(each[-1] for each in numbers.values())
     if last < 1:
-        raise ValueError(
-            f"No question has a rewrite (K = 0), {first_names(list(shots))} included: attack with K >= 1 shots."
-        )
-    uneven = [
-        f"{id} (shots {', '.join(map(str, sorted(verdicts)))})"
-        for id, verdicts in shots.items()
-        if verdicts.keys() != set(range(last + 1))
-    ]
+        raise ValueError(f"No question has a rewrite (K = 0), {first_names(list(shots))} included: attack with K >= 1.")
+    uneven = [f"{id} (shots {', '.join(map(str, each))})" for id, each in numbers.items() if each != [*range(last + 1)]]
     if uneven:
-        raise ValueError(f"Every question needs the shots 0 to {last}, but not so: {first_names(uneven)}.")
-    return {id: tuple(verdicts[shot] for shot in range(last + 1)) for id, verdicts in shots.items()}
+        raise ValueError(f"Every question needs once the shots 0 to {last}, but not so: {first_names(uneven)}.")
+    return {id: tuple(verdict for _, verdict in sorted(verdicts)) for id, verdicts in shots.items()}
 
 
 def any_of_first(records: Iterable[Record], unsafe: bool) -> list[dict[str, Any]]:
@@ -89,10 +76,8 @@ def any_of_first(records: Iterable[Record], unsafe: bool) -> list[dict[str, Any]
         ValueError: As `shots_by_question`.
     """
     questions = list(shots_by_question(records).values())
-    curve = [block((shots[0] for shots in questions), benign=not unsafe)]
-    for k in range(1, len(questions[0])):
-        curve.append(block((question_verdict(shots[1 : k + 1], unsafe) for shots in questions), benign=not unsafe))
-    return curve
+    firsts = [slice(0, 1), *(slice(1, k + 1) for k in range(1, len(questions[0])))]
+    return [block((question_verdict(shots[first], unsafe) for shots in questions), not unsafe) for first in firsts]
 
 
 def summarise(records: Iterable[Record], unsafe: bool) -> dict[str, Any]:
@@ -107,9 +92,8 @@ def summarise(records: Iterable[Record], unsafe: bool) -> dict[str, Any]:
     questions = shots_by_question(records)
     category = {record.id: record.category for record in records}
     members: dict[str, list[tuple[Verdict, ...]]] = {}
-    if any(category.values()):
-        for id, shots in questions.items():
-            members.setdefault(category[id] or "none", []).append(shots)
+    for id, shots in questions.items() if any(category.values()) else ():
+        members.setdefault(category[id] or "none", []).append(shots)
 
     def sides(questions: Iterable[tuple[Verdict, ...]]) -> dict[str, Any]:
         before, after = zip(*((shots[0], question_verdict(shots[1:], unsafe)) for shots in questions), strict=True)

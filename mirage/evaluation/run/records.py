@@ -25,22 +25,21 @@ class AnswerLog:
     def __init__(self, path: Path, fingerprint: str) -> None:
         self.path, self.fingerprint = path, fingerprint
         self.known = self._read()
-        path.parent.mkdir(parents=True, exist_ok=True)
         lines = [json.dumps([id, shot, text], ensure_ascii=False) for (id, shot), text in self.known.items()]
         write_text(path, "\n".join([json.dumps({"fingerprint": fingerprint}), *lines]) + "\n")
-        self._file: TextIO = path.open("a", encoding="utf-8")
+        self._file: TextIO = path.open("a", encoding="utf-8", errors="replace")
 
     def _read(self) -> dict[tuple[str, int], str]:
         if not self.path.is_file():
             return {}
-        text = self.path.read_bytes().decode(errors="replace")
-        whole = text[: text.rfind("\n") + 1].split("\n")[:-1]  # not splitlines: answers may hold U+2028
+        # up to the last line break, and not by splitlines: answers may hold U+2028
+        lines = self.path.read_bytes().decode(errors="replace").split("\n")[:-1]
         try:
-            if not whole or json.loads(whole[0]) != {"fingerprint": self.fingerprint}:
-                return {}
-            return {(id, shot): answer for id, shot, answer in map(json.loads, whole[1:])}
-        except (ValueError, TypeError):
-            return {}  # damaged: ask again rather than trust it
+            if json.loads(lines[0]) == {"fingerprint": self.fingerprint}:
+                return {(id, shot): answer for id, shot, answer in map(json.loads, lines[1:])}
+        except (ValueError, TypeError, IndexError):
+            pass  # damaged: ask again rather than trust it
+        return {}
 
     def add(self, id: str, shot: int, answer: str) -> None:
         """Keeps one answer. It survives a killed process as soon as this returns, though not a power cut."""
@@ -70,9 +69,7 @@ def read_records(path: Path) -> tuple[dict[str, Any], list[Record]]:
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is not a records file. Evaluate the run again.") from error
     if "probe_set" in header:
-        raise ValueError(
-            f"{path} was written by an earlier mirage (results schema 1): evaluate the run again with this one."
-        )
+        raise ValueError(f"{path} was written by an earlier mirage (results schema 1): evaluate the run again.")
     records = []
     for number, line in enumerate(lines, start=2):
         try:

@@ -7,11 +7,13 @@ import math
 import time
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
+from pydantic_core import to_json
 
 from mirage.atomic import write_text
 from mirage.evaluation.run.callbacks import EvalCallback, eval_callbacks, run_folder
@@ -35,11 +37,9 @@ class Results(Callback):
         self._when: dict[str, int] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Training time counts from here."""
         self._began = time.perf_counter()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Writes what has been measured so far."""
         if not trainer.sanity_checking and eval_callbacks(trainer):
             self._when = {"step": trainer.global_step, "epoch": trainer.current_epoch}
             self._write(trainer, pl_module)
@@ -47,9 +47,8 @@ class Results(Callback):
     on_test_end = on_validation_end
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Writes again if something was measured after the last validation."""
         now = [callback.current for callback in eval_callbacks(trainer)]
-        if any(each is not None and all(each is not one for one in self._measured) for each in now):
+        if any(new is not old for new, old in zip_longest(now, self._measured)):
             self._when = self._when or {"step": trainer.global_step, "epoch": trainer.current_epoch}
             self._write(trainer, pl_module)
 
@@ -57,8 +56,10 @@ class Results(Callback):
         self._measured = [callback.current for callback in eval_callbacks(trainer)]
         self.written = run_folder(trainer) / "results.json"  # on every rank: some trainer properties communicate
         if trainer.is_global_zero:
-            self.latest = _without_nan(self._results(trainer, pl_module))
-            write_text(self.written, json.dumps(self.latest, indent=1, ensure_ascii=False) + "\n")
+            # nan becomes null, which says the same and cannot be taken for a number
+            text = to_json(self._results(trainer, pl_module), indent=1, inf_nan_mode="null").decode()
+            write_text(self.written, text + "\n")
+            self.latest = json.loads(text)
 
     def _results(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         module: Any = pl_module
@@ -66,9 +67,8 @@ class Results(Callback):
         callbacks = eval_callbacks(trainer)
         fits = trainer.state.fn == "fit"
         seconds: dict[str, float] = {}
-        for callback in callbacks:
-            for key, value in callback.seconds.items():
-                seconds[key] = seconds.get(key, 0.0) + value
+        for key, value in chain.from_iterable(callback.seconds.items() for callback in callbacks):
+            seconds[key] = seconds.get(key, 0.0) + value
         if fits:
             total = time.perf_counter() - self._began
             seconds["train"] = total - sum(value for key, value in seconds.items() if key != "start")
@@ -107,12 +107,3 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _without_nan(value: Any) -> Any:
-    """JSON has no nan; null says the same and cannot be taken for a number."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -52,6 +52,7 @@ def ask(
     Raises:
         RankFailedError: On every rank, if any rank failed.
     """
+    share = samples[rank::world_size]
 
     def log(what: str) -> closing[AnswerLog]:
         # Named by the fingerprint: an attempt with other settings leaves these alone.
@@ -60,7 +61,27 @@ def ask(
 
     def work() -> list[Record]:
         with log("answers") as answers, log("verdicts") if judge.one_by_one else nullcontext() as verdicts:
-            return _ask_and_judge(samples[rank::world_size], engine, judge, eval_set, answers, verdicts)
+            known = dict(answers.known)
+            if known:
+                total = sum(len(sample.questions) for sample in share)
+                print(f"{eval_set}: an interrupted evaluation goes on, {len(known)} of {total} answers are kept.")
+            todo = [one for one in share if any((one.id, shot) not in known for shot in range(len(one.questions)))]
+            for sample, texts in zip(todo, engine.answers(todo, answers.add) if todo else (), strict=True):
+                known |= {(sample.id, shot): text for shot, text in enumerate(texts)}
+            answered = [
+                ((sample.id, shot), Answered(sample, question, known[sample.id, shot]))
+                for sample in share
+                for shot, question in enumerate(sample.questions)
+            ]
+            judgements = judged_and_kept(answered, judge, verdicts) if answered else []
+        return [
+            Record(
+                id=sample.id, eval_set=eval_set, shot=shot, question=question, answer=answer, judge=judge.name,
+                category=sample.category, image=sample.image.name if sample.image is not None else None,
+                unsafe=sample.unsafe, **judgement._asdict(),
+            )
+            for ((_, shot), (sample, question, answer)), judgement in zip(answered, judgements, strict=True)
+        ]  # fmt: skip
 
     place = {sample.id: k for k, sample in enumerate(samples)}
     records = sorted(_gathered(work, world_size), key=lambda record: (place[record.id], record.shot))
@@ -71,56 +92,21 @@ def ask(
     return records
 
 
-def _ask_and_judge(
-    samples: Sequence[EvalSample],
-    engine: Engine,
-    judge: Judge,
-    eval_set: str,
-    answers: AnswerLog,
-    verdicts: AnswerLog | None,
-) -> list[Record]:
-    if not samples:
-        return []
-    known = dict(answers.known)
-    if known:
-        total = sum(len(sample.questions) for sample in samples)
-        print(f"{eval_set}: an interrupted evaluation goes on, {len(known)} of {total} answers are kept.")
-    todo = [sample for sample in samples if any((sample.id, k) not in known for k in range(len(sample.questions)))]
-    for sample, texts in zip(todo, engine.answers(todo, answers.add), strict=True):
-        known |= {(sample.id, shot): text for shot, text in enumerate(texts)}
-    answered = [
-        ((sample.id, shot), Answered(sample, question, known[sample.id, shot]))
-        for sample in samples
-        for shot, question in enumerate(sample.questions)
-    ]
-    return [
-        Record(
-            id=sample.id, eval_set=eval_set, shot=shot, question=question, answer=answer, verdict=judgement.verdict,
-            judge=judge.name, reason=judgement.reason, score=judgement.score, category=sample.category,
-            image=sample.image.name if sample.image is not None else None, unsafe=sample.unsafe,
-        )
-        for ((_, shot), (sample, question, answer)), judgement in zip(
-            answered, judged_and_kept(answered, judge, verdicts), strict=True
-        )
-    ]  # fmt: skip
-
-
 def _gathered(work: Callable[[], list[Record]], world_size: int) -> list[Record]:
     """All ranks' records. Failures are gathered before anybody waits for results that will never come."""
     if world_size == 1:
         return work()
-    failure: str | None = None
-    records: list[Record] = []
+    mine: list[Record] | str  # or the traceback
     try:
-        records = work()
+        mine = work()
     except Exception:
-        failure = traceback.format_exc()
+        mine = traceback.format_exc()
     shares: list[Any] = [None] * world_size
-    torch.distributed.all_gather_object(shares, (failure, records))
-    failures = [f"rank {rank}:\n{text}" for rank, (text, _) in enumerate(shares) if text]
+    torch.distributed.all_gather_object(shares, mine)
+    failures = [f"rank {rank}:\n{share}" for rank, share in enumerate(shares) if isinstance(share, str)]
     if failures:
         raise RankFailedError("Evaluation failed. " + "\n".join(failures))
-    return [record for _, share in shares for record in share]
+    return [record for share in shares for record in share]
 
 
 def weights_fingerprint(model: nn.Module) -> str:

@@ -53,31 +53,27 @@ class Utility(EvalCallback):
         self.benchmark, self.submission, self.when = benchmark, submission, when
 
     def prepare_samples(self, datamodule: Any) -> list[EvalSample]:
-        """The benchmark's questions in its own prompt."""
         samples = self.benchmark.samples()
         if self.submission:
             self.benchmark.submission([""] * len(samples))  # refuses now what it would refuse after hours of asking
         return samples
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Measures the starting model, unless the last one only is wanted."""
         if self.when != "end":
             super().on_train_start(trainer, pl_module)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Measures the model as it is now, unless a later validation will do."""
         if self.when == "every_epoch" or trainer.state.fn != "fit" or is_last_validation(trainer):
             super().on_validation_epoch_end(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Measures the last model where no validation was known to be the last, as when a run stops early."""
-        if self.when != "every_epoch" and self.current is None:
+        if self.when != "every_epoch" and self.current is None:  # as when a run stops early
             self.current = self.measure(trainer, pl_module, "")
             for logger in trainer.loggers:  # here a module may not log
                 logger.log_metrics(self.logged(self.current), step=trainer.global_step)
 
     def check(self, records: list[Record]) -> None:
-        """Checks nothing: a test split has no gold answers, and all its answers are unscored."""
+        """Checks nothing: all answers to a test split are unscored, since it has no gold answers."""
 
     def result(self, records: list[Record]) -> dict[str, Any]:
         """The official score and all that the benchmark says of it."""
@@ -103,20 +99,17 @@ class OfficialMetric(Judge):
 
     @property
     def name(self) -> str:
-        """Benchmark, split and metric."""
         return f"{self.benchmark.source}: {self.benchmark.metric}"
 
     def judge(self, answered: Sequence[Answered]) -> list[Judgement]:
-        """One judgement for each answer, with its score."""
-        return [_judged(one.answer, self.benchmark.score(one.sample.id, one.answer)) for one in answered]
+        return [_judgement(one.answer, self.benchmark.score(one.sample.id, one.answer)) for one in answered]
 
 
-def _judged(answer: str, score: float | None) -> Judgement:
+def _judgement(answer: str, score: float | None) -> Judgement:
     if score is None:
         return Judgement(Verdict.UNSCORED, "the official file has no gold answer")
-    if score > 0:
-        return Judgement(Verdict.COMPLIED, score=score)
-    return Judgement(Verdict.REFUSED if is_refusal(answer) else Verdict.IRRELEVANT, score=score)
+    missed = Verdict.REFUSED if is_refusal(answer) else Verdict.IRRELEVANT
+    return Judgement(Verdict.COMPLIED if score > 0 else missed, score=score)
 
 
 def is_last_validation(trainer: L.Trainer) -> bool:
