@@ -6,17 +6,15 @@ Its text is `card.md.jinja`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import yaml
 
-from mirage.report.markup import markdown_table
-from mirage.report.runs import load_run
-from mirage.report.tables import attack_of, plain
+from mirage import __version__
+from mirage.report.markup import markdown_table, template
+from mirage.report.runs import load_run, plain
+from mirage.report.tables import attack_of
 
 TRAINER_KEYS = (
     "max_epochs", "max_steps", "precision", "devices", "num_nodes", "strategy", "accumulate_grad_batches",
@@ -66,13 +64,12 @@ def model_card(
     evaluated = load_run(run) if (run / "results.json").is_file() else None
     results = evaluated.results if evaluated else {}
     # Markdown of values that were made plain before, so nothing is escaped
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
-    return environment.from_string((files("mirage.report") / "card.md.jinja").read_text(encoding="utf-8")).render(
+    return template("card.md.jinja").render(
         front=yaml.safe_dump(front, sort_keys=False),
         name=plain(name),
         adapter_only=adapter_only,
         method=method,
-        version=_version(),
+        version=__version__,
         base=base,
         base_literal=repr(base),
         revision=plain(str(given["revision"])) if given.get("revision") else "",
@@ -100,10 +97,3 @@ def _without_none(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _without_none(item) for key, item in value.items() if item is not None}
     return [_without_none(item) for item in value] if isinstance(value, list) else value
-
-
-def _version() -> str:
-    try:
-        return version("safety-mirage")
-    except PackageNotFoundError:
-        return "(not installed)"
