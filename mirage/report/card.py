@@ -14,7 +14,6 @@ import yaml
 from mirage import __version__
 from mirage.report.markup import markdown_table, template
 from mirage.report.runs import load_run, plain
-from mirage.report.tables import attack_of
 
 TRAINER_KEYS = (
     "max_epochs", "max_steps", "precision", "devices", "num_nodes", "strategy", "accumulate_grad_batches",
@@ -62,31 +61,14 @@ def model_card(
         "tags": ["safety", "vision-language", method.lower()],
     }
     evaluated = load_run(run) if (run / "results.json").is_file() else None
-    results = evaluated.results if evaluated else {}
     # Markdown of values that were made plain before, so nothing is escaped
     return template("card.md.jinja").render(
-        front=yaml.safe_dump(front, sort_keys=False),
-        name=plain(name),
-        adapter_only=adapter_only,
-        method=method,
-        version=__version__,
-        base=base,
-        base_literal=repr(base),
-        revision=plain(str(given["revision"])) if given.get("revision") else "",
-        architecture=architecture,
-        size=f"{num_parameters:,}",
+        front=yaml.safe_dump(front, sort_keys=False), name=plain(name), base=base, adapter_only=adapter_only, method=method,
+        revision=plain(str(given.get("revision") or "")), architecture=architecture, num_parameters=num_parameters,
+        version=__version__, step=step, seed=settings.get("seed_everything"), training=_yaml(training),
         data=_yaml({key: value for key, value in (settings.get("data") or {}).items() if key != "num_workers"}),
-        training=_yaml(training),
-        step=step,
-        seed=settings.get("seed_everything"),
-        table=markdown_table([evaluated]).rstrip() if evaluated else "",
-        measured_step=results.get("step"),
-        attacks=[
-            (side, attack_of(results[side]), plain(str(results[side].get("judge"))))
-            for side in ("unsafe", "benign")
-            if results.get(side)
-        ],
-    )
+        table=markdown_table([evaluated]).rstrip() if evaluated else "", results=evaluated.results if evaluated else {},
+    )  # fmt: skip
 
 
 def _yaml(values: Mapping[str, Any]) -> str:

@@ -37,13 +37,10 @@ def compare(run_a: Run, run_b: Run) -> Sheet:
                 f"{names}: the {side} answers were judged by {first} and by {second}, and rates of two judges cannot be"
                 " compared. Judge one of them again with the judge of the other."
             )
-        first, second = map(attack_of, summaries)
-        if first != second:
-            notes.append(f"The attacks on {side} questions differ: {first} and {second}.")
-        first, second = (summary.get("generation") or {} for summary in summaries)
+        first, second = ({"attack": attack_of(summary), **(summary.get("generation") or {})} for summary in summaries)
         if keys := [key for key in {**first, **second} if first.get(key) != second.get(key)]:
             settings = (", ".join(f"{key} {of.get(key)}" for key in keys) for of in (first, second))
-            notes.append(f"The {side} answers were written differently: {' and '.join(settings)}.")
+            notes.append(f"The {side} questions were asked differently: {' and '.join(settings)}.")
         asked = [{(one.id, one.question, one.image) for one in run.records[side] if one.shot == 0} for run in pair]
         if differ := asked[0] ^ asked[1]:
             raise ValueError(

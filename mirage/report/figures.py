@@ -23,20 +23,13 @@ START_COLOUR = "#5f6873"
 MARKERS = "osD^vPX*"
 
 
-class Series(NamedTuple):
-    """One model's line."""
-
-    model: Model
-    rates: Sequence[dict[str, float | None]]  # rate, low and high for k = 0, 1, ..., K
-
-
 class Panel(NamedTuple):
     """One set of axes."""
 
     title: str
     measure: str
     axis: str  # what the horizontal axis counts
-    series: Sequence[Series]
+    series: Sequence[tuple[Model, Sequence[dict[str, Any]]]]  # rate, low and high for k = 0, 1, ..., K
 
 
 def panels(runs: Sequence[Run]) -> list[Panel]:
@@ -47,7 +40,7 @@ def panels(runs: Sequence[Run]) -> list[Panel]:
         ("benign", "Refusal of benign questions (RR)", "rr"),
     ):
         series = [
-            Series(model, [block[measure] for block in any_of_first(records, unsafe=side == "unsafe")])
+            (model, [block[measure] for block in any_of_first(records, unsafe=side == "unsafe")])
             for model in models(runs)
             if (records := model.records.get(side))
         ]
@@ -102,7 +95,7 @@ def _drawn(panels: Sequence[Panel], size: tuple[float, float], kind: str, transp
 
 
 def _plot(panel: Panel, axes: Axes) -> None:
-    last = max(len(series.rates) for series in panel.series) - 1
+    last = max(len(rates) for _, rates in panel.series) - 1
     ends: list[tuple[float, int, str, str]] = []
     for model, rates in panel.series:
         position = model.position

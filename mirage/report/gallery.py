@@ -32,19 +32,13 @@ class Responses(NamedTuple):
     after: Verdict  # over all K shots
 
 
-class Thumbnail(NamedTuple):
-    """A picture small enough to stand in the page, as a data URI; or why there is none."""
-
-    uri: str = ""
-    pixel_art: bool = False
-    problem: str = ""
-
-
 class Card(NamedTuple):
-    """One question of the gallery."""
+    """One question of the gallery, its picture as a data URI, or why there is none."""
 
     responses: Sequence[Responses]
-    picture: Thumbnail = Thumbnail()
+    uri: str = ""
+    pixel_art: bool = False
+    problem: str = "not embedded"
 
     @property
     def asked(self) -> Record:
@@ -82,23 +76,19 @@ def galleries(
     problems: dict[str, str] = {}  # of pictures, by their names
     bytes_left = max_picture_bytes
 
-    def picture_of(card: Card) -> Thumbnail:
+    def illustrated(card: Card) -> Card:
         nonlocal bytes_left
-        name = card.asked.image
-        if open_picture is None or not name:
-            return Thumbnail(problem="not embedded")
+        if open_picture is None or not (name := card.asked.image):
+            return card
         try:
-            thumbnail = _thumbnail(open_picture(card.responses[0].model.folder, name))
-            if len(thumbnail.uri) > bytes_left:
-                limit = f"{max_picture_bytes / 1e6:.0f} MB"
-                raise ValueError(f"the pictures of a page may have {limit} together. Show fewer questions.")
-        except MemoryError:
-            raise
+            uri, pixel_art = _thumbnail(open_picture(card.responses[0].model.folder, name))
+            if len(uri) > bytes_left:
+                raise ValueError(f"the page is full of pictures ({max_picture_bytes:,} bytes). Show fewer questions.")
         except Exception as error:  # whatever is wrong with one picture, the report stands without it
             problems[name] = str(error)
-            return Thumbnail(problem=f"not shown: {error}")
-        bytes_left -= len(thumbnail.uri)
-        return thumbnail
+            return card._replace(problem=f"not shown: {error}")
+        bytes_left -= len(uri)
+        return card._replace(uri=uri, pixel_art=pixel_art)
 
     for side in SIDES:
         # An id alone may stand for other data in another run: question and picture belong to the key.
@@ -120,7 +110,7 @@ def galleries(
             )
         cards = sorted((Card(answers[key]) for key in sorted(answers)), key=lambda card: -card.disagreement)
         differ = sum(card.disagreement > 1 for card in cards)
-        chosen = [card._replace(picture=picture_of(card)) for card in cards[:shown]]
+        chosen = [illustrated(card) for card in cards[:shown]]
         text = (
             f"{len(chosen)} of {len(cards)} {side} questions: those with most different outcomes among the models and"
             f" before and after the attack ({differ} have more than one). A choice to look at, not a sample to count."
@@ -133,10 +123,11 @@ def galleries(
     return made, notes
 
 
-def _thumbnail(image: Image) -> Thumbnail:
+def _thumbnail(image: Image) -> tuple[str, bool]:
+    """The picture as a small data URI, and whether it was small from the start."""
     image = image.convert("RGB")
     pixel_art = max(image.size) <= PIXEL_ART_PX
     image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
     buffer, kind = io.BytesIO(), "png" if pixel_art else "jpeg"
     image.save(buffer, format=kind, **({} if pixel_art else {"quality": 80}))
-    return Thumbnail(f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}", pixel_art)
+    return (f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}", pixel_art)

@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 
 from mirage.report.runs import Run, plain
-from mirage.report.tables import Sheet, grid, heads_of, percent
+from mirage.report.tables import Sheet, attack_of, grid, heads_of, percent
 
 _LATEX = str.maketrans(
     {character: "\\" + character for character in "&%$#_{}"}
@@ -26,16 +26,16 @@ def template(name: str, **options: Any) -> jinja2.Template:
         loader=jinja2.PackageLoader("mirage.report", ""), undefined=jinja2.StrictUndefined, trim_blocks=True,
         lstrip_blocks=True, keep_trailing_newline=True, **options,
     )  # fmt: skip
-    environment.filters.update(percent=percent, heads=heads_of)
+    environment.filters.update(percent=percent, heads=heads_of, attack=attack_of, plain=plain)
     return environment.get_template(name)
 
 
 def markdown_table(runs: Sequence[Run]) -> str:
     """Table 1 in Markdown: a row a run, with n and 95 % intervals."""
     columns, rows, caption = grid(runs)
-    heads = ["model", "n unsafe / benign", *(column.title for column in columns)]
+    heads = ["model", "n unsafe / benign", *(f"{column.head} {column.under}" for column in columns)]
     body = [
-        [row.label, row.n]
+        [row.model.label, row.n]
         + [
             cell.interval + f", {cell.unscored} of {cell.n} unscored" * (cell.unscored > 0)
             for cell in row.cells.values()

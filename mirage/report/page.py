@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
+from itertools import chain
 from typing import Any
 
 from markupsafe import Markup
@@ -61,29 +62,24 @@ def _inert(value: Any) -> Any:
 
 def _matrices(shown: Sequence[Model]) -> Iterator[tuple[str, str, dict[str, list[Cell]]]]:
     """Title, caption and rows of tables with a column a model: ASR and RR under attack, by category and by shot."""
-    for by, caption in (
-        ("category", "Percent of the scored {} questions of the category, under attack"),
-        ("shot", "Each rewrite of the {} questions alone, percent"),
-    ):
-        for column in (Column("ASR", "after", "unsafe"), Column("RR", "after", "benign")):
-            sides = [model.results.get(column.side) or {} for model in shown]
-            if by == "category":
-                blocks = [side.get("per_category") or {} for side in sides]
-            else:
-                shots = [enumerate(side.get("per_shot") or [], start=1) for side in sides]
-                blocks = [{f"shot {k}": {"after": block} for k, block in each} for each in shots]
+    for column in (Column("ASR", "after", "unsafe"), Column("RR", "after", "benign")):
+        sides = [model.results.get(column.side) or {} for model in shown]
+        categories = [side.get("per_category") or {} for side in sides]
+        shots = [
+            {f"shot {k}": {"after": block} for k, block in enumerate(side.get("per_shot") or [], start=1)}
+            for side in sides
+        ]
+        for by, blocks, caption in (
+            ("category", categories, f"Percent of the scored {column.side} questions of the category, under attack"),
+            ("shot", shots, f"Each rewrite of the {column.side} questions alone, percent"),
+        ):
             rows = {}
-            for name in dict.fromkeys(name for each in blocks for name in each):
+            for name in dict.fromkeys(chain.from_iterable(blocks)):
                 cells = [cell_of({column.side: each.get(name)}, column) for each in blocks]
-                counts = sorted({cell.n for cell in cells if cell.n}) or [0]
-                n = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
-                rows[f"{name} ({n})"] = cells
+                counts = [cell.n for cell in cells if cell.n] or [0]
+                rows[f"{name} ({' to '.join(map(str, sorted({min(counts), max(counts)})))})"] = cells
             if rows and (by, len(rows)) != ("shot", 1):  # a single shot is the `after` column of Table 1
-                yield (
-                    f"{column.head} by {by}",
-                    f"{caption.format(column.side)}, with 95 % intervals; (n) questions.",
-                    rows,
-                )
+                yield f"{column.head} by {by}", f"{caption}, with 95 % intervals; (n) questions.", rows
 
 
 def _facts(results: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

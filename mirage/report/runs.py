@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -84,17 +86,15 @@ def load_run(path: Path) -> Run:
 
 
 def load_runs(paths: Sequence[Path]) -> list[Run]:
-    """The runs in the folders, in order; labels that occur twice become folders, two folders, then numbers."""
+    """The runs in the folders, in order; labels that occur twice become paths, from where the paths of all runs part."""
     runs = [load_run(path) for path in paths]
-    labels = [run.label for run in runs]
-    names = [[plain(part) for part in run.folder.resolve().parts] for run in runs]
-    for longer in (
-        [parts[-1] for parts in names],
-        ["/".join(parts[-2:]) for parts in names],
-        [f"{'/'.join(parts[-2:])} ({number})" for number, parts in enumerate(names, start=1)],
-    ):
-        labels = [other if labels.count(label) > 1 else label for label, other in zip(labels, longer, strict=True)]
-    return [replace(run, label=label) for run, label in zip(runs, labels, strict=True)]
+    count = Counter(run.label for run in runs)
+    folders = [run.folder.resolve() for run in runs]
+    root = os.path.commonpath([folder.parent for folder in folders])
+    return [
+        replace(run, label=plain(str(folder.relative_to(root)))) if count[run.label] > 1 else run
+        for run, folder in zip(runs, folders, strict=True)
+    ]
 
 
 def models(runs: Sequence[Run]) -> list[Model]:
@@ -175,11 +175,10 @@ def _read_results(file: Path) -> dict[str, Any]:
     try:
         _Results.model_validate_json(content)
     except ValidationError as error:
-        issues = error.errors(include_url=False)
-        # a file of another version says so before what that version has otherwise
-        first = next((issue for issue in issues if issue["loc"] == ("schema_version",)), issues[0])
-        place = " ".join(filter(None, (f"{file}:", ".".join(map(str, first["loc"])))))
-        raise ValueError(f"{place} {first['msg']}. Evaluate the run again with this mirage.") from error
+        # a file of another version says so before what else it has
+        first = min(error.errors(include_url=False), key=lambda issue: issue["loc"] != ("schema_version",))
+        what = ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
+        raise ValueError(f"{file}: {what}. Evaluate the run again with this mirage.") from error
     return dict(json.loads(content))
 
 

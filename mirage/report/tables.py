@@ -12,7 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from mirage.report.runs import SIDES, Run, models, plain
+from mirage.report.runs import SIDES, Model, Run, models, plain
 
 
 class Column(NamedTuple):
@@ -22,11 +22,6 @@ class Column(NamedTuple):
     under: str  # before, after, or the name of a utility benchmark
     side: str  # unsafe, benign or utility: which questions
     better: Literal["lower", "higher", "neither"] = "neither"
-
-    @property
-    def title(self) -> str:
-        """Both lines of the column's head in one."""
-        return f"{self.head} {self.under}"
 
 
 class Cell(NamedTuple):
@@ -52,10 +47,9 @@ class Cell(NamedTuple):
 class Row(NamedTuple):
     """One model of Table 1."""
 
-    label: str
+    model: Model
     cells: Mapping[Column, Cell]
     n: str  # unsafe and benign questions, such as `442 / 558`
-    position: int | None  # of the run; None for a starting model
 
 
 class Grid(NamedTuple):
@@ -118,7 +112,7 @@ def grid(runs: Sequence[Run]) -> Grid:
     for model in shown:
         asked = [((model.results.get(side) or {}).get("before") or {}).get("n", "-") for side in SIDES]
         cells = {column: cell_of(model.results, column) for column in columns}
-        rows.append(Row(model.label, cells, " / ".join(map(str, asked)), model.position))
+        rows.append(Row(model, cells, " / ".join(map(str, asked))))
     captions = {run.label: _caption(run.results) for run in runs}
     caption = captions[runs[0].label]
     if len(set(captions.values())) > 1:
@@ -141,7 +135,7 @@ def terminal_table(runs: Sequence[Run]) -> RenderableType:
     def table(shown: Sequence[Column], with_n: bool, caption: str) -> Table:
         heads = ["model", *["n"] * with_n, *(f"{column.head}\n{plain(column.under)}" for column in shown)]
         cells = [[percent(row.cells[column].rate) + row.cells[column].scored for column in shown] for row in rows]
-        texts = [[row.label, *[row.n] * with_n, *own] for row, own in zip(rows, cells, strict=True)]
+        texts = [[row.model.label, *[row.n] * with_n, *own] for row, own in zip(rows, cells, strict=True)]
         return Sheet("", heads, texts, caption).on_terminal()
 
     caption = f"{text} {caption}"
@@ -227,11 +221,6 @@ def _utility_columns(models: Sequence[Mapping[str, Any]]) -> list[Column]:
 
 def _utility_metrics(models: Sequence[Mapping[str, Any]]) -> str:
     """What each utility score is, as a sentence to add: `Utility: mini is accuracy, n = 200.`"""
-    metrics = []
-    for name in (column.under for column in _utility_columns(models)):
-        scores = [score for model in models if (score := (model.get("utility") or {}).get(name))]
-        metric, n = (
-            " or ".join(dict.fromkeys(str(score.get(key, "unknown")) for score in scores)) for key in ("metric", "n")
-        )
-        metrics.append(f"{name} is {metric}, n = {n}")
+    scores = [(name, score) for model in models for name, score in (model.get("utility") or {}).items()]
+    metrics = dict.fromkeys(f"{name} is {score.get('metric')}, n = {score.get('n')}" for name, score in scores)
     return plain(f" Utility: {'; '.join(metrics)}.") if metrics else ""

@@ -12,7 +12,7 @@ from mirage.images import FileImage
 from mirage.report.comparison import compare as compared
 from mirage.report.gallery import OpenPicture, galleries
 from mirage.report.markup import latex_table, markdown_sheet, markdown_table
-from mirage.report.runs import load_runs
+from mirage.report.runs import load_runs, plain
 from mirage.report.tables import terminal_table
 
 
@@ -40,18 +40,13 @@ def report(
         console: Where to print.
 
     Raises:
-        ValueError: If there is no run, a folder is not a readable run, `compare` does not get exactly two runs, or
-            `out` is not a folder.
+        ValueError: If a folder is not a readable run, or `compare` does not get exactly two runs.
     """
     from mirage.report.figures import curves, panels  # matplotlib takes a second to import
     from mirage.report.page import page
 
-    if not runs:
-        raise ValueError("report needs at least one run: give the folder of a finished run, such as runs/rmu.")
     if compare and len(runs) != 2:
         raise ValueError(f"--compare needs exactly two runs, but there are {len(runs)}.")
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file, not a folder. Choose another --out.")
     if shown < 0:
         raise ValueError(f"--shown is {shown}: it must be 0 or more.")
     if images is not None:
@@ -81,4 +76,4 @@ def report(
     if comparison:
         console.print(comparison.on_terminal())
     for line in (*(f"note: {note}" for note in notes), f"wrote {', '.join(str(out / name) for name in files)}"):
-        console.print(line, markup=False, highlight=False, soft_wrap=line.startswith("wrote"))
+        console.print(plain(line), markup=False, highlight=False, soft_wrap=True)
