@@ -150,7 +150,7 @@ def results_of(folder: Path) -> dict[str, Any]:
 
 
 def write_run(
-    folder: Path, own: Mapping[str, Sequence[Record]], start: Mapping[str, Sequence[Record]], **results: Any
+    folder: Path, own: Mapping[str, Sequence[Record]], start: Mapping[str, Sequence[Record]], /, **results: Any
 ) -> Path:
     """A run folder as an evaluation leaves it.
 
