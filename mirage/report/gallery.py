@@ -105,8 +105,7 @@ def galleries(
         if repeated := len(answers) - len({id for id, _, _ in answers}):
             notes.append(
                 f"The runs were asked different data: {repeated} {side} ids stand for another question or picture in one"
-                " run than in another. Their answers are on separate cards, and the rows of the table are over"
-                " different questions."
+                " run than in another. Their answers are on separate cards, and the table's rows are over other questions."
             )
         cards = sorted((Card(answers[key]) for key in sorted(answers)), key=lambda card: -card.disagreement)
         differ = sum(card.disagreement > 1 for card in cards)

@@ -32,7 +32,6 @@ def page(
     table1, shown = grid(runs), models(runs)
     return template("page.html.jinja", autoescape=True, finalize=_inert).render(
         style=Markup((files("mirage.report") / "page.css").read_text(encoding="utf-8")),
-        names=", ".join(run.label for run in runs[:-1]) + " and " * (len(runs) > 1) + runs[-1].label,
         table1=table1,
         # One utility score fits beside the rest of Table 1; more have a table of their own.
         beside=len(table1.columns) if len(table1.columns) <= len(SAFETY) + 1 else len(SAFETY),
@@ -77,7 +76,8 @@ def _matrices(shown: Sequence[Model]) -> Iterator[tuple[str, str, dict[str, list
             for name in dict.fromkeys(chain.from_iterable(blocks)):
                 cells = [cell_of({column.side: each.get(name)}, column) for each in blocks]
                 counts = [cell.n for cell in cells if cell.n] or [0]
-                rows[f"{name} ({' to '.join(map(str, sorted({min(counts), max(counts)})))})"] = cells
+                n = " to ".join(map(str, sorted({min(counts), max(counts)})))
+                rows[f"{name} ({n})"] = cells
             if rows and (by, len(rows)) != ("shot", 1):  # a single shot is the `after` column of Table 1
                 yield f"{column.head} by {by}", f"{caption}, with 95 % intervals; (n) questions.", rows
 
@@ -85,7 +85,7 @@ def _matrices(shown: Sequence[Model]) -> Iterator[tuple[str, str, dict[str, list
 def _facts(results: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     """What decides a run's numbers: every entry of results.json that is not counted from the answers."""
     for key, value in results.items():
-        if key in _COUNTED or value is None or value in ({}, []):
+        if key in _COUNTED or value in (None, {}, []):
             continue
         if isinstance(value, Mapping) and any(isinstance(item, Mapping) for item in value.values()):
             yield from _facts(value, f"{prefix}{key} ")

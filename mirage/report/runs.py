@@ -6,7 +6,6 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -20,23 +19,16 @@ from mirage.shapes import Shape
 SIDES = ("unsafe", "benign")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """What one run left, checked.
-
-    Args:
-        folder: The run folder.
-        label: Its name in tables and figures, unique among the runs read together.
-        results: `results.json` as it stands.
-        records: By file stem (`unsafe`, `benign`, `start.unsafe`, `start.benign`); a stem without a file is absent.
-        notes: What is missing or unfinished, in sentences.
-    """
+class Run(NamedTuple):
+    """What one run left, checked."""
 
     folder: Path
-    label: str
-    results: Mapping[str, Any]
-    records: Mapping[str, tuple[Record, ...]]
-    notes: tuple[str, ...] = ()
+    label: str  # in tables and figures, unique among the runs read together
+    results: Mapping[str, Any]  # results.json as it stands
+    records: Mapping[
+        str, tuple[Record, ...]
+    ]  # by file stem, such as `unsafe` or `start.unsafe`, as far as there are files
+    notes: tuple[str, ...]  # what is missing or unfinished, in sentences
 
     def records_of(self, prefix: str) -> dict[str, tuple[Record, ...]]:
         """By side, the records of the starting model (prefix `start.`) or of the run's own (no prefix)."""
@@ -82,7 +74,7 @@ def load_run(path: Path) -> Run:
     step, planned = results.get("step"), results.get("planned_steps")
     if isinstance(step, int) and isinstance(planned, int) and step < planned:
         notes.append(f"{folder}: not a finished fit, it was measured after {step} of {planned} steps.")
-    return Run(folder=folder, label=label, results=results, records=records, notes=tuple(notes))
+    return Run(folder, label, results, records, tuple(notes))
 
 
 def load_runs(paths: Sequence[Path]) -> list[Run]:
@@ -92,7 +84,7 @@ def load_runs(paths: Sequence[Path]) -> list[Run]:
     folders = [run.folder.resolve() for run in runs]
     root = os.path.commonpath([folder.parent for folder in folders])
     return [
-        replace(run, label=plain(str(folder.relative_to(root)))) if count[run.label] > 1 else run
+        run._replace(label=plain(str(folder.relative_to(root)))) if count[run.label] > 1 else run
         for run, folder in zip(runs, folders, strict=True)
     ]
 
@@ -168,8 +160,7 @@ class _Results(_Measured):
 def _read_results(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise ValueError(
-            f"{file.parent}: there is no results.json here. Give the folder of a finished run, such as runs/rmu; an"
-            " interrupted fit writes it once it is resumed with --ckpt_path last."
+            f"{file.parent}: there is no results.json here. Give the folder of a finished run, such as runs/rmu."
         )
     content = file.read_bytes()
     try:

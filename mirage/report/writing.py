@@ -35,8 +35,7 @@ def report(
         compare: Test two runs against each other, question by question (McNemar).
         images: Folder that the pictures' names are relative to, instead of `open_picture`.
         shown: Most questions in the gallery, for each of unsafe and benign.
-        open_picture: Opens the picture that a run's records call by a name, of the run's folder and that name; without it
-            and `images` the gallery shows no pictures.
+        open_picture: Opens a picture; without it and `images` the gallery shows no pictures.
         console: Where to print.
 
     Raises:
