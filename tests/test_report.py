@@ -18,7 +18,6 @@ from typing import Any
 import builders
 import datasets
 import pytest
-import yaml
 from builders import record_of, results_of
 from PIL import Image
 from rich.console import Console
@@ -119,10 +118,9 @@ class Page(HTMLParser):
     def __init__(self, text: str) -> None:
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.within: list[str] = []  # tags that are open; those that never close stay
+        self.within: list[tuple[str, str | None]] = []  # tags that are open, and their ids; what never closes stays
         self.text = {True: "", False: ""}  # by whether it is hidden
         self.table1: list[list[str]] = []
-        self.in_table1 = False
         self.feed(text)
         self.shown, self.hidden = self.text[False], self.text[True]
 
@@ -130,22 +128,19 @@ class Page(HTMLParser):
         values = dict(attrs)
         assert tag != "details" or "open" not in values
         self.tags.append((tag, values))
-        self.within.append(tag)
-        if tag == "table":
-            self.in_table1 = values.get("id") == "table1"
-        elif self.in_table1 and tag == "tr":
-            self.table1.append([])
-        elif self.in_table1 and tag in ("td", "th"):
-            self.table1[-1].append("")
+        self.within.append((tag, values.get("id")))
+        if ("table", "table1") in self.within and tag in ("tr", "td", "th"):
+            self.table1.append([]) if tag == "tr" else self.table1[-1].append("")
 
     def handle_endtag(self, tag: str) -> None:
-        del self.within[len(self.within) - 1 - self.within[::-1].index(tag) :]
-        self.in_table1 = self.in_table1 and tag != "table"
+        while self.within.pop()[0] != tag:
+            pass
 
     def handle_data(self, data: str) -> None:
-        if "style" not in self.within:
-            self.text["details" in self.within] += data
-        if self.in_table1 and self.table1 and self.table1[-1]:
+        tags = {tag for tag, _ in self.within}
+        if "style" not in tags:
+            self.text["details" in tags] += data
+        if ("table", "table1") in self.within and self.table1 and self.table1[-1]:
             self.table1[-1][-1] += f" {data}"
 
     def rows(self) -> list[list[str]]:
@@ -313,10 +308,7 @@ def test_a_page_that_is_full_of_pictures_says_so(runs: list[Path], tmp_path: Pat
 
 def configured(run: Path, source: str, **settings: Any) -> Path:
     """The run with the config that it would have left."""
-    described = {"class_path": source, "init_args": settings}
-    (run / "config.yaml").write_text(
-        yaml.safe_dump({"seed_everything": 0, "data": {"source": described, "gamma": 1.0}})
-    )
+    builders.put(run / "config.yaml", {"data": {"source": {"class_path": source, "init_args": settings}, "gamma": 1.0}})
     return run
 
 
@@ -347,27 +339,20 @@ def test_each_run_shows_the_pictures_of_its_own_source(tmp_path: Path) -> None:
         assert not page_of(run, "--pictures", "false").pictures()
 
 
-@pytest.mark.parametrize(
-    ("config", "sentence"),
-    [
-        (None, "holds no config.yaml"),
-        ("data: [", "is not YAML"),
-        ("data: {source: {class_path: subprocess.Popen, init_args: {args: [touch, PWNED]}}}", "names no data source"),
-        ("data: {source: os.system}", "names no data source"),
-        ("data: {source: {class_path: Filtered, init_args: {dropped: x, source: os.system}}}", "names no data source"),
-        ("!!python/object/apply:os.system ['touch PWNED']", "is not YAML"),
-        ("data: {source: {class_path: Jsonl, init_args: {wings: 2}}}", "does not take the settings"),
-        ("data: {source: {class_path: LlavaInstruct, init_args: {file: x}}}", "has no picture of this name"),
-        ("data: {source: {class_path: Jsonl, init_args: {root: .}}}", "is missing"),
-        ("data: {source: {class_path: Jsonl, init_args: {root: broken}}}", "is no whole PNG"),
-    ],
-)
+@pytest.mark.parametrize(("config", "sentence"), [
+    (None, "holds no config.yaml"),
+    ("data: [", "is not YAML"),
+    ("data: {source: {class_path: subprocess.Popen, init_args: {args: [touch, PWNED]}}}", "names no data source"),
+    ("data: {source: os.system}", "names no data source"),
+    ("data: {source: {class_path: Filtered, init_args: {dropped: x, source: os.system}}}", "names no data source"),
+    ("!!python/object/apply:os.system ['touch PWNED']", "is not YAML"),
+    ("data: {source: {class_path: Jsonl, init_args: {wings: 2}}}", "does not take the settings"),
+    ("data: {source: {class_path: LlavaInstruct, init_args: {file: x}}}", "has no picture of this name"),
+    ("data: {source: {class_path: Jsonl, init_args: {root: .}}}", "is missing"),
+    ("data: {source: {class_path: Jsonl, init_args: {root: broken}}}", "is no whole PNG"),
+])  # fmt: skip
 def test_pictures_that_cannot_be_had_leave_a_caption(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    config: str | None,
-    sentence: str,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: str | None, sentence: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     run = write_run(tmp_path / "rmu", paper_like(3)["rmu"], {})
@@ -377,9 +362,8 @@ def test_pictures_that_cannot_be_had_leave_a_caption(
     if config is not None:
         (run / "config.yaml").write_text(config)
     page = page_of(run)
-    assert sentence in page.shown and sentence in page.hidden and not page.pictures()
-    told = " ".join(capsys.readouterr().out.split())
-    assert told.count("note: ") == 1 and "3 pictures are" in told and sentence in told
+    assert sentence in page.hidden and not page.pictures()
+    assert re.search(f"3 pictures are not shown in the gallery[^<]*{sentence}", page.shown), "the note names the first"
     assert not (tmp_path / "PWNED").exists()
 
 
@@ -506,16 +490,13 @@ def in_records(change: Callable[[str], str]) -> Callable[[Path], None]:
 @pytest.mark.parametrize(("damage", "sentence"), [
     (lambda run: (run / "results.json").unlink(), r"no results\.json here\. Give the folder of a finished run"),
     (in_results("schema_version", 1), r"results\.json: schema_version: Input should be .* to 2\. Evaluate the run again"),
-    (in_results("schema_version", "2"), r"results\.json: schema_version: Input should be a valid integer"),
     (lambda run: rewrite(run, lambda _: '{"x": 2,\n "y": ', "results.json"), r"results\.json: Invalid JSON: .* line 2 "),
     (lambda run: rewrite(run, lambda _: "[" * 100_000, "results.json"), r"results\.json: Invalid JSON: recursion"),
     (in_results("benign.after.helpful.rate", 1.5), r"benign\.after\.helpful\.rate: Input should be less than .* 1\."),
     (in_results("benign.after.helpful.low", float("nan")), r"benign\.after\.helpful\.low: Input should be "),
     (in_results("unsafe.before.n", None), r"results\.json: unsafe\.before\.n: Input should be a valid integer\. Evalu"),
     (in_results("start.benign", {}), r"results\.json: start\.benign\.before: Field required\. Evaluate the run again"),
-    (in_results("utility", "x"), r"results\.json: utility: Input should be "),
     (in_results("unsafe.per_shot", 5), r"results\.json: unsafe\.per_shot: Input should be a valid "),
-    (in_results("unsafe.per_category", 5), r"results\.json: unsafe\.per_category: Input should be "),
     (in_results("unsafe.attack", 5), r"results\.json: unsafe\.attack: Input should be "),
     (in_results("unsafe.after.asr.low", 0.0), r"unsafe\.jsonl: `after` of these records is not that of results\.json"),
     (in_results("unsafe.per_shot.1.rr.rate", 1.0), r"`per_shot` of these records is not that of results\.json"),
@@ -526,7 +507,6 @@ def in_records(change: Callable[[str], str]) -> Callable[[Path], None]:
     (in_records(lambda text: text + text.splitlines()[-1]), r"Recorded twice: unsafe/q011 \(shot 3\)"),
     (in_records(lambda text: text[: text.rstrip().rfind("\n")]), r"shots 0 to 3, but not so: unsafe/q011 \(shots 0, 1, 2"),
     (in_records(lambda text: text[:-40]), r"unsafe\.jsonl, line 49: the line is not JSON\. Evaluate the run again"),
-    (in_records(lambda text: text[10:]), r"unsafe\.jsonl is not a records file"),
     (in_records(lambda text: text.replace('"unsafe/q001"', "", 1)), r"unsafe\.jsonl, line 6: the line is not JSON"),
     (in_records(lambda text: '"other"'.join(text.rsplit('"exact"', 1))), r"`judge` of these records is not that of"),
     (in_records(lambda text: text.replace('"shot": 1', '"shot": "1"', 1)), r"line 3: shot is a text\. It must be a whole"),

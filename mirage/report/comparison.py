@@ -45,8 +45,8 @@ def compare(run_a: Run, run_b: Run) -> Sheet:
         if differ := asked[0] ^ asked[1]:
             raise ValueError(
                 f"{names}: a paired test needs the same questions about the same pictures under the same ids, but"
-                f" {len(differ)} {side} ones are in one run only, such as {min(differ)[0]}. Evaluate both with the same"
-                " data, limit and seed."
+                f" {len(differ)} {side} ones are in one run only, such as {min(one[0] for one in differ)}. Evaluate both"
+                " with the same data, limit and seed."
             )
         first, second = (_outcomes(run.records[side], side == "unsafe") for run in pair)
         for title, verdict in measures.items():
