@@ -6,17 +6,14 @@ Its text is `card.md.jinja`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import yaml
 
-from mirage.report.markup import markdown_table
-from mirage.report.runs import load_run
-from mirage.report.tables import attack_of, plain
+from mirage import __version__
+from mirage.report.markup import markdown_table, template
+from mirage.report.runs import load_run, plain
 
 TRAINER_KEYS = (
     "max_epochs", "max_steps", "precision", "devices", "num_nodes", "strategy", "accumulate_grad_batches",
@@ -64,32 +61,14 @@ def model_card(
         "tags": ["safety", "vision-language", method.lower()],
     }
     evaluated = load_run(run) if (run / "results.json").is_file() else None
-    results = evaluated.results if evaluated else {}
     # Markdown of values that were made plain before, so nothing is escaped
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
-    return environment.from_string((files("mirage.report") / "card.md.jinja").read_text(encoding="utf-8")).render(
-        front=yaml.safe_dump(front, sort_keys=False),
-        name=plain(name),
-        adapter_only=adapter_only,
-        method=method,
-        version=_version(),
-        base=base,
-        base_literal=repr(base),
-        revision=plain(str(given["revision"])) if given.get("revision") else "",
-        architecture=architecture,
-        size=f"{num_parameters:,}",
+    return template("card.md.jinja").render(
+        front=yaml.safe_dump(front, sort_keys=False), name=plain(name), base=base, adapter_only=adapter_only, method=method,
+        revision=plain(str(given.get("revision") or "")), architecture=architecture, num_parameters=num_parameters,
+        version=__version__, step=step, seed=settings.get("seed_everything"), training=_yaml(training),
         data=_yaml({key: value for key, value in (settings.get("data") or {}).items() if key != "num_workers"}),
-        training=_yaml(training),
-        step=step,
-        seed=settings.get("seed_everything"),
-        table=markdown_table([evaluated]).rstrip() if evaluated else "",
-        measured_step=results.get("step"),
-        attacks=[
-            (side, attack_of(results[side]), plain(str(results[side].get("judge"))))
-            for side in ("unsafe", "benign")
-            if results.get(side)
-        ],
-    )
+        table=markdown_table([evaluated]).rstrip() if evaluated else "", results=evaluated.results if evaluated else {},
+    )  # fmt: skip
 
 
 def _yaml(values: Mapping[str, Any]) -> str:
@@ -100,10 +79,3 @@ def _without_none(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _without_none(item) for key, item in value.items() if item is not None}
     return [_without_none(item) for item in value] if isinstance(value, list) else value
-
-
-def _version() -> str:
-    try:
-        return version("safety-mirage")
-    except PackageNotFoundError:
-        return "(not installed)"

@@ -5,16 +5,16 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from mirage.evaluation.run.counting import any_of_first
-from mirage.report.runs import Run, models
-from mirage.report.tables import plain
+from mirage.report.runs import Model, Run, models, plain
 
 INK, MUTED, LINE = "#1b1f24", "#57606b", "#d5dae1"
 # Each at least 4.5 : 1 on white, and different in marker as well. On the page they are CSS variables (`themed_svg`).
@@ -23,21 +23,13 @@ START_COLOUR = "#5f6873"
 MARKERS = "osD^vPX*"
 
 
-class Series(NamedTuple):
-    """One model's line: blocks for k = 0, 1, ..., K."""
-
-    label: str
-    blocks: tuple[dict[str, Any], ...]
-    position: int | None  # of the run, for colour and marker; None for a starting model
-
-
 class Panel(NamedTuple):
     """One set of axes."""
 
     title: str
     measure: str
     axis: str  # what the horizontal axis counts
-    series: tuple[Series, ...]
+    series: Sequence[tuple[Model, Sequence[dict[str, Any]]]]  # rate, low and high for k = 0, 1, ..., K
 
 
 def panels(runs: Sequence[Run]) -> list[Panel]:
@@ -47,49 +39,35 @@ def panels(runs: Sequence[Run]) -> list[Panel]:
         ("unsafe", "Attack success on unsafe questions (ASR)", "asr"),
         ("benign", "Refusal of benign questions (RR)", "rr"),
     ):
-        series = tuple(
-            Series(model.label, tuple(any_of_first(records, unsafe=side == "unsafe")), model.position)
+        series = [
+            (model, [block[measure] for block in any_of_first(records, unsafe=side == "unsafe")])
             for model in models(runs)
-            if (records := model.records(side))
-        )
-        words = {((run.results.get(side) or {}).get("attack") or {}).get("word") for run in runs if side in run.records}
-        opening = f' opening with "{_short(str(word))}"' if len(words) == 1 and (word := words.pop()) else ""
+            if (records := model.records.get(side))
+        ]
+        words = {(run.results[side].get("attack") or {}).get("word") for run in runs if side in run.records}
+        opening = f' opening with "{_short(plain(str(word)))}"' if len(words) == 1 and (word := words.pop()) else ""
         if series:
             made.append(Panel(title, measure, f"k rewrites{opening} (any of them)", series))
     return made
 
 
-def curves_bytes(panels: Sequence[Panel]) -> tuple[bytes, bytes]:
-    """All panels side by side, for a paper, as PNG and as SVG; the same bytes for the same numbers."""
-    png, svg = io.BytesIO(), io.BytesIO()
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(5.6 * len(panels), 4.0), layout="constrained")
-        for panel, axes in zip(panels, figure.subplots(1, len(panels), squeeze=False)[0], strict=True):
-            _plot(panel, axes)
-        figure.savefig(png, format="png", dpi=200, metadata={"Software": None})
-        figure.savefig(svg, format="svg", metadata=_NO_METADATA)
-    return png.getvalue(), svg.getvalue()
+def curves(panels: Sequence[Panel], kind: Literal["png", "svg"]) -> bytes:
+    """All panels side by side, for a paper; the same bytes for the same numbers."""
+    return _drawn(panels, (5.6, 4.0), kind)
 
 
 def themed_svg(panel: Panel) -> str:
     """One panel as an `<svg>` element with the page's CSS variables for colours, and ids of no other panel."""
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(4.6, 3.7), layout="constrained")
-        _plot(panel, figure.subplots())
-        raw = io.BytesIO()
-        figure.savefig(raw, format="svg", transparent=True, metadata=_NO_METADATA)
-    opening, rest = raw.getvalue().decode().partition("<svg")[2].split(">", 1)
-    opening = re.sub(r' (?:width|height|xmlns:xlink|version)="[^"]*"', "", opening)
-    opening += f' role="img" aria-label="{panel.title}; the numbers stand in the table below"'
-    rest = re.sub(r' id="([^"]+)"', rf' id="{panel.measure}-\1"', rest)
-    rest = re.sub(r'(?:xlink:)?href="#([^"]+)"', rf'href="#{panel.measure}-\1"', rest)
-    rest = re.sub(r"url\(#([^)]+)\)", rf"url(#{panel.measure}-\1)", rest)
+    root, rest = _drawn([panel], (4.6, 3.7), "svg", transparent=True).decode().partition("<svg")[2].split(">", 1)
+    root = re.sub(r' (?:width|height|xmlns:xlink|version)="[^"]*"', "", root)
+    root += f' role="img" aria-label="{panel.title}; the numbers stand in the table below"'
+    rest = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{panel.measure}-", rest)
     for colour, name in _VARIABLES.items():
         rest = rest.replace(colour, f"var(--{name})")
-    return f"<svg{opening}>{rest}"
+    return f"<svg{root}>{rest}"
 
 
-_NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
+_METADATA = {"png": {"Software": None}, "svg": dict.fromkeys(("Date", "Creator", "Format", "Type"))}
 _VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", START_COLOUR: "start"}
 _VARIABLES |= {colour: f"run{i}" for i, colour in enumerate(COLOURS)}
 _STYLE: Any = {  # matplotlib types the keys by a list of 300 names
@@ -105,25 +83,34 @@ _STYLE: Any = {  # matplotlib types the keys by a list of 300 names
 }
 
 
+def _drawn(panels: Sequence[Panel], size: tuple[float, float], kind: str, transparent: bool = False) -> bytes:
+    """The panels side by side, each `size` inches large, as a file of this kind."""
+    file = io.BytesIO()
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(size[0] * len(panels), size[1]), layout="constrained")
+        for panel, axes in zip(panels, figure.subplots(1, len(panels), squeeze=False)[0], strict=True):
+            _plot(panel, axes)
+        figure.savefig(file, format=kind, dpi=200, transparent=transparent, metadata=_METADATA[kind])
+    return file.getvalue()
+
+
 def _plot(panel: Panel, axes: Axes) -> None:
-    last = max(len(series.blocks) for series in panel.series) - 1
-    ends: list[tuple[float, float, str, str]] = []
-    for series in panel.series:
-        colour = START_COLOUR if series.position is None else COLOURS[series.position % len(COLOURS)]
-        scored = {
-            k: rate for k, block in enumerate(series.blocks) if (rate := block[panel.measure])["rate"] is not None
-        }
+    last = max(len(rates) for _, rates in panel.series) - 1
+    ends: list[tuple[float, int, str, str]] = []
+    for model, rates in panel.series:
+        position = model.position
+        colour = START_COLOUR if position is None else COLOURS[position % len(COLOURS)]
+        scored = {k: rate for k, rate in enumerate(rates) if rate["rate"] is not None}
         if not scored:
             continue
-        ks = list(scored)
-        low, rates, high = ([100 * rate[end] for rate in scored.values()] for end in ("low", "rate", "high"))
-        axes.fill_between(ks, low, high, color=colour, alpha=0.13, linewidth=0)
+        low, middle, high = (100 * np.array([rate[end] for rate in scored.values()]) for end in ("low", "rate", "high"))
+        axes.fill_between(list(scored), low, high, color=colour, alpha=0.13, linewidth=0)
         axes.plot(
-            ks, rates, color=colour, linewidth=2, markersize=6, clip_on=False, zorder=3,
-            marker="." if series.position is None else MARKERS[series.position % len(MARKERS)],
-            linestyle="--" if series.position is None else "-",
+            list(scored), middle, color=colour, linewidth=2, markersize=6, clip_on=False, zorder=3,
+            marker="." if position is None else MARKERS[position % len(MARKERS)],
+            linestyle="--" if position is None else "-",
         )  # fmt: skip
-        ends.append((ks[-1], rates[-1], f"{_short(series.label)} {rates[-1]:.1f}", colour))
+        ends.append((middle[-1], max(scored), f"{_short(model.label)} {middle[-1]:.1f}", colour))
     axes.set_title(panel.title, loc="left", fontsize=11.5, fontweight="bold", pad=14)
     axes.set_xlabel(panel.axis, loc="left")
     axes.set_ylabel("percent of scored questions")
@@ -134,7 +121,11 @@ def _plot(panel: Panel, axes: Axes) -> None:
     axes.grid(axis="y", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    for (k, y, text, colour), at in zip(ends, _spread([end[1] for end in ends], gap=6.5), strict=True):
+    # Labels at the lines' ends, from below: each near its line, at least 6.5 percent from the next, and none above 100.
+    ends.sort(key=lambda end: end[0])
+    apart = 6.5 * np.arange(len(ends))
+    heights = np.maximum.accumulate([end[0] for end in ends] - apart) + apart
+    for (y, k, text, colour), at in zip(ends, np.minimum(heights, 100 - apart[::-1]), strict=True):
         axes.annotate(
             text, xy=(k, y), xytext=(last + 0.06 * max(last, 1), at), va="center", color=colour, annotation_clip=False,
             arrowprops={
@@ -144,22 +135,7 @@ def _plot(panel: Panel, axes: Axes) -> None:
         )  # fmt: skip
 
 
-def _spread(heights: Sequence[float], gap: float, top: float = 100.0) -> list[float]:
-    """Heights for labels in the order of `heights`, at least `gap` apart, and near to them."""
-    order = sorted(range(len(heights)), key=heights.__getitem__)
-    placed = list(heights)
-    floor = 0.0
-    for i in order:
-        placed[i] = floor = max(placed[i], floor)
-        floor += gap
-    ceiling = top
-    for i in reversed(order):
-        placed[i] = ceiling = min(placed[i], ceiling)
-        ceiling -= gap
-    return placed
-
-
 def _short(label: str, longest: int = 22) -> str:
     """Cut in the middle: names of runs differ at their ends."""
-    label, kept = plain(label), longest - 3
+    kept = longest - 3
     return label if len(label) <= longest else f"{label[: kept - kept // 2]}...{label[-(kept // 2) :]}"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -25,26 +26,24 @@ OpenPicture = Callable[[Path, str], "Image"]
 class Responses(NamedTuple):
     """One model in a card: its answer to the plain question, and the answer that decided the attack."""
 
-    model: str
+    model: Model
     plain: Record
     attacked: Record
     after: Verdict  # over all K shots
 
 
-class Thumbnail(NamedTuple):
-    """A picture small enough to stand in the page, as a data URI; or why there is none."""
+class Card(NamedTuple):
+    """One question of the gallery, its picture as a data URI, or why there is none."""
 
+    responses: Sequence[Responses]
     uri: str = ""
     pixel_art: bool = False
-    problem: str = ""
+    problem: str = "not embedded"
 
-
-class Card(NamedTuple):
-    """One question of the gallery."""
-
-    asked: Record  # plainly
-    picture: Thumbnail
-    responses: tuple[Responses, ...]
+    @property
+    def asked(self) -> Record:
+        """The plain question."""
+        return self.responses[0].plain
 
     @property
     def disagreement(self) -> int:
@@ -57,7 +56,7 @@ class Gallery(NamedTuple):
     """The cards of one side, and how they were chosen."""
 
     side: str
-    cards: tuple[Card, ...]
+    cards: Sequence[Card]
     chosen: str
 
 
@@ -74,92 +73,60 @@ def galleries(
     """
     made: list[Gallery] = []
     notes: list[str] = []
-    thumbnails = _Thumbnails(open_picture, max_picture_bytes)
+    problems: dict[str, str] = {}  # of pictures, by their names
+    bytes_left = max_picture_bytes
+
+    def illustrated(card: Card) -> Card:
+        nonlocal bytes_left
+        if open_picture is None or not (name := card.asked.image):
+            return card
+        try:
+            uri, pixel_art = _thumbnail(open_picture(card.responses[0].model.folder, name))
+            if len(uri) > bytes_left:
+                raise ValueError(f"the page is full of pictures ({max_picture_bytes:,} bytes). Show fewer questions.")
+        except Exception as error:  # whatever is wrong with one picture, the report stands without it
+            problems[name] = str(error)
+            return card._replace(problem=f"not shown: {error}")
+        bytes_left -= len(uri)
+        return card._replace(uri=uri, pixel_art=pixel_art)
+
     for side in SIDES:
         # An id alone may stand for other data in another run: question and picture belong to the key.
-        answers: dict[tuple[str, str, str], list[tuple[Model, list[Record]]]] = {}
+        answers: dict[tuple[str, str, str], list[Responses]] = {}
         for model in models(runs):
-            for records in _by_id(model.records(side)):
-                key = (records[0].id, records[0].question, records[0].image or "")
-                answers.setdefault(key, []).append((model, records))
+            records = sorted(model.records.get(side, ()), key=lambda record: (record.id, record.shot))
+            for id, (plain, *attacked) in groupby(records, key=lambda record: record.id):
+                after = question_verdict([record.verdict for record in attacked], side == "unsafe")
+                decided = next(record for record in attacked if record.verdict is after)
+                key = (id, plain.question, plain.image or "")
+                answers.setdefault(key, []).append(Responses(model, plain, decided, after))
         if not answers:
             continue
-        cards = [
-            (
-                Card(given[0][1][0], Thumbnail(), tuple(_responses(*one, side == "unsafe") for one in given)),
-                given[0][0].run,
-            )
-            for _, given in sorted(answers.items())
-        ]
-        differ = sum(card.disagreement > 1 for card, _ in cards)
-        cards.sort(key=lambda pair: -pair[0].disagreement)
-        chosen = tuple(
-            card._replace(picture=thumbnails.of(run.folder, card.asked.image)) for card, run in cards[:shown]
-        )
         if repeated := len(answers) - len({id for id, _, _ in answers}):
             notes.append(
                 f"The runs were asked different data: {repeated} {side} ids stand for another question or picture in one"
-                " run than in another. Their answers are on separate cards, and the rows of the table are over"
-                " different questions."
+                " run than in another. Their answers are on separate cards, and the table's rows are over other questions."
             )
+        cards = sorted((Card(answers[key]) for key in sorted(answers)), key=lambda card: -card.disagreement)
+        differ = sum(card.disagreement > 1 for card in cards)
+        chosen = [illustrated(card) for card in cards[:shown]]
         text = (
             f"{len(chosen)} of {len(cards)} {side} questions: those with most different outcomes among the models and"
             f" before and after the attack ({differ} have more than one). A choice to look at, not a sample to count."
         )
         made.append(Gallery(side, chosen, text))
-    return made, notes + thumbnails.notes()
+    if problems:
+        count = "1 picture is" if len(problems) == 1 else f"{len(problems)} pictures are"
+        name, problem = next(iter(problems.items()))
+        notes.append(f"{count} not shown in the gallery. {name}: {problem}")
+    return made, notes
 
 
-class _Thumbnails:
-    """Thumbnails until the page is full, and the pictures that cannot be shown."""
-
-    def __init__(self, open_picture: OpenPicture | None, max_bytes: int) -> None:
-        self.open_picture = open_picture
-        self.max_bytes = self.bytes_left = max_bytes
-        self.problems: dict[str, str] = {}
-
-    def of(self, folder: Path, name: str | None) -> Thumbnail:
-        """The picture that the records in a run's folder call `name`, or why it is not shown."""
-        if self.open_picture is None or not name:
-            return Thumbnail(problem="not embedded")
-        try:
-            thumbnail = _thumbnail(self.open_picture(folder, name))
-            if len(thumbnail.uri) > self.bytes_left:
-                limit = f"{self.max_bytes / 1e6:.0f} MB"
-                raise ValueError(f"the pictures of a page may have {limit} together. Show fewer questions.")
-        except MemoryError:
-            raise
-        except Exception as error:  # whatever is wrong with one picture, the report stands without it
-            self.problems[name] = str(error)
-            return Thumbnail(problem=f"not shown: {error}")
-        self.bytes_left -= len(thumbnail.uri)
-        return thumbnail
-
-    def notes(self) -> list[str]:
-        """One sentence for all pictures that cannot be shown, with the first of them."""
-        count = "1 picture is" if len(self.problems) == 1 else f"{len(self.problems)} pictures are"
-        first = next(iter(self.problems.items()), None)
-        return [f"{count} not shown in the gallery. {first[0]}: {first[1]}"] if first else []
-
-
-def _by_id(records: Iterable[Record]) -> Iterable[list[Record]]:
-    """The records of each question, by shot."""
-    questions: dict[str, list[Record]] = {}
-    for record in sorted(records, key=lambda record: record.shot):
-        questions.setdefault(record.id, []).append(record)
-    return questions.values()
-
-
-def _responses(model: Model, records: Sequence[Record], unsafe: bool) -> Responses:
-    plain, *attacked = records
-    after = question_verdict([record.verdict for record in attacked], unsafe)
-    return Responses(model.label, plain, next(record for record in attacked if record.verdict is after), after)
-
-
-def _thumbnail(image: Image) -> Thumbnail:
+def _thumbnail(image: Image) -> tuple[str, bool]:
+    """The picture as a small data URI, and whether it was small from the start."""
     image = image.convert("RGB")
     pixel_art = max(image.size) <= PIXEL_ART_PX
     image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
     buffer, kind = io.BytesIO(), "png" if pixel_art else "jpeg"
     image.save(buffer, format=kind, **({} if pixel_art else {"quality": 80}))
-    return Thumbnail(f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}", pixel_art)
+    return (f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}", pixel_art)

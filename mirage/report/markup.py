@@ -5,37 +5,52 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Sequence
-from importlib.resources import files
 from typing import Any
 
-from mirage.report.runs import Run
-from mirage.report.tables import Cell, grid, heads_of, percent, plain
+import jinja2
+
+from mirage.report.runs import Run, plain
+from mirage.report.tables import Sheet, attack_of, grid, heads_of, percent
 
 _LATEX = str.maketrans(
     {character: "\\" + character for character in "&%$#_{}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "|": r"\textbar{}"}
-    | {
-        "<": r"\textless{}",
-        ">": r"\textgreater{}",
-        "[": "{[}",
-        "]": "{]}",
-    }  # after \\\\ a bracket would open an argument
+    # after \\ a bracket would open an argument
+    | {"<": r"\textless{}", ">": r"\textgreater{}", "[": "{[}", "]": "{]}"}
 )
+
+
+def template(name: str, **options: Any) -> jinja2.Template:
+    """A template of this package; `options` are those of Jinja's environment."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("mirage.report", ""), undefined=jinja2.StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True, keep_trailing_newline=True, **options,
+    )  # fmt: skip
+    environment.filters.update(percent=percent, heads=heads_of, attack=attack_of, plain=plain)
+    return environment.get_template(name)
 
 
 def markdown_table(runs: Sequence[Run]) -> str:
     """Table 1 in Markdown: a row a run, with n and 95 % intervals."""
     columns, rows, caption = grid(runs)
-    heads = ["model", "n unsafe / benign", *(column.title for column in columns)]
-    body = [[row.label, row.n, *map(_with_unscored, row.cells.values())] for row in rows]
-    return f"{markdown_rows(heads, body)}\n\n{markdown(f'Percent (Wilson 95 % interval). {caption}')}\n"
+    heads = ["model", "n unsafe / benign", *(f"{column.head} {column.under}" for column in columns)]
+    body = [
+        [row.model.label, row.n]
+        + [
+            cell.interval + f", {cell.unscored} of {cell.n} unscored" * (cell.unscored > 0)
+            for cell in row.cells.values()
+        ]
+        for row in rows
+    ]
+    return markdown_sheet(Sheet("", heads, body, f"Percent (Wilson 95 % interval). {caption}"))
 
 
-def markdown_rows(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, its cells escaped: the first column to the left, the others to the right."""
-    rule = f"| --- |{' ---: |' * (len(heads) - 1)}"
-    head, *body = (f"| {' | '.join(map(markdown, cells))} |" for cells in (heads, *rows))
-    return "\n".join([head, rule, *body])
+def markdown_sheet(sheet: Sheet) -> str:
+    """The table in Markdown, its first column to the left, the others to the right; its title above, its caption below."""
+    rule = f"| --- |{' ---: |' * (len(sheet.heads) - 1)}"
+    head, *body = (f"| {' | '.join(map(markdown, cells))} |" for cells in (sheet.heads, *sheet.rows))
+    title = f"\n{markdown(sheet.title)}\n\n" if sheet.title else ""
+    return title + "\n".join([head, rule, *body]) + f"\n\n{markdown(sheet.caption)}\n"
 
 
 def markdown(text: str) -> str:
@@ -45,20 +60,10 @@ def markdown(text: str) -> str:
 
 def latex_table(runs: Sequence[Run]) -> str:
     """Table 1 in LaTeX for the booktabs package: a row a run, with n and 95 % intervals."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        block_start_string="<%", block_end_string="%>", variable_start_string="<<", variable_end_string=">>",
-        trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined, finalize=_latex, keep_trailing_newline=True,
-    )  # fmt: skip
-    columns, rows, caption = grid(runs)
-    environment.filters["percent"] = percent
-    template = environment.from_string((files("mirage.report") / "table.tex.jinja").read_text(encoding="utf-8"))
-    return template.render(columns=columns, rows=rows, caption=caption, heads=heads_of(columns))
-
-
-def _with_unscored(cell: Cell) -> str:
-    return cell.interval + (f", {cell.unscored} of {cell.n} unscored" if cell.unscored else "")
+    delimiters = {
+        "block_start_string": "<%", "block_end_string": "%>", "variable_start_string": "<<", "variable_end_string": ">>",
+    }  # fmt: skip
+    return template("table.tex.jinja", finalize=_latex, **delimiters).render(grid(runs)._asdict())
 
 
 def _latex(value: Any) -> Any:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
+from itertools import chain
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
-from mirage.report.comparison import Comparison
 from mirage.report.figures import COLOURS, Panel, themed_svg
 from mirage.report.gallery import Gallery
+from mirage.report.markup import template
 from mirage.report.runs import Model, Run, models
-from mirage.report.tables import SAFETY, Cell, Column, cell_of, grid, heads_of, percent
+from mirage.report.tables import SAFETY, Cell, Column, Sheet, cell_of, grid
 
 MAX_CHARACTERS = 1500  # of an answer, or of any other text of a run
 _BIDI = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
@@ -25,19 +25,13 @@ def page(
     runs: Sequence[Run],
     panels: Sequence[Panel] = (),
     galleries: Sequence[Gallery] = (),
-    comparison: Comparison | None = None,
+    comparison: Sheet | None = None,
     notes: Sequence[str] = (),
 ) -> str:
     """The whole of report.html: tables, curves and gallery in one file that needs no network and runs no script."""
-    folder = files("mirage.report")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_inert
-    )
-    environment.filters.update(percent=percent, heads=heads_of)
     table1, shown = grid(runs), models(runs)
-    return environment.from_string((folder / "page.html.jinja").read_text(encoding="utf-8")).render(
-        style=Markup((folder / "page.css").read_text(encoding="utf-8")),
-        names=", ".join(run.label for run in runs[:-1]) + " and " * (len(runs) > 1) + runs[-1].label,
+    return template("page.html.jinja", autoescape=True, finalize=_inert).render(
+        style=Markup((files("mirage.report") / "page.css").read_text(encoding="utf-8")),
         table1=table1,
         # One utility score fits beside the rest of Table 1; more have a table of their own.
         beside=len(table1.columns) if len(table1.columns) <= len(SAFETY) + 1 else len(SAFETY),
@@ -65,25 +59,25 @@ def _inert(value: Any) -> Any:
     return f"{kept} [... {more:,} more characters in the records]" if more else kept
 
 
-def _matrices(shown: Sequence[Model]) -> Iterator[tuple[str, str, list[tuple[str, list[Cell]]]]]:
+def _matrices(shown: Sequence[Model]) -> Iterator[tuple[str, str, dict[str, list[Cell]]]]:
     """Title, caption and rows of tables with a column a model: ASR and RR under attack, by category and by shot."""
-    columns = (Column("ASR", "after", "unsafe", "asr", "lower"), Column("RR", "after", "benign", "rr", "lower"))
-    for by in ("category", "shot"):
-        for column in columns:
-            sides = [model.side(column.side) for model in shown]
-            if by == "category":
-                blocks = [side.get("per_category") or {} for side in sides]
-                caption = f"Percent of the scored {column.side} questions of the category, under attack"
-            else:
-                shots = [side.get("per_shot") or [] for side in sides]
-                blocks = [{f"shot {k}": {"after": block} for k, block in enumerate(each, start=1)} for each in shots]
-                caption = f"Each rewrite of the {column.side} questions alone, percent"
-            rows = []
-            for name in dict.fromkeys(name for each in blocks for name in each):
+    for column in (Column("ASR", "after", "unsafe"), Column("RR", "after", "benign")):
+        sides = [model.results.get(column.side) or {} for model in shown]
+        categories = [side.get("per_category") or {} for side in sides]
+        shots = [
+            {f"shot {k}": {"after": block} for k, block in enumerate(side.get("per_shot") or [], start=1)}
+            for side in sides
+        ]
+        for by, blocks, caption in (
+            ("category", categories, f"Percent of the scored {column.side} questions of the category, under attack"),
+            ("shot", shots, f"Each rewrite of the {column.side} questions alone, percent"),
+        ):
+            rows = {}
+            for name in dict.fromkeys(chain.from_iterable(blocks)):
                 cells = [cell_of({column.side: each.get(name)}, column) for each in blocks]
-                counts = sorted({cell.n for cell in cells if cell.n}) or [0]
-                n = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
-                rows.append((f"{name} ({n})", cells))
+                counts = [cell.n for cell in cells if cell.n] or [0]
+                n = " to ".join(map(str, sorted({min(counts), max(counts)})))
+                rows[f"{name} ({n})"] = cells
             if rows and (by, len(rows)) != ("shot", 1):  # a single shot is the `after` column of Table 1
                 yield f"{column.head} by {by}", f"{caption}, with 95 % intervals; (n) questions.", rows
 
@@ -91,12 +85,11 @@ def _matrices(shown: Sequence[Model]) -> Iterator[tuple[str, str, list[tuple[str
 def _facts(results: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     """What decides a run's numbers: every entry of results.json that is not counted from the answers."""
     for key, value in results.items():
-        if key in _COUNTED or value is None or value in ({}, []):
+        if key in _COUNTED or value in (None, {}, []):
             continue
         if isinstance(value, Mapping) and any(isinstance(item, Mapping) for item in value.values()):
             yield from _facts(value, f"{prefix}{key} ")
         elif isinstance(value, Mapping):
-            given = {name: item for name, item in value.items() if item is not None}
-            yield f"{prefix}{key}", ", ".join(f"{name} {item}" for name, item in given.items())
+            yield f"{prefix}{key}", ", ".join(f"{name} {item}" for name, item in value.items() if item is not None)
         else:
             yield f"{prefix}{key}", str(value)

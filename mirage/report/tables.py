@@ -1,9 +1,9 @@
-"""Table 1 and its relatives: one grid of measured cells, and how the terminal shows it. `markup` writes it elsewhere."""
+"""Table 1 and its relatives: a grid of measured cells, and how the terminal shows a table. `markup` writes it elsewhere."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import groupby
+from itertools import groupby, zip_longest
 from textwrap import wrap
 from typing import Any, Literal, NamedTuple
 
@@ -12,7 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from mirage.report.runs import SIDES, Run, models
+from mirage.report.runs import SIDES, Model, Run, models, plain
 
 
 class Column(NamedTuple):
@@ -21,13 +21,7 @@ class Column(NamedTuple):
     head: str  # ASR, RR, IR, helpful or utility
     under: str  # before, after, or the name of a utility benchmark
     side: str  # unsafe, benign or utility: which questions
-    measure: str  # the key within the block
-    better: Literal["lower", "higher", "neither"]
-
-    @property
-    def title(self) -> str:
-        """Both lines of the column's head in one."""
-        return f"{self.head} {self.under}"
+    better: Literal["lower", "higher", "neither"] = "neither"
 
 
 class Cell(NamedTuple):
@@ -40,14 +34,9 @@ class Cell(NamedTuple):
     unscored: int = 0
 
     @property
-    def percent(self) -> str:
-        """The rate in percent, or a dash."""
-        return percent(self.rate)
-
-    @property
     def interval(self) -> str:
         """The rate in percent with its 95 % interval, or a dash."""
-        return self.percent if self.low is None else f"{self.percent} ({percent(self.low)}-{percent(self.high)})"
+        return percent(self.rate) + ("" if self.low is None else f" ({percent(self.low)}-{percent(self.high)})")
 
     @property
     def scored(self) -> str:
@@ -58,37 +47,57 @@ class Cell(NamedTuple):
 class Row(NamedTuple):
     """One model of Table 1."""
 
-    label: str
+    model: Model
     cells: Mapping[Column, Cell]
     n: str  # unsafe and benign questions, such as `442 / 558`
-    position: int | None  # of the run; None for a starting model
 
 
 class Grid(NamedTuple):
     """Table 1 before it is written in any language."""
 
-    columns: tuple[Column, ...]
-    rows: tuple[Row, ...]
+    columns: Sequence[Column]
+    rows: Sequence[Row]
     caption: str
 
 
+class Sheet(NamedTuple):
+    """A table of texts. The first column names the row; a row of that alone opens a section."""
+
+    title: str
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    caption: str
+
+    def on_terminal(self, gap: int = 1) -> Table:
+        """The table for the terminal, `gap` spaces between its columns."""
+        table = Table(
+            box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, gap, 0, 0), header_style="bold", caption_justify="left",
+            title=Text(self.title, style="bold") if self.title else None, caption=Text(self.caption),
+        )  # fmt: skip
+        for at, head in enumerate(self.heads):
+            table.add_column(Text(head), justify="right" if at else "left", overflow="fold")
+        for row, after in zip_longest(self.rows, self.rows[1:], fillvalue=()):
+            style = "bold" if len(row) == 1 else ""
+            table.add_row(*map(Text, row), style=style, end_section=len(after) == 1)
+        return table
+
+
 SAFETY = (
-    Column("ASR", "before", "unsafe", "asr", "lower"),
-    Column("ASR", "after", "unsafe", "asr", "lower"),
-    Column("RR", "before", "benign", "rr", "lower"),
-    Column("RR", "after", "benign", "rr", "lower"),
+    Column("ASR", "before", "unsafe", "lower"),
+    Column("ASR", "after", "unsafe", "lower"),
+    Column("RR", "before", "benign", "lower"),
+    Column("RR", "after", "benign", "lower"),
     # Neither good nor bad: an irrelevant answer to an unsafe question does no harm, but is no refusal either.
-    Column("IR", "after", "unsafe", "ir", "neither"),
-    Column("helpful", "before", "benign", "helpful", "higher"),
-    Column("helpful", "after", "benign", "helpful", "higher"),
+    Column("IR", "after", "unsafe"),
+    Column("helpful", "before", "benign", "higher"),
+    Column("helpful", "after", "benign", "higher"),
 )
 
 
 def cell_of(results: Mapping[str, Any], column: Column) -> Cell:
     """What `results` (results.json, or its `start`) says in `column`."""
-    utility = column.side == "utility"
-    block = (results.get(column.side) or {}).get(column.measure if utility else column.under) or {}
-    rate = block.get("score" if utility else column.measure)
+    block = (results.get(column.side) or {}).get(column.under) or {}
+    rate = block.get("score" if column.side == "utility" else column.head.lower())
     if rate is None:
         return Cell()
     return Cell(rate["rate"], rate["low"], rate["high"], block.get("n", 0), block.get("unscored", 0))
@@ -97,18 +106,19 @@ def cell_of(results: Mapping[str, Any], column: Column) -> Cell:
 def grid(runs: Sequence[Run]) -> Grid:
     """Table 1 in its small form: every starting model once, then a row a run."""
     shown = models(runs)
-    columns = (*SAFETY, *_utility_columns([model.results for model in shown]))
+    measured = [model.results for model in shown]
+    columns = (*SAFETY, *_utility_columns(measured))
     rows = []
     for model in shown:
-        asked = [(model.side(side).get("before") or {}).get("n", "-") for side in SIDES]
+        asked = [((model.results.get(side) or {}).get("before") or {}).get("n", "-") for side in SIDES]
         cells = {column: cell_of(model.results, column) for column in columns}
-        rows.append(Row(model.label, cells, " / ".join(map(str, asked)), model.position))
+        rows.append(Row(model, cells, " / ".join(map(str, asked))))
     captions = {run.label: _caption(run.results) for run in runs}
-    caption = next(iter(captions.values()))
+    caption = captions[runs[0].label]
     if len(set(captions.values())) > 1:
-        each = "; ".join(f"{plain(label)}: {text}" for label, text in captions.items())
+        each = "; ".join(f"{label}: {text}" for label, text in captions.items())
         caption = f"The runs differ in attack or judge: {each}"
-    return Grid(columns, tuple(rows), caption + _utility_metrics([model.results for model in shown]))
+    return Grid(columns, rows, caption + _utility_metrics(measured))
 
 
 def terminal_table(runs: Sequence[Run]) -> RenderableType:
@@ -123,16 +133,10 @@ def terminal_table(runs: Sequence[Run]) -> RenderableType:
         text += " A smaller n below a rate: the other questions are unscored."
 
     def table(shown: Sequence[Column], with_n: bool, caption: str) -> Table:
-        table = terminal(caption)
-        table.add_column(Text("model"), overflow="fold")
-        if with_n:
-            table.add_column(Text("n"), justify="right")
-        for column in shown:
-            table.add_column(Text(f"{column.head}\n{plain(column.under)}"), justify="right", overflow="fold")
-        for row in rows:
-            cells = [row.cells[column].percent + row.cells[column].scored for column in shown]
-            table.add_row(*map(Text, [plain(row.label), *([row.n] if with_n else []), *cells]))
-        return table
+        heads = ["model", *["n"] * with_n, *(f"{column.head}\n{plain(column.under)}" for column in shown)]
+        cells = [[percent(row.cells[column].rate) + row.cells[column].scored for column in shown] for row in rows]
+        texts = [[row.model.label, *[row.n] * with_n, *own] for row, own in zip(rows, cells, strict=True)]
+        return Sheet("", heads, texts, caption).on_terminal()
 
     caption = f"{text} {caption}"
     if len(columns) <= len(SAFETY) + 2:
@@ -145,42 +149,33 @@ def start_vs_aligned(results: Mapping[str, Any]) -> Table:
 
     Fits 80 columns. Of a run in which nothing was trained or loaded, the starting model stands alone.
     """
-    name = plain(str(results.get("name") or results.get("method")))
     untrained = results.get("method") == "start"
-    start, aligned = (results, {}) if untrained else (results.get("start") or {}, results)
-    caption = _caption(results) + _utility_metrics([start, aligned])
-    table = terminal(f"Percent, with 95 % intervals; n= below a rate: its scored questions. {caption}")
-    which = "the starting model" if untrained else "the starting model and the aligned one"
-    table.title = Text(f"{name}: {which}", style="bold")
-    table.padding = (0, 0, 0, 0)  # the widest cells just fit
-    table.add_column(Text("questions"), no_wrap=True)
-    for head in ("start\nbefore", "start\nafter", "aligned\nbefore", "aligned\nafter"):
-        table.add_column(Text(head), justify="right")
+    both = (results, {}) if untrained else (results.get("start") or {}, results)
     sections: dict[str, dict[str, list[Cell]]] = {
         side: {
-            measure if measure == "helpful" else measure.upper(): [
-                cell_of(model, Column("", when, side, measure, "neither"))
-                for model in (start, aligned)
-                for when in ("before", "after")
-            ]
-            for measure in measures
+            head: [cell_of(model, Column(head, when, side)) for model in both for when in ("before", "after")]
+            for head in heads
         }
-        for side, measures in {"unsafe": ("asr", "rr", "ir"), "benign": ("rr", "ir", "helpful")}.items()
+        for side, heads in {"unsafe": ("ASR", "RR", "IR"), "benign": ("RR", "IR", "helpful")}.items()
     }
     sections["utility"] = {
-        "\n  ".join(wrap(plain(column.under), 18)): [cell_of(start, column), Cell(), cell_of(aligned, column), Cell()]
-        for column in _utility_columns([start, aligned])
+        "\n  ".join(wrap(plain(column.under), 18)): [cell_of(both[0], column), Cell(), cell_of(both[1], column), Cell()]
+        for column in _utility_columns(both)
     }
-    for title, rows in sections.items():
-        counts = sorted({cell.n for cells in rows.values() for cell in cells if cell.n})
-        if not counts:
-            continue
-        table.add_row(Text(f"{title}\nn = {' or '.join(map(str, counts))}", style="bold"))
-        for label, cells in rows.items():
-            # "100" rather than "100.0" at the end of an interval: with it the widest cell fits 80 columns.
-            texts = (cell.interval.replace("-100.0)", "-100)") + cell.scored for cell in cells)
-            table.add_row(Text(f"  {label}"), *map(Text, texts), end_section=label == list(rows)[-1])
-    return table
+    rows: list[list[str]] = []
+    for section, lines in sections.items():
+        if counts := sorted({cell.n for cells in lines.values() for cell in cells if cell.n}):
+            rows.append([f"{section}\nn = {' or '.join(map(str, counts))}"])
+            for label, cells in lines.items():
+                # "100" rather than "100.0" at the end of an interval: with it the widest cell fits 80 columns.
+                rows.append(
+                    [f"  {label}", *(each.interval.replace("-100.0)", "-100)") + each.scored for each in cells)]
+                )
+    which = "the starting model" if untrained else "the starting model and the aligned one"
+    title = plain(f"{results.get('name') or results.get('method')}: {which}")
+    heads = ("questions", "start\nbefore", "start\nafter", "aligned\nbefore", "aligned\nafter")
+    caption = f"Percent, with 95 % intervals; n= below a rate: its scored questions. {_caption(results)}"
+    return Sheet(title, heads, rows, caption + _utility_metrics(both)).on_terminal(gap=0)
 
 
 def heads_of(columns: Sequence[Column]) -> list[tuple[Column, int]]:
@@ -194,24 +189,12 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}"
 
 
-def plain(text: str) -> str:
-    """The text on one line without control characters, so that a name cannot steer the terminal."""
-    return "".join(character if character.isprintable() else " " for character in text)
-
-
-def terminal(caption: str) -> Table:
-    """An empty table in the style of all tables here."""
-    return Table(
-        box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold", caption=Text(caption),
-        caption_justify="left",
-    )  # fmt: skip
-
-
-def attack_of(summary: Mapping[str, Any] | None) -> str:
+def attack_of(summary: Mapping[str, Any]) -> str:
     """The attack of one side of results.json in words: `rewrite x 3, word "what's"`."""
-    attack = (summary or {}).get("attack") or {}
+    attack = summary.get("attack") or {}
     how = " x ".join(str(attack[key]) for key in ("kind", "shots") if attack.get(key) is not None)
-    return plain(", ".join(part for part in (how, f'word "{attack["word"]}"' if attack.get("word") else "") if part))
+    word = f'word "{attack["word"]}"' if attack.get("word") else ""
+    return plain(", ".join(filter(None, (how, word))))
 
 
 def _caption(results: Mapping[str, Any]) -> str:
@@ -219,31 +202,25 @@ def _caption(results: Mapping[str, Any]) -> str:
     if not sides:
         return "No questions were asked under attack."
     attacks = "; ".join(f"{side}: {attack_of(summary)}" for side, summary in sides.items())
-    judges = ", ".join(dict.fromkeys(plain(str(summary.get("judge", "unknown"))) for summary in sides.values()))
-    servers = []  # models that wrote the answers where it was not the run's own
-    for summary in sides.values():
-        generation = summary.get("generation") or {}
-        if (engine := generation.get("engine", "hf")) != "hf":
-            servers.append(plain(f"{generation.get('model', 'unknown')} at {generation.get('base_url', engine)}"))
-    return (
-        f"ASR and IR on unsafe, RR and helpful on benign questions. After = under attack ({attacks}). Judge: {judges}."
-        + (f" Answers by {', '.join(dict.fromkeys(servers))}." if servers else "")
+    judges = dict.fromkeys(str(summary.get("judge", "unknown")) for summary in sides.values())
+    servers = dict.fromkeys(  # of the answers that are not by the run's own model
+        f"{generation.get('model', 'unknown')} at {generation.get('base_url', generation['engine'])}"
+        for generation in (summary.get("generation") or {} for summary in sides.values())
+        if generation.get("engine", "hf") != "hf"
+    )
+    return plain(
+        f"ASR and IR on unsafe, RR and helpful on benign questions. After = under attack ({attacks})."
+        f" Judge: {', '.join(judges)}." + (f" Answers by {', '.join(servers)}." if servers else "")
     )
 
 
 def _utility_columns(models: Sequence[Mapping[str, Any]]) -> list[Column]:
     names = dict.fromkeys(name for model in models for name in model.get("utility") or {})
-    return [Column("utility", name, "utility", name, "higher") for name in names]
+    return [Column("utility", name, "utility", "higher") for name in names]
 
 
 def _utility_metrics(models: Sequence[Mapping[str, Any]]) -> str:
     """What each utility score is, as a sentence to add: `Utility: mini is accuracy, n = 200.`"""
-    metrics = []
-    for name in (column.measure for column in _utility_columns(models)):
-        scores = [model["utility"][name] for model in models if name in (model.get("utility") or {})]
-        metric, n = (
-            " or ".join(dict.fromkeys(plain(str(score.get(key, "unknown"))) for score in scores))
-            for key in ("metric", "n")
-        )
-        metrics.append(f"{plain(name)} is {metric}, n = {n}")
-    return f" Utility: {'; '.join(metrics)}." if metrics else ""
+    scores = [(name, score) for model in models for name, score in (model.get("utility") or {}).items()]
+    metrics = dict.fromkeys(f"{name} is {score.get('metric')}, n = {score.get('n')}" for name, score in scores)
+    return plain(f" Utility: {'; '.join(metrics)}.") if metrics else ""

@@ -9,10 +9,10 @@ from rich.console import Console
 
 from mirage.atomic import replacing
 from mirage.images import FileImage
-from mirage.report import comparison as paired
+from mirage.report.comparison import compare as compared
 from mirage.report.gallery import OpenPicture, galleries
-from mirage.report.markup import latex_table, markdown_table
-from mirage.report.runs import load_runs
+from mirage.report.markup import latex_table, markdown_sheet, markdown_table
+from mirage.report.runs import load_runs, plain
 from mirage.report.tables import terminal_table
 
 
@@ -35,41 +35,36 @@ def report(
         compare: Test two runs against each other, question by question (McNemar).
         images: Folder that the pictures' names are relative to, instead of `open_picture`.
         shown: Most questions in the gallery, for each of unsafe and benign.
-        open_picture: Opens the picture that a run's records call by a name, of the run's folder and that name; without it
-            and `images` the gallery shows no pictures.
+        open_picture: Opens a picture; without it and `images` the gallery shows no pictures.
         console: Where to print.
 
     Raises:
-        ValueError: If there is no run, a folder is not a readable run, `compare` does not get exactly two runs, or
-            `out` is not a folder.
+        ValueError: If a folder is not a readable run, or `compare` does not get exactly two runs.
     """
-    from mirage.report.figures import curves_bytes, panels  # matplotlib and jinja2 take a second to import
+    from mirage.report.figures import curves, panels  # matplotlib takes a second to import
     from mirage.report.page import page
 
-    if not runs:
-        raise ValueError("report needs at least one run: give the folder of a finished run, such as runs/rmu.")
     if compare and len(runs) != 2:
         raise ValueError(f"--compare needs exactly two runs, but there are {len(runs)}.")
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file, not a folder. Choose another --out.")
     if shown < 0:
         raise ValueError(f"--shown is {shown}: it must be 0 or more.")
     if images is not None:
-        open_picture = _opener(images)
+        if not images.is_dir():
+            raise ValueError(f"{images} is not a folder. Give the folder that the pictures' names are relative to.")
+        open_picture = lambda _, name: FileImage(images, name).open()
     console = console or Console()
     loaded = load_runs(runs)
-    notes = [note for run in loaded for note in run.notes]
-    comparison = paired.compare(*loaded) if compare else None
-    curves = panels(loaded)
+    comparison = compared(*loaded) if compare else None
+    figures = panels(loaded)
     cards, picture_notes = galleries(loaded, shown, open_picture)
-    notes += picture_notes
+    notes = [*(note for run in loaded for note in run.notes), *picture_notes]
     files = {
-        "report.html": page(loaded, curves, cards, comparison, notes).encode(),
-        "table.md": (markdown_table(loaded) + (paired.comparison_markdown(comparison) if comparison else "")).encode(),
+        "report.html": page(loaded, figures, cards, comparison, notes).encode(),
+        "table.md": (markdown_table(loaded) + (markdown_sheet(comparison) if comparison else "")).encode(),
         "table.tex": latex_table(loaded).encode(),
     }
-    if curves:
-        files["curves.png"], files["curves.svg"] = curves_bytes(curves)
+    if figures:
+        files |= {"curves.png": curves(figures, "png"), "curves.svg": curves(figures, "svg")}
     out.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         with replacing(out / name) as file:
@@ -78,15 +73,6 @@ def report(
         (out / name).unlink(missing_ok=True)  # a curve of other runs beside this table would be taken for theirs
     console.print(terminal_table(loaded))
     if comparison:
-        console.print(paired.comparison_table(comparison))
-    for note in notes:
-        console.print(f"note: {note}", markup=False, highlight=False)
-    console.print(
-        f"wrote {', '.join(str(out / name) for name in files)}", markup=False, highlight=False, soft_wrap=True
-    )
-
-
-def _opener(images: Path) -> OpenPicture:
-    if not images.is_dir():
-        raise ValueError(f"{images} is not a folder. Give the folder that the pictures' names are relative to.")
-    return lambda _, name: FileImage(images, name).open()
+        console.print(comparison.on_terminal())
+    for line in (*(f"note: {note}" for note in notes), f"wrote {', '.join(str(out / name) for name in files)}"):
+        console.print(plain(line), markup=False, highlight=False, soft_wrap=True)
