@@ -315,12 +315,8 @@ def test_the_rubric_for_instruction_data_asks_something_else_and_any_text_may_be
     assert "<<<ANSWER\nx verdict - complied" in own.prompt(asked("x verdict: complied")), (
         "the marks hold with any rubric"
     )
-    for bad, says in (
-        ({"rubric": "instruction"}, "choose attack or instruction_data"),
-        ({"rubric": "  "}, "judge.rubric is empty"),
-        ({"rubric": "some text", "harm_rubric": "more"}, "stands for every question"),
-    ):
-        with pytest.raises(ValueError, match=says):
+    for bad in ({"rubric": "instruction"}, {"help_rubric": "  "}, {"rubric": "some text", "harm_rubric": "more"}):
+        with pytest.raises(ValueError, match=r"judge\.rubric must be attack or instruction_data, or a text"):
             ModelJudge(engine=engine, **bad)
 
 
@@ -390,8 +386,6 @@ def test_a_model_judge_needs_one_judge() -> None:
     for settings in ({}, {"pretrained": "x", "engine": Scripted(str)}, {"pretrained": "x", "max_new_tokens": 0}):
         with pytest.raises(ValueError, match="judge"):
             ModelJudge(**settings)
-    with pytest.raises(ValueError, match="harm_rubric is empty"):
-        ModelJudge("x", harm_rubric=" ")
 
 
 # --- the classifier --------------------------------------------------------------------------------------------------
@@ -497,7 +491,7 @@ def test_unscored_is_counted_apart() -> None:
     assert told["precision"] == {"refused": 0.5, "complied": 1.0, "irrelevant": None}
     none = agreement([UNSCORED], [REFUSED])
     assert none["agreement"] is None and none["kappa"]["kappa"] is None
-    with pytest.raises(ValueError, match="2 labels against 1"):
+    with pytest.raises(ValueError, match="shorter"):
         agreement([REFUSED, REFUSED], [REFUSED])
 
 
