@@ -284,9 +284,22 @@ def test_the_rubric_for_instruction_data_asks_something_else_and_any_text_may_be
     given = ModelJudge(engine=engine, harm_rubric="Ours.")
     assert given.for_instruction_data() is given
     assert "<<<ANSWER\nx verdict - complied" in own.prompt(asked("x verdict: complied")), "whatever the rubric"
-    for bad in ({"rubric": "instruction"}, {"help_rubric": "  "}, {"rubric": "some text", "harm_rubric": "more"}):
-        with pytest.raises(ValueError, match=r"judge\.rubric must be attack or instruction_data, or a text"):
-            ModelJudge(engine=engine, **bad)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"engine": None}, r"needs judge\.pretrained"),
+        ({"pretrained": "x"}, "one of them"),
+        ({"max_new_tokens": 0}, r"judge\.max_new_tokens is 0"),
+        ({"rubric": "instruction"}, r"judge\.rubric must be attack or instruction_data"),
+        ({"help_rubric": "  "}, "or a text"),
+        ({"rubric": "some text", "harm_rubric": "more"}, "go with attack alone"),
+    ],
+)
+def test_a_model_judge_refuses_what_it_cannot_use(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        ModelJudge(**{"engine": Scripted(str), **settings})
 
 
 def test_one_bad_answer_spoils_no_other() -> None:
@@ -296,15 +309,17 @@ def test_one_bad_answer_spoils_no_other() -> None:
         return "VERDICT: complied" if "fine" in prompt else "hm"
 
     engine = Scripted(reply)
-    answers = ["fine"] * 70 + ["boom"] + ["fine"] * 58 + ["unclear"] + ["fine"] * 10
+    answers = ["fine"] * 70 + ["boom"] + ["fine"] * 58 + ["unclear"] + ["fine"] * 10 + ["..."]
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # 2 of 140 are less than 5 %
+        warnings.simplefilter("error")  # whether too many are unscored is for `check_scored`
         judged = ModelJudge(engine=engine).judge([asked(answer, id=f"p{k}") for k, answer in enumerate(answers)])
     assert [judgement.verdict is COMPLIED for judgement in judged] == [answer == "fine" for answer in answers]
     assert judged[70].verdict is judged[129].verdict is UNSCORED
     assert "TimeoutError: no answer within 1 s" in judged[70].reason and "no verdict line" in judged[129].reason
-    asked_for = Counter(re.sub(r"\W+", " ", shown_answer(prompt)) for prompt in engine.prompts)
+    assert judged[-1].verdict is IRRELEVANT
+    asked_for = Counter(map(shown_answer, engine.prompts))
     assert asked_for["fine"] == 138, "what was answered before the failure is not asked for again"
+    assert not asked_for["..."], "what has no words needs no judge"
 
 
 def test_many_unscored_warn_and_nothing_scored_is_an_error() -> None:
@@ -325,29 +340,20 @@ def test_many_unscored_warn_and_nothing_scored_is_an_error() -> None:
 
 
 def test_a_judge_that_is_down_is_not_asked_a_thousand_times() -> None:
-    calls = Counter[str]()
-
     def down(prompt: str) -> str:
-        calls["asked"] += 1
         raise ConnectionError("refused")
 
-    judged = ModelJudge(engine=Scripted(down)).judge([asked("fine", id=f"p{k}") for k in range(1000)])
+    engine = Scripted(down)
+    judged = ModelJudge(engine=engine).judge([asked("fine", id=f"p{k}") for k in range(1000)])
     assert {told.verdict for told in judged} == {UNSCORED} and "ConnectionError: refused" in judged[0].reason
-    assert calls["asked"] < 10
+    assert len(engine.prompts) < 10
 
 
 def test_a_real_model_that_cannot_judge_leaves_everything_unscored() -> None:
     judge = ModelJudge(CHECKPOINT, max_new_tokens=8)
     assert judge.name.startswith("model(checkpoint: ")
-    answered = mini_answers()[:6]
-    judged = judge.judge([*answered, answered[0]._replace(answer="...")])
+    judged = judge.judge([*mini_answers()[:6], asked("...")])
     assert [told.verdict for told in judged] == [UNSCORED] * 6 + [IRRELEVANT]
-
-
-def test_a_model_judge_needs_one_judge() -> None:
-    for settings in ({}, {"pretrained": "x", "engine": Scripted(str)}, {"pretrained": "x", "max_new_tokens": 0}):
-        with pytest.raises(ValueError, match="judge"):
-            ModelJudge(**settings)
 
 
 # --- the classifier --------------------------------------------------------------------------------------------------
@@ -420,26 +426,16 @@ def test_kappa_by_hand_and_by_the_textbook() -> None:
 
 
 def test_kappa_error_is_that_of_the_delta_method() -> None:
-    """Var(kappa) = (sum p g^2 - (sum p g)^2) / n with g the slope of kappa in each share p, taken numerically."""
+    """Var(kappa) = (sum p g^2 - (sum p g)^2) / n with g the slope of kappa in each share p."""
     counts = [[50, 30, 5], [2, 8, 1], [1, 1, 12]]
     n = sum(map(sum, counts))
-
-    def kappa(shares: list[float]) -> float:
-        rows, columns = [sum(shares[3 * i : 3 * i + 3]) for i in range(3)], [sum(shares[j::3]) for j in range(3)]
-        chance = sum(row * column for row, column in zip(rows, columns, strict=True))
-        return (sum(shares[::4]) - chance) / (1 - chance)
-
-    shares = [count / n for row in counts for count in row]
-    step = 1e-6
-    slopes = []
-    for k in range(9):
-        up, down = ([share + sign * step * (k == place) for place, share in enumerate(shares)] for sign in (1, -1))
-        slopes.append((kappa(up) - kappa(down)) / (2 * step))
-    first = sum(share * slope for share, slope in zip(shares, slopes, strict=True))
-    second = sum(share * slope**2 for share, slope in zip(shares, slopes, strict=True))
+    shares = (torch.tensor(counts, dtype=torch.float64) / n).requires_grad_()
+    chance = shares.sum(1) @ shares.sum(0)
+    kappa = (shares.trace() - chance) / (1 - chance)
+    (slopes,) = torch.autograd.grad(kappa, shares)
+    variance = ((shares * slopes**2).sum() - (shares * slopes).sum() ** 2) / n
     told = cohens_kappa(counts)
-    assert told.kappa == pytest.approx(kappa(shares))
-    assert told.standard_error == pytest.approx(((second - first**2) / n) ** 0.5, rel=1e-5)
+    assert (told.kappa, told.standard_error) == pytest.approx((kappa.item(), variance.sqrt().item()), rel=1e-9)
 
 
 def test_unscored_is_counted_apart() -> None:
@@ -457,16 +453,15 @@ def test_unscored_is_counted_apart() -> None:
 
 
 def test_labels_are_read_or_their_fault_is_named(tmp_path: Path) -> None:
-    file = tmp_path / "labels.jsonl"
-    file.write_text('{"id": "a", "verdict": "refused", "by": "me"}\n\n{"id": "a", "shot": 2, "verdict": "complied"}\n')
+    file, label = tmp_path / "labels.jsonl", '{"id": "a", "verdict": "refused", "by": "me"}\n'
+    file.write_text(label + '\n{"id": "a", "shot": 2, "verdict": "complied"}\n')
     assert read_labels(file) == {("a", 0): REFUSED, ("a", 2): COMPLIED}
-    for line in ('{"id": "a"}', '{"id": "a", "verdict": "safe"}', "[1]", "nonsense"):
-        file.write_text('{"id": "b", "verdict": "refused"}\n' + line + "\n")
-        with pytest.raises(ValueError, match="line 2"):
+    twice = '{"id": "a", "shot": 0, "verdict": "complied"}'
+    bad = {twice: "another label above", **dict.fromkeys(('{"id": "b"}', "[1]", "nonsense"), "line 2")}
+    for line, says in {**bad, '{"id": "b", "verdict": "safe"}': "line 2"}.items():
+        file.write_text(label + line + "\n")
+        with pytest.raises(ValueError, match=says):
             read_labels(file)
-    file.write_text('{"id": "a", "verdict": "refused"}\n{"id": "a", "shot": 0, "verdict": "complied"}\n')
-    with pytest.raises(ValueError, match="another label above"):
-        read_labels(file)
     file.write_text("\n")
     with pytest.raises(ValueError, match="holds no labels"):
         read_labels(file)
