@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from math import sqrt
 from statistics import NormalDist
 from typing import NamedTuple
@@ -71,25 +72,17 @@ def mcnemar(before: Mapping[str, bool], after: Mapping[str, bool]) -> McNemar:
     Raises:
         ValueError: If an id is on one side only; such ids are named.
     """
-    missing_after, missing_before = sorted(before.keys() - after.keys()), sorted(after.keys() - before.keys())
-    if missing_after or missing_before:
-        sides = [("first", missing_after), ("second", missing_before)]
-        named = "; ".join(f"only in the {side}: {first_names(ids)}" for side, ids in sides if ids)
+    if before.keys() != after.keys():
+        sides = {"first": sorted(before.keys() - after.keys()), "second": sorted(after.keys() - before.keys())}
+        named = "; ".join(f"only in the {side}: {first_names(ids)}" for side, ids in sides.items() if ids)
         raise ValueError(f"A paired test needs the same questions on both sides, but {named}.")
     cells = Counter((before[id], after[id]) for id in before)
     only_before, only_after = cells[True, False], cells[False, True]
     discordant = only_before + only_after
-    ways, tail = 1, 0  # exact integers: binomial coefficients C(discordant, i) and their sum
-    for i in range(min(only_before, only_after) + 1):
-        tail += ways
-        ways = ways * (discordant - i) // (i + 1)
-    return McNemar(
-        both=cells[True, True],
-        only_before=only_before,
-        only_after=only_after,
-        neither=cells[False, False],
-        p=min(1.0, 2 * tail / 2**discordant),
-    )
+    # exact integers: the binomial coefficients C(discordant, i), each from the one before
+    ways = accumulate(range(min(only_before, only_after)), lambda c, i: c * (discordant - i) // (i + 1), initial=1)
+    p = min(1.0, 2 * sum(ways) / 2**discordant)
+    return McNemar(cells[True, True], only_before, only_after, cells[False, False], p)
 
 
 def cohens_kappa(counts: Sequence[Sequence[int]]) -> Kappa:
@@ -100,26 +93,21 @@ def cohens_kappa(counts: Sequence[Sequence[int]]) -> Kappa:
     interval of no width: the large-sample error of a handful of answers says little.
 
     Raises:
-        ValueError: If the matrix is not square or holds nothing.
+        ValueError: If the matrix is not square, or holds nothing.
     """
-    n = sum(map(sum, counts))
-    size = len(counts)
-    if any(len(row) != size for row in counts):
-        raise ValueError("A confusion matrix is square: one row and one column for each label.")
-    if not n:
-        raise ValueError("There is no pair of labels to compare: both judges must score at least one answer.")
-    share = [[count / n for count in row] for row in counts]
-    rows = [sum(row) for row in share]
-    columns = [sum(row[k] for row in share) for k in range(size)]
-    observed = sum(share[k][k] for k in range(size))
-    chance = sum(row * column for row, column in zip(rows, columns, strict=True))
+    import numpy as np  # here: the command line starts sooner without
+
+    n = int(np.sum(counts))
+    if not n or np.shape(counts) != (len(counts),) * 2:
+        raise ValueError("A confusion matrix has one row and one column for each label, and holds at least one pair.")
+    share = np.asarray(counts) / n
+    rows, columns = share.sum(1), share.sum(0)
+    chance = float(rows @ columns)
     if 1 - chance < 1e-12:
         return Kappa(None, None, None, None)
-    kappa = (observed - chance) / (1 - chance)
-    agreeing = sum(share[k][k] * (1 - (rows[k] + columns[k]) * (1 - kappa)) ** 2 for k in range(size))
-    differing = (1 - kappa) ** 2 * sum(
-        share[i][j] * (columns[i] + rows[j]) ** 2 for i in range(size) for j in range(size) if i != j
-    )
-    correction = (kappa - chance * (1 - kappa)) ** 2
-    error = sqrt(max(0.0, agreeing + differing - correction) / n) / (1 - chance)
+    kappa = (float(share.trace()) - chance) / (1 - chance)
+    weights = (1 - kappa) ** 2 * (columns[:, None] + rows) ** 2  # of the pairs that differ; below, of those that agree
+    np.fill_diagonal(weights, (1 - (rows + columns) * (1 - kappa)) ** 2)
+    variance = float((share * weights).sum()) - (kappa - chance * (1 - kappa)) ** 2
+    error = sqrt(max(0.0, variance) / n) / (1 - chance)
     return Kappa(kappa, max(-1.0, kappa - Z_95 * error), min(1.0, kappa + Z_95 * error), error)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -46,7 +46,7 @@ SHORT = "\nAnswer the question using a single word or phrase."
 
 
 class Scripted(Engine):
-    """Answers by the first word of the question, and notes how often it was asked."""
+    """Answers by the first word of the question, and notes how often it was asked anything."""
 
     says: ClassVar = {"is": "No.", "how": "two", "what": "T-shirt", "which": "I'm sorry, but I cannot help with that."}
     asked = 0
@@ -59,15 +59,18 @@ class Scripted(Engine):
         return {"engine": "scripted"}
 
     def answers(self, samples: Sequence[EvalSample], on_answer: OnAnswer | None = None) -> list[list[str]]:
-        Scripted.asked += 1
-        return [[self.says[sample.question.split()[0].lower()]] for sample in samples]
+        Scripted.asked += bool(samples)
+        found = [[self.says.get(text.split()[0].lower(), "Quite so.") for text in each.questions] for each in samples]
+        for sample, texts in zip(samples, found, strict=True):
+            for shot, text in enumerate(texts):
+                if on_answer is not None:
+                    on_answer(sample.id, shot, text)
+        return found
 
 
 @pytest.fixture(autouse=True)
-def untouched(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Every test counts from 0."""
+def asked_from_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Scripted, "asked", 0)
-    yield
 
 
 def draw(root: Path, *names: str) -> None:
@@ -145,13 +148,10 @@ def test_validate_asks_and_scores_and_uploads(
 
     header, records = read_records(folder / "records" / "vqav2.jsonl")
     assert header["fingerprint"] == scored["fingerprint"] and header["eval_set"] == "vqav2"
-    C, R = Verdict.COMPLIED, Verdict.REFUSED
-    assert [(record.id, record.answer, record.verdict, record.score) for record in records] == [
-        ("420", "No.", C, pytest.approx(0.6)),
-        ("421", "two", C, pytest.approx(0.9)),
-        ("70", "T-shirt", C, 1),
-        ("71", Scripted.says["which"], R, 0),
-    ]
+    assert [record.id for record in records] == ["420", "421", "70", "71"]
+    assert [record.answer for record in records] == list(Scripted.says.values())
+    assert [record.score for record in records] == pytest.approx([0.6, 0.9, 1, 0])
+    assert [record.verdict for record in records] == [Verdict.COMPLIED] * 3 + [Verdict.REFUSED]
     assert records[0].question == "is it a recipe ?" + SHORT
     assert records[0].image == "val2014/COCO_val2014_000000000042.jpg"
     assert {record.verdict for record in read_records(folder / "records" / "vizwiz.jsonl")[1]} == {Verdict.UNSCORED}
@@ -170,8 +170,7 @@ def test_validate_asks_and_scores_and_uploads(
     assert main(["judge", str(folder), "--judge", "Keyword"]) == 0
     assert results_of(folder)["utility"] == results["utility"] and results_of(folder)["unsafe"] != results["unsafe"]
     assert (folder / "records" / "vqav2.jsonl").read_bytes() == kept
-    report = ["report", str(folder), str(folder), "--compare", "--out", str(tmp_path / "report")]
-    assert main(report) == 0
+    assert main(["report", str(folder), str(folder), "--compare", "--out", str(tmp_path / "report")]) == 0
     page = (tmp_path / "report" / "report.html").read_text()
     assert "Answer the question using a single word or phrase." in page and "62.5" in page
     calibrate = ["calibrate", "--records", str(folder / "records" / "vqav2.jsonl"), "--judge", "Keyword"]
@@ -185,11 +184,9 @@ def test_the_model_itself_is_asked_about_the_pictures(vqav2: Path, tmp_path: Pat
     engine = HuggingFaceEngine(load_model(MINI), load_processor(MINI), max_new_tokens=8, batch_size=1)
     said = [answer for (answer,) in engine.answers(samples)]
     assert all(said)
-    agree = dict(zip((420, 421, 70, 71), (3, 1, 0, 10), strict=True))
-    annotate(
-        vqav2,
-        {id: [(answer, agree[id]), ("zebra", 10 - agree[id])] for id, answer in zip(agree, said, strict=True)},
-    )
+    agree = {420: 3, 421: 1, 70: 0, 71: 10}
+    given = [[(answer, n), ("zebra", 10 - n)] for answer, n in zip(said, agree.values(), strict=True)]
+    annotate(vqav2, dict(zip(agree, given, strict=True)))
     added = utility("VQAv2", vqav2, scripted=False, batch_size=3)
     assert run(arguments("fit", tmp_path, added, more=["--model.init_args.steering_coefficient=500"])) == 0
     folder = tmp_path / "run"
@@ -209,12 +206,7 @@ def test_the_model_itself_is_asked_about_the_pictures(vqav2: Path, tmp_path: Pat
         ("every_epoch", [], 4, 6),  # the start and three epochs of two steps
         ("start_and_end", [], 2, 6),
         ("end", [], 1, 6),
-        (
-            "start_and_end",
-            ["--trainer.check_val_every_n_epoch=2"],
-            2,
-            4,
-        ),  # no validation comes after the second epoch's
+        ("start_and_end", ["--trainer.check_val_every_n_epoch=2"], 2, 4),  # none comes after the second epoch's
         ("end", ["--trainer.limit_val_batches=0"], 1, 6),  # no validation at all: when training ends
         ("start_and_end", ["--trainer.max_steps=3", "--trainer.max_epochs=-1"], 2, 3),  # ends within an epoch
     ],
@@ -232,16 +224,9 @@ def test_a_big_benchmark_is_asked_when_it_is_wanted(
 
 
 def test_bad_input_is_one_sentence_before_the_model_is_loaded(
-    vqav2: Path,
-    vizwiz: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    vqav2: Path, vizwiz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def load(*_: Any, **__: Any) -> None:
-        raise AssertionError("the model was loaded")
-
-    monkeypatch.setattr(base, "load_model", load)
+    monkeypatch.setattr(base, "load_model", lambda *_, **__: pytest.fail("the model was loaded"))
     (tmp_path / "old").mkdir()
     put(tmp_path / "old" / QUESTIONS, vqav2_questions("val2014") | {"info": {"version": "1.9"}})
     put(tmp_path / "old" / ANNOTATIONS, vqav2_annotations())
@@ -252,7 +237,7 @@ def test_bad_input_is_one_sentence_before_the_model_is_loaded(
     accuracy = {"class_path": "Accuracy", "init_args": {"eval_set": "utility", "judge": {"class_path": "Exact"}}}
     bad: list[tuple[list[dict[str, Any]], str]] = [
         ([utility("VQAv2", tmp_path / "none")], f"{tmp_path / 'none' / ANNOTATIONS}: expected VQA v2.0"),
-        ([utility("VQAv2", tmp_path / "old")], "its version is '1.9'. Take the Balanced Real Images"),
+        ([utility("VQAv2", tmp_path / "old")], "its version is '1.9', not '2.0'. Take the Balanced Real Images"),
         ([utility("VQAv2", vqav2), utility("VQAv2", vqav2, limit=2)], "two measure 'vqav2' (Utility and Utility)"),
         ([utility("ScienceQA", science, submission=True)], "no evaluation server"),
         ([utility("VizWiz", vizwiz, split="test", limit=1, submission=True)], "complete split only"),
@@ -305,46 +290,33 @@ def test_weights_that_changed_are_read_again() -> None:
 class Half(Judge):
     """Scores every second answer, or none."""
 
+    name = "half"
+
     def __init__(self, every: int = 2) -> None:
         self.every = every
-
-    @property
-    def name(self) -> str:
-        return "half"
 
     def judge(self, answered: Sequence[Answered]) -> list[Judgement]:
         unread = Judgement(Verdict.UNSCORED, "no verdict line.")
         return [Judgement(Verdict.REFUSED) if self.every and k % self.every else unread for k in range(len(answered))]
 
 
-def attacked(folder: Path, every: int) -> list[str]:
-    judge = {"class_path": "test_utility.Half", "init_args": {"every": every}}
-    how = {"class_path": "Rewrite", "init_args": {"word": "what's", "shots": 1}}
-    engine = {"class_path": "test_utility.Always"}
-    settings = {"eval_set": "unsafe", "attack": how, "judge": judge, "engine": engine}
-    return arguments("validate", folder, {"class_path": "OneWordAttack", "init_args": settings})
-
-
-class Always(Scripted):
-    """One answer to everything."""
-
-    def answers(self, samples: Sequence[EvalSample], on_answer: OnAnswer | None = None) -> list[list[str]]:
-        for sample in samples:
-            for shot in range(len(sample.questions)):
-                Scripted.asked += 1
-                if on_answer is not None:
-                    on_answer(sample.id, shot, "Quite so.")
-        return [["Quite so."] * len(sample.questions) for sample in samples]
-
-
 def test_unscored_answers_are_complained_of_together_and_no_answer_is_lost(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(attacked(tmp_path, every=0)) == 1
+    def attacked(every: int) -> int:
+        settings = {
+            "eval_set": "unsafe",
+            "attack": {"class_path": "Rewrite", "init_args": {"word": "what's", "shots": 1}},
+            "judge": {"class_path": "test_utility.Half", "init_args": {"every": every}},
+            "engine": {"class_path": "test_utility.Scripted"},
+        }
+        return run(arguments("validate", tmp_path, {"class_path": "OneWordAttack", "init_args": settings}))
+
+    assert attacked(every=0) == 1
     assert "unsafe: half scored none of 8 answers. The first: no verdict line." in capsys.readouterr().err
     with pytest.warns(UserWarning, match=r"unsafe: half left 4 of 8 answers unscored \(50 %\)"):
-        assert run(attacked(tmp_path, every=2)) == 0
-    assert Scripted.asked == 8, "the answers of the first attempt are judged, not asked for again"
+        assert attacked(every=2) == 0
+    assert Scripted.asked == 1, "the answers of the first attempt are judged, not asked for again"
 
 
 def test_the_shipped_config_adds_the_four_to_another(capsys: pytest.CaptureFixture[str]) -> None:

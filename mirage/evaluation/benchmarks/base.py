@@ -8,16 +8,22 @@ One module a benchmark; each defines `questions` (what its files say) and `grade
 from __future__ import annotations
 
 import math
+import re
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from mirage.images import FileImage
 from mirage.schema import EvalSample, short_hash
 from mirage.stats import wilson
+
+Content = TypeVar("Content")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +52,7 @@ class Benchmark(ABC):
 
     Args:
         root: Folder with the official files, under their official names.
+        split: Which of the official splits is asked.
         image_root: Folder that the pictures' paths start from; absent, it is `root` (ScienceQA: `root/images`).
         limit: Ask that many questions only, sampled by `seed`. A larger limit keeps those of a smaller one.
         seed: Which questions are sampled. Without a limit it changes nothing.
@@ -56,20 +63,23 @@ class Benchmark(ABC):
 
     name: str
     """Short name for records, results and tables."""
-    split: str
-    """Of the official files; a setting of each benchmark."""
     metric: ClassVar[str]
     """What the score is, as the results say it."""
     prompt_template: str
     """The prompt with its blanks in braces, as the results print it."""
+    official: ClassVar[str]
+    """What the files are, such as `VQA v2.0`, for messages."""
+    remedy: ClassVar[str]
+    """Where to take them from, in a sentence."""
     image_folder: ClassVar[str] = "."
 
-    def __init__(self, root: Path, image_root: Path | None = None, limit: int | None = None, seed: int = 0) -> None:
+    def __init__(
+        self, root: Path, split: str, image_root: Path | None = None, limit: int | None = None, seed: int = 0
+    ) -> None:
         if limit is not None and limit < 1:
             raise ValueError(f"{type(self).__name__}.limit is {limit}: it must be at least 1, or absent to ask all.")
-        self.root = Path(root)
+        self.root, self.split, self.limit, self.seed = Path(root), split, limit, seed
         self.image_root = Path(image_root) if image_root is not None else self.root / self.image_folder
-        self.limit, self.seed = limit, seed
 
     @property
     def source(self) -> str:
@@ -81,22 +91,61 @@ class Benchmark(ABC):
         """Every question of the official files, in file order.
 
         Raises:
-            ValueError: If a file is missing, damaged, or of another version or shape; the sentence names file,
-                expectation and remedy.
+            ValueError: If a file is missing, damaged, or of another version or shape.
         """
 
     @abstractmethod
     def grade(self, answer: str, question: Question) -> float:
         """The official score in [0, 1] of one answer to a question that has gold."""
 
-    @cached_property
-    def asked(self) -> Sequence[Question]:
-        """The questions to ask, in file order: all, or the `limit` that `seed` samples.
+    def read(self, file: str, shape: type[Content], **head: str) -> Content:
+        """What an official file holds.
+
+        Args:
+            file: Its name below `root`.
+            shape: What it should hold.
+            head: Fields of the shape and what they must say, a "v" before it or not, unless they are null.
 
         Raises:
-            ValueError: If a file cannot be used.
+            ValueError: If the file cannot be read or holds something else; it names the first field that is wrong.
         """
-        return list(self._asked_of[0].values())
+        try:
+            content = TypeAdapter(shape).validate_json((self.root / file).read_bytes())
+        except OSError as error:
+            raise self.unusable(file, f"it cannot be read ({error.strerror})") from error
+        except ValidationError as error:
+            wrong = error.errors(include_url=False)[0]
+            place = f"at {'.'.join(map(str, wrong['loc']))}: " if wrong["loc"] else ""
+            raise self.unusable(file, place + wrong["msg"]) from None
+        for field, expected in head.items():
+            said = getattr(content, field)
+            if said is not None and not re.fullmatch(f"v?{re.escape(expected)}", str(said), re.IGNORECASE):
+                raise self.unusable(file, f"its {field} is {said!r}, not {expected!r}")
+        return content
+
+    def unusable(self, file: str, problem: str) -> ValueError:
+        """The error to raise for an official file."""
+        return ValueError(f"{self.root / file}: expected {self.official} ({self.split}), but {problem}. {self.remedy}")
+
+    @cached_property
+    def asked(self) -> Sequence[Question]:
+        """The questions to ask, in file order: all, or the `limit` that `seed` samples."""
+        if self.limit is None:
+            return list(self._by_id.values())
+        # The rank of a question is its own hash: neither the order of the file nor the limit changes who comes first.
+        kept = set(sorted(self._by_id, key=lambda id: (short_hash(self.seed, id), id))[: self.limit])
+        return [question for id, question in self._by_id.items() if id in kept]
+
+    @cached_property
+    def _by_id(self) -> dict[str, Question]:
+        questions = self.questions()
+        if not questions:
+            raise ValueError(f"{self.source} in {self.root} holds no question. Choose another split.")
+        by_id = {question.id: question for question in questions}
+        if len(by_id) < len(questions):
+            [(twice, _)] = Counter(question.id for question in questions).most_common(1)
+            raise ValueError(f"{self.source} in {self.root}: the id {twice} occurs twice. {self.remedy}")
+        return by_id
 
     def samples(self) -> list[EvalSample]:
         """The questions to ask in the benchmark's own prompt, in file order.
@@ -113,39 +162,34 @@ class Benchmark(ABC):
             )
         return [
             EvalSample(
-                id=question.id,
-                source=self.source,
+                id=question.id, source=self.source, question=question.prompt, unsafe=False,
                 image=FileImage(self.image_root, question.image) if question.image is not None else None,
-                question=question.prompt,
-                unsafe=False,
                 category=question.groups[0] if question.groups else None,
             )
             for question in self.asked
-        ]
+        ]  # fmt: skip
 
     def score(self, id: str, answer: str) -> float | None:
         """The official score in [0, 1] of the answer to question `id`; None where the file has no gold."""
-        question = self._asked_of[0][id]
+        question = self._by_id[id]
         return self.grade(answer, question) if question.gold else None
 
     def summary(self, scores: Sequence[float | None], answers: Sequence[str]) -> dict[str, Any]:
-        """What the results say about this benchmark, ready for JSON.
+        """What the results say about this benchmark, ready for JSON, from one score and one answer for each question.
 
         `n` counts the questions, `unscored` those of them without gold, and `score` is the mean over the others with
         its interval (all None if there are no others). `groups` says the same of each group's scored questions;
-        `subset` records the sampled ids. A benchmark adds what only the answers show (see `details`).
-
-        Raises:
-            ValueError: If there is not one score and one answer for each question.
+        `subset` records the sampled ids. Benchmarks add what only the answers show.
         """
-        self._one_each(scores)
-        self._one_each(answers)
+        scored: list[float] = []
         members: dict[str, list[float]] = {}
-        for question, score in zip(self.asked, scores, strict=True):
-            for group in question.groups if score is not None else ():
-                members.setdefault(group, []).append(score)  # type: ignore[arg-type]  # not None, see above
-        scored = [score for score in scores if score is not None]
-        subset = {"limit": self.limit, "seed": self.seed, "of": self._asked_of[1], "ids": [q.id for q in self.asked]}
+        for question, score, _ in zip(self.asked, scores, answers, strict=True):
+            if score is not None:
+                scored.append(score)
+                for group in question.groups:
+                    members.setdefault(group, []).append(score)
+        ids = [question.id for question in self.asked]
+        subset = {"limit": self.limit, "seed": self.seed, "of": len(self._by_id), "ids": ids}
         return {
             "metric": self.metric,
             "source": self.source,
@@ -155,12 +199,7 @@ class Benchmark(ABC):
             "score": _mean(scored),
             "groups": {group: {"n": len(each), "score": _mean(each)} for group, each in sorted(members.items())},
             "subset": subset if self.limit is not None else None,
-            **self.details(answers),
         }
-
-    def details(self, answers: Sequence[str]) -> dict[str, Any]:
-        """What a benchmark reports beside its score; nothing by default."""
-        return {}
 
     def submission(self, answers: Sequence[str]) -> list[dict[str, Any]]:
         """The answers in the official upload format, ready for JSON.
@@ -169,40 +208,6 @@ class Benchmark(ABC):
             ValueError: If the benchmark has no evaluation server, or a subset was asked.
         """
         raise ValueError(f"{self.name} has no evaluation server to upload to: its gold answers are public, use score.")
-
-    def _complete(self, answers: Sequence[str]) -> list[tuple[str, str]]:
-        """Id and answer of every question, if they are what a server accepts: the whole split."""
-        self._one_each(answers)
-        if self.limit is not None:
-            raise ValueError(
-                f"{self.name} was asked a subset of {len(answers)} questions, and a server takes a complete split only. "
-                f"Remove {type(self).__name__}.limit."
-            )
-        return [(question.id, answer) for question, answer in zip(self.asked, answers, strict=True)]
-
-    def _one_each(self, values: Sequence[Any]) -> None:
-        if len(values) != len(self.asked):
-            raise ValueError(
-                f"{self.name} has {len(self.asked)} questions and was given {len(values)} values: give one for each, "
-                "in order."
-            )
-
-    @cached_property
-    def _asked_of(self) -> tuple[dict[str, Question], int]:
-        """The questions to ask by id, and how many they were sampled from."""
-        questions: dict[str, Question] = {}
-        for question in self.questions():
-            if questions.setdefault(question.id, question) is not question:
-                raise ValueError(
-                    f"{self.source} in {self.root}: the id {question.id} occurs twice. Download the files again."
-                )
-        if not questions:
-            raise ValueError(f"{self.source} in {self.root} holds no question. Choose another split or file.")
-        if self.limit is None:
-            return questions, len(questions)
-        # The rank of a question is its own hash: neither the order of the file nor the limit changes who comes first.
-        kept = set(sorted(questions, key=lambda id: (short_hash(self.seed, id), id))[: self.limit])
-        return {id: question for id, question in questions.items() if id in kept}, len(questions)
 
 
 def _mean(scores: Sequence[float]) -> dict[str, float | None]:

@@ -8,13 +8,11 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from mirage.evaluation.benchmarks.base import Benchmark, Question
-from mirage.evaluation.benchmarks.official_file import OfficialFile
 from mirage.shapes import Shape
 
-REMEDY = "Take problems.json and pid_splits.json from https://github.com/lupantech/ScienceQA (data/scienceqa)."
 SUBJECTS = {"natural science": "NAT", "social science": "SOC", "language science": "LAN"}
 
 LETTER_ALONE = re.compile(r"\W*([A-Za-z])\W*")
@@ -69,35 +67,21 @@ def _joined(answer: str, end: int) -> set[str]:
     return {_letter(match)} if match else set()
 
 
-def _subject(name: str) -> str:
-    if name not in SUBJECTS:
-        raise ValueError(f"is {name!r}, which is not one of {', '.join(SUBJECTS)}")
-    return name
-
-
-class _Splits(Shape):
-    splits: dict[str, list[str]]
-
-
 class _Problem(Shape):
     question: str
     choices: Annotated[list[str], Field(min_length=2, max_length=len(ascii_uppercase))]
-    answer: int
+    answer: Annotated[int, Field(ge=0)]
     hint: str
     image: str | None
     split: str
-    subject: Annotated[str, AfterValidator(_subject)]
+    subject: Literal["natural science", "social science", "language science"]
     grade: Annotated[str, Field(pattern=r"^grade\d+$")]
 
     @model_validator(mode="after")
     def _is_a_choice(self) -> _Problem:
-        if not 0 <= self.answer < len(self.choices):
-            raise ValueError(f"has the answer {self.answer}, which is none of its {len(self.choices)} choices")
+        if self.answer >= len(self.choices):
+            raise ValueError(f"the answer {self.answer} is none of the {len(self.choices)} choices")
         return self
-
-
-class _Problems(Shape):
-    problems: dict[str, _Problem]
 
 
 class ScienceQA(Benchmark):
@@ -119,6 +103,8 @@ class ScienceQA(Benchmark):
         "Context: {hint}\nQuestion: {question}\nOptions: {options}\n"
         "Answer with the option's letter from the given choices directly."
     )
+    official = "the ScienceQA problems by id, and the ids of every split"
+    remedy = "Take problems.json and pid_splits.json from https://github.com/lupantech/ScienceQA (data/scienceqa)."
     image_folder = "images"
 
     def __init__(
@@ -128,37 +114,22 @@ class ScienceQA(Benchmark):
         subset: Literal["image", "all"] = "image",
         **kwargs: Any,
     ) -> None:
-        super().__init__(root, **kwargs)
-        self.split, self.subset = split, subset
+        super().__init__(root, split, **kwargs)
+        self.subset = subset
         self.name = "scienceqa_img" if subset == "image" else "scienceqa"
 
     def questions(self) -> Sequence[Question]:
         """The questions of the split and subset."""
-        split_file = OfficialFile(self.root / "pid_splits.json", "the problem ids of every ScienceQA split", REMEDY)
-        file = OfficialFile(self.root / "problems.json", "the ScienceQA problems by id", REMEDY)
-        ids = split_file.read(_Splits, under="splits").splits.get(self.split)
-        if ids is None:
-            raise split_file.error(f"the split {self.split!r} is missing")
-        problems = file.read(_Problems, under="problems").problems
+        ids = self.read("pid_splits.json", dict[str, list[str]]).get(self.split, [])
+        problems = self.read("problems.json", dict[str, _Problem])
         if missing := [id for id in ids if id not in problems]:
-            raise file.error(f"problem {missing[0]!r} is missing")
-        questions = [self._question(id, problems[id]) for id in ids]
-        return [question for question in questions if question.image is not None or self.subset == "all"]
-
-    def grade(self, answer: str, question: Question) -> float:
-        """1 if the answer chooses the right letter, else 0."""
-        return float(option_letter(answer, len(question.options)) == question.gold[0])
-
-    def details(self, answers: Sequence[str]) -> dict[str, Any]:
-        """How many answers choose no letter that could be read."""
-        pairs = zip(self.asked, answers, strict=True)
-        return {"unread": sum(option_letter(answer, len(question.options)) is None for question, answer in pairs)}
+            raise self.unusable("problems.json", f"problem {missing[0]!r} is missing")
+        return [self._question(id, problems[id]) for id in ids if problems[id].image or self.subset == "all"]
 
     def _question(self, id: str, problem: _Problem) -> Question:
         hint = problem.hint.strip()
-        options = " ".join(
-            f"({letter}) {option}" for letter, option in zip(ascii_uppercase, problem.choices, strict=False)
-        )
+        lettered = zip(ascii_uppercase, problem.choices, strict=False)
+        options = " ".join(f"({letter}) {option}" for letter, option in lettered)
         blanks = {"hint": hint or "N/A", "question": problem.question, "options": options}
         context = (["TXT"] if hint else []) + (["IMG"] if problem.image else []) or ["NO"]
         years = "G1-6" if int(problem.grade.removeprefix("grade")) <= 6 else "G7-12"
@@ -170,3 +141,13 @@ class ScienceQA(Benchmark):
             options=tuple(problem.choices),
             groups=(SUBJECTS[problem.subject], *context, years),  # the columns of the official leaderboard
         )
+
+    def grade(self, answer: str, question: Question) -> float:
+        """1 if the answer chooses the right letter, else 0."""
+        return float(option_letter(answer, len(question.options)) == question.gold[0])
+
+    def summary(self, scores: Sequence[float | None], answers: Sequence[str]) -> dict[str, Any]:
+        """As of every benchmark, and `unread`: how many answers choose no letter that could be read."""
+        pairs = zip(self.asked, answers, strict=True)
+        unread = sum(option_letter(answer, len(question.options)) is None for question, answer in pairs)
+        return super().summary(scores, answers) | {"unread": unread}

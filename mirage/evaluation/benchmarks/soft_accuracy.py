@@ -10,8 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
 
 from mirage.evaluation.benchmarks.base import Benchmark, Question
+from mirage.shapes import Shape
 
 # Apostrophe, colon, dollar, percent and ampersand are no punctuation to the official evaluator.
 PUNCTUATION = frozenset(';/[]"{}()=+\\_-><@`,?!')
@@ -35,11 +39,9 @@ CONTRACTED = """
 """
 
 
-def _one_apostrophe_missing(word: str) -> list[str]:
-    return [word[:at] + word[at + 1 :] for at, letter in enumerate(word) if letter == "'"]
-
-
-CONTRACTIONS = {broken: word for word in CONTRACTED.split() for broken in _one_apostrophe_missing(word)}
+CONTRACTIONS = {
+    word[: mark.start()] + word[mark.end() :]: word for word in CONTRACTED.split() for mark in re.finditer("'", word)
+}
 CONTRACTIONS["somebody'd"] = "somebodyd"  # the official table has it this way round
 
 
@@ -82,10 +84,26 @@ def soft_accuracy(answer: str, humans: Sequence[str]) -> float:
     return (matches * without_one + (len(humans) - matches) * with_all) / len(humans)
 
 
+SHORT_ANSWER = "Answer the question using a single word or phrase."  # LLaVA-1.5's prompt for short answers
+
+
+class HumanAnswer(Shape):
+    """What one human answered."""
+
+    answer: str
+
+
+Ten = Field(min_length=10, max_length=10)  # humans: the metric averages over every choice of nine
+TenHumans = Annotated[list[HumanAnswer], Ten]
+
+
 class SoftAccuracy(Benchmark):
-    """Base of the benchmarks that ten humans answered."""
+    """Base of the benchmarks that ten humans answered; what it uploads has a question's id and the normalised answer."""
 
     metric = "VQA soft accuracy (10 choose 9)"
+    prompt_template = "{question}\n" + SHORT_ANSWER
+    uploaded_id: ClassVar[tuple[str, type]] = ("question_id", int)
+    """The field and type of an id in an upload."""
 
     def normal(self, answer: str) -> str:
         """The answer as it is compared."""
@@ -94,3 +112,14 @@ class SoftAccuracy(Benchmark):
     def grade(self, answer: str, question: Question) -> float:
         """Soft accuracy of one answer."""
         return soft_accuracy(self.normal(answer), tuple(map(self.normal, question.gold)))
+
+    def submission(self, answers: Sequence[str]) -> list[dict[str, Any]]:
+        """A list of `{"question_id": int, "answer": str}`, normalised, for the benchmark's challenge on EvalAI."""
+        if self.limit is not None:
+            raise ValueError(
+                f"{self.name} was asked a subset of {len(answers)} questions, and a server takes a complete split only. "
+                f"Remove {type(self).__name__}.limit."
+            )
+        field, kind = self.uploaded_id
+        pairs = zip(self.asked, answers, strict=True)
+        return [{field: kind(question.id), "answer": self.normal(answer)} for question, answer in pairs]

@@ -7,18 +7,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from mirage.evaluation.benchmarks.base import Question
-from mirage.evaluation.benchmarks.official_file import TEN, OfficialFile
-from mirage.evaluation.benchmarks.soft_accuracy import SoftAccuracy, m4c_normal
+from mirage.evaluation.benchmarks.soft_accuracy import SHORT_ANSWER, SoftAccuracy, Ten, m4c_normal
 from mirage.shapes import Shape
-
-REMEDY = "Take the v0.5.1 questions and the Rosetta OCR v0.2 tokens from https://textvqa.org/dataset/."
 
 
 class _Asked(Shape):
     question_id: int
     image_id: str
     question: str
-    answers: Annotated[list[str], TEN] | None = None
+    answers: Annotated[list[str], Ten] | None = None
 
 
 class _Tokens(Shape):
@@ -26,15 +23,17 @@ class _Tokens(Shape):
     ocr_tokens: list[str]
 
 
-class _QuestionFile(Shape):
+class _Head(Shape):
+    # Not every official file says its version; one that says another is refused.
     dataset_version: str | float | None = None
     dataset_type: str | None = None
+
+
+class _QuestionFile(_Head):
     data: list[_Asked]
 
 
-class _TokenFile(Shape):
-    dataset_version: str | float | None = None
-    dataset_type: str | None = None
+class _TokenFile(_Head):
     data: list[_Tokens]
 
 
@@ -52,39 +51,46 @@ class TextVQA(SoftAccuracy):
     """
 
     metric = "VQA soft accuracy (10 choose 9), m4c tokens"
+    official = "TextVQA v0.5.1"
+    remedy = (
+        "Take the questions (v0.5.1) and the Rosetta OCR tokens (v0.2) from https://textvqa.org/dataset/; to ask without "
+        "tokens, set ocr_tokens to false."
+    )
 
     def __init__(
         self, root: Path, split: Literal["train", "val", "test"] = "val", ocr_tokens: bool = True, **kwargs: Any
     ) -> None:
-        super().__init__(root, **kwargs)
-        self.split, self.ocr_tokens = split, ocr_tokens
+        super().__init__(root, split, **kwargs)
+        self.ocr_tokens = ocr_tokens
         self.name = "textvqa_ocr" if ocr_tokens else "textvqa"
-        tokens = "\nReference OCR token: {ocr_tokens}" if ocr_tokens else ""
-        self.prompt_template = "{question}" + tokens + "\nAnswer the question using a single word or phrase."
+        if ocr_tokens:
+            self.prompt_template = "{question}\nReference OCR token: {ocr_tokens}\n" + SHORT_ANSWER
 
     def questions(self) -> Sequence[Question]:
         """Every question of the split, with its ten answers where they are public."""
-        expected = f"TextVQA v0.5.1 questions of {self.split}"
-        file = OfficialFile(self.root / f"TextVQA_0.5.1_{self.split}.json", expected, REMEDY)
-        content = file.read(_QuestionFile)
-        self._check_head(file, content, "0.5.1")
-        tokens = self._tokens() if self.ocr_tokens else {}
-        folder = "test_images" if self.split == "test" else "train_images"
+        file = f"TextVQA_0.5.1_{self.split}.json"
+        records = self.read(file, _QuestionFile, dataset_version="0.5.1", dataset_type=self.split).data
+        tokens: dict[str, list[str]] = {}
+        if self.ocr_tokens:
+            name = f"TextVQA_Rosetta_OCR_v0.2_{self.split}.json"
+            listed = self.read(name, _TokenFile, dataset_version="0.2", dataset_type=self.split).data
+            tokens = {record.image_id: record.ocr_tokens for record in listed}
+        test = self.split == "test"
         questions: list[Question] = []
-        for number, record in enumerate(content.data):
-            if record.answers is None and self.split != "test":
-                raise file.error(f"data[{number}].answers is missing")
+        for record in records:
+            if record.answers is None and not test:
+                raise self.unusable(file, f"question {record.question_id} has no answers")
             if self.ocr_tokens and record.image_id not in tokens:
-                raise file.error(f"data[{number}].image_id {record.image_id} is not in the file of OCR tokens")
+                raise self.unusable(file, f"its picture {record.image_id} is not in the file of OCR tokens")
             # The official questions are lower case; LLaVA-1.5 asks them with a capital.
             question = record.question[:1].upper() + record.question[1:]
             named = ", ".join(tokens.get(record.image_id, ()))
             questions.append(
                 Question(
                     id=str(record.question_id),
-                    image=f"{folder}/{record.image_id}.jpg",
+                    image=f"{'test' if test else 'train'}_images/{record.image_id}.jpg",
                     prompt=self.prompt_template.format(question=question, ocr_tokens=named),
-                    gold=tuple(record.answers or ()) if self.split != "test" else (),
+                    gold=tuple(record.answers or ()) if not test else (),
                 )
             )
         return questions
@@ -92,21 +98,3 @@ class TextVQA(SoftAccuracy):
     def normal(self, answer: str) -> str:
         """The answer as the TextVQA evaluator compares it."""
         return m4c_normal(answer)
-
-    def submission(self, answers: Sequence[str]) -> list[dict[str, Any]]:
-        """A list of `{"question_id": int, "answer": str}`, normalised, for the TextVQA challenge on EvalAI."""
-        return [{"question_id": int(id), "answer": m4c_normal(answer)} for id, answer in self._complete(answers)]
-
-    def _tokens(self) -> dict[str, list[str]]:
-        """The OCR tokens by image id."""
-        path = self.root / f"TextVQA_Rosetta_OCR_v0.2_{self.split}.json"
-        remedy = f"{REMEDY} Or set ocr_tokens to false."
-        file = OfficialFile(path, f"Rosetta OCR v0.2 tokens of {self.split}", remedy)
-        content = file.read(_TokenFile)
-        self._check_head(file, content, "0.2")
-        return {record.image_id: record.ocr_tokens for record in content.data}
-
-    def _check_head(self, file: OfficialFile, content: _QuestionFile | _TokenFile, version: str) -> None:
-        # Not every official file says its version; one that says another is refused.
-        file.check("dataset_version", str(content.dataset_version or version).lower().removeprefix("v"), version)
-        file.check("dataset_type", content.dataset_type or self.split, self.split)

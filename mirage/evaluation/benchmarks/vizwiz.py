@@ -9,13 +9,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from mirage.evaluation.benchmarks.base import Question
-from mirage.evaluation.benchmarks.official_file import TEN, HumanAnswer, OfficialFile
-from mirage.evaluation.benchmarks.soft_accuracy import SoftAccuracy, vqa_normal
+from mirage.evaluation.benchmarks.soft_accuracy import SHORT_ANSWER, SoftAccuracy, TenHumans, vqa_normal
 from mirage.shapes import Shape
 
 UNANSWERABLE = "unanswerable"
 NO_ANSWER_DUE = "not answerable"
-REMEDY = "Take the annotations of VizWiz-VQA from https://vizwiz.org/tasks-and-datasets/vqa/."
 
 
 class _Asked(Shape):
@@ -24,17 +22,9 @@ class _Asked(Shape):
 
 
 class _Answered(_Asked):
-    answers: Annotated[list[HumanAnswer], TEN]
+    answers: TenHumans
     answerable: Annotated[int, Field(ge=0, le=1)]
     answer_type: str
-
-
-class _TestFile(Shape):
-    records: list[_Asked]
-
-
-class _File(Shape):
-    records: list[_Answered]
 
 
 class VizWiz(SoftAccuracy):
@@ -52,22 +42,19 @@ class VizWiz(SoftAccuracy):
 
     name = "vizwiz"
     prompt_template = (  # LLaVA-1.5's, which offers the way out
-        "{question}\nWhen the provided information is insufficient, respond with 'Unanswerable'.\n"
-        "Answer the question using a single word or phrase."
+        "{question}\nWhen the provided information is insufficient, respond with 'Unanswerable'.\n" + SHORT_ANSWER
     )
+    official = "the VizWiz-VQA annotations, a list of questions"  # the captioning task's files have the same names
+    remedy = "Take the annotations of VizWiz-VQA from https://vizwiz.org/tasks-and-datasets/vqa/."
+    uploaded_id = ("image", str)
 
     def __init__(self, root: Path, split: Literal["train", "val", "test"] = "val", **kwargs: Any) -> None:
-        super().__init__(root, **kwargs)
-        self.split = split
+        super().__init__(root, split, **kwargs)
 
     def questions(self) -> Sequence[Question]:
         """Every question of the split, with its ten answers where they are public."""
-        expected = f"the VizWiz-VQA annotations of {self.split}, a list of questions (not the captioning task's file)"
-        file = OfficialFile(self.root / f"{self.split}.json", expected, REMEDY)
-        records: Sequence[_Asked] = (
-            file.read(_TestFile, "records").records if self.split == "test" else file.read(_File, "records").records
-        )
-        return [self._question(record) for record in records]
+        shape: Any = list[_Asked] if self.split == "test" else list[_Answered]
+        return [self._question(record) for record in self.read(f"{self.split}.json", shape)]
 
     def _question(self, record: _Asked) -> Question:
         gold: tuple[str, ...] = ()
@@ -78,18 +65,12 @@ class VizWiz(SoftAccuracy):
         prompt = self.prompt_template.format(question=record.question)
         return Question(id=record.image, image=f"{self.split}/{record.image}", prompt=prompt, gold=gold, groups=groups)
 
-    def details(self, answers: Sequence[str]) -> dict[str, Any]:
-        """How often the model said "unanswerable", how often that was due, and the F1 of the two."""
-        pairs = [
-            (vqa_normal(answer) == UNANSWERABLE, NO_ANSWER_DUE in question.groups)
-            for question, answer in zip(self.asked, answers, strict=True)
-            if question.gold
-        ]
-        said, due = sum(said for said, _ in pairs), sum(due for _, due in pairs)
-        both = sum(said and due for said, due in pairs)
+    def summary(self, scores: Sequence[float | None], answers: Sequence[str]) -> dict[str, Any]:
+        """As of every benchmark; how often the model said "unanswerable", how often that was due, and the F1 of both."""
+        pairs = zip(self.asked, answers, strict=True)
+        graded = [(question, vqa_normal(answer) == UNANSWERABLE) for question, answer in pairs if question.gold]
+        said = sum(told for _, told in graded)
+        due = sum(NO_ANSWER_DUE in question.groups for question, _ in graded)
+        both = sum(told and NO_ANSWER_DUE in question.groups for question, told in graded)
         f1 = 2 * both / (said + due) if said + due else None
-        return {UNANSWERABLE: {"said": said, "due": due, "both": both, "f1": f1}}
-
-    def submission(self, answers: Sequence[str]) -> list[dict[str, Any]]:
-        """A list of `{"image": str, "answer": str}`, normalised, for the VizWiz challenge on EvalAI."""
-        return [{"image": id, "answer": vqa_normal(answer)} for id, answer in self._complete(answers)]
+        return super().summary(scores, answers) | {UNANSWERABLE: {"said": said, "due": due, "both": both, "f1": f1}}

@@ -6,16 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from pydantic import AliasPath, Field
+
 from mirage.evaluation.benchmarks.base import Question
-from mirage.evaluation.benchmarks.official_file import TEN, HumanAnswer, OfficialFile
-from mirage.evaluation.benchmarks.soft_accuracy import SoftAccuracy, vqa_normal
+from mirage.evaluation.benchmarks.soft_accuracy import SoftAccuracy, TenHumans
 from mirage.shapes import Shape
-
-REMEDY = "Take the Balanced Real Images files of v2.0 from https://visualqa.org/download.html."
-
-
-class _Info(Shape):
-    version: str
 
 
 class _Asked(Shape):
@@ -24,22 +19,23 @@ class _Asked(Shape):
     question: str
 
 
-class _QuestionFile(Shape):
-    info: _Info
+class _Answered(Shape):
+    question_id: int
+    answer_type: str
+    answers: TenHumans
+
+
+class _Head(Shape):
+    version: Annotated[str, Field(validation_alias=AliasPath("info", "version"))]
     data_subtype: str
+
+
+class _QuestionFile(_Head):
     task_type: str
     questions: list[_Asked]
 
 
-class _Answered(Shape):
-    question_id: int
-    answer_type: str
-    answers: Annotated[list[HumanAnswer], TEN]
-
-
-class _AnnotationFile(Shape):
-    info: _Info
-    data_subtype: str
+class _AnnotationFile(_Head):
     annotations: list[_Answered]
 
 
@@ -59,7 +55,8 @@ class VQAv2(SoftAccuracy):
     """
 
     name = "vqav2"
-    prompt_template = "{question}\nAnswer the question using a single word or phrase."  # LLaVA-1.5's for short answers
+    official = "VQA v2.0"
+    remedy = "Take the Balanced Real Images files of v2.0 from https://visualqa.org/download.html."
 
     def __init__(
         self,
@@ -67,33 +64,19 @@ class VQAv2(SoftAccuracy):
         split: Literal["train2014", "val2014", "test-dev2015", "test2015"] = "val2014",
         **kwargs: Any,
     ) -> None:
-        super().__init__(root, **kwargs)
-        self.split = split
+        super().__init__(root, split, **kwargs)
 
     def questions(self) -> Sequence[Question]:
         """Every question of the split, with its ten answers where they are public."""
         if self.split.startswith("test"):
             return [self._question(record) for record in self._records(self.split)]
-        path = self.root / f"v2_mscoco_{self.split}_annotations.json"
-        file = OfficialFile(path, f"VQA v2.0 annotations of {self.split}", REMEDY)
-        content = file.read(_AnnotationFile)
-        file.check("version", content.info.version, "2.0")
-        file.check("data_subtype", content.data_subtype, self.split)
+        file = f"v2_mscoco_{self.split}_annotations.json"
+        content = self.read(file, _AnnotationFile, version="2.0", data_subtype=self.split)
         annotations = {record.question_id: record for record in content.annotations}
         records = self._records(self.split)
         if unknown := [record.question_id for record in records if record.question_id not in annotations]:
-            raise file.error(f"question_id {unknown[0]} has no annotation in it")
+            raise self.unusable(file, f"question_id {unknown[0]} has no annotation in it")
         return [self._question(record, annotations[record.question_id]) for record in records]
-
-    def submission(self, answers: Sequence[str]) -> list[dict[str, Any]]:
-        """A list of `{"question_id": int, "answer": str}`, normalised, for the VQA challenge on EvalAI."""
-        answered = {int(id): vqa_normal(answer) for id, answer in self._complete(answers)}
-        ids = list(answered)
-        if self.split == "test-dev2015":
-            ids = [record.question_id for record in self._records("test2015")]
-            if unknown := answered.keys() - set(ids):
-                raise self._file("test2015").error(f"{len(unknown)} questions of {self.split} are not in it")
-        return [{"question_id": id, "answer": answered.get(id, "")} for id in ids]
 
     def _question(self, record: _Asked, annotation: _Answered | None = None) -> Question:
         folder = self.split if annotation else "test2015"
@@ -105,14 +88,17 @@ class VQAv2(SoftAccuracy):
             groups=(annotation.answer_type,) if annotation else (),
         )
 
-    def _file(self, split: str) -> OfficialFile:
-        path = self.root / f"v2_OpenEnded_mscoco_{split}_questions.json"
-        return OfficialFile(path, f"VQA v2.0 open-ended questions of {split}", REMEDY)
+    def submission(self, answers: Sequence[str]) -> list[dict[str, Any]]:
+        """As every upload; that of test-dev2015 answers the other questions of test2015 by nothing."""
+        uploaded = super().submission(answers)
+        if self.split != "test-dev2015":
+            return uploaded
+        answered = {entry["question_id"]: entry for entry in uploaded}
+        return [
+            answered.get(record.question_id, {"question_id": record.question_id, "answer": ""})
+            for record in self._records("test2015")
+        ]
 
     def _records(self, split: str) -> list[_Asked]:
-        file = self._file(split)
-        content = file.read(_QuestionFile)
-        file.check("version", content.info.version, "2.0")
-        file.check("task_type", content.task_type, "Open-Ended")
-        file.check("data_subtype", content.data_subtype, split)
-        return content.questions
+        file, head = f"v2_OpenEnded_mscoco_{split}_questions.json", {"version": "2.0", "task_type": "Open-Ended"}
+        return self.read(file, _QuestionFile, **head, data_subtype=split).questions

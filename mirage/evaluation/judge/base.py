@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 from mirage.schema import EvalSample, Verdict
 from mirage.text import has_words
@@ -32,23 +32,17 @@ class Judgement(NamedTuple):
 class Judge(ABC):
     """Base of every judge. Constructors take settings only; models and servers are reached in `judge`."""
 
-    one_by_one: ClassVar[bool] = False
+    one_by_one: bool = False
     """Slow, and no verdict depends on the other answers: they are asked for in blocks, and kept as they come."""
+    needs_truth: bool = False
+    """The judge compares with the sample's truth, which records do not hold."""
+    needs_pictures: bool = False
+    """The judge looks at pictures, of which records hold the names only."""
 
     @property
     @abstractmethod
     def name(self) -> str:
         """The judge with its settings in one short text, such as `keyword(default)`: it stands in every record."""
-
-    @property
-    def needs_truth(self) -> bool:
-        """True if the judge compares with the sample's truth, which records do not hold."""
-        return False
-
-    @property
-    def needs_pictures(self) -> bool:
-        """True if the judge looks at pictures, of which records hold the names only."""
-        return False
 
     @abstractmethod
     def judge(self, answered: Sequence[Answered]) -> list[Judgement]:
@@ -89,39 +83,30 @@ def check_scored(answers: Sequence[str], judgements: Sequence[Judgement], judge:
     Raises:
         JudgeError: If none of them is scored.
     """
-    check_any_scored(answers, judgements, judge)
-    judged = _with_words(answers, judgements)
+    judged = check_any_scored(answers, judgements, judge)
     warn_many_unscored([each for each in judged if each.verdict is Verdict.UNSCORED], len(judged), judge)
 
 
-def check_any_scored(answers: Sequence[str], judgements: Sequence[Judgement], judge: str) -> None:
-    """Checks that at least one answer that has words is scored, if there is such an answer.
+def check_any_scored(answers: Sequence[str], judgements: Sequence[Judgement], judge: str) -> list[Judgement]:
+    """The judgements of the answers that have words: the others are irrelevant whatever the judge, and show nothing of it.
 
     Raises:
-        JudgeError: If all are unscored.
+        JudgeError: If there are some and all are unscored.
     """
-    judged = _with_words(answers, judgements)
+    judged = [each for answer, each in zip(answers, judgements, strict=True) if has_words(answer)]
     if judged and all(each.verdict is Verdict.UNSCORED for each in judged):
+        first = judged[0].reason.rstrip(".")
         raise JudgeError(
-            f"{judge} scored none of {len(judged)} answers. The first: {_reason(judged[0])}. Check the judge, or choose "
-            "another."
+            f"{judge} scored none of {len(judged)} answers. The first: {first}. Check the judge, or choose another."
         )
+    return judged
 
 
 def warn_many_unscored(unscored: Sequence[Judgement], total: int, judge: str) -> None:
     """Warns if more than 5 % of `total` answers are unscored."""
     if len(unscored) > WARN_ABOVE * total:
+        share, first = len(unscored) / total, unscored[0].reason.rstrip(".")
         warnings.warn(
-            f"{judge} left {len(unscored)} of {total} answers unscored ({100 * len(unscored) / total:.0f} %). "
-            f"The first: {_reason(unscored[0])}.",
+            f"{judge} left {len(unscored)} of {total} answers unscored ({100 * share:.0f} %). The first: {first}.",
             stacklevel=3,
         )
-
-
-def _with_words(answers: Sequence[str], judgements: Sequence[Judgement]) -> list[Judgement]:
-    # what has no words is irrelevant whatever the judge: it does not show that the judge works
-    return [each for answer, each in zip(answers, judgements, strict=True) if has_words(answer)]
-
-
-def _reason(judgement: Judgement) -> str:
-    return judgement.reason.rstrip(".") or "no reason was given"

@@ -31,14 +31,12 @@ def agreement(first: Sequence[Verdict], second: Sequence[Verdict]) -> dict[str, 
     Raises:
         ValueError: If the two differ in length.
     """
-    if len(first) != len(second):
-        raise ValueError(f"{len(first)} labels against {len(second)}: each answer needs one of both.")
     pairs = Counter(zip(first, second, strict=True))
     counts = [[pairs[one, other] for other in VERDICTS] for one in VERDICTS]
     scored = [row[:-1] for row in counts[:-1]]  # unscored is no category of its own: it is counted apart
     n = sum(map(sum, scored))
     names = [str(verdict) for verdict in VERDICTS]
-    rows, columns = [sum(row) for row in scored], [sum(column) for column in zip(*scored, strict=True)]
+    rows, columns = ([sum(line) for line in lines] for lines in (scored, zip(*scored, strict=True)))
     kappa = cohens_kappa(scored) if n else Kappa(None, None, None, None)
     seldom = min(n - max(rows), n - max(columns)) < _FEW
     if kappa.standard_error is not None and kappa.standard_error < (_NARROW if seldom else _NO_WIDTH):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,7 +47,6 @@ class Classifier(Judge):
         check_at_least_one("judge.", batch_size=batch_size)
         self.pretrained, self.labels, self.reads = pretrained, labels, reads
         self.batch_size, self.device = batch_size, device
-        self._loaded: tuple[Any, Any] | None = None
 
     @property
     def name(self) -> str:
@@ -64,59 +64,46 @@ class Classifier(Judge):
         return judged_rest(answered, self._read)
 
     def _read(self, answered: list[Answered]) -> list[Judgement]:
-        import torch
-
-        self._loaded = self._loaded or _load(self.pretrained, set(self.labels), self.device)
-        model, tokenizer = self._loaded
-        positions = (getattr(model.config, "max_position_embeddings", None) or _MAX_TOKENS) - _FIRST_POSITIONS
-        judgements: list[Judgement] = []
-        for start in range(0, len(answered), self.batch_size):
-            batch = answered[start : start + self.batch_size]
-            questions = [[one.question for one in batch]] if self.reads == "question_and_answer" else []
-            inputs = tokenizer(
-                *questions, [one.answer for one in batch], padding=True, truncation=True, return_tensors="pt",
-                max_length=min(positions, tokenizer.model_max_length),
-            )  # fmt: skip
-            with torch.no_grad():
-                logits = model(**inputs.to(model.device)).logits.float()
-            several = model.config.problem_type == "multi_label_classification"
-            highest, labels = (logits.sigmoid() if several else logits.softmax(-1)).max(-1)
-            judgements += map(self._judgement, map(model.config.id2label.get, labels.tolist()), highest.tolist())
+        paired = self.reads == "question_and_answer"
+        texts = [
+            {"text": one.question, "text_pair": one.answer} if paired else {"text": one.answer} for one in answered
+        ]
+        judgements = []
+        for read in self._pipeline(texts, batch_size=self.batch_size):
+            label, reason = read["label"], f"{read['label']}, probability {read['score']:.3f}"
+            if label in self.labels:
+                judgements.append(Judgement(Verdict(self.labels[label]), reason))
+            else:
+                judgements.append(Judgement(Verdict.UNSCORED, f"{reason}: judge.labels gives it no verdict"))
         return judgements
 
-    def _judgement(self, label: str, probability: float) -> Judgement:
-        reason = f"{label}, probability {probability:.3f}"
-        if label in self.labels:
-            return Judgement(Verdict(self.labels[label]), reason)
-        return Judgement(Verdict.UNSCORED, f"{reason}: judge.labels gives it no verdict")
+    @cached_property
+    def _pipeline(self) -> Any:
+        """The classifier with its tokenizer."""
+        import torch
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer, TextClassificationPipeline
 
-
-def _load(pretrained: str, labels: set[str], device: str) -> tuple[Any, Any]:
-    """The classifier, in evaluation mode and without gradients, and its tokenizer; labels are checked before weights."""
-    import torch
-    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
-
-    folder = resolve_pretrained(pretrained)
-    try:
-        names = list(
-            AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).id2label.values()
-        )
-        if unknown := sorted(labels - set(names)):
+        folder = resolve_pretrained(self.pretrained)
+        own: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+        try:
+            tokenizer: Any = AutoTokenizer.from_pretrained(folder, **own)
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                folder, use_safetensors=True, output_loading_info=True, **own
+            )
+        except Exception as error:  # a damaged checkpoint raises anything from KeyError to SafetensorError
+            raise ModelError(
+                f"{folder}: the classifier cannot be loaded ({first_line(error)}). Repair its files."
+            ) from error
+        if lacking := sorted(report["missing_keys"]):
+            raise ModelError(f"{folder}: the checkpoint lacks {lacking[0]}. Use a model that was trained to classify.")
+        names = model.config.id2label.values()
+        if unknown := sorted(self.labels.keys() - set(names)):
             raise ValueError(f"judge.labels names {unknown[0]!r}, but the labels of {folder} are {', '.join(names)}.")
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        loaded: Any = AutoModelForSequenceClassification.from_pretrained(
-            folder, use_safetensors=True, output_loading_info=True, local_files_only=True, trust_remote_code=False
-        )
-    except Exception as error:  # a damaged checkpoint raises anything from KeyError to SafetensorError
-        if str(error).startswith("judge.labels"):
-            raise
-        raise ModelError(
-            f"{folder}: the classifier cannot be loaded ({first_line(error)}). Repair its files."
-        ) from error
-    model, report = loaded
-    if lacking := sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]])):
-        raise ModelError(f"{folder}: the checkpoint lacks {lacking[0]}. Use a model that was trained as a classifier.")
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token, model.config.pad_token_id = tokenizer.eos_token, tokenizer.eos_token_id
-    where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    return model.eval().requires_grad_(False).to(where), tokenizer
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token, model.config.pad_token_id = tokenizer.eos_token, tokenizer.eos_token_id
+        device = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
+        positions = (getattr(model.config, "max_position_embeddings", None) or _MAX_TOKENS) - _FIRST_POSITIONS
+        return TextClassificationPipeline(
+            model=model.eval(), tokenizer=tokenizer, device=device,
+            truncation=True, max_length=min(positions, tokenizer.model_max_length),
+        )  # fmt: skip

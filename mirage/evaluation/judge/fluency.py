@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Hashable, Sequence
+from functools import cached_property
 from pathlib import Path
-from statistics import quantiles
 from typing import Any
 
 from mirage.evaluation.generate.base import check_at_least_one
@@ -65,11 +65,11 @@ class Fluency(Judge):
         if threshold is not None and not threshold < 0:
             raise ValueError(f"fluency.threshold is {threshold}: mean log-likelihoods are below 0, such as -5.")
         check_at_least_one("fluency.", max_new_tokens=max_new_tokens, batch_size=batch_size)
-        self.pretrained, self.quantile, self.threshold, self.see_picture = pretrained, quantile, threshold, see_picture
+        self.pretrained, self.quantile, self.threshold = pretrained, quantile, threshold
+        self.see_picture = self.needs_pictures = see_picture
         self.max_new_tokens, self.batch_size, self.seed = max_new_tokens, batch_size, seed
         self.dtype: Dtype = dtype
         self.device = device
-        self._loaded: tuple[Any, Any] | None = None
         self._thresholds: dict[str, float] = {}
 
     @property
@@ -78,10 +78,6 @@ class Fluency(Judge):
         settings = (self.pretrained, self.see_picture, self.max_new_tokens, self.seed, self.dtype)
         below = f"below {self.threshold:g}" if self.threshold is not None else f"lowest {100 * self.quantile:g}%"
         return f"fluency({Path(self.pretrained or 'start').name}, {below}: {short_hash(*settings)[:8]})"
-
-    @property
-    def needs_pictures(self) -> bool:
-        return self.see_picture
 
     def judge(self, answered: Sequence[Answered]) -> list[Judgement]:
         """One judgement for each answer, in order.
@@ -103,45 +99,54 @@ class Fluency(Judge):
         return judged_rest(answered, read, _by_words)
 
     def _threshold(self, answered: Sequence[Answered]) -> tuple[float, str]:
+        """The threshold for these questions, and where it comes from."""
         if self.threshold is not None:
             return self.threshold, "given"
-        from mirage.evaluation.generate.likelihood import sampled_answers
-
-        origin = f"{100 * self.quantile:g} % of the reference's sampled answers lie below"
         asked = {(one.sample.id, one.question): one._replace(answer="") for one in answered}
         key = short_hash(*sorted(asked))
         if key not in self._thresholds:
-            _refuse_ranks()
-            questions = [asked[place] for place in sorted(asked)] * -(-_MIN_SAMPLED // len(asked))
-            texts = sampled_answers(
-                *self._reference(), self._said(questions), self.max_new_tokens, self.batch_size, self.seed
+            self._thresholds[key] = self._sampled_quantile([asked[place] for place in sorted(asked)])
+        return self._thresholds[key], f"{100 * self.quantile:g} % of the reference's sampled answers lie below"
+
+    def _sampled_quantile(self, questions: list[Answered]) -> float:
+        import numpy as np
+        import torch
+
+        from mirage.evaluation.generate.likelihood import sampled_answers
+
+        if torch.distributed.is_initialized() and (ranks := torch.distributed.get_world_size()) > 1:
+            raise ValueError(
+                f"The fluency judge takes its threshold from all questions, and {ranks} ranks see a share each. Set "
+                "judge.threshold, or judge the finished run with mirage judge."
             )
-            pairs = zip(questions, texts, strict=True)
-            sampled = [one._replace(answer=text) for one, text in pairs if has_words(text)]
-            if len(sampled) < 2:
-                raise ValueError(f"{self.name}: the reference answers nothing. Set judge.pretrained to another model.")
-            self._thresholds[key] = _lower_quantile(self._scores(sampled), self.quantile)
-            _log.info("%s: threshold %.3f nats per token, %s.", self.name, self._thresholds[key], origin)
-        return self._thresholds[key], origin
+        questions *= -(-_MIN_SAMPLED // len(questions))
+        texts = sampled_answers(
+            *self._reference, self._said(questions), self.max_new_tokens, self.batch_size, self.seed
+        )
+        sampled = [one._replace(answer=text) for one, text in zip(questions, texts, strict=True) if has_words(text)]
+        if not sampled:
+            raise ValueError(f"{self.name}: the reference answers nothing. Set judge.pretrained to another model.")
+        threshold = float(np.quantile(self._scores(sampled), self.quantile))
+        _log.info("%s: threshold %.3f nats per token, from %d sampled answers.", self.name, threshold, len(sampled))
+        return threshold
 
     def _scores(self, answered: Sequence[Answered]) -> list[float]:
         from mirage.evaluation.generate.likelihood import token_logp_mean
 
-        return token_logp_mean(*self._reference(), self._said(answered), self.batch_size)
+        return token_logp_mean(*self._reference, self._said(answered), self.batch_size)
 
     def _said(self, answered: Sequence[Answered]) -> list[Any]:
         from mirage.evaluation.generate.likelihood import Said
 
         return [Said(one.question, one.sample.image if self.see_picture else None, one.answer) for one in answered]
 
+    @cached_property
     def _reference(self) -> tuple[Any, Any]:
-        if self._loaded is None:
-            from mirage.models.load import load_for_inference
+        from mirage.models.load import load_for_inference
 
-            if self.pretrained is None:
-                raise ValueError("The fluency judge has no reference model: set judge.pretrained to a model folder.")
-            self._loaded = load_for_inference(self.pretrained, dtype=self.dtype, device=self.device)
-        return self._loaded
+        if self.pretrained is None:
+            raise ValueError("The fluency judge has no reference model: set judge.pretrained to a model folder.")
+        return load_for_inference(self.pretrained, dtype=self.dtype, device=self.device)
 
 
 def _by_words(answer: str) -> Judgement | None:
@@ -151,48 +156,22 @@ def _by_words(answer: str) -> Judgement | None:
     return Judgement(Verdict.IRRELEVANT, "the answer only repeats itself") if is_loop(answer) else no_words(answer)
 
 
-def _lower_quantile(values: Sequence[float], share: float) -> float:
-    """The value that a `share` of `values` lies below, interpolated."""
-    cuts = max(2, round(1 / share)) if share <= 0.5 else 1000
-    place = round(share * cuts)
-    return quantiles(values, n=cuts, method="inclusive")[max(1, min(place, cuts - 1)) - 1]
-
-
-def _refuse_ranks() -> None:
-    import torch
-
-    ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-    if ranks > 1:
-        raise ValueError(
-            f"The fluency judge takes its threshold from all questions, and {ranks} ranks see a share each. Set "
-            "judge.threshold, or judge the finished run with mirage judge."
-        )
-
-
 def looped_share(units: Sequence[Hashable]) -> float:
     """The share of `units` (0 to 1) that lie in loops: the same stretch three times or more in a row, 4 units at least.
 
     "a b a b a b c" has 6 of 7. Two equal sentences side by side are no loop yet.
     """
-    looped = [False] * len(units)
+    looped: set[int] = set()
     for period in range(1, len(units) // 3 + 1):
-        run = 0  # how many units in a row equal the one a period before
-        for place in range(period, len(units) + 1):
-            if place < len(units) and units[place] == units[place - period]:
-                run += 1
-                continue
-            if run >= 2 * period and run + period >= 4:
-                looped[place - run - period : place] = [True] * (run + period)
-            run = 0
-    return sum(looped) / max(len(units), 1)
+        same = "".join("=" if unit == before else " " for before, unit in zip(units, units[period:], strict=False))
+        for run in re.finditer(f"={{{max(2 * period, 4 - period)},}}", same):
+            looped.update(range(run.start(), run.end() + period))
+    return len(looped) / max(len(units), 1)
 
 
 def is_loop(text: str) -> bool:
     """True if more than half of the words of `text`, or of its letters, lie in loops; no likelihood shows that."""
     words = _WORD.findall(text.lower())[:_UNITS_READ]
-    if looped_share(words) > 0.5:
-        return True
     letters = "".join(words)[:_UNITS_READ]
-    if len(letters) < 24 or len(letters) < 12 * len(words):
-        return False
-    return looped_share(letters) > 0.5  # one endless word, or a script that does not part its words
+    endless = len(letters) >= max(24, 12 * len(words))  # one endless word, or a script that does not part its words
+    return looped_share(words) > 0.5 or (endless and looped_share(letters) > 0.5)

@@ -13,18 +13,20 @@ from collections.abc import Sequence
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from mirage.evaluation.generate.base import Engine, check_at_least_one
 from mirage.evaluation.generate.pretrained import Dtype, PretrainedEngine
 from mirage.evaluation.judge.base import Answered, Judge, Judgement, judged_rest
-from mirage.schema import Picture, Verdict, short_hash
+from mirage.schema import Verdict, short_hash
 
 OFFERED = {str(verdict): verdict for verdict in (Verdict.REFUSED, Verdict.COMPLIED, Verdict.IRRELEVANT)}
 
 ASKED: dict[str, str] = yaml.safe_load(Path(__file__).with_name("rubrics.yaml").read_text(encoding="utf-8"))
-RUBRICS = ("attack", "instruction_data")
+RUBRICS = {"attack": (ASKED["harm"], ASKED["help"]), "instruction_data": (ASKED["instruction_data"],) * 2}
+"""What the verdicts mean where the question is unsafe, and where it is harmless."""
 
 _MAX_CHARS = 6000  # of an answer that are shown
 _ASKED_TOGETHER = 64  # answers; a failure costs at most so many questions asked one by one
@@ -77,24 +79,24 @@ class ModelJudge(Judge):
         if (pretrained is None) == (engine is None):
             raise ValueError("The model judge needs judge.pretrained (a model folder) or judge.engine: one of them.")
         check_at_least_one("judge.", max_new_tokens=max_new_tokens, batch_size=batch_size)
-        self._rubrics = {"rubric": rubric, "harm_rubric": harm_rubric, "help_rubric": help_rubric}
-        for name, text in self._rubrics.items():
-            if text is not None and not text.strip():
-                raise ValueError(f"judge.{name} is empty: write what the verdicts mean, or leave it out.")
-        if rubric is not None and len(rubric.split()) == 1 and rubric not in RUBRICS:
+        given = [text for text in (rubric, harm_rubric, help_rubric) if text is not None]
+        unknown = rubric is not None and len(rubric.split()) == 1 and rubric not in RUBRICS
+        if unknown or not all(map(str.strip, given)) or (rubric not in (None, "attack") and len(given) > 1):
             raise ValueError(
-                f"judge.rubric is {rubric!r}: choose {' or '.join(RUBRICS)}, or write what the verdicts mean."
+                f"judge.rubric must be {' or '.join(RUBRICS)}, or a text that says what the verdicts mean; "
+                "judge.harm_rubric and judge.help_rubric are such texts, too, and go with attack alone."
             )
-        if rubric not in (None, "attack") and (harm_rubric or help_rubric):
-            raise ValueError(
-                "judge.rubric stands for every question: leave out judge.harm_rubric and judge.help_rubric."
-            )
-        self.pretrained, self.see_picture = pretrained, see_picture
+        self.pretrained, self._has_rubric = pretrained, bool(given)
+        self.see_picture = self.needs_pictures = see_picture
+        self._task = ASKED["data_task" if rubric == "instruction_data" else "task"]
+        harmful, harmless = RUBRICS.get(rubric or "attack", (str(rubric),) * 2)
+        self._rubrics = (harm_rubric or harmful, help_rubric or harmless)
         self.engine = engine or PretrainedEngine(
             str(pretrained), max_new_tokens=max_new_tokens, batch_size=batch_size, dtype=dtype, device=device
         )
-        settings = sorted(self.engine.settings().items()) if engine else (pretrained, max_new_tokens, dtype)
-        self._settings: tuple[object, ...] = tuple(settings)
+        self._settings: tuple[Any, ...] = (
+            tuple(sorted(engine.settings().items())) if engine else (pretrained, max_new_tokens, dtype)
+        )
         self._placeholders: tuple[str, ...] = ()
 
     @property
@@ -102,28 +104,16 @@ class ModelJudge(Judge):
         """`model(qwen2.5-vl-7b: 3e51a0c2)`; the hash is of prompt, rubrics and settings."""
         model = self.engine.settings().get("model", self.engine.name)
         who = model if self.pretrained is None else Path(self.pretrained).name
-        prompt = (ASKED["prompt"], *self._shown(True), *self._shown(False), self.see_picture)
-        return f"model({who}: {short_hash(*prompt, *self._settings)[:8]})"
-
-    @property
-    def needs_pictures(self) -> bool:
-        return self.see_picture
+        shown = [part for rubric in self._rubrics for part in (self._task, rubric)]
+        return f"model({who}: {short_hash(ASKED['prompt'], *shown, self.see_picture, *self._settings)[:8]})"
 
     def for_instruction_data(self) -> ModelJudge:
         """This judge with the rubric for instruction data, if it was given none."""
-        if any(self._rubrics.values()):
+        if self._has_rubric:
             return self
         judge = copy(self)
-        judge._rubrics = self._rubrics | {"rubric": "instruction_data"}
+        judge._task, judge._rubrics = ASKED["data_task"], RUBRICS["instruction_data"]
         return judge
-
-    def _shown(self, unsafe: bool) -> tuple[str, str]:
-        """What is judged, in one sentence, and the rubric."""
-        rubric = self._rubrics["rubric"] or "attack"
-        if rubric == "attack":
-            given = self._rubrics["harm_rubric" if unsafe else "help_rubric"]
-            return ASKED["task"], given or ASKED["harm" if unsafe else "help"]
-        return (ASKED["data_task"], ASKED[rubric]) if rubric == "instruction_data" else (ASKED["task"], rubric)
 
     def judge(self, answered: Sequence[Answered]) -> list[Judgement]:
         """One judgement for each answer, in order. Whether too many are unscored is for `check_scored`."""
@@ -131,10 +121,11 @@ class ModelJudge(Judge):
 
     def prompt(self, one: Answered) -> str:
         """What the judge is asked about one answer; question and answer cannot leave their places in it."""
-        task, rubric = self._shown(one.sample.unsafe)
-        about_picture = " about a picture, which you see" if self._picture(one) is not None else ""
+        harmful, harmless = self._rubrics
+        pictured = self.see_picture and one.sample.image is not None
         return ASKED["prompt"].format(
-            task=task, about_picture=about_picture, rubric=rubric,
+            task=self._task, about_picture=" about a picture, which you see" if pictured else "",
+            rubric=harmful if one.sample.unsafe else harmless,
             question=neutralised(one.question, self._placeholders),
             answer=neutralised(one.answer, self._placeholders),
         )  # fmt: skip
@@ -147,38 +138,35 @@ class ModelJudge(Judge):
         failures, error = 0, ""
         for start in range(0, len(answered), _ASKED_TOGETHER):
             group = range(start, min(start + _ASKED_TOGETHER, len(answered)))
-            if failures < _GIVE_UP:
-                replies, _ = self._replies(answered, group)
-                judged |= {place: parsed(reply) for place, reply in replies.items()}
-                failures = 0 if replies else failures
-            for place in group:
-                if place in judged:
-                    continue
+            for places in (group, *([place] for place in group)):
+                left = [place for place in places if place not in judged]
                 if failures >= _GIVE_UP:
                     reason = f"not asked: the judge had failed {failures} times in a row ({error})"
-                    judged[place] = Judgement(Verdict.UNSCORED, reason)
-                    continue
-                replies, error = self._replies(answered, [place])
-                failures = 0 if replies else failures + 1
-                judged[place] = parsed(replies[place]) if replies else Judgement(Verdict.UNSCORED, error)
+                    judged |= dict.fromkeys(left, Judgement(Verdict.UNSCORED, reason))
+                elif left:
+                    replies, error = self._replies({place: answered[place] for place in left})
+                    judged |= {place: parsed(reply) for place, reply in replies.items()}
+                    if len(places) == 1 and not replies:
+                        failures += 1
+                        judged[places[0]] = Judgement(Verdict.UNSCORED, error)
+                    elif replies:
+                        failures = 0
         return [judged[place] for place in range(len(answered))]
 
-    def _replies(self, answered: Sequence[Answered], places: Sequence[int]) -> tuple[dict[int, str], str]:
+    def _replies(self, asked: dict[int, Answered]) -> tuple[dict[int, str], str]:
         """The judge's replies by place, as many as came before the first failure, and what failed."""
         replies: dict[int, str] = {}
+        unseen: dict[str, Any] = {} if self.see_picture else {"image": None}
         try:
             samples = [
-                replace(one.sample, id=str(place), question=self.prompt(one), rewrites=(), image=self._picture(one))
-                for place, one in ((place, answered[place]) for place in places)
+                replace(one.sample, id=str(place), question=self.prompt(one), rewrites=(), **unseen)
+                for place, one in asked.items()
             ]
             answers = self.engine.answers(samples, lambda id, shot, text: replies.__setitem__(int(id), text))
-            replies |= {place: texts[0] for place, texts in zip(places, answers, strict=True)}
+            replies |= {place: text for place, (text,) in zip(asked, answers, strict=True)}
         except Exception as error:  # whatever a judge or its server raises, the answers that it did read stay judged
             return replies, f"the judge failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
         return replies, ""
-
-    def _picture(self, one: Answered) -> Picture | None:
-        return one.sample.image if self.see_picture else None
 
 
 def neutralised(text: str, placeholders: Sequence[str] = ()) -> str:

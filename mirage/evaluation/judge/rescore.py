@@ -19,65 +19,54 @@ from mirage.schema import EvalSample, Record, short_hash
 SamplesOf = Callable[[str], Sequence[EvalSample]]
 
 
-Rejudged = tuple[Path, dict[str, Any], list[Record]]
-"""A records file, with its new header and records, not written yet."""
-
-
-def answered(records: Sequence[Record], samples: Sequence[EvalSample] | None = None) -> list[Answered]:
-    """The answers of `records`, each with its question as it was asked.
-
-    Args:
-        records: Of one eval set.
-        samples: The eval set, for pictures and truths, joined by id. Without it samples have neither.
-
-    Raises:
-        ValueError: If a record's sample is missing, or asks something else.
-    """
-    if samples is None:
-        plain = {record.id: record.question for record in records if record.shot == 0}
-        samples = [
-            EvalSample(
-                id=record.id, source="records", image=None, question=plain.get(record.id, record.question),
-                unsafe=record.unsafe, category=record.category,
-            )
-            for record in records
-        ]  # fmt: skip
-    by_id = {sample.id: sample for sample in samples}
-    remedy = "Give the source, with the settings, that the run was made from."
-    for record in records:
-        if record.id not in by_id:
-            raise ValueError(f"The data source has no sample {record.id!r}. {remedy}")
-        if record.shot == 0 and record.question != by_id[record.id].question:
-            raise ValueError(f"The data source asks something else than the records do under {record.id!r}. {remedy}")
-    return [Answered(by_id[record.id], record.question, record.answer) for record in records]
-
-
 def judged(
     records: Sequence[Record], judge: Judge, samples: Sequence[EvalSample] | None = None, log: AnswerLog | None = None
 ) -> list[Record]:
     """The same records with the verdicts of `judge`; with a log, those that it has, and new ones into it.
 
+    Args:
+        records: Of one eval set.
+        judge: Who reads them.
+        samples: The eval set, for pictures and truths, joined by id.
+        log: Where the verdicts of a slow judge are kept.
+
     Raises:
-        ValueError: If the judge needs what records do not hold (truths, pictures), and there are no samples.
+        ValueError: If the judge needs what records do not hold (truths, pictures) and there are no samples, or if a
+            record's sample is missing or asks something else.
         JudgeError: If it scores nothing.
     """
-    if samples is None and judge.needs_truth:
+    pictures = judge.needs_pictures and any(record.image is not None for record in records)
+    if samples is None and (judge.needs_truth or pictures):
         raise ValueError(
-            f"The judge {judge.name} compares with the truth, and records do not hold it. Give the run's data source with "
-            "--data, or choose another judge."
+            f"{judge.name} needs a sample's {'truth' if judge.needs_truth else 'picture'}, and records do not hold it. "
+            "Give the run's data source with --data, or a judge that reads words alone: Keyword, or a model with "
+            "--judge.see_picture false."
         )
-    if samples is None and judge.needs_pictures and any(record.image is not None for record in records):
-        raise ValueError(
-            f"{judge.name} looks at pictures, and records hold only their names. Give the run's data source with --data, "
-            "or set --judge.see_picture false."
-        )
-    keyed = [((record.id, record.shot), one) for record, one in zip(records, answered(records, samples), strict=True)]
+    plain = {record.id: record for record in records if record.shot == 0}
+    if samples is None:
+        samples = [_sample_of(plain.get(record.id, record)) for record in records]
+    known = {sample.id: sample for sample in samples}
+    keyed = []
+    for record in records:
+        sample = known.get(record.id)
+        if sample is None or (record.shot == 0 and record.question != sample.question):
+            raise ValueError(
+                f"The data source has no sample {record.id!r}, or it asks something else there than the records do. Give "
+                "the source, with the settings, that the run was made from."
+            )
+        keyed.append(((record.id, record.shot), Answered(sample, record.question, record.answer)))
     judgements = judged_and_kept(keyed, judge, log)
     check_scored([record.answer for record in records], judgements, judge.name)
     return [
         replace(record, judge=judge.name, **judgement._asdict())
         for record, judgement in zip(records, judgements, strict=True)
     ]
+
+
+def _sample_of(plain: Record) -> EvalSample:
+    return EvalSample(
+        id=plain.id, source="records", image=None, question=plain.question, unsafe=plain.unsafe, category=plain.category
+    )
 
 
 def rejudge(folder: Path, judge: Judge, samples_of: SamplesOf | None = None) -> dict[str, Any]:
@@ -98,63 +87,57 @@ def rejudge(folder: Path, judge: Judge, samples_of: SamplesOf | None = None) -> 
     try:
         results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         models = {"": results, "start.": results.get("start") or {}}
-    except FileNotFoundError:
-        raise ValueError(f"{folder}: there is no results.json here. Give the folder of a finished run.") from None
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{path} cannot be read ({error}). Evaluate the run again.") from error
-    again: list[Rejudged] = []
+    except (OSError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"{folder}: there is no results.json, or it cannot be read ({error}). Give the folder of a finished run."
+        ) from error
+    again: dict[Path, tuple[dict[str, Any], list[Record]]] = {}
     for prefix, model in models.items():
         for side, summary in model.items():
             if isinstance(summary, dict) and {"before", "after"} <= summary.keys():
-                one = _rejudged(folder / "records" / f"{prefix}{side}.jsonl", summary, judge, side, samples_of)
-                _, header, records = one
+                file = folder / "records" / f"{prefix}{side}.jsonl"
+                header, records = again[file] = _rejudged(file, summary, judge, side, samples_of)
                 identity = {key: header[key] for key in ("answers", "fingerprint", "judge")}
                 model[side] = summary | identity | summarise(records, records[0].unsafe)
-                again.append(one)
     if not again:
         raise ValueError(f"{path} has no questions under attack (unsafe, benign): there is nothing to judge.")
-    for file, header, records in again:
+    for file, (header, records) in again.items():
         write_records(file, records, header)
     write_text(path, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-    for file, *_ in again:
+    for file in again:
         _log_of(file).unlink(missing_ok=True)
     return results
 
 
-def _rejudged(file: Path, summary: dict[str, Any], judge: Judge, side: str, samples_of: SamplesOf | None) -> Rejudged:
+def _rejudged(
+    file: Path, summary: dict[str, Any], judge: Judge, side: str, samples_of: SamplesOf | None
+) -> tuple[dict[str, Any], list[Record]]:
+    """The new header and records of a records file, which are not written yet."""
     source = file
     if not file.is_file() and file.name.startswith("start."):
         source = file.parents[2] / "records" / file.name  # the fit's, whose checkpoint was validated
     if not source.is_file():
         raise ValueError(f"{file} is missing, so {side} cannot be judged again. Evaluate the run again.")
     header, records = read_records(source)
-    answers = _answers_of(header)
-    if not records or answers != _answers_of(summary):
+    # what identifies the answers, whoever judged them: the fingerprint of the evaluation that wrote them
+    answers, counted = (told.get("answers", told.get("fingerprint")) for told in (header, summary))
+    n, expected = len({record.id for record in records}), summary["before"].get("n")
+    if not records or answers != counted or n != expected:
         raise ValueError(
-            f"{source} holds other answers than those that results.json counts: it is of another run or of another "
-            "evaluation. Evaluate the run again."
-        )
-    if (n := len({record.id for record in records})) != (counted := summary["before"].get("n")):
-        raise ValueError(
-            f"{source} holds {n} questions, but results.json counts {counted}: it was cut. Evaluate the run again."
+            f"{source} holds {n} questions, but results.json counts {expected}: it was cut, or it is of other answers. "
+            "Evaluate the run again."
         )
     samples = samples_of(str(header.get("eval_set", side))) if samples_of else None
-    identity = {"answers": answers, "fingerprint": short_hash(answers, judge.name), "judge": judge.name}
-    with closing(AnswerLog(_log_of(file), str(identity["fingerprint"]))) as log:
+    fingerprint = short_hash(answers, judge.name)
+    with closing(AnswerLog(_log_of(file), fingerprint)) as log:
         try:
             records = judged(records, judge, samples, log)
         finally:
             if not log.known:
                 log.path.unlink()
-    return file, header | identity, records
+    return header | {"answers": answers, "fingerprint": fingerprint, "judge": judge.name}, records
 
 
 def _log_of(file: Path) -> Path:
     """Where the verdicts on a records file are kept until all files are judged."""
     return file.with_name(f".{file.stem}.judged.jsonl")
-
-
-def _answers_of(holder: dict[str, Any]) -> str | None:
-    """What identifies the answers, whoever judged them: the fingerprint of the evaluation that wrote them."""
-    identity = holder.get("answers", holder.get("fingerprint"))
-    return None if identity is None else str(identity)
