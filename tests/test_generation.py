@@ -450,7 +450,7 @@ def test_a_language_model_is_asked_without_pictures(template: str | None, tmp_pa
     with pytest.raises(ValueError, match="reads text alone"):
         asker.answers([sample(0, Painted(0), *prompts)])
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(ModelError, match="the language model cannot be loaded"):
+    with pytest.raises(ModelError, match="the model cannot be loaded"):
         PretrainedEngine(str(tmp_path)).complete(prompts, temperature=0, seed=0)
 
 

@@ -131,8 +131,8 @@ def test_prompts_are_completed_with_temperature_and_seed(serve: Serve) -> None:
         ((429, "", {}), r"asked 3 times; it answers HTTP 429: ''\. Lower engine\.concurrency\."),
         ((401, "bad key", {}), r"it answers HTTP 401: 'bad key'\. Set engine\.api_key_env"),
         ((404, "no model", {}), r"it answers HTTP 404: 'no model'\. Correct engine\.base_url, or engine\.model"),
-        ((422, "too long", {}), r"it answers HTTP 422: 'too long'\. The request is not accepted"),
-        ((302, "", {"Location": "http://127.0.0.1:9/v1/chat/completions"}), r"Redirects are not followed"),
+        ((422, "too long", {}), r"it answers HTTP 422: 'too long'\. See the server's own log; check engine\.model"),
+        ((302, "", {"Location": "http://127.0.0.1:9/v1"}), r"engine\.base_url \(redirects are not followed\)"),
     ],
 )  # fmt: skip
 def test_a_server_that_answers_nonsense_is_named_with_a_remedy(serve: Serve, reply: Reply, says: str) -> None:
@@ -147,9 +147,7 @@ def test_a_server_that_is_down_is_said_to_be() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
-    with pytest.raises(
-        ServerError, match=rf"{url}/v1: asked 3 times; no connection \(.*refused.*\)\. Start the server"
-    ):
+    with pytest.raises(ServerError, match=rf"{url}/v1: asked 3 times; no answer \(.*refused.*\)\. Start the server"):
         engine(url).answers(samples(3))
 
 
@@ -158,7 +156,7 @@ def test_a_slow_server_is_left_after_the_time_out(drip: bytes) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         threading.Thread(target=_drip, args=(listener, drip), daemon=True).start()
         started = time.monotonic()
-        with pytest.raises(ServerError, match=r"asked 2 times; no answer within 0\.3 s\. Raise engine\.timeout_s"):
+        with pytest.raises(ServerError, match=r"asked 2 times; no answer .*raise engine\.timeout_s \(now 0\.3\)"):
             address = f"http://127.0.0.1:{listener.getsockname()[1]}"
             engine(address, timeout_s=0.3, retries=1).answers(samples(1, shots=0))
         assert time.monotonic() - started < 2.5

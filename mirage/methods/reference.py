@@ -8,8 +8,6 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from mirage.models.lora import adapters_off
-
 
 class ReferenceWeights:
     """Copies of the trainable parameters at the start and of nothing else: three matrices for RMU, not a second model.
@@ -46,7 +44,7 @@ def as_reference(model: nn.Module, weights: ReferenceWeights | None) -> Iterator
     was_training = model.training
     model.eval()  # no dropout in a reference
     try:
-        with torch.no_grad(), weights.on(model) if weights is not None else adapters_off(model):
+        with torch.no_grad(), weights.on(model) if weights is not None else model.disable_adapter():  # type: ignore[operator]
             yield
     finally:
         model.train(was_training)
