@@ -50,17 +50,12 @@ def load_model(
     from transformers import AutoModelForImageTextToText
 
     if is_fetched_kernel(attn_implementation):
-        raise ModelError(
-            f"attn_implementation {attn_implementation!r} would fetch code to run. "
-            "Choose sdpa, eager or another that is installed."
-        )
+        raise ModelError(f"attn_implementation {attn_implementation!r} would fetch code to run. Choose sdpa or eager.")
     check_pretrained(pretrained, allow_download)
     where = resolve_pretrained(pretrained, allow_download)
     given = {"dtype": dtype, "attn_implementation": attn_implementation, "revision": revision or "main"}
     model = _loaded(AutoModelForImageTextToText, where, local_files_only=not allow_download, **given)
     if gradient_checkpointing:
-        if not model.supports_gradient_checkpointing:
-            raise ModelError(f"{where}: {type(model).__name__} cannot checkpoint. Set gradient_checkpointing to false.")
         model.activation_checkpointing_enable({"use_reentrant": False})
     return cast("PreTrainedModel", model)
 

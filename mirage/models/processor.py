@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -16,26 +17,19 @@ from mirage.models.pretrained import first_line, repairable, resolve_pretrained
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-TEMPLATE_SECONDS = 10.0
 QUESTION, ANSWER = "Which colour has it?", "Orange, I think."  # texts to try a template with
 CONTENT_ALONE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 
 
 def load_processor(
-    pretrained: str,
-    *,
-    revision: str | None = None,
-    allow_download: bool = False,
-    template_seconds: float = TEMPLATE_SECONDS,
+    pretrained: str, *, revision: str | None = None, allow_download: bool = False, template_seconds: float = 10.0
 ) -> Any:
     """The processor of a checkpoint, with images prepared by PIL, its chat template checked and a pad token set.
 
     No code of the folder is run. A video processor is not loaded: there are no videos here, and it needs torchvision.
 
     Args:
-        pretrained: As in `resolve_pretrained`.
-        revision: Branch, tag or commit, where it is downloaded.
-        allow_download: Fetch what is not a local folder.
+        pretrained: As in `load_model`, like `revision` and `allow_download`.
         template_seconds: How long the chat template may run.
 
     Raises:
@@ -43,12 +37,12 @@ def load_processor(
     """
     where = resolve_pretrained(pretrained, allow_download)
     processor = _load(where, revision or "main", local_files_only=not allow_download)
-    for part in ("tokenizer", "image_processor"):
-        if getattr(processor, part, None) is None:
-            raise ModelError(f"{where}: the processor has no {part}. Use a vision-language model that has both.")
-    tokenizer = processor.tokenizer
-    if tokenizer.eos_token is None:
-        raise ModelError(f"{where}: the tokenizer has no eos_token, so answers would never end. Name one.")
+    tokenizer = getattr(processor, "tokenizer", None)
+    if getattr(processor, "image_processor", None) is None or getattr(tokenizer, "eos_token", None) is None:
+        raise ModelError(
+            f"{where}: the processor lacks an image_processor, or a tokenizer with an eos_token, which ends answers. "
+            "Use a vision-language model that has both."
+        )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if not processor.chat_template:  # Hub folders keep it with either; only the processor's expands images
@@ -62,8 +56,7 @@ def _load(where: str, revision: str, local_files_only: bool) -> Any:
 
     parts_of = ProcessorMixin.__dict__["get_attributes"]
     # A processor class is asked for its parts while it loads; the answer is changed for the time of this call, ...
-    without_video = classmethod(lambda cls: _without_video(parts_of.__func__(cls)))
-    ProcessorMixin.get_attributes = without_video  # type: ignore[assignment, method-assign]
+    ProcessorMixin.get_attributes = classmethod(lambda cls: _without_video(parts_of.__func__(cls)))  # type: ignore
     try:
         with repairable(f"{where}: its processor"):
             processor: Any = AutoProcessor.from_pretrained(  # type: ignore[no-untyped-call]
@@ -80,7 +73,7 @@ def _without_video(parts: list[str]) -> list[str]:
     return [part for part in parts if "video" not in part]
 
 
-def check_chat_template(processor: Any, where: str, seconds: float = TEMPLATE_SECONDS) -> str:
+def check_chat_template(processor: Any, where: str, seconds: float = 10.0) -> str:
     """What the template writes after an answer, once it is sure that a model can be trained with it.
 
     Guaranteed: one image placeholder for one image and none for none, question and answer once each, the prompt a
@@ -118,10 +111,8 @@ def check_chat_template(processor: Any, where: str, seconds: float = TEMPLATE_SE
     if not conversation.startswith(prompt.rstrip()):
         raise ModelError(f"{who} begins a conversation otherwise than its prompt. Correct add_generation_prompt.")
     tail = conversation.partition(ANSWER)[2]
-    leftover = tail
-    for marker in sorted(processor.tokenizer.get_added_vocab(), key=len, reverse=True):
-        leftover = leftover.replace(marker, "")
-    if leftover := leftover.strip():
+    markers = sorted(processor.tokenizer.get_added_vocab(), key=len, reverse=True)
+    if leftover := re.sub("|".join(map(re.escape, markers)), "", tail).strip():
         raise ModelError(f"{who} writes {leftover!r} after the answer. Correct it to write only an end token there.")
     return tail
 

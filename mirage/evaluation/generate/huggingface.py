@@ -82,10 +82,7 @@ class HuggingFaceEngine(Engine):
         return asked | {"dtype": dtype, "square": self.square}
 
     def complete(self, prompts: Sequence[str], *, temperature: float, seed: int) -> list[str]:
-        samples = [
-            EvalSample(id=str(index), source="prompt", image=None, question=prompt, unsafe=False)
-            for index, prompt in enumerate(prompts)
-        ]
+        samples = [EvalSample(id="", source="", image=None, question=prompt, unsafe=False) for prompt in prompts]
         return [text for (text,) in self.sampled(samples, temperature=temperature, seed=seed)]
 
     def sampled(self, samples: Sequence[EvalSample], *, temperature: float, seed: int) -> list[list[str]]:
