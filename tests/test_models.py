@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from mirage.models.load import load_for_inference, load_model
 from mirage.models.lora import LoraSettings, add_lora
 from mirage.models.memory import count_parameters, estimate, meta_model
 from mirage.models.pretrained import check_pretrained, read_config, resolve_pretrained
-from mirage.models.processor import end_of_answer, load_processor, pad_to_square, time_limit
+from mirage.models.processor import end_of_answer, load_processor, pad_to_square, time_limit, user_message
 
 pytestmark = pytest.mark.slow
 
@@ -57,16 +58,12 @@ def copied(checkpoints: Callable[[str], Path], tmp_path: Path) -> Path:
 
 
 def batch(processor: Any, answers: tuple[str, str] = ("It is red.", "Blue, I think.")) -> dict[str, Any]:
-    """Two conversations with one picture each, of different length, padded on the right, with labels."""
-    texts = []
-    for answer in answers:
-        asked = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What colour?"}]}
-        answered = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
-        texts.append(processor.apply_chat_template([asked, answered]))
-    images = [[Image.new("RGB", (40, 20), "red")], [Image.new("RGB", (20, 30), "blue")]]
-    inputs = processor(images=images, text=texts, padding=True, padding_side="right", return_tensors="pt")
-    labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
-    return {**inputs, "labels": labels}
+    """Two conversations with one picture each, of different length, padded on the right."""
+    asked = user_message("What colour?", has_image=True)
+    said = [[asked, {"role": "assistant", "content": [{"type": "text", "text": answer}]}] for answer in answers]
+    texts, images = [processor.apply_chat_template(one) for one in said], [Image.new("RGB", (40, 20), "red")]
+    pictures = [images, [Image.new("RGB", (20, 30), "blue")]]
+    return dict(processor(images=pictures, text=texts, padding=True, padding_side="right", return_tensors="pt"))
 
 
 def modules_of(model: nn.Module) -> dict[str, nn.Module]:
@@ -121,8 +118,7 @@ def test_a_forward_stops_after_its_layer(kind: str, checkpoints: Callable[[str],
             ran = {str(index): int(index <= layer) for index in range(tiny_models.LAYERS)}
             assert calls == {**ran, "vision": 1, "head": 0}
         assert logits is not None
-        plain = model(**{key: value for key, value in inputs.items() if key != "labels"}).logits
-    assert torch.equal(logits, plain)
+        assert torch.equal(logits, model(**inputs).logits)
     assert hooks_of(model) == before
 
 
@@ -318,13 +314,10 @@ def test_a_name_is_a_folder_a_package_or_a_permitted_download(tmp_path: Path) ->
         str(tmp_path / "nothing"): "Name an existing folder",
         mirage.__file__: "There is no model folder",
         **dict.fromkeys(
-            (
-                "package:mirage/nothing",
-                "package:mirage/../..",
-                "package:mirage",
-                "package:no_such_package/x",
-                "package:/x",
-            ),
+            [
+                f"package:{rest}"
+                for rest in ("mirage/nothing", "mirage/../..", "mirage", "no_such_package/x", "/x", "os/x")
+            ],
             "names no folder inside an installed package",
         ),
     }.items():
@@ -346,38 +339,28 @@ def test_loading_says_nothing(checkpoints: Callable[[str], Path], capfd: pytest.
     assert capfd.readouterr() == ("", "")
 
 
-def remove(name: str) -> Callable[[Path], None]:
+Damage = Callable[[Path], object]
+
+
+def remove(name: str) -> Damage:
     return lambda folder: (folder / name).unlink()
 
 
-def write(name: str, text: str) -> Callable[[Path], None]:
-    def damage(folder: Path) -> None:
-        (folder / name).write_text(text)
-
-    return damage
+def write(name: str, content: str | bytes) -> Damage:
+    return lambda folder: (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def edit(name: str, **changes: Any) -> Callable[[Path], None]:
-    def damage(folder: Path) -> None:
-        (folder / name).write_text(json.dumps({**json.loads((folder / name).read_text()), **changes}))
-
-    return damage
+def edit(name: str, **changes: Any) -> Damage:
+    return lambda folder: (folder / name).write_text(json.dumps({**json.loads((folder / name).read_text()), **changes}))
 
 
-def cut(name: str, count: int) -> Callable[[Path], None]:
-    def damage(folder: Path) -> None:
-        (folder / name).write_bytes((folder / name).read_bytes()[:count])
-
-    return damage
+def cut(name: str, count: int) -> Damage:
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:count])
 
 
-def overlap(folder: Path) -> None:
-    header = {name: {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]} for name in ("a", "b")}
-    raw = json.dumps(header).encode()
-    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(raw)) + raw + bytes(8))
-
-
-DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
+INDEX, WEIGHTS = "model.safetensors.index.json", "model.safetensors"
+HEADER = json.dumps({name: {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]} for name in ("a", "b")}).encode()
+DAMAGES: dict[str, tuple[Damage, str]] = {
     "no config": (remove("config.json"), "config.json is missing"),
     "config of nothing": (write("config.json", "{}"), "model type None is not known"),
     "config cut": (cut("config.json", 40), "config.json is not valid JSON"),
@@ -390,21 +373,21 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "odd text config": (edit("config.json", text_config=[1]), "'llava' does not fit the rest"),
     "fetched kernel": (edit("config.json", attn_implementation="someone/kernel"), "would fetch code"),
     "adapters": (write("adapter_config.json", "{}"), "adapters may name another base model"),
-    "no weights": (remove("model.safetensors"), "model.safetensors is missing.* can run code"),
-    "weights cut": (cut("model.safetensors", 5000), "model.safetensors is cut short"),
-    "weights empty": (cut("model.safetensors", 0), "cut short"),
-    "weights text": (write("model.safetensors", "hello, this is not a header"), "cut short"),
-    "oversized header": (write("model.safetensors", "\xff" * 64), "cut short"),
-    "overlapping tensors": (overlap, "cut short or is not a safetensors file"),
-    "index to nowhere": (
-        write("model.safetensors.index.json", '{"weight_map": {"a": "part-1.safetensors"}}'),
-        "part-1.safetensors is missing",
+    "no weights": (remove(WEIGHTS), "model.safetensors is missing.* can run code"),
+    "weights cut": (cut(WEIGHTS, 5000), "model.safetensors is cut short"),
+    "weights empty": (cut(WEIGHTS, 0), "cut short"),
+    "weights text": (write(WEIGHTS, "hello, this is not a header"), "cut short"),
+    "oversized header": (write(WEIGHTS, "\xff" * 64), "cut short"),
+    "overlapping tensors": (
+        write(WEIGHTS, struct.pack("<Q", len(HEADER)) + HEADER + bytes(8)),
+        "cut short or is not a safetensors file",
     ),
+    "index to nowhere": (write(INDEX, '{"weight_map": {"a": "part-1.safetensors"}}'), "part-1.safetensors is missing"),
     "index outside": (
-        write("model.safetensors.index.json", '{"weight_map": {"a": "../../secret.safetensors"}}'),
+        write(INDEX, '{"weight_map": {"a": "../../x.safetensors"}}'),
         "no weight files inside the folder",
     ),
-    "index of nothing": (write("model.safetensors.index.json", '{"weight_map": 7}'), "no weight files inside"),
+    "index of nothing": (write(INDEX, '{"weight_map": 7}'), "no weight files inside"),
 }
 
 
@@ -431,18 +414,19 @@ def test_all_faults_are_reported_together(copied: Path) -> None:
     assert len(str(caught.value).splitlines()) == 4
 
 
-@pytest.mark.parametrize("damage", ["no images", "no tokenizer", "tokenizer cut", "tokenizer of no end"])
-def test_a_damaged_processor_is_refused(damage: str, copied: Path) -> None:
-    spoil = {
-        "no images": remove("preprocessor_config.json"),
-        "no tokenizer": remove("tokenizer.json"),
-        "tokenizer cut": cut("tokenizer.json", 100),
-        "tokenizer of no end": edit("tokenizer_config.json", eos_token=None),
-    }[damage]
-    spoil(copied)
-    with pytest.raises(
-        ModelError, match="eos_token" if "end" in damage else "its processor cannot be loaded"
-    ) as caught:
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (remove("preprocessor_config.json"), "its processor cannot be loaded"),
+        (remove("tokenizer.json"), "its processor cannot be loaded"),
+        (cut("tokenizer.json", 100), "its processor cannot be loaded"),
+        (edit("tokenizer_config.json", eos_token=None), "eos_token"),
+    ],
+    ids=["no images", "no tokenizer", "tokenizer cut", "no end"],
+)
+def test_a_damaged_processor_is_refused(damage: Damage, said: str, copied: Path) -> None:
+    damage(copied)
+    with pytest.raises(ModelError, match=said) as caught:
         load_processor(str(copied))
     assert str(copied) in str(caught.value)
 
@@ -469,22 +453,15 @@ def test_code_in_a_model_folder_is_never_run(copied: Path, tmp_path: Path) -> No
         (copied / f"{name}.py").write_text(f"{marks}class Evil: pass\n")
     (copied / "custom_generate").mkdir()
     (copied / "custom_generate" / "generate.py").write_text(f"{marks}def generate(): pass\n")
-    maps = {
-        "config.json": {
-            "AutoConfig": "configuration_evil.Evil",
-            "AutoModelForImageTextToText": "modeling_evil.Evil",
-            "AutoProcessor": "processing_evil.Evil",
-        },
-        "processor_config.json": {"AutoProcessor": "processing_evil.Evil"},
-        "preprocessor_config.json": {"AutoImageProcessor": "processing_evil.Evil"},
-        "tokenizer_config.json": {"AutoTokenizer": ["tokenization_evil.Evil", "tokenization_evil.Evil"]},
-        "generation_config.json": {"custom_generate": "custom_generate"},
-    }
-    for name, auto_map in maps.items():
-        edit(name, auto_map=auto_map)(copied)
+    image, tokens = "processing_evil.Evil", ["tokenization_evil.Evil", "tokenization_evil.Evil"]
+    maps = {"AutoConfig": "configuration_evil.Evil", "AutoModelForImageTextToText": "modeling_evil.Evil"}
+    edit("config.json", auto_map={**maps, "AutoProcessor": image})(copied)
+    edit("processor_config.json", auto_map={"AutoProcessor": image})(copied)
+    edit("preprocessor_config.json", auto_map={"AutoImageProcessor": image})(copied)
+    edit("tokenizer_config.json", auto_map={"AutoTokenizer": tokens})(copied)
+    edit("generation_config.json", auto_map={"custom_generate": "custom_generate"})(copied)
     processor, model = load_processor(str(copied)), load_model(str(copied))
-    inputs = {key: value for key, value in batch(processor).items() if key != "labels"}
-    model.generate(**inputs, max_new_tokens=1)
+    model.generate(**batch(processor), max_new_tokens=1)
     assert not marker.exists()
 
     edit("config.json", model_type="evil")(copied)
@@ -562,13 +539,10 @@ def test_a_template_that_cannot_be_trained_with_is_refused(fault: str, copied: P
 @pytest.mark.parametrize("place", ["chat_template.jinja", "chat_template.json", "tokenizer_config.json"])
 def test_a_template_is_found_wherever_a_folder_keeps_it(place: str, copied: Path) -> None:
     remove("chat_template.jinja")(copied)
-    if place == "chat_template.jinja":
-        write(place, GOOD)(copied)
-    elif place == "chat_template.json":
-        write(place, json.dumps({"chat_template": GOOD}))(copied)
-    else:
+    if place == "tokenizer_config.json":
         edit(place, chat_template=GOOD)(copied)
-    check_pretrained(str(copied))
+    else:
+        write(place, GOOD if place.endswith("jinja") else json.dumps({"chat_template": GOOD}))(copied)
     processor = load_processor(str(copied))
     assert processor.apply_chat_template([{"role": "user", "content": [{"type": "image"}]}]).count("<image>") == 1
     assert end_of_answer(processor) == "<|im_end|>"
@@ -620,25 +594,19 @@ def test_padding_to_a_square_keeps_the_picture_and_fills_with_the_mean(checkpoin
 
 
 def test_the_7b_shapes_are_known_without_their_weights() -> None:
-    full = estimate(llava_1_5_7b(), dtype="bfloat16", batch_tokens=4 * 700, gradient_checkpointing=True)
+    seven = partial(estimate, llava_1_5_7b(), dtype="bfloat16", batch_tokens=4 * 700)
+    full, kept = seven(gradient_checkpointing=True), seven()
     assert full.parameters == full.trainable == 7_063_427_072
     assert full.weights_gib == pytest.approx(13.16, abs=0.01)
     assert full.optimizer_gib == pytest.approx(2 * full.weights_gib), "two moments of the type of the weights"
-    kept = estimate(llava_1_5_7b(), dtype="bfloat16", batch_tokens=4 * 700)
     assert kept.activations_gib > 4 * full.activations_gib
 
-    def rmu(model: nn.Module) -> None:
-        choose_trainable(model, components=["language"], layers=[5, 6, 7], modules=["mlp.down_proj"])
-
-    three = estimate(llava_1_5_7b(), trainable=rmu, dtype="bfloat16", batch_tokens=4 * 700)
-    assert three.trainable == 3 * 4096 * 11008
-    adapted = estimate(
-        llava_1_5_7b(), trainable=lambda model: add_lora(model, LoraSettings(r=8)), dtype="bfloat16", batch_tokens=2800
-    )
+    rmu = partial(choose_trainable, components=["language"], layers=[5, 6, 7], modules=["mlp.down_proj"])
+    assert seven(trainable=rmu).trainable == 3 * 4096 * 11008
+    adapted = seven(trainable=partial(add_lora, settings=LoraSettings(r=8)))
     assert adapted.trainable == 32 * 8 * (4 * 2 * 4096 + 3 * (4096 + 11008))
-    assert f"{adapted.trainable:,} of {full.parameters + adapted.trainable:,}" in str(adapted)
-    assert "\n" not in str(adapted)
-    halved = estimate(llava_1_5_7b(), dtype="bfloat16", batch_tokens=2800, shards=2)
+    assert str(adapted).startswith(f"{adapted.trainable:,} of {full.parameters + adapted.trainable:,} parameters train")
+    halved = seven(shards=2)
     assert halved.weights_gib == full.weights_gib / 2 and halved.activations_gib == kept.activations_gib
 
 
