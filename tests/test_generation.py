@@ -12,13 +12,23 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
+from mirage.data.sources.mini import Mini
+from mirage.data.sources.vlguard import VLGuard
 from mirage.errors import ModelError
 from mirage.evaluation.generate.decoding import answering
 from mirage.evaluation.generate.huggingface import HuggingFaceEngine
 from mirage.evaluation.generate.pretrained import PretrainedEngine
+from mirage.mini.questions import rewrites
 from mirage.models.load import load_model
 from mirage.models.lora import LoraSettings, add_lora
 from mirage.models.processor import load_processor
@@ -339,9 +349,6 @@ def with_rewrites(samples: Sequence[EvalSample], rewrite: Callable[[str], tuple[
 
 
 def test_mini_answers_the_same_in_every_way() -> None:
-    from mirage.data.sources.mini import Mini
-    from mirage.mini.questions import rewrites
-
     model, processor = load_model(MINI).eval(), load_processor(MINI)
     samples = with_rewrites(Mini().eval_samples("unsafe")[:24], lambda question: rewrites(question, "what", 3))
     asker = engine(model, processor, max_new_tokens=24, batch_size=40)
@@ -350,8 +357,6 @@ def test_mini_answers_the_same_in_every_way() -> None:
 
 @pytest.mark.real
 def test_the_real_kit_answers_the_same(real_kit: Path) -> None:
-    from mirage.data.sources.vlguard import VLGuard
-
     folder = str(real_kit / "smol-llava")
     model, processor = load_model(folder).eval(), load_processor(folder)
     samples = with_rewrites(
@@ -395,8 +400,6 @@ def test_prompts_are_completed_greedily_or_by_seed(llava: tuple[Any, Any]) -> No
 
 
 def test_a_folder_is_loaded_at_the_first_question_and_answers_as_its_model() -> None:
-    from mirage.data.sources.mini import Mini
-
     asker = PretrainedEngine(MINI, max_new_tokens=12, batch_size=8, device="cpu", dtype="float32")
     settings = asker.settings()
     assert "loaded" not in vars(asker) and settings["pretrained"] == MINI
@@ -436,9 +439,6 @@ def test_a_language_model_is_asked_without_pictures(template: str | None, tmp_pa
 
 def language_model(folder: Path, template: str | None) -> Any:
     """A tiny language model of ten words in `folder`; its tokenizer."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
     words = ["<pad>", "<s>", "what", "bridge", "is", "the", "[", "]", "?", "baker"]
     inner = Tokenizer(models.WordLevel({word: at for at, word in enumerate(words)}, unk_token="<pad>"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()

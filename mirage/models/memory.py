@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 GIB = 2**30
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-ADAMW_BYTES = 8  # two float32 moments for each trainable parameter
+ZERO_BYTES = 12  # DeepSpeed's AdamW: two float32 moments and a float32 copy of each trainable parameter
 
 # What a decoder layer keeps of each token for its backward pass, as counted with saved-tensor hooks on Llama: so many
 # times the hidden size (queries, keys, values, attention output, residuals), the feed-forward width (gate, up,
@@ -45,14 +44,11 @@ class MemoryEstimate(NamedTuple):
     @property
     def total_gib(self) -> float:
         """The sum, without what the framework itself and fragmentation take."""
-        return self.weights_gib + self.gradients_gib + self.optimizer_gib + self.activations_gib
+        return sum(self[2:])
 
     def __str__(self) -> str:
-        return (
-            f"{_share(self.trainable, self.parameters)}; memory per device about "
-            f"{self.total_gib:.2f} GiB: weights {self.weights_gib:.2f}, gradients {self.gradients_gib:.2f}, "
-            f"optimizer {self.optimizer_gib:.2f}, activations {self.activations_gib:.2f}"
-        )
+        parts = ", ".join(f"{name.removesuffix('_gib')} {gib:.2f}" for name, gib in list(self._asdict().items())[2:])
+        return f"{_share(self.trainable, self.parameters)}; memory per device about {self.total_gib:.2f} GiB: {parts}"
 
 
 def _share(trainable: int, parameters: int) -> str:
@@ -104,8 +100,8 @@ def estimate(
         trainable(model)
     trains, total = count_parameters(model)
     text = config.get_text_config(decoder=True)
-    name = str(config.dtype or text.dtype) if dtype == "auto" else dtype
-    size = BYTES.get(name.removeprefix("torch."), 4)
+    name = str(config.dtype or text.dtype or "float32") if dtype == "auto" else dtype
+    size: int = getattr(torch, name.removeprefix("torch.")).itemsize
     hidden, layers = text.hidden_size, text.num_hidden_layers
     intermediate = getattr(text, "intermediate_size", None) or 4 * hidden
     layer = size * (KEPT_PER_HIDDEN * hidden + KEPT_PER_INTERMEDIATE * intermediate) + NORM_BYTES_PER_HIDDEN * hidden
@@ -150,7 +146,7 @@ class MemoryLine(Callback):
             dtype=method.dtype_name,
             batch_tokens=self._batch_tokens(trainer.datamodule),
             gradient_checkpointing=method.gradient_checkpointing,
-            optimizer_bytes=ADAMW_BYTES + BYTES["float32"] if zero else None,  # a float32 copy of the weights as well
+            optimizer_bytes=ZERO_BYTES if zero else None,
             shards=trainer.world_size if zero or strategy == "FSDPStrategy" else 1,
             weights_sharded=not zero or trainer.strategy.zero_stage_3,
         )
