@@ -10,16 +10,25 @@ from string import ascii_letters
 from typing import Any
 
 import pytest
-import tiny_models
 import torch
 from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
+from mirage.data.sources.mini import Mini
+from mirage.data.sources.vlguard import VLGuard
 from mirage.errors import ModelError
 from mirage.evaluation.generate.decoding import answering
 from mirage.evaluation.generate.huggingface import HuggingFaceEngine
 from mirage.evaluation.generate.pretrained import PretrainedEngine
-from mirage.evaluation.generate.prompts import render_prompt
+from mirage.mini.questions import rewrites
 from mirage.models.load import load_model
 from mirage.models.lora import LoraSettings, add_lora
 from mirage.models.processor import load_processor
@@ -65,33 +74,35 @@ SAMPLES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Any, Any]]:
+Built = Callable[[str], tuple[Any, Any]]
+
+
+@pytest.fixture
+def built(checkpoints: Callable[[str], Path]) -> Built:
     """A model, fresh each time, and its processor. Weights are large enough that no two tokens are almost as likely."""
-    root = tmp_path_factory.mktemp("generation")
 
     def build(kind: str) -> tuple[Any, Any]:
-        folder = root / kind if (root / kind).exists() else tiny_models.build(kind, root / kind)
-        processor = load_processor(str(folder))
-        if kind in tiny_models.REFUSED:  # trained with nowhere, but answers all the same
-            from transformers import AutoModelForImageTextToText
-
-            model = AutoModelForImageTextToText.from_pretrained(folder)
-        else:
-            model = load_model(str(folder))
+        folder = str(checkpoints(kind))
+        processor = load_processor(folder)
+        # paligemma is trained with nowhere, but answers all the same
+        model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype="float32").eval()
+        spoken = [
+            set(processor.tokenizer.decode(token)) <= set(ascii_letters) for token in range(len(processor.tokenizer))
+        ]
+        silent = [token for token, letters in enumerate(spoken) if not letters and token != 2]
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.dim() > 1:
                     parameter.mul_(6.0)
-            letters = [
-                set(text) <= set(ascii_letters)
-                for text in map(processor.tokenizer.decode, range(len(processor.tokenizer)))
-            ]
-            silent = [token for token, spoken in enumerate(letters) if not spoken and token != 2]
             model.get_output_embeddings().weight[silent] = 0.0  # so that different answers are different texts
-        return model.float().eval(), processor
+        return model, processor
 
     return build
+
+
+@pytest.fixture
+def llava(built: Built) -> tuple[Any, Any]:
+    return built("llava")
 
 
 def one_at_a_time(
@@ -107,13 +118,10 @@ def one_at_a_time(
             inputs = processor.apply_chat_template(
                 [message], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
             )
-            known = {
-                name: value
-                for name, value in inputs.items()
-                if name != "token_type_ids" or "gemma" in str(type(model)).lower()
-            }
+            if "gemma" not in type(model).__name__.lower():
+                inputs.pop("token_type_ids", None)
             output = model.generate(
-                **known, max_new_tokens=new_tokens, do_sample=False, eos_token_id=list(ends), pad_token_id=3
+                **inputs, max_new_tokens=new_tokens, do_sample=False, eos_token_id=list(ends), pad_token_id=3
             )
             tokens = output[0, inputs["input_ids"].shape[1] :].tolist()
             end = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
@@ -137,9 +145,7 @@ class Rows:
 
 
 @pytest.mark.parametrize("kind", [*PLAIN, *OTHERWISE])
-def test_answers_are_those_of_one_question_at_a_time(
-    kind: str, built: Callable[[str], tuple[Any, Any]], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_answers_are_those_of_one_question_at_a_time(kind: str, built: Built, caplog: pytest.LogCaptureFixture) -> None:
     model, processor = built(kind)
     samples = SAMPLES if kind != "paligemma" else [item for item in SAMPLES if item.image]  # it always wants a picture
     expected = one_at_a_time(model, processor, samples)
@@ -153,8 +159,8 @@ def test_answers_are_those_of_one_question_at_a_time(
     assert len(notes) == (kind in OTHERWISE), notes  # one line, and only where nothing is shared
 
 
-def test_a_picture_is_computed_once_for_all_shots(built: Callable[[str], tuple[Any, Any]]) -> None:
-    model, processor = built("llava")
+def test_a_picture_is_computed_once_for_all_shots(llava: tuple[Any, Any]) -> None:
+    model, processor = llava
     pictured = [item for item in SAMPLES if item.image is not None and item.rewrites]
     shared = Rows(model.model.vision_tower)
     asker = engine(model, processor)
@@ -169,10 +175,8 @@ def test_a_picture_is_computed_once_for_all_shots(built: Callable[[str], tuple[A
     assert sum(shared.seen) >= sum(len(item.questions) for item in pictured)
 
 
-def test_nothing_follows_an_end_token_and_finished_rows_leave_the_batch(
-    built: Callable[[str], tuple[Any, Any]],
-) -> None:
-    model, processor = built("llava")
+def test_nothing_follows_an_end_token_and_finished_rows_leave_the_batch(llava: tuple[Any, Any]) -> None:
+    model, processor = llava
     whole = [
         processor.tokenizer(text, add_special_tokens=False)["input_ids"]
         for answers in one_at_a_time(model, processor, SAMPLES)
@@ -190,9 +194,7 @@ def test_nothing_follows_an_end_token_and_finished_rows_leave_the_batch(
 
 
 @pytest.mark.parametrize("kind", ["llava", "qwen2_5_vl"])
-def test_the_checkpoints_own_generation_settings_change_nothing(
-    kind: str, built: Callable[[str], tuple[Any, Any]]
-) -> None:
+def test_the_checkpoints_own_generation_settings_change_nothing(kind: str, built: Built) -> None:
     model, processor = built(kind)
     expected = engine(model, processor).answers(SAMPLES)
     config = model.generation_config
@@ -202,8 +204,8 @@ def test_the_checkpoints_own_generation_settings_change_nothing(
     assert model.generation_config is config and config.repetition_penalty == 9.0
 
 
-def test_the_model_is_left_as_it_was(built: Callable[[str], tuple[Any, Any]]) -> None:
-    model, processor = built("llava")
+def test_the_model_is_left_as_it_was(llava: tuple[Any, Any]) -> None:
+    model, processor = llava
     expected = engine(model, processor).answers(SAMPLES)
     model.config.get_text_config().use_cache = False
     model.train()
@@ -225,8 +227,8 @@ def _fails(*_: Any, **__: Any) -> None:
     raise RuntimeError("on purpose")
 
 
-def test_lora_adapters_are_used(built: Callable[[str], tuple[Any, Any]]) -> None:
-    model, processor = built("llava")
+def test_lora_adapters_are_used(llava: tuple[Any, Any]) -> None:
+    model, processor = llava
     plain = engine(model, processor).answers(SAMPLES)
     wrapped = add_lora(model, LoraSettings(r=2, target_modules=["q_proj", "v_proj"]))
     assert engine(wrapped, processor).answers(SAMPLES) == plain  # an adapter begins as zero
@@ -240,15 +242,13 @@ def test_lora_adapters_are_used(built: Callable[[str], tuple[Any, Any]]) -> None
     assert adapted == one_at_a_time(wrapped.merge_and_unload(), processor, SAMPLES)
 
 
-def test_every_answer_is_passed_on_at_once_with_its_sample_and_shot(built: Callable[[str], tuple[Any, Any]]) -> None:
-    model, processor = built("llava")
+def test_every_answer_is_passed_on_at_once_with_its_sample_and_shot(llava: tuple[Any, Any]) -> None:
+    model, processor = llava
     heard: dict[tuple[str, int], str] = {}
     answers = engine(model, processor).answers(SAMPLES, lambda *answer: heard.__setitem__(answer[:2], answer[2]))
     assert heard == {
-        (item.id, shot): text
-        for item, shots in zip(SAMPLES, answers, strict=True)
-        for shot, text in enumerate(shots)
-    }  # fmt: skip
+        (item.id, shot): text for item, shots in zip(SAMPLES, answers, strict=True) for shot, text in enumerate(shots)
+    }
     kept: list[tuple[str, int]] = []
 
     def stop_after_six(id: str, shot: int, text: str) -> None:
@@ -261,8 +261,8 @@ def test_every_answer_is_passed_on_at_once_with_its_sample_and_shot(built: Calla
     assert len(kept) == 6
 
 
-def test_a_decoding_step_reads_the_device_once(built: Callable[[str], tuple[Any, Any]]) -> None:
-    model, processor = built("llava")
+def test_a_decoding_step_reads_the_device_once(llava: tuple[Any, Any]) -> None:
+    model, processor = llava
 
     class Reads(TorchDispatchMode):
         count = 0
@@ -282,10 +282,8 @@ def test_a_decoding_step_reads_the_device_once(built: Callable[[str], tuple[Any,
     assert reads(3) == reads(9)  # besides one `tolist` a step, which is how tokens reach the host
 
 
-def test_a_picture_behind_the_question_is_not_shared(
-    built: Callable[[str], tuple[Any, Any]], caplog: pytest.LogCaptureFixture
-) -> None:
-    model, processor = built("llava")
+def test_a_picture_behind_the_question_is_not_shared(llava: tuple[Any, Any], caplog: pytest.LogCaptureFixture) -> None:
+    model, processor = llava
     before = engine(model, processor).answers(SAMPLES)
     processor.chat_template = (
         "{% for m in messages %}{% if m['role'] == 'assistant' %}<|im_start|>{% endif %}"
@@ -301,9 +299,9 @@ def test_a_picture_behind_the_question_is_not_shared(
 
 
 def test_a_model_that_miscounts_places_is_asked_by_its_own_generate(
-    built: Callable[[str], tuple[Any, Any]], caplog: pytest.LogCaptureFixture
+    llava: tuple[Any, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    model, processor = built("llava")
+    model, processor = llava
     kind = type(model)
 
     class Stubborn(kind):  # type: ignore[misc, valid-type]
@@ -317,36 +315,32 @@ def test_a_model_that_miscounts_places_is_asked_by_its_own_generate(
 
     model.__class__ = Stubborn
     with caplog.at_level(logging.INFO):
-        engine(model, processor).answers(SAMPLES)
-        engine(model, processor).answers(SAMPLES)
-    assert [record.getMessage() for record in caplog.records if "answers otherwise" in record.getMessage()] != []
-    assert len(caplog.records) == 1
+        for _ in range(2):
+            engine(model, processor).answers(SAMPLES)
+    (line,) = caplog.records
+    assert "answers otherwise" in line.getMessage()
 
 
-def test_pictures_are_squared_where_training_squared_them(built: Callable[[str], tuple[Any, Any]]) -> None:
-    model, processor = built("llava")
-    wide = [sample(0, Painted(1), "What is it?", "What is seen here?")]
-    assert engine(model, processor, square=True).answers(wide) != engine(model, processor).answers(wide)
-    assert engine(model, processor, square=True).settings() != engine(model, processor).settings()
-
-
-def test_settings_name_what_decides_an_answer_and_nothing_else(built: Callable[[str], tuple[Any, Any]]) -> None:
-    model, processor = built("llava")
-    settings = engine(model, processor).settings()
+def test_settings_name_what_decides_an_answer_and_nothing_else(llava: tuple[Any, Any]) -> None:
+    model, processor = llava
+    settings, squared = engine(model, processor).settings(), engine(model, processor, square=True)
     assert settings == engine(model, processor, batch_size=1, share_prefix=False).settings()
     assert settings != engine(model, processor, max_new_tokens=11).settings()
+    wide = [sample(0, Painted(1), "What is it?", "What is seen here?")]
+    assert squared.settings() != settings and squared.answers(wide) != engine(model, processor).answers(wide)
     model.generation_config.eos_token_id = [2, 9]
     assert settings != engine(model, processor).settings()
 
 
-def test_bad_input_is_refused_in_one_sentence(built: Callable[[str], tuple[Any, Any]]) -> None:
-    model, processor = built("llava")
-    with pytest.raises(ValueError, match="max_new_tokens is 0: it must be at least 1"):
-        HuggingFaceEngine(model, processor, max_new_tokens=0, batch_size=1)
-    with pytest.raises(ValueError, match="batch_size is -1: it must be at least 1"):
-        HuggingFaceEngine(model, processor, max_new_tokens=1, batch_size=-1)
+def test_bad_input_is_refused_in_one_sentence(llava: tuple[Any, Any]) -> None:
+    model, processor = llava
+    for wrong, value in (("max_new_tokens", 0), ("batch_size", -1)):
+        with pytest.raises(ValueError, match=f"{wrong} is {value}: it must be at least 1"):
+            engine(model, processor, **{wrong: value})
     with pytest.raises(ValueError, match="holds the image placeholder '<image>'"):
-        render_prompt(processor, "What does <image> mean?", has_image=True)
+        engine(model, processor).answers([sample(0, Painted(0), "What does <image> mean?")])
+    with pytest.raises(ValueError, match=r"temperature is -1"):
+        engine(model, processor).complete(["What?"], temperature=-1, seed=0)
     assert engine(model, processor).answers([]) == []
 
 
@@ -355,9 +349,6 @@ def with_rewrites(samples: Sequence[EvalSample], rewrite: Callable[[str], tuple[
 
 
 def test_mini_answers_the_same_in_every_way() -> None:
-    from mirage.data.sources.mini import Mini
-    from mirage.mini.questions import rewrites
-
     model, processor = load_model(MINI).eval(), load_processor(MINI)
     samples = with_rewrites(Mini().eval_samples("unsafe")[:24], lambda question: rewrites(question, "what", 3))
     asker = engine(model, processor, max_new_tokens=24, batch_size=40)
@@ -366,8 +357,6 @@ def test_mini_answers_the_same_in_every_way() -> None:
 
 @pytest.mark.real
 def test_the_real_kit_answers_the_same(real_kit: Path) -> None:
-    from mirage.data.sources.vlguard import VLGuard
-
     folder = str(real_kit / "smol-llava")
     model, processor = load_model(folder).eval(), load_processor(folder)
     samples = with_rewrites(
@@ -398,8 +387,8 @@ def test_weights_are_cast_once_while_answers_are_written() -> None:
     assert [parameter.requires_grad for parameter in model.parameters()] == [False, False, True, True]
 
 
-def test_prompts_are_completed_greedily_or_by_seed(built: Callable[[str], tuple[Any, Any]]) -> None:
-    model, processor = built("llava")
+def test_prompts_are_completed_greedily_or_by_seed(llava: tuple[Any, Any]) -> None:
+    model, processor = llava
     asker, prompts = engine(model, processor, batch_size=2), ["Say it.", "What is said of the bridge?", "Name"]
     plain = [sample(number, None, prompt) for number, prompt in enumerate(prompts)]
     assert [[text] for text in asker.complete(prompts, temperature=0, seed=1)] == one_at_a_time(model, processor, plain)
@@ -408,13 +397,9 @@ def test_prompts_are_completed_greedily_or_by_seed(built: Callable[[str], tuple[
     assert torch.equal(torch.get_rng_state(), state)
     model.generation_config.top_k = 1  # the checkpoint's own settings change nothing
     assert first == asker.complete(prompts, temperature=1.5, seed=1) != asker.complete(prompts, temperature=1.5, seed=2)
-    with pytest.raises(ValueError, match=r"temperature is -1"):
-        asker.complete(prompts, temperature=-1, seed=0)
 
 
 def test_a_folder_is_loaded_at_the_first_question_and_answers_as_its_model() -> None:
-    from mirage.data.sources.mini import Mini
-
     asker = PretrainedEngine(MINI, max_new_tokens=12, batch_size=8, device="cpu", dtype="float32")
     settings = asker.settings()
     assert "loaded" not in vars(asker) and settings["pretrained"] == MINI
@@ -431,8 +416,6 @@ def test_a_folder_is_loaded_at_the_first_question_and_answers_as_its_model() -> 
 
 @pytest.mark.parametrize("template", [None, "{% for m in messages %}{{ '[' + m['content'] + ']' }}{% endfor %}"])
 def test_a_language_model_is_asked_without_pictures(template: str | None, tmp_path: Path) -> None:
-    from transformers import AutoModelForCausalLM
-
     tokenizer = language_model(tmp_path, template)
     asker, prompts = (
         PretrainedEngine(str(tmp_path), max_new_tokens=8, batch_size=2),
@@ -450,15 +433,12 @@ def test_a_language_model_is_asked_without_pictures(template: str | None, tmp_pa
     with pytest.raises(ValueError, match="reads text alone"):
         asker.answers([sample(0, Painted(0), *prompts)])
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(ModelError, match="the language model cannot be loaded"):
+    with pytest.raises(ModelError, match="the model cannot be loaded"):
         PretrainedEngine(str(tmp_path)).complete(prompts, temperature=0, seed=0)
 
 
 def language_model(folder: Path, template: str | None) -> Any:
     """A tiny language model of ten words in `folder`; its tokenizer."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
     words = ["<pad>", "<s>", "what", "bridge", "is", "the", "[", "]", "?", "baker"]
     inner = Tokenizer(models.WordLevel({word: at for at, word in enumerate(words)}, unk_token="<pad>"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()

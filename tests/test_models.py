@@ -10,6 +10,8 @@ import struct
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +35,20 @@ from mirage.models.components import (
     vision_tower,
 )
 from mirage.models.load import load_for_inference, load_model
-from mirage.models.lora import LoraSettings, adapters_off, add_lora
-from mirage.models.memory import count_parameters, estimate, meta_model, read_config
-from mirage.models.pretrained import check_pretrained, resolve_pretrained
-from mirage.models.processor import end_of_answer, load_processor, pad_to_square, time_limit
+from mirage.models.lora import LoraSettings, add_lora
+from mirage.models.memory import count_parameters, estimate, meta_model
+from mirage.models.pretrained import check_pretrained, read_config, resolve_pretrained
+from mirage.models.processor import end_of_answer, load_processor, pad_to_square, time_limit, user_message
 
 pytestmark = pytest.mark.slow
 
 KINDS = tiny_models.KINDS
+
+
+@pytest.fixture
+def llava(checkpoints: Callable[[str], Path]) -> Any:
+    """The tiny LLaVA, fresh."""
+    return load_model(str(checkpoints("llava")))
 
 
 @pytest.fixture
@@ -50,16 +58,12 @@ def copied(checkpoints: Callable[[str], Path], tmp_path: Path) -> Path:
 
 
 def batch(processor: Any, answers: tuple[str, str] = ("It is red.", "Blue, I think.")) -> dict[str, Any]:
-    """Two conversations with one picture each, of different length, padded on the right, with labels."""
-    texts = []
-    for answer in answers:
-        asked = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What colour?"}]}
-        answered = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
-        texts.append(processor.apply_chat_template([asked, answered]))
-    images = [[Image.new("RGB", (40, 20), "red")], [Image.new("RGB", (20, 30), "blue")]]
-    inputs = processor(images=images, text=texts, padding=True, padding_side="right", return_tensors="pt")
-    labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
-    return {**inputs, "labels": labels}
+    """Two conversations with one picture each, of different length, padded on the right."""
+    asked = user_message("What colour?", has_image=True)
+    said = [[asked, {"role": "assistant", "content": [{"type": "text", "text": answer}]}] for answer in answers]
+    texts, images = [processor.apply_chat_template(one) for one in said], [Image.new("RGB", (40, 20), "red")]
+    pictures = [images, [Image.new("RGB", (20, 30), "blue")]]
+    return dict(processor(images=pictures, text=texts, padding=True, padding_side="right", return_tensors="pt"))
 
 
 def modules_of(model: nn.Module) -> dict[str, nn.Module]:
@@ -72,30 +76,29 @@ def hooks_of(model: nn.Module) -> int:
     return sum(len(part._forward_hooks) + len(part._forward_pre_hooks) for part in model.modules())
 
 
+def trained_names(model: nn.Module) -> list[str]:
+    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
 # Every architecture
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_architecture_loads_finds_its_parts_and_answers(kind: str, checkpoints: Callable[[str], Path]) -> None:
-    folder = str(checkpoints(kind))
-    processor, model = load_processor(folder), load_model(folder)
+def test_every_architecture_loads_and_each_parameter_lies_in_one_component(
+    kind: str, checkpoints: Callable[[str], Path]
+) -> None:
+    model = load_model(str(checkpoints(kind)))
     assert len(decoder_layers(model)) == tiny_models.LAYERS
     components = component_parameters(model)
-    everything = [name for name, _ in model.named_parameters()]
-    assert sorted(name for names in components.values() for name in names) == sorted(everything), (
-        "each in one component"
-    )
+    assert sorted(name for names in components.values() for name in names) == sorted(dict(model.named_parameters()))
     assert all(components.values()) and any("down_proj" in name for name in components["language"])
 
-    inputs = batch(processor)
-    assert model(**inputs).loss.isfinite()
-    prompt = processor(
-        text=[processor.apply_chat_template([{"role": "user", "content": [{"type": "image"}]}])],
-        images=[Image.new("RGB", (30, 30))],
-        return_tensors="pt",
-    )
-    answer = model.generate(**prompt, max_new_tokens=3, min_new_tokens=3)
-    assert answer.shape[1] == prompt["input_ids"].shape[1] + 3
+    names = choose_trainable(model, components=["language"], layers=[1, 2], modules=["mlp.down_proj"])
+    assert [name.split(".layers.")[1] for name in names] == ["1.mlp.down_proj.weight", "2.mlp.down_proj.weight"]
+    assert names == trained_names(model)
+    assert count_parameters(model) == (2 * 48 * 32, sum(parameter.numel() for parameter in model.parameters()))
+    assert choose_trainable(model, components=["projector"]) == list(components["projector"])
+    assert len(choose_trainable(model, components=["language", "projector", "vision"])) == len(list(model.parameters()))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -115,8 +118,7 @@ def test_a_forward_stops_after_its_layer(kind: str, checkpoints: Callable[[str],
             ran = {str(index): int(index <= layer) for index in range(tiny_models.LAYERS)}
             assert calls == {**ran, "vision": 1, "head": 0}
         assert logits is not None
-        plain = model(**{key: value for key, value in inputs.items() if key != "labels"}).logits
-    assert torch.equal(logits, plain)
+        assert torch.equal(logits, model(**inputs).logits)
     assert hooks_of(model) == before
 
 
@@ -133,12 +135,8 @@ def test_answers_do_not_see_themselves(kind: str, checkpoints: Callable[[str], P
         changed, _ = activations(model, other, tiny_models.LAYERS - 1, stop=True)
     sees_later_tokens = not torch.allclose(hidden[:, :place], changed[:, :place], atol=1e-5)
     assert sees_later_tokens == (kind in tiny_models.REFUSED)
-
-
-@pytest.mark.parametrize("kind", tiny_models.REFUSED)
-def test_models_that_read_both_ways_are_refused(kind: str, checkpoints: Callable[[str], Path]) -> None:
-    with pytest.raises(ModelError, match="both directions"):
-        load_model(str(checkpoints(kind)))
+    with pytest.raises(ModelError, match="both directions") if sees_later_tokens else nullcontext():
+        load_model(folder)
 
 
 @pytest.mark.parametrize("adapters", [False, True])
@@ -154,7 +152,7 @@ def test_a_stopped_forward_trains_the_same_checkpointed_or_not(
         torch.manual_seed(0)
         if adapters:
             model = add_lora(model, LoraSettings(r=2, target_modules=["down_proj"]), layers=[0, 1])
-            trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+            trained = trained_names(model)
         else:
             trained = choose_trainable(model, components=["language"], layers=[0, 1], modules=["mlp.down_proj"])
         model.train()
@@ -184,69 +182,52 @@ def test_a_stopped_forward_works_in_bf16_autocast(checkpoints: Callable[[str], P
     assert load_model(folder, dtype="bfloat16").dtype == torch.bfloat16
 
 
-def test_hooks_are_removed_when_the_forward_fails(checkpoints: Callable[[str], Path]) -> None:
-    model = load_model(str(checkpoints("llava")))
-    before = hooks_of(model)
+def test_hooks_are_removed_when_the_forward_fails(llava: Any) -> None:
+    before = hooks_of(llava)
     with pytest.raises(ValueError, match="input_ids"):
-        activations(model, {}, 1, stop=True)
-    assert hooks_of(model) == before
+        activations(llava, {}, 1, stop=True)
+    assert hooks_of(llava) == before
 
 
-def test_a_layer_that_does_not_exist_is_named_with_the_range(checkpoints: Callable[[str], Path]) -> None:
-    model = load_model(str(checkpoints("llava")))
+def test_a_layer_or_list_of_layers_that_does_not_exist_is_named(llava: Any) -> None:
     for index in (-1, 3):
         with pytest.raises(ModelError, match=rf"no decoder layer {index}: it has 3\. Choose a layer from 0 to 2"):
-            layer_of(model, index)
-
-
-def test_a_model_without_a_list_of_layers_says_which_part_was_not_found(checkpoints: Callable[[str], Path]) -> None:
-    model = load_model(str(checkpoints("llava")))
-    del language_model(model).layers[0]
+            layer_of(llava, index)
+    del language_model(llava).layers[0]
     with pytest.raises(ModelError, match=r"LlamaModel has no list of 3 decoder layers .*layers \(2\)"):
-        decoder_layers(model)
+        decoder_layers(llava)
 
 
 # What trains
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_only_what_is_chosen_trains(kind: str, checkpoints: Callable[[str], Path]) -> None:
-    model = load_model(str(checkpoints(kind)))
-    names = choose_trainable(model, components=["language"], layers=[1, 2], modules=["mlp.down_proj"])
-    assert [name.split(".layers.")[1] for name in names] == ["1.mlp.down_proj.weight", "2.mlp.down_proj.weight"]
-    assert names == [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    trains, total = count_parameters(model)
-    assert trains == 2 * 48 * 32 and total == sum(parameter.numel() for parameter in model.parameters())
-
-    names = choose_trainable(model, components=["projector"])
-    assert names == list(component_parameters(model)["projector"])
-    names = choose_trainable(model, components=["language", "projector", "vision"])
-    assert len(names) == len(list(model.parameters()))
-
-
-def test_a_tied_head_trains_with_the_language_model(tmp_path: Path, checkpoints: Callable[[str], Path]) -> None:
+def test_a_tied_head_trains_with_the_language_model(llava: Any, checkpoints: Callable[[str], Path]) -> None:
+    assert "lm_head.weight" in choose_trainable(llava, components=["language"])
     config = read_config(str(checkpoints("llava")))
     config.tie_word_embeddings = config.text_config.tie_word_embeddings = True
     model = meta_model(config)
     model.tie_weights()
     assert model.lm_head.weight is model.get_input_embeddings().weight
     assert "model.language_model.embed_tokens.weight" in choose_trainable(model, components=["language"])
-    model = load_model(str(checkpoints("llava")))
-    assert "lm_head.weight" in choose_trainable(model, components=["language"])
 
 
-def test_choices_that_match_nothing_list_what_there_is(checkpoints: Callable[[str], Path]) -> None:
-    model = load_model(str(checkpoints("llava")))
-    with pytest.raises(ModelError, match=r"'mlp\.fc2'\. Choose from: self_attn\.q_proj.*mlp\.down_proj"):
-        choose_trainable(model, components=["language"], modules=["mlp.fc2"])
-    with pytest.raises(ModelError, match="'down_proj_'"):
-        choose_trainable(model, components=["language"], modules=["down_proj_"])
-    with pytest.raises(ModelError, match="no decoder layer 9"):
-        choose_trainable(model, components=["language"], layers=[9])
-    with pytest.raises(ModelError, match="at least one component"):
-        choose_trainable(model, components=[])
-    with pytest.raises(ModelError, match="Add language"):
-        choose_trainable(model, components=["projector"], layers=[1])
+@pytest.mark.parametrize(
+    ("chosen", "said"),
+    [
+        (
+            {"components": ["language"], "modules": ["mlp.fc2"]},
+            r"'mlp\.fc2'\. Choose from: self_attn\.q.*mlp\.down_proj",
+        ),
+        ({"components": ["language"], "modules": ["down_proj_"]}, "'down_proj_'"),
+        ({"components": ["language"], "layers": [9]}, "no decoder layer 9"),
+        ({"components": []}, "at least one component"),
+        ({"components": ["eyes"]}, "no component 'eyes' to train. Choose from language, projector, vision"),
+        ({"components": ["projector"], "layers": [1]}, "Add language"),
+    ],
+)
+def test_choices_that_match_nothing_list_what_there_is(chosen: dict[str, Any], said: str, llava: Any) -> None:
+    with pytest.raises(ModelError, match=said):
+        choose_trainable(llava, **chosen)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -258,7 +239,7 @@ def test_adapters_lie_in_the_language_model_and_change_nothing_at_first(
     with torch.no_grad():
         before = model(**inputs).logits
         wrapped = add_lora(model, LoraSettings(r=2))
-        trained = [name for name, parameter in wrapped.named_parameters() if parameter.requires_grad]
+        trained = trained_names(wrapped)
         assert len(trained) == tiny_models.LAYERS * 7 * 2
         assert all(".layers." in name and "lora_" in name and "vis" not in name for name in trained)
         assert torch.equal(wrapped(**inputs).logits, before)
@@ -267,19 +248,17 @@ def test_adapters_lie_in_the_language_model_and_change_nothing_at_first(
             if "lora_B" in name:
                 parameter.fill_(0.1)
         assert not torch.allclose(wrapped(**inputs).logits, before)
-        with adapters_off(wrapped):
+        with wrapped.disable_adapter():
             assert torch.equal(wrapped(**inputs).logits, before)
             assert torch.equal(activations(wrapped, inputs, 1, stop=False)[1], before)
         assert not torch.allclose(wrapped(**inputs).logits, before)
 
 
-def test_only_adapters_train_where_there_are_any(checkpoints: Callable[[str], Path]) -> None:
-    model = add_lora(load_model(str(checkpoints("llava"))), LoraSettings(r=2))
+def test_only_adapters_train_where_there_are_any(llava: Any) -> None:
+    model = add_lora(llava, LoraSettings(r=2))
     names = choose_trainable(model, components=["language"], layers=[2], modules=["mlp.down_proj"])
-    assert [name.rsplit(".layers.")[1].split(".default")[0] for name in names] == [
-        "2.mlp.down_proj.lora_A",
-        "2.mlp.down_proj.lora_B",
-    ]
+    ends = [name.rsplit(".layers.")[1].split(".default")[0] for name in names]
+    assert ends == ["2.mlp.down_proj.lora_A", "2.mlp.down_proj.lora_B"]
     with pytest.raises(ModelError, match="No adapter lies in the chosen components"):
         choose_trainable(model, components=["projector"])
 
@@ -288,32 +267,22 @@ def test_only_adapters_train_where_there_are_any(checkpoints: Callable[[str], Pa
     ("targets", "matched"),
     [(["q_proj", "mlp.down_proj"], 6), ("all-linear", 21), (r".*vision_tower.*\.fc1", 2)],
 )
-def test_targets_are_endings_all_linear_or_an_expression(
-    targets: list[str] | str, matched: int, checkpoints: Callable[[str], Path]
-) -> None:
-    model = add_lora(load_model(str(checkpoints("llava"))), LoraSettings(target_modules=targets))
+def test_targets_are_endings_all_linear_or_an_expression(targets: list[str] | str, matched: int, llava: Any) -> None:
+    model = add_lora(llava, LoraSettings(target_modules=targets))
     assert sum("lora_A" in name for name, _ in model.named_parameters()) == matched
 
 
 @pytest.mark.parametrize("targets", [["fc1"], ["proj"], ["q_proj", "nope"], "nope.*", "(", r"down_proj"])
-def test_targets_that_match_nothing_list_what_there_is(
-    targets: list[str] | str, checkpoints: Callable[[str], Path]
-) -> None:
-    model = load_model(str(checkpoints("llava")))
-    with pytest.raises(ModelError, match=r"down_proj|regular expression"):
-        add_lora(model, LoraSettings(target_modules=targets))
-    assert not any("lora" in name for name, _ in model.named_parameters()), "refused before anything was changed"
+def test_targets_that_match_nothing_list_what_there_is(targets: list[str] | str, llava: Any) -> None:
+    with pytest.raises(ModelError, match=r"lora\.target_modules.*mlp\.down_proj"):
+        add_lora(llava, LoraSettings(target_modules=targets))
+    assert not any("lora" in name for name, _ in llava.named_parameters()), "refused before anything was changed"
 
 
 @pytest.mark.parametrize("wrong", [{"r": 0}, {"lora_alpha": 0}, {"lora_dropout": 1.0}, {"target_modules": []}])
 def test_lora_settings_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"lora.{next(iter(wrong))}"):
         LoraSettings(**wrong)
-
-
-def test_adapters_off_needs_adapters(checkpoints: Callable[[str], Path]) -> None:
-    with pytest.raises(ModelError, match="no adapters"), adapters_off(load_model(str(checkpoints("llava")))):
-        pass
 
 
 @pytest.mark.real
@@ -343,11 +312,14 @@ def test_a_name_is_a_folder_a_package_or_a_permitted_download(tmp_path: Path) ->
     for name, said in {
         "some/model": "allow_download",
         str(tmp_path / "nothing"): "Name an existing folder",
-        "package:mirage/nothing": "holds no folder",
-        "package:mirage/../..": "form",
-        "package:mirage": "form",
-        "package:no_such_package/x": "no installed package",
-        mirage.__file__: "is a file",
+        mirage.__file__: "There is no model folder",
+        **dict.fromkeys(
+            [
+                f"package:{rest}"
+                for rest in ("mirage/nothing", "mirage/../..", "mirage", "no_such_package/x", "/x", "os/x")
+            ],
+            "names no folder inside an installed package",
+        ),
     }.items():
         with pytest.raises(ModelError, match=said):
             resolve_pretrained(name)
@@ -367,61 +339,55 @@ def test_loading_says_nothing(checkpoints: Callable[[str], Path], capfd: pytest.
     assert capfd.readouterr() == ("", "")
 
 
-def remove(name: str) -> Callable[[Path], None]:
+Damage = Callable[[Path], object]
+
+
+def remove(name: str) -> Damage:
     return lambda folder: (folder / name).unlink()
 
 
-def write(name: str, text: str) -> Callable[[Path], None]:
-    def damage(folder: Path) -> None:
-        (folder / name).write_text(text)
-
-    return damage
+def write(name: str, content: str | bytes) -> Damage:
+    return lambda folder: (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def edit(name: str, **changes: Any) -> Callable[[Path], None]:
-    def damage(folder: Path) -> None:
-        (folder / name).write_text(json.dumps({**json.loads((folder / name).read_text()), **changes}))
-
-    return damage
+def edit(name: str, **changes: Any) -> Damage:
+    return lambda folder: (folder / name).write_text(json.dumps({**json.loads((folder / name).read_text()), **changes}))
 
 
-def cut(name: str, count: int) -> Callable[[Path], None]:
-    def damage(folder: Path) -> None:
-        (folder / name).write_bytes((folder / name).read_bytes()[:count])
-
-    return damage
+def cut(name: str, count: int) -> Damage:
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:count])
 
 
-DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
+INDEX, WEIGHTS = "model.safetensors.index.json", "model.safetensors"
+HEADER = json.dumps({name: {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]} for name in ("a", "b")}).encode()
+DAMAGES: dict[str, tuple[Damage, str]] = {
     "no config": (remove("config.json"), "config.json is missing"),
-    "config of nothing": (write("config.json", "{}"), "no model type None"),
+    "config of nothing": (write("config.json", "{}"), "model type None is not known"),
     "config cut": (cut("config.json", 40), "config.json is not valid JSON"),
     "config a list": (write("config.json", "[]"), "no JSON object"),
     "config nested": (write("config.json", "[" * 100_000), "not valid JSON"),
-    "text model": (edit("config.json", model_type="llama"), "'llama' has no vision tower"),
-    "vision model": (edit("config.json", model_type="clip_vision_model"), "no language decoder"),
-    "encoder-decoder": (edit("config.json", model_type="florence2"), "encoder-decoder|refuses it"),
-    "unknown type": (edit("config.json", model_type="of_the_future"), "no model type 'of_the_future'"),
-    "odd text config": (edit("config.json", text_config=[1]), "text_config|refuses it"),
+    "text model": (edit("config.json", model_type="llama"), "'llama' is no vision-language model"),
+    "vision model": (edit("config.json", model_type="clip_vision_model"), "is no vision-language model"),
+    "encoder-decoder": (edit("config.json", model_type="florence2"), "is an encoder-decoder|does not fit"),
+    "unknown type": (edit("config.json", model_type="of_the_future"), "'of_the_future' is not known .* is never run"),
+    "odd text config": (edit("config.json", text_config=[1]), "'llava' does not fit the rest"),
     "fetched kernel": (edit("config.json", attn_implementation="someone/kernel"), "would fetch code"),
-    "adapters": (write("adapter_config.json", "{}"), "holds adapters"),
-    "no images": (remove("preprocessor_config.json"), "processor_config.json"),
-    "no tokenizer": (remove("tokenizer.json"), "tokenizer.json .* is missing"),
-    "tokenizer cut": (cut("tokenizer.json", 100), "tokenizer.json is not valid JSON"),
-    "no template": (remove("chat_template.jinja"), "no chat template"),
-    "no weights": (remove("model.safetensors"), "model.safetensors is missing"),
-    "weights cut": (cut("model.safetensors", 5000), "model.safetensors is cut short"),
-    "weights empty": (cut("model.safetensors", 0), "cut short"),
-    "weights text": (write("model.safetensors", "hello, this is not a header"), "cut short"),
-    "oversized header": (write("model.safetensors", "\xff" * 64), "cut short"),
-    "index to nowhere": (
-        write("model.safetensors.index.json", '{"weight_map": {"a": "part-1.safetensors"}}'),
-        "missing weight files: part-1.safetensors",
+    "adapters": (write("adapter_config.json", "{}"), "adapters may name another base model"),
+    "no weights": (remove(WEIGHTS), "model.safetensors is missing.* can run code"),
+    "weights cut": (cut(WEIGHTS, 5000), "model.safetensors is cut short"),
+    "weights empty": (cut(WEIGHTS, 0), "cut short"),
+    "weights text": (write(WEIGHTS, "hello, this is not a header"), "cut short"),
+    "oversized header": (write(WEIGHTS, "\xff" * 64), "cut short"),
+    "overlapping tensors": (
+        write(WEIGHTS, struct.pack("<Q", len(HEADER)) + HEADER + bytes(8)),
+        "cut short or is not a safetensors file",
     ),
+    "index to nowhere": (write(INDEX, '{"weight_map": {"a": "part-1.safetensors"}}'), "part-1.safetensors is missing"),
     "index outside": (
-        write("model.safetensors.index.json", '{"weight_map": {"a": "../../secret.safetensors"}}'),
-        "no weight file inside the folder",
+        write(INDEX, '{"weight_map": {"a": "../../x.safetensors"}}'),
+        "no weight files inside the folder",
     ),
+    "index of nothing": (write(INDEX, '{"weight_map": 7}'), "no weight files inside"),
 }
 
 
@@ -432,8 +398,6 @@ def test_a_damaged_folder_is_found_before_its_weights_are_read(
     check_pretrained(str(copied))
     spoil, said = DAMAGES[damage]
     spoil(copied)
-    if damage == "no images":
-        remove("processor_config.json")(copied)
     monkeypatch.setattr(
         AutoModelForImageTextToText, "from_pretrained", lambda *_, **__: pytest.fail("weights are read")
     )
@@ -442,38 +406,41 @@ def test_a_damaged_folder_is_found_before_its_weights_are_read(
     assert str(copied) in str(caught.value)
 
 
-def test_all_faults_are_reported_together(tmp_path: Path) -> None:
-    (tmp_path / "pytorch_model.bin").write_bytes(b"x")
+def test_all_faults_are_reported_together(copied: Path) -> None:
+    for damage in ("fetched kernel", "adapters", "no weights"):
+        DAMAGES[damage][0](copied)
     with pytest.raises(ModelError) as caught:
-        check_pretrained(str(tmp_path))
-    for part in (
-        "config.json",
-        "processor_config.json",
-        "tokenizer.json",
-        "chat template",
-        "pytorch_model.bin can run",
-    ):
-        assert part in str(caught.value)
+        check_pretrained(str(copied))
+    assert len(str(caught.value).splitlines()) == 4
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (remove("preprocessor_config.json"), "its processor cannot be loaded"),
+        (remove("tokenizer.json"), "its processor cannot be loaded"),
+        (cut("tokenizer.json", 100), "its processor cannot be loaded"),
+        (edit("tokenizer_config.json", eos_token=None), "eos_token"),
+    ],
+    ids=["no images", "no tokenizer", "tokenizer cut", "no end"],
+)
+def test_a_damaged_processor_is_refused(damage: Damage, said: str, copied: Path) -> None:
+    damage(copied)
+    with pytest.raises(ModelError, match=said) as caught:
+        load_processor(str(copied))
+    assert str(copied) in str(caught.value)
 
 
 def test_weights_that_do_not_fit_the_config_are_refused(copied: Path) -> None:
     config = json.loads((copied / "config.json").read_text())
-    config["text_config"]["num_hidden_layers"] = 4
-    (copied / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ModelError, match=r"lacks .*layers\.3"):
-        load_model(str(copied))
-    config["text_config"] |= {"num_hidden_layers": 3, "intermediate_size": 40}
-    (copied / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ModelError, match=r"down_proj|size|shape"):
-        load_model(str(copied))
-
-
-def test_overlapping_tensors_are_refused(copied: Path) -> None:
-    header = {name: {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]} for name in ("a", "b")}
-    raw = json.dumps(header).encode()
-    (copied / "model.safetensors").write_bytes(struct.pack("<Q", len(raw)) + raw + bytes(8))
-    with pytest.raises(ModelError, match="cut short or is not a safetensors file"):
-        load_model(str(copied))
+    for changed, said in (
+        ({"num_hidden_layers": 4}, r"lacks .*layers\.3"),
+        ({"num_hidden_layers": 3, "intermediate_size": 40}, r"down_proj.* or has another shape"),
+    ):
+        config["text_config"] |= changed
+        (copied / "config.json").write_text(json.dumps(config))
+        with pytest.raises(ModelError, match=said):
+            load_model(str(copied))
 
 
 # Nothing of a folder is run
@@ -481,28 +448,20 @@ def test_overlapping_tensors_are_refused(copied: Path) -> None:
 
 def test_code_in_a_model_folder_is_never_run(copied: Path, tmp_path: Path) -> None:
     marker = tmp_path / "marker"
+    marks = f"open({str(marker)!r}, 'w').close()\n"
     for name in ("modeling_evil", "processing_evil", "tokenization_evil", "configuration_evil"):
-        (copied / f"{name}.py").write_text(f"open({str(marker)!r}, 'w').close()\nclass Evil: pass\n")
+        (copied / f"{name}.py").write_text(f"{marks}class Evil: pass\n")
     (copied / "custom_generate").mkdir()
-    (copied / "custom_generate" / "generate.py").write_text(
-        f"open({str(marker)!r}, 'w').close()\ndef generate(): pass\n"
-    )
-    maps = {
-        "config.json": {
-            "AutoConfig": "configuration_evil.Evil",
-            "AutoModelForImageTextToText": "modeling_evil.Evil",
-            "AutoProcessor": "processing_evil.Evil",
-        },
-        "processor_config.json": {"AutoProcessor": "processing_evil.Evil"},
-        "preprocessor_config.json": {"AutoImageProcessor": "processing_evil.Evil"},
-        "tokenizer_config.json": {"AutoTokenizer": ["tokenization_evil.Evil", "tokenization_evil.Evil"]},
-        "generation_config.json": {"custom_generate": "custom_generate"},
-    }
-    for name, auto_map in maps.items():
-        edit(name, auto_map=auto_map)(copied)
+    (copied / "custom_generate" / "generate.py").write_text(f"{marks}def generate(): pass\n")
+    image, tokens = "processing_evil.Evil", ["tokenization_evil.Evil", "tokenization_evil.Evil"]
+    maps = {"AutoConfig": "configuration_evil.Evil", "AutoModelForImageTextToText": "modeling_evil.Evil"}
+    edit("config.json", auto_map={**maps, "AutoProcessor": image})(copied)
+    edit("processor_config.json", auto_map={"AutoProcessor": image})(copied)
+    edit("preprocessor_config.json", auto_map={"AutoImageProcessor": image})(copied)
+    edit("tokenizer_config.json", auto_map={"AutoTokenizer": tokens})(copied)
+    edit("generation_config.json", auto_map={"custom_generate": "custom_generate"})(copied)
     processor, model = load_processor(str(copied)), load_model(str(copied))
-    inputs = {key: value for key, value in batch(processor).items() if key != "labels"}
-    model.generate(**inputs, max_new_tokens=1)
+    model.generate(**batch(processor), max_new_tokens=1)
     assert not marker.exists()
 
     edit("config.json", model_type="evil")(copied)
@@ -519,15 +478,11 @@ def test_every_call_that_loads_refuses_remote_code() -> None:
     calls = 0
     for path in Path(mirage.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
-                continue
-            loads_by_config = node.func.attr in ("from_pretrained", "from_config") and "Auto" in ast.unparse(node.func)
-            if loads_by_config:
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith((".from_pretrained", ".from_config")):
                 calls += 1
-                given = {word.arg: word.value for word in node.keywords}
-                trust = given.get("trust_remote_code")
+                trust = {word.arg: word.value for word in node.keywords}.get("trust_remote_code")
                 assert isinstance(trust, ast.Constant) and trust.value is False, f"{path.name}, line {node.lineno}"
-    assert calls >= 4
+    assert calls >= 8
 
 
 HOSTILE_TEMPLATES = {
@@ -559,21 +514,16 @@ def test_a_time_limit_ends_a_loop_and_leaves_nothing_behind() -> None:
 # Chat templates
 
 GOOD = tiny_models.template("<image>\n")
+SAID = "{{ c['text'] }}"
 TEMPLATE_FAULTS = {
-    "drops the image": (GOOD.replace("<image>\n", ""), "writes 0 image placeholders"),
-    "doubles the image": (GOOD.replace("<image>\n", "<image><image>"), "writes 2 image placeholders"),
-    "image always": ("<image>" + GOOD.replace("<image>\n", ""), "for 0 images"),
+    "drops the image": (GOOD.replace("<image>\n", ""), "'<image>' 0 times into a prompt"),
+    "doubles the image": (GOOD.replace("<image>\n", "<image><image>"), "'<image>' 2 times into a prompt"),
+    "image always": ("<image>" + GOOD.replace("<image>\n", ""), "1 times into a prompt without a picture"),
     "text after the answer": (GOOD.replace("<|im_end|>\n{% endfor %}", "<|im_end|> Bye.{% endfor %}"), "'Bye.' after"),
-    "no answer": (
-        GOOD.replace("{{ c['text'] }}", "{% if m['role'] == 'user' %}{{ c['text'] }}{% endif %}"),
-        "answer 0",
-    ),
-    "question twice": (GOOD.replace("{{ c['text'] }}", "{{ c['text'] }}{{ c['text'] }}"), "question 2 times"),
-    "another prompt": (
-        GOOD.replace("<|im_start|>assistant\n{% endif %}", "Bot: {% endif %}"),
-        "otherwise than its prompt",
-    ),
-    "none": ("", "no chat template"),
+    "no answer": (GOOD.replace(SAID, "{% if m['role'] == 'user' %}" + SAID + "{% endif %}"), "'Orange, .*' 0 times"),
+    "question twice": (GOOD.replace(SAID, SAID + SAID), r"'Which colour has it\?' 2 times into a conversation"),
+    "another prompt": (GOOD.replace("<|im_start|>assistant\n{% endif %}", "Bot: {% endif %}"), "than its prompt"),
+    "none": ("", "or its image_token is missing"),
 }
 
 
@@ -589,13 +539,10 @@ def test_a_template_that_cannot_be_trained_with_is_refused(fault: str, copied: P
 @pytest.mark.parametrize("place", ["chat_template.jinja", "chat_template.json", "tokenizer_config.json"])
 def test_a_template_is_found_wherever_a_folder_keeps_it(place: str, copied: Path) -> None:
     remove("chat_template.jinja")(copied)
-    if place == "chat_template.jinja":
-        write(place, GOOD)(copied)
-    elif place == "chat_template.json":
-        write(place, json.dumps({"chat_template": GOOD}))(copied)
-    else:
+    if place == "tokenizer_config.json":
         edit(place, chat_template=GOOD)(copied)
-    check_pretrained(str(copied))
+    else:
+        write(place, GOOD if place.endswith("jinja") else json.dumps({"chat_template": GOOD}))(copied)
     processor = load_processor(str(copied))
     assert processor.apply_chat_template([{"role": "user", "content": [{"type": "image"}]}]).count("<image>") == 1
     assert end_of_answer(processor) == "<|im_end|>"
@@ -617,9 +564,6 @@ def test_a_missing_pad_token_becomes_the_end_token(copied: Path) -> None:
     del content["pad_token"]
     write("tokenizer_config.json", json.dumps(content))(copied)
     assert load_processor(str(copied)).tokenizer.pad_token == "<|im_end|>"
-    edit("tokenizer_config.json", eos_token=None)(copied)
-    with pytest.raises(ModelError, match="eos_token"):
-        load_processor(str(copied))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -650,25 +594,19 @@ def test_padding_to_a_square_keeps_the_picture_and_fills_with_the_mean(checkpoin
 
 
 def test_the_7b_shapes_are_known_without_their_weights() -> None:
-    full = estimate(llava_1_5_7b(), dtype="bfloat16", batch_tokens=4 * 700, gradient_checkpointing=True)
+    seven = partial(estimate, llava_1_5_7b(), dtype="bfloat16", batch_tokens=4 * 700)
+    full, kept = seven(gradient_checkpointing=True), seven()
     assert full.parameters == full.trainable == 7_063_427_072
     assert full.weights_gib == pytest.approx(13.16, abs=0.01)
     assert full.optimizer_gib == pytest.approx(2 * full.weights_gib), "two moments of the type of the weights"
-    kept = estimate(llava_1_5_7b(), dtype="bfloat16", batch_tokens=4 * 700)
     assert kept.activations_gib > 4 * full.activations_gib
 
-    def rmu(model: nn.Module) -> None:
-        choose_trainable(model, components=["language"], layers=[5, 6, 7], modules=["mlp.down_proj"])
-
-    three = estimate(llava_1_5_7b(), trainable=rmu, dtype="bfloat16", batch_tokens=4 * 700)
-    assert three.trainable == 3 * 4096 * 11008
-    adapted = estimate(
-        llava_1_5_7b(), trainable=lambda model: add_lora(model, LoraSettings(r=8)), dtype="bfloat16", batch_tokens=2800
-    )
+    rmu = partial(choose_trainable, components=["language"], layers=[5, 6, 7], modules=["mlp.down_proj"])
+    assert seven(trainable=rmu).trainable == 3 * 4096 * 11008
+    adapted = seven(trainable=partial(add_lora, settings=LoraSettings(r=8)))
     assert adapted.trainable == 32 * 8 * (4 * 2 * 4096 + 3 * (4096 + 11008))
-    assert f"{adapted.trainable:,} of {full.parameters + adapted.trainable:,}" in str(adapted)
-    assert "\n" not in str(adapted)
-    halved = estimate(llava_1_5_7b(), dtype="bfloat16", batch_tokens=2800, shards=2)
+    assert str(adapted).startswith(f"{adapted.trainable:,} of {full.parameters + adapted.trainable:,} parameters train")
+    halved = seven(shards=2)
     assert halved.weights_gib == full.weights_gib / 2 and halved.activations_gib == kept.activations_gib
 
 

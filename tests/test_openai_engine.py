@@ -22,11 +22,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from local_server import Body, Reply, Serve, asked, completion
 from PIL import Image
 
+from mirage.cli import main
+from mirage.data.sources.mini import Mini
+from mirage.evaluation.generate.huggingface import HuggingFaceEngine
 from mirage.evaluation.generate.openai import OpenAIEngine, ServerError
+from mirage.evaluation.run.records import read_records
+from mirage.mini.questions import rewrites
+from mirage.models.load import load_model
 from mirage.models.pretrained import resolve_pretrained
+from mirage.models.processor import load_processor
 from mirage.schema import EvalSample
 
 pytestmark = pytest.mark.slow
@@ -88,27 +96,17 @@ def test_each_question_gets_its_answer_whatever_comes_first(serve: Serve) -> Non
             assert picture.format == "PNG" and picture.getpixel((5, 5)) == (20 * number, 255 - 20 * number, 90)
 
 
-def test_a_busy_or_broken_server_is_asked_again(serve: Serve) -> None:
-    refusals = iter([(500, "oops", {}), (429, "slow down", {"Retry-After": "0"}), (503, "", {}), (200, "{", {})])
-
-    def answer(body: Body) -> Reply:
-        return next(refusals, completion("yes"))
-
-    server = serve(answer)
-    assert engine(server.url, retries=4, concurrency=1).answers(samples(2)) == [["yes"] * 3] * 2
-    assert len(server.bodies) == 6 + 4
-
-
-def test_waits_double_and_retry_after_is_heeded(serve: Serve) -> None:
-    refusals = iter([(500, "", {}), (500, "", {}), (500, "", {}), (429, "", {"Retry-After": "1"})])
+def test_a_busy_or_broken_server_is_asked_again_after_waits_that_double(serve: Serve) -> None:
+    refusals = iter([(500, "oops", {}), (503, "", {}), (200, "{", {}), (429, "slow down", {"Retry-After": "1"})])
     asked_at: list[float] = []
 
     def answer(body: Body) -> Reply:
         asked_at.append(time.monotonic())
         return next(refusals, completion("yes"))
 
-    assert engine(serve(answer).url, retries=4, backoff_s=0.05).complete(["?"], temperature=0, seed=0) == ["yes"]
-    waited = [after - before for before, after in pairwise(asked_at)]
+    asker = engine(serve(answer).url, retries=4, backoff_s=0.05, concurrency=1)
+    assert asker.answers(samples(2)) == [["yes"] * 3] * 2 and len(asked_at) == 6 + 4
+    waited = [after - before for before, after in pairwise(asked_at[:5])]
     for seconds, least in zip(waited, [0.05, 0.1, 0.2, 1.0], strict=True):
         assert least <= seconds < least + 0.5
 
@@ -131,8 +129,8 @@ def test_prompts_are_completed_with_temperature_and_seed(serve: Serve) -> None:
         ((429, "", {}), r"asked 3 times; it answers HTTP 429: ''\. Lower engine\.concurrency\."),
         ((401, "bad key", {}), r"it answers HTTP 401: 'bad key'\. Set engine\.api_key_env"),
         ((404, "no model", {}), r"it answers HTTP 404: 'no model'\. Correct engine\.base_url, or engine\.model"),
-        ((422, "too long", {}), r"it answers HTTP 422: 'too long'\. The request is not accepted"),
-        ((302, "", {"Location": "http://127.0.0.1:9/v1/chat/completions"}), r"Redirects are not followed"),
+        ((422, "too long", {}), r"it answers HTTP 422: 'too long'\. See the server's own log; check engine\.model"),
+        ((302, "", {"Location": "http://127.0.0.1:9/v1"}), r"engine\.base_url \(redirects are not followed\)"),
     ],
 )  # fmt: skip
 def test_a_server_that_answers_nonsense_is_named_with_a_remedy(serve: Serve, reply: Reply, says: str) -> None:
@@ -147,9 +145,7 @@ def test_a_server_that_is_down_is_said_to_be() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
-    with pytest.raises(
-        ServerError, match=rf"{url}/v1: asked 3 times; no connection \(.*refused.*\)\. Start the server"
-    ):
+    with pytest.raises(ServerError, match=rf"{url}/v1: asked 3 times; no answer \(.*refused.*\)\. Start the server"):
         engine(url).answers(samples(3))
 
 
@@ -158,7 +154,7 @@ def test_a_slow_server_is_left_after_the_time_out(drip: bytes) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         threading.Thread(target=_drip, args=(listener, drip), daemon=True).start()
         started = time.monotonic()
-        with pytest.raises(ServerError, match=r"asked 2 times; no answer within 0\.3 s\. Raise engine\.timeout_s"):
+        with pytest.raises(ServerError, match=r"asked 2 times; no answer .*raise engine\.timeout_s \(now 0\.3\)"):
             address = f"http://127.0.0.1:{listener.getsockname()[1]}"
             engine(address, timeout_s=0.3, retries=1).answers(samples(1, shots=0))
         assert time.monotonic() - started < 2.5
@@ -218,19 +214,15 @@ def test_the_key_comes_from_the_environment_and_goes_nowhere_else(
 @pytest.mark.parametrize(
     "bad",
     [
-        {"base_url": "127.0.0.1:8000"},
-        {"base_url": "file:///etc/hosts"},
-        {"base_url": "http://user:secret@127.0.0.1:8000/v1"},
-        {"concurrency": 0},
-        {"max_new_tokens": 0},
-        {"timeout_s": 0.0},
+        *({"base_url": url} for url in ("127.0.0.1:8000", "file:///etc/hosts", "http://user:secret@127.0.0.1:8000/v1")),
+        *({name: 0} for name in ("concurrency", "max_new_tokens", "timeout_s")),
+        *({name: -1} for name in ("retries", "backoff_s")),
         {"timeout_s": float("nan")},
-        {"retries": -1},
-        {"backoff_s": -1.0},
     ],
+    ids=str,
 )
 def test_bad_settings_are_refused(bad: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"engine\.") as caught:
+    with pytest.raises(ValueError, match=rf"engine\.{next(iter(bad))}") as caught:
         OpenAIEngine(**{"base_url": "http://127.0.0.1:8000/v1", "model": "m", **bad})
     assert "secret" not in str(caught.value)
 
@@ -269,12 +261,6 @@ def real_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str,
 
 
 def test_a_real_server_answers_as_the_model_itself(real_server: tuple[str, Path]) -> None:
-    from mirage.data.sources.mini import Mini
-    from mirage.evaluation.generate.huggingface import HuggingFaceEngine
-    from mirage.mini.questions import rewrites
-    from mirage.models.load import load_model
-    from mirage.models.processor import load_processor
-
     url, folder = real_server
     plain = Mini().eval_samples("benign")[:6]
     asking = [replace(item, rewrites=rewrites(item.question, "what", 2)) for item in plain]
@@ -294,11 +280,6 @@ def test_a_real_server_refuses_another_model_by_name(real_server: tuple[str, Pat
 
 
 def test_a_run_may_ask_a_real_server_by_its_config(real_server: tuple[str, Path], tmp_path: Path) -> None:
-    import yaml
-
-    from mirage.cli import main
-    from mirage.evaluation.run.records import read_records
-
     url, folder = real_server
     served = {"class_path": "OpenAIEngine", "init_args": {"base_url": url, "model": str(folder), "max_new_tokens": 12}}
 

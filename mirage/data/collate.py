@@ -10,7 +10,7 @@ import torch
 from mirage.batch import Batch
 from mirage.errors import DataError
 from mirage.losses import IGNORED
-from mirage.models.processor import end_of_answer, pad_to_square
+from mirage.models.processor import adds_special_tokens, end_of_answer, pad_to_square, user_message
 from mirage.schema import Example, Picture
 
 
@@ -47,7 +47,7 @@ class Collator:
         tokenizer = self.processor.tokenizer
         conversations = [self.conversation(example) for example in examples]
         texts = [conversation.text for conversation in conversations]
-        special = self._special(texts[0])
+        special = adds_special_tokens(self.processor, texts[0])
         pictures = [[] if example.image is None else [self._open(example.image)] for example in examples]
         encoded = self.processor(
             text=texts,
@@ -87,10 +87,8 @@ class Collator:
         messages: list[dict[str, Any]] = []
         spans: list[tuple[int, int]] = []
         text = ""
-        image = [{"type": "image"}] if example.image is not None else []
         for question, answer in ((example.prompt, example.answer), *example.later_turns):
-            messages.append({"role": "user", "content": [*image, {"type": "text", "text": question}]})
-            image = []
+            messages.append(user_message(question, has_image=example.image is not None and not messages))
             prompt = self.processor.apply_chat_template(messages, add_generation_prompt=True)
             beginning = self._beginning(answer)
             messages.append({"role": "assistant", "content": [{"type": "text", "text": beginning}]})
@@ -121,7 +119,9 @@ class Collator:
     def text_tokens(self, example: Example) -> int:
         """How many tokens the example has, where a picture counts as its placeholder alone."""
         text = self.conversation(example).text
-        return len(self.processor.tokenizer(text, add_special_tokens=self._special(text))["input_ids"])
+        return len(
+            self.processor.tokenizer(text, add_special_tokens=adds_special_tokens(self.processor, text))["input_ids"]
+        )
 
     def picture_tokens(self, picture: Any) -> int:
         """How many tokens the processor makes of a picture."""
@@ -129,11 +129,6 @@ class Collator:
         picture = pad_to_square(picture, self.processor) if self.square else picture
         encoded = self.processor(text=[token], images=[[picture]], add_special_tokens=False)
         return len(encoded["input_ids"][0])
-
-    def _special(self, text: str) -> bool:
-        """Whether the tokenizer is to add its own special tokens: not if the template has written them."""
-        tokenizer = self.processor.tokenizer
-        return not (tokenizer.bos_token and text.startswith(tokenizer.bos_token))
 
     def _open(self, picture: Picture) -> Any:
         opened = picture.open()

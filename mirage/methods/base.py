@@ -20,9 +20,9 @@ from transformers import get_scheduler
 from mirage import losses
 from mirage.batch import Batch, Pair, joined
 from mirage.models.components import Component, choose_trainable, unwrapped
-from mirage.models.load import Dtype, load_model
+from mirage.models.load import load_model
 from mirage.models.lora import LoraSettings, add_lora
-from mirage.models.memory import read_config
+from mirage.models.pretrained import Dtype, read_config
 from mirage.models.processor import load_processor
 from mirage.models.threads import limit_threads
 

@@ -8,8 +8,6 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from mirage.models.lora import adapters_off
-
 
 def trainable_copies(model: nn.Module) -> dict[str, Tensor]:
     """Copies of the trainable parameters, by name, and of nothing else: three matrices for RMU, not a second model."""
@@ -33,7 +31,7 @@ def as_reference(model: nn.Module, copies: dict[str, Tensor] | None) -> Iterator
     current = {name: parameter.data for name, parameter in trained.items()}
     model.eval()
     try:
-        with torch.no_grad(), adapters_off(model) if copies is None else nullcontext():
+        with torch.no_grad(), model.disable_adapter() if copies is None else nullcontext():  # type: ignore[operator]
             for name, parameter in trained.items():
                 parameter.data = starting[name] = starting[name].to(parameter.device)
             yield

@@ -23,7 +23,7 @@ def activations(model: nn.Module, inputs: Mapping[str, Any], layer: int, *, stop
 
     Args:
         model: The model, with or without adapters.
-        inputs: What the processor made; labels are ignored.
+        inputs: What the processor made.
         layer: Index of the decoder layer, from 0.
         stop: Run nothing after the layer.
 
@@ -43,7 +43,6 @@ def activations(model: nn.Module, inputs: Mapping[str, Any], layer: int, *, stop
     def end(*_: Any) -> NoReturn:
         raise _Stop
 
-    fed = {key: value for key, value in inputs.items() if key != "labels"}
     logits: Tensor | None = None
     with ExitStack() as hooks:
         hooks.callback(target.register_forward_hook(capture).remove)
@@ -54,6 +53,6 @@ def activations(model: nn.Module, inputs: Mapping[str, Any], layer: int, *, stop
         elif stop:
             hooks.callback(language_model(model).register_forward_hook(end).remove)
         with suppress(_Stop):
-            logits = model(**fed, use_cache=False).logits
+            logits = model(**inputs, use_cache=False).logits
     (hidden_BSD,) = captured
     return hidden_BSD, logits

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
 from torch import nn
 
@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Component = Literal["language", "projector", "vision"]
-COMPONENTS: tuple[Component, ...] = ("language", "projector", "vision")
 
 
 def unwrapped(model: nn.Module) -> PreTrainedModel:
@@ -37,24 +36,22 @@ def language_model(model: nn.Module) -> nn.Module:
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
-    """The decoder layers in order: the list inside the language model that is as long as its config says.
+    """The decoder layers in order: the list in the language model that is as long as its config says.
 
     Raises:
         ModelError: If there is no such list, or several.
     """
-    decoder = language_model(model)
-    count = unwrapped(model).config.get_text_config(decoder=True).num_hidden_layers
-    lists = {name: module for name, module in decoder.named_modules() if isinstance(module, nn.ModuleList)}
-    fitting = {name: module for name, module in lists.items() if len(module) == count}
-    # a list inside another's layer (experts of a mixture) is not the list of layers
-    outer = [module for name, module in fitting.items() if not any(name.startswith(f"{other}.") for other in fitting)]
-    if len(outer) != 1:
+    decoder, base = language_model(model), unwrapped(model)
+    count = base.config.get_text_config(decoder=True).num_hidden_layers
+    lists = {name: module for name, module in decoder.named_children() if isinstance(module, nn.ModuleList)}
+    fitting = [module for module in lists.values() if len(module) == count]
+    if len(fitting) != 1:
         present = ", ".join(f"{name} ({len(module)})" for name, module in lists.items()) or "none"
         raise ModelError(
-            f"{type(unwrapped(model)).__name__}: {type(decoder).__name__} has no list of {count} decoder layers "
+            f"{type(base).__name__}: {type(decoder).__name__} has no list of {count} decoder layers "
             f"(its lists: {present}). Use another model."
         )
-    return outer[0]
+    return fitting[0]
 
 
 def layer_of(model: nn.Module, index: int) -> nn.Module:
@@ -98,13 +95,14 @@ def component_parameters(model: nn.Module) -> dict[Component, dict[str, nn.Param
     head = base.get_output_embeddings()  # type: ignore[no-untyped-call]
     language = _names_under(model, language_model(model), *([head] if isinstance(head, nn.Module) else []))
     vision = _names_under(model, tower) - language
-    projector = {name for name, _ in model.named_parameters()} - language - vision
+    parameters = dict(model.named_parameters())
+    projector = parameters.keys() - language - vision
     if not projector:
         projector = _names_under(model, *_merger(tower, base.config.get_text_config(decoder=True).hidden_size))
-    members = {"language": language, "projector": projector, "vision": vision - projector}
+    members: dict[Component, set[str]] = {"language": language, "projector": projector, "vision": vision - projector}
     return {
-        component: {name: parameter for name, parameter in model.named_parameters() if name in members[component]}
-        for component in COMPONENTS
+        component: {name: parameter for name, parameter in parameters.items() if name in names}
+        for component, names in members.items()
     }
 
 
@@ -140,26 +138,21 @@ def choose_trainable(
         modules: Limit the chosen layers (all, without `layers`) to modules whose name ends so, such as `mlp.down_proj`.
 
     Raises:
-        ModelError: If nothing is chosen, or a layer or module does not exist.
+        ModelError: If nothing is chosen, or a component, layer or module does not exist.
     """
-    unknown = [component for component in components if component not in COMPONENTS]
-    if unknown:
-        raise ModelError(f"The model has no component {unknown[0]!r}. Choose from {', '.join(COMPONENTS)}.")
-    limited = layers is not None or modules is not None
-    if limited and "language" not in components:
-        raise ModelError(
-            "Layers and modules are chosen, but not the component they lie in. Add language to the components."
-        )
     members = component_parameters(model)
-    if "projector" in components and not members["projector"]:
+    existing = [component for component in get_args(Component) if members[component]]
+    if lacking := [component for component in components if component not in existing]:
         name = type(unwrapped(model)).__name__
-        raise ModelError(f"{name} has no projector between vision and language. Leave it frozen.")
-    chosen: set[str] = set()
-    for component in components:
-        is_limited = limited and component == "language"
-        chosen |= _names_in_layers(model, layers, modules) if is_limited else set(members[component])
-    adapters = adapter_names(model)
-    if adapters:
+        raise ModelError(f"{name} has no component {lacking[0]!r} to train. Choose from {', '.join(existing)}.")
+    chosen = {name for component in components for name in members[component]}
+    if layers is not None or modules is not None:
+        if "language" not in components:
+            raise ModelError("Layers or modules are chosen, which lie in language. Add language to the components.")
+        chosen = chosen - members["language"].keys() | _names_in_layers(model, layers, modules)
+    adapters = set()
+    if unwrapped(model) is not model:
+        adapters = {name for name, _ in model.named_parameters() if "lora_" in name}
         chosen &= adapters
     if not chosen:
         remedy = "No adapter lies in the chosen components: widen target_modules."
@@ -169,24 +162,15 @@ def choose_trainable(
     return [name for name, _ in model.named_parameters() if name in chosen]
 
 
-def adapter_names(model: nn.Module) -> set[str]:
-    """The names of the parameters that PEFT added; empty without adapters."""
-    if unwrapped(model) is model:
-        return set()
-    prefix = str(model.base_model.prefix)  # type: ignore[union-attr]  # PEFT's tuner; "lora_"
-    return {name for name, _ in model.named_parameters() if prefix in name}
-
-
 def _names_in_layers(model: nn.Module, layers: Sequence[int] | None, modules: Sequence[str] | None) -> set[str]:
     names: set[str] = set()
     for index in range(len(decoder_layers(model))) if layers is None else layers:
         layer = layer_of(model, index)
-        for suffix in modules or [""]:
-            matching = [part for name, part in layer.named_modules() if not suffix or ends_with(name, suffix)]
+        for suffix in modules or [""]:  # "" is the layer itself
+            matching = [part for name, part in layer.named_modules() if ends_with(name, suffix)]
             if not matching:
-                raise ModelError(
-                    f"Decoder layer {index} has no module {suffix!r}. Choose from: {', '.join(linear_names(layer))}."
-                )
+                known = ", ".join(linear_names(layer))
+                raise ModelError(f"Decoder layer {index} has no module {suffix!r}. Choose from: {known}.")
             names |= _names_under(model, *matching)
     return names
 
@@ -198,11 +182,8 @@ def ends_with(name: str, suffix: str) -> bool:
 
 def linear_names(module: nn.Module) -> list[str]:
     """The dotted names of the linear layers in `module`, in order, adapters not included."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
     return [
-        name
+        name.removesuffix(".base_layer")
         for name, part in module.named_modules()
-        if isinstance(part.get_base_layer() if isinstance(part, BaseTunerLayer) else part, nn.Linear)
-        and not any(word == "base_layer" or word.startswith("lora_") for word in name.split("."))
+        if isinstance(part, nn.Linear) and "lora_" not in name
     ]

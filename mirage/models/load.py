@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from mirage.errors import ModelError
-from mirage.models.pretrained import check_pretrained, first_line, is_fetched_kernel, resolve_pretrained
-from mirage.models.processor import load_processor
+from mirage.models.pretrained import (
+    Dtype,
+    check_pretrained,
+    is_fetched_kernel,
+    read_config,
+    repairable,
+    resolve_pretrained,
+)
+from mirage.models.processor import TextProcessor, load_processor
+from mirage.text import first_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-Dtype = Literal["float32", "bfloat16", "float16", "auto"]
 
 
 def load_model(
@@ -44,53 +50,71 @@ def load_model(
     from transformers import AutoModelForImageTextToText
 
     if is_fetched_kernel(attn_implementation):
-        raise ModelError(
-            f"attn_implementation {attn_implementation!r} would fetch code to run. "
-            "Choose sdpa, eager or another that is installed."
-        )
+        raise ModelError(f"attn_implementation {attn_implementation!r} would fetch code to run. Choose sdpa or eager.")
     check_pretrained(pretrained, allow_download)
     where = resolve_pretrained(pretrained, allow_download)
-    try:
-        with _quiet():
-            loaded: Any = AutoModelForImageTextToText.from_pretrained(
-                where,
-                revision=revision or "main",
-                local_files_only=not allow_download,
-                trust_remote_code=False,
-                use_safetensors=True,
-                dtype=dtype,
-                attn_implementation=attn_implementation,
-                output_loading_info=True,
-            )
-    except (MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # a damaged checkpoint raises anything from KeyError to SafetensorError
-        raise ModelError(f"{where}: the model cannot be loaded ({first_line(error)}). Repair its files.") from error
-    model, report = loaded
-    _refuse_partial(where, report)
+    given = {"dtype": dtype, "attn_implementation": attn_implementation, "revision": revision or "main"}
+    model = _loaded(AutoModelForImageTextToText, where, local_files_only=not allow_download, **given)
     if gradient_checkpointing:
-        if not model.supports_gradient_checkpointing:
-            raise ModelError(f"{where}: {type(model).__name__} cannot checkpoint. Set gradient_checkpointing to false.")
         model.activation_checkpointing_enable({"use_reentrant": False})
     return cast("PreTrainedModel", model)
 
 
-def load_for_inference(pretrained: str, *, dtype: Dtype = "float32", device: str = "auto") -> tuple[Any, Any]:
-    """A model that is only asked, and its processor: in evaluation mode, without gradients.
+def load_for_inference(
+    pretrained: str, *, dtype: Dtype = "float32", device: str = "auto", text_alone: bool = False
+) -> tuple[Any, Any]:
+    """A model in a local folder that is only asked, and its processor: in evaluation mode, without gradients.
 
     Args:
         pretrained: A folder, or `package:<package>/<path>`.
         dtype: Type of the weights; `auto` is that of the checkpoint.
         device: Where the model is put, such as `cpu` or `cuda:1`; `auto` is a GPU where there is one.
+        text_alone: A language model, which takes no pictures, will do.
 
     Raises:
-        ModelError: If the folder holds no complete vision-language model with a usable processor.
+        ModelError: If the folder holds no complete model with a usable processor.
     """
-    processor = load_processor(pretrained)
-    model: Any = load_model(pretrained, dtype=dtype)
+    from transformers import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+        AutoModelForCausalLM,
+        AutoTokenizer,
+    )
+
+    where, kind = resolve_pretrained(pretrained), type(read_config(pretrained))
+    model: Any
+    if text_alone and kind in MODEL_FOR_CAUSAL_LM_MAPPING and kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        with repairable(f"{where}: the tokenizer"):
+            tokenizer = AutoTokenizer.from_pretrained(where, local_files_only=True, trust_remote_code=False)
+        model, processor = (
+            _loaded(AutoModelForCausalLM, where, local_files_only=True, dtype=dtype),
+            TextProcessor(tokenizer),
+        )
+    else:
+        model, processor = load_model(pretrained, dtype=dtype), load_processor(pretrained)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     return model.eval().requires_grad_(False).to(device), processor
+
+
+def _loaded(model_class: Any, where: str, **given: Any) -> Any:
+    """The model, all of whose weights the checkpoint holds: transformers would fill the rest with random numbers."""
+    with repairable(f"{where}: the model"), _quiet():
+        model, report = model_class.from_pretrained(
+            where,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **given,
+        )
+    unfit = sorted([*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])])
+    if unfit:
+        raise ModelError(
+            f"{where}: the checkpoint lacks {first_names(unfit, 3)}, or has another shape there. "
+            "Fetch weights that belong to its config.json."
+        )
+    return model
 
 
 @contextmanager
@@ -107,12 +131,3 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bar:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
-
-
-def _refuse_partial(where: str, report: Mapping[str, Any]) -> None:
-    """Refuses a checkpoint that does not cover the model: transformers would fill the rest with random numbers."""
-    for key, defect in (("missing_keys", "lacks"), ("mismatched_keys", "has the wrong shape for")):
-        names = sorted(str(entry[0] if isinstance(entry, tuple) else entry) for entry in report.get(key, ()))
-        if names:
-            shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-            raise ModelError(f"{where}: the checkpoint {defect} {shown}. Fetch weights that belong to its config.json.")

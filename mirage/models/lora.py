@@ -1,15 +1,16 @@
-"""LoRA adapters in the language model, and the model with them switched off."""
+"""LoRA adapters in the language model."""
 
 from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, cast
 
 from mirage.errors import ModelError
+from mirage.models.components import decoder_layers, ends_with, layer_of, linear_names, unwrapped
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -37,14 +38,14 @@ class LoraSettings:
     lora_dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.r < 1:
-            raise ValueError(f"lora.r is {self.r}. Choose a rank of at least 1.")
-        if not self.lora_alpha > 0:
-            raise ValueError(f"lora.lora_alpha is {self.lora_alpha}. Choose a number above 0.")
-        if not 0 <= self.lora_dropout < 1:
-            raise ValueError(f"lora.lora_dropout is {self.lora_dropout}. Choose a number from 0 to below 1.")
-        if not self.target_modules:
-            raise ValueError("lora.target_modules is empty. Name linear layers, or write all-linear.")
+        for name, is_legal, legal in (
+            ("r", self.r >= 1, "at least 1"),
+            ("lora_alpha", self.lora_alpha > 0, "above 0"),
+            ("lora_dropout", 0 <= self.lora_dropout < 1, "at least 0 and below 1"),
+            ("target_modules", bool(self.target_modules), "names of linear layers, or all-linear"),
+        ):
+            if not is_legal:
+                raise ValueError(f"lora.{name} is {getattr(self, name)!r}: it must be {legal}.")
 
 
 def add_lora(model: nn.Module, settings: LoraSettings, *, layers: Sequence[int] | None = None) -> PeftModel:
@@ -60,15 +61,8 @@ def add_lora(model: nn.Module, settings: LoraSettings, *, layers: Sequence[int] 
     """
     from peft import LoraConfig, get_peft_model
 
-    from mirage.models.components import unwrapped
-
-    config = LoraConfig(
-        r=settings.r,
-        lora_alpha=settings.lora_alpha,
-        lora_dropout=settings.lora_dropout,
-        target_modules=target_pattern(model, settings.target_modules, layers),
-        bias="none",
-    )
+    given = asdict(settings) | {"target_modules": target_pattern(model, settings.target_modules, layers)}
+    config = LoraConfig(**given, bias="none")
     with warnings.catch_warnings():
         # PEFT asks transformers a question under its old name
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
@@ -82,26 +76,19 @@ def target_pattern(model: nn.Module, targets: list[str] | str, layers: Sequence[
     Raises:
         ModelError: If a target matches nothing; the message lists what there is.
     """
-    from mirage.models.components import decoder_layers, ends_with, layer_of, linear_names
-
     stack = decoder_layers(model)
     inside = [name.partition(".")[2] for name in linear_names(stack)]  # "mlp.down_proj", once for each layer
     known = ", ".join(dict.fromkeys(inside))
     if isinstance(targets, str) and targets != ALL_LINEAR:
         every = linear_names(model)
-        try:
-            matched = any(re.fullmatch(targets, name) for name in every)
-        except re.error as error:
-            raise ModelError(
-                f"lora.target_modules {targets!r} is not a regular expression ({error}). Correct it."
-            ) from error
-        if not matched:
-            raise ModelError(
-                f"lora.target_modules {targets!r} matches no linear layer. Names look like {every[0]} and {every[-1]}; "
-                f"within a decoder layer: {known}."
-            )
-        return targets
-    endings = sorted(set(inside)) if isinstance(targets, str) else list(targets)
+        with suppress(re.error):
+            if any(re.fullmatch(targets, name) for name in every):
+                return targets
+        raise ModelError(
+            f"lora.target_modules {targets!r} is no regular expression that matches a linear layer. Names look like "
+            f"{every[0]} and {every[-1]}; within a decoder layer: {known}."
+        )
+    endings = sorted(set(inside)) if isinstance(targets, str) else targets
     for ending in endings:
         if not any(ends_with(name, ending) for name in inside):
             raise ModelError(f"lora.target_modules: {ending!r} matches nothing. Choose from: {known}.")
@@ -111,18 +98,3 @@ def target_pattern(model: nn.Module, targets: list[str] | str, layers: Sequence[
     number = r"\d+" if layers is None else "|".join(str(index) for index in layers)
     words = "|".join(re.escape(ending) for ending in endings)
     return rf"{re.escape(prefix)}\.({number})\.(.*\.)?({words})"
-
-
-@contextmanager
-def adapters_off(model: nn.Module) -> Iterator[None]:
-    """Within the block the model is its own starting point: adapters add nothing.
-
-    Raises:
-        ModelError: If the model has no adapters.
-    """
-    from peft import PeftModel
-
-    if not isinstance(model, PeftModel):
-        raise ModelError(f"{type(model).__name__} has no adapters to switch off. Add them with lora settings.")
-    with model.disable_adapter():  # type: ignore[no-untyped-call]
-        yield

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from lightning.pytorch.callbacks import Callback
@@ -13,15 +12,14 @@ from torch import nn
 
 from mirage.errors import ModelError
 from mirage.models.lora import add_lora
-from mirage.models.pretrained import first_line, resolve_pretrained
+from mirage.models.pretrained import first_line, read_config
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
     from transformers import PreTrainedConfig, PreTrainedModel
 
 GIB = 2**30
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-ADAMW_BYTES = 8  # two float32 moments for each trainable parameter
+ZERO_BYTES = 12  # DeepSpeed's AdamW: two float32 moments and a float32 copy of each trainable parameter
 
 # What a decoder layer keeps of each token for its backward pass, as counted with saved-tensor hooks on Llama: so many
 # times the hidden size (queries, keys, values, attention output, residuals), the feed-forward width (gate, up,
@@ -33,8 +31,7 @@ LOSS_BYTES_PER_LOGIT = 8  # a float32 copy and its gradient, beside the logits t
 SAMPLED = 8  # examples of each training set that are collated for the length of a batch
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MemoryEstimate:
+class MemoryEstimate(NamedTuple):
     """Memory of one device during a training step, in GiB, and the parameters it is for (shared ones counted once)."""
 
     parameters: int
@@ -47,14 +44,11 @@ class MemoryEstimate:
     @property
     def total_gib(self) -> float:
         """The sum, without what the framework itself and fragmentation take."""
-        return self.weights_gib + self.gradients_gib + self.optimizer_gib + self.activations_gib
+        return sum(self[2:])
 
     def __str__(self) -> str:
-        return (
-            f"{_share(self.trainable, self.parameters)}; memory per device about "
-            f"{self.total_gib:.2f} GiB: weights {self.weights_gib:.2f}, gradients {self.gradients_gib:.2f}, "
-            f"optimizer {self.optimizer_gib:.2f}, activations {self.activations_gib:.2f}"
-        )
+        parts = ", ".join(f"{name.removesuffix('_gib')} {gib:.2f}" for name, gib in list(self._asdict().items())[2:])
+        return f"{_share(self.trainable, self.parameters)}; memory per device about {self.total_gib:.2f} GiB: {parts}"
 
 
 def _share(trainable: int, parameters: int) -> str:
@@ -65,17 +59,6 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     """How many parameters train, and how many there are; shared ones count once."""
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     return sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)
-
-
-def read_config(pretrained: str, *, revision: str | None = None, allow_download: bool = False) -> PreTrainedConfig:
-    """The configuration of a checkpoint; no weight is read and no code of its folder is run."""
-    from transformers import AutoConfig
-
-    where = resolve_pretrained(pretrained, allow_download)
-    config = AutoConfig.from_pretrained(
-        where, revision=revision or "main", local_files_only=not allow_download, trust_remote_code=False
-    )
-    return cast("PreTrainedConfig", config)
 
 
 def meta_model(config: PreTrainedConfig) -> PreTrainedModel:
@@ -117,8 +100,8 @@ def estimate(
         trainable(model)
     trains, total = count_parameters(model)
     text = config.get_text_config(decoder=True)
-    name = str(config.dtype or text.dtype) if dtype == "auto" else dtype
-    size = BYTES.get(name.removeprefix("torch."), 4)
+    name = str(config.dtype or text.dtype or "float32") if dtype == "auto" else dtype
+    size: int = getattr(torch, name.removeprefix("torch.")).itemsize
     hidden, layers = text.hidden_size, text.num_hidden_layers
     intermediate = getattr(text, "intermediate_size", None) or 4 * hidden
     layer = size * (KEPT_PER_HIDDEN * hidden + KEPT_PER_INTERMEDIATE * intermediate) + NORM_BYTES_PER_HIDDEN * hidden
@@ -138,11 +121,10 @@ class MemoryLine(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Prints the estimate on rank 0. Lightning calls this after the data are set up and before the model is."""
-        method: Any = pl_module
-        if stage != "fit" or not trainer.is_global_zero or method.model is not None:
+        if stage != "fit" or not trainer.is_global_zero or pl_module.model is not None:
             return
         try:
-            line = f"before loading: {self.estimated(trainer, method)}"
+            line = f"before loading: {self.estimated(trainer, pl_module)}"
         except ModelError:
             raise
         except Exception as error:  # an estimate is worth a line, and no run is lost for want of one
@@ -157,15 +139,15 @@ class MemoryLine(Callback):
     def estimated(self, trainer: Any, method: Any) -> MemoryEstimate:
         """The estimate for this trainer, method and data."""
         strategy = type(trainer.strategy).__name__  # by name: DeepSpeed's cannot be imported without deepspeed
-        sharded, zero = strategy == "FSDPStrategy", strategy == "DeepSpeedStrategy"
+        zero = strategy == "DeepSpeedStrategy"
         return estimate(
             read_config(method.pretrained, revision=method.revision, allow_download=method.allow_download),
             trainable=trains_as(method),
             dtype=method.dtype_name,
             batch_tokens=self._batch_tokens(trainer.datamodule),
             gradient_checkpointing=method.gradient_checkpointing,
-            optimizer_bytes=ADAMW_BYTES + BYTES["float32"] if zero else None,  # a float32 copy of the weights as well
-            shards=trainer.world_size if sharded or zero else 1,
+            optimizer_bytes=ZERO_BYTES if zero else None,
+            shards=trainer.world_size if zero or strategy == "FSDPStrategy" else 1,
             weights_sharded=not zero or trainer.strategy.zero_stage_3,
         )
 
@@ -185,13 +167,13 @@ def trains_as(method: Any) -> Callable[[PreTrainedModel], None]:
     """A function that makes of a model on the meta device what `method.configure_model` will make of the loaded one."""
 
     def choose(model: PreTrainedModel) -> None:
-        with torch.device("meta"):  # new adapters too: no memory, and no random number is used up
-            method.model = model
-            try:
+        method.model = model
+        try:
+            with torch.device("meta"):  # new adapters too: no memory, and no random number is used up
                 if method.lora is not None:
                     method.model = add_lora(model, method.lora, layers=method.trained_layers())
                 method.choose_trainable()
-            finally:
-                method.model = None
+        finally:
+            method.model = None
 
     return choose

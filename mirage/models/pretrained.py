@@ -5,16 +5,22 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from importlib import import_module, resources
+from contextlib import contextmanager, suppress
+from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from mirage.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 PACKAGE_PREFIX = "package:"
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 BIDIRECTIONAL = {"paligemma"}  # prefix language models: every position that is not marked as answer sees all others
-TOKENIZER_FILES = ("tokenizer.json", "*.model", "vocab.json", "tekken.json")
+
+Dtype = Literal["float32", "bfloat16", "float16", "auto"]
+"""Type of a model's weights; `auto` is that of the checkpoint."""
 
 
 def resolve_pretrained(pretrained: str, allow_download: bool = False) -> str:
@@ -34,9 +40,7 @@ def resolve_pretrained(pretrained: str, allow_download: bool = False) -> str:
     folder = Path(name).expanduser()
     if folder.is_dir():
         return str(folder)
-    if folder.is_file():
-        raise ModelError(f"{name} is a file, not a model folder. Name the folder that holds its config.json.")
-    if allow_download:
+    if allow_download and not folder.is_file():
         return name
     remedy = "Name an existing folder."
     if HUB_NAME.fullmatch(name):  # judges and other models that are only asked have no allow_download
@@ -49,18 +53,13 @@ def resolve_pretrained(pretrained: str, allow_download: bool = False) -> str:
 
 def _folder_in_package(name: str) -> Path:
     package, _, inner = name.removeprefix(PACKAGE_PREFIX).partition("/")
-    if not package or not inner or ".." in Path(inner).parts or Path(inner).is_absolute():
-        raise ModelError(
-            f"{name} does not have the form {PACKAGE_PREFIX}<package>/<path inside it>. Write it that way."
-        )
-    try:
-        import_module(package)
-    except ImportError as error:
-        raise ModelError(f"{name}: there is no installed package {package}. Install it or name a folder.") from error
-    folder = Path(str(resources.files(package))) / inner
-    if not folder.is_dir():
-        raise ModelError(f"{name}: the package {package} holds no folder {inner}. Reinstall it or name another folder.")
-    return folder
+    with suppress(ImportError, ValueError, TypeError):  # no such package, no name, or a module that is no package
+        root = Path(str(resources.files(package)))
+        if inner and (root / inner).is_dir() and (root / inner).resolve().is_relative_to(root.resolve()):
+            return root / inner
+    raise ModelError(
+        f"{name} names no folder inside an installed package. Write {PACKAGE_PREFIX}<package>/<path inside it>."
+    )
 
 
 def check_pretrained(pretrained: str, allow_download: bool = False) -> None:
@@ -74,69 +73,56 @@ def check_pretrained(pretrained: str, allow_download: bool = False) -> None:
     folder = Path(resolve_pretrained(pretrained, allow_download))
     if not folder.is_dir():
         return
-    issues = [*_config_issues(folder), *_processor_issues(folder), *_weight_issues(folder)]
+    issues = [*_config_issues(folder), *_weight_issues(folder)]
     if issues:
         raise ModelError("\n".join([f"{folder} cannot be used as a vision-language model:", *issues]))
+
+
+def _config_issues(folder: Path) -> Iterator[str]:
+    if (folder / "adapter_config.json").is_file():
+        yield "adapter_config.json: adapters may name another base model. Merge them into the model."
+    try:
+        content = _read_object(folder / "config.json")
+    except ModelError as error:
+        yield str(error)
+        return
+    kind = content.get("model_type")
+    if reason := _why_unsuitable(folder, str(kind)):
+        yield (
+            f"config.json: model type {kind!r} {reason}. Use a vision-language model that transformers itself "
+            "implements and that reads from left to right, such as LLaVA."
+        )
+    for kernel in _fetched_kernels(content):
+        yield f"config.json: attn_implementation {kernel!r} would fetch code to run. Remove that line."
 
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"{path.name} is missing. Copy it from the model's repository into {path.parent}.") from None
     except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path} is not valid JSON ({error}). Fetch the file again.") from error
+        raise ModelError(f"{path.name} is not valid JSON ({error}). Fetch it again.") from error
     if not isinstance(content, dict):
-        raise ModelError(f"{path} holds no JSON object. Fetch the file again.")
+        raise ModelError(f"{path.name} holds no JSON object. Fetch it again.")
     return content
 
 
-def _config_issues(folder: Path) -> Iterator[str]:
-    from transformers import CONFIG_MAPPING, AutoConfig
+def _why_unsuitable(folder: Path, kind: str) -> str:
+    """Why a model of this type cannot be used; empty if it can."""
+    from transformers import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-    path = folder / "config.json"
-    if (folder / "adapter_config.json").is_file():
-        yield "adapter_config.json: this folder holds adapters, which may name another base model. Merge them into it."
-    if not path.is_file():
-        yield f"config.json is missing. Copy it from the model's repository into {folder}."
-        return
-    try:
-        content = _read_object(path)
-    except ModelError as error:
-        yield str(error)
-        return
-    kind = content.get("model_type")
-    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
-        runs_code = " It would need code from its folder, which is never run." if "auto_map" in content else ""
-        yield (
-            f"config.json: this version of transformers has no model type {kind!r}.{runs_code} "
-            "Use a model that transformers itself implements."
-        )
-        return
-    yield from _architecture_issues(kind)
-    for kernel in _fetched_kernels(content):
-        yield f"config.json: attn_implementation {kernel!r} would fetch code to run. Remove that line."
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # whatever a damaged config raises, it is the config that is damaged
-        yield f"config.json: transformers refuses it ({first_line(error)}). Fetch the file again."
-        return
-    if config.is_encoder_decoder:
-        yield f"config.json: {kind!r} is an encoder-decoder. Use a model that answers by continuing its prompt."
-
-
-def _architecture_issues(kind: str) -> Iterator[str]:
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
-    )
-
+    if kind not in CONFIG_MAPPING:
+        return "is not known to this version of transformers, and code of a model's folder is never run"
     if kind in BIDIRECTIONAL:
-        yield (
-            f"config.json: {kind!r} reads its prompt in both directions, so an answer to be learned would see itself. "
-            "Use a model that reads from left to right, such as LLaVA."
-        )
-    elif kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
-        lacking = "no vision tower" if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else "no language decoder"
-        yield f"config.json: model type {kind!r} has {lacking}. Use a vision-language model, such as LLaVA."
+        return "reads its prompt in both directions, so an answer to be learned would see itself"
+    if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        return "is no vision-language model"
+    try:
+        return "is an encoder-decoder" if read_config(str(folder)).is_encoder_decoder else ""
+    except ModelError as error:
+        return f"does not fit the rest of the file ({error})"
 
 
 def _fetched_kernels(content: dict[str, Any]) -> Iterator[str]:
@@ -153,50 +139,53 @@ def is_fetched_kernel(attn_implementation: object) -> bool:
     return isinstance(attn_implementation, str) and "/" in attn_implementation
 
 
-def _processor_issues(folder: Path) -> Iterator[str]:
-    if not any((folder / name).is_file() for name in ("processor_config.json", "preprocessor_config.json")):
-        yield "processor_config.json (or preprocessor_config.json) is missing, so images cannot be prepared. Copy it."
-    if not any(path.is_file() for pattern in TOKENIZER_FILES for path in folder.glob(pattern)):
-        yield "tokenizer.json (or tokenizer.model) is missing, so text cannot be prepared. Copy it."
-    has_template = any((folder / f"chat_template.{ending}").is_file() for ending in ("jinja", "json"))
-    for name in ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json", "tokenizer.json"):
-        if (folder / name).is_file():
-            try:
-                has_template |= bool(_read_object(folder / name).get("chat_template"))
-            except ModelError as error:
-                yield str(error)
-    if not has_template:
-        yield "no chat template: neither chat_template.jinja nor one in tokenizer_config.json. Copy or write one."
-
-
 def _weight_issues(folder: Path) -> Iterator[str]:
     from safetensors import SafetensorError, safe_open
 
-    index = folder / "model.safetensors.index.json"
-    names = ["model.safetensors"]
+    index, names = folder / "model.safetensors.index.json", {"model.safetensors"}
     if index.is_file():
         try:
-            names = sorted({str(name) for name in _read_object(index).get("weight_map", {}).values()})
-        except (ModelError, AttributeError) as error:
-            yield f"{index.name} is damaged ({error}). Fetch it again."
-            return
+            names = {str(name) for name in _read_object(index)["weight_map"].values()}
+        except (ModelError, KeyError, AttributeError):
+            names = set()
         if not names or any(Path(name).name != name for name in names):
-            yield f"{index.name} names no weight file inside the folder. Fetch it again."
+            yield f"{index.name} names no weight files inside the folder. Fetch it again."
             return
-        missing = [name for name in names if not (folder / name).is_file()]
-        if missing:
-            yield f"missing weight files: {', '.join(missing)}. Copy them into {folder}."
-    elif not (folder / names[0]).is_file():
-        other = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(pattern))
-        pickled = f" {', '.join(other[:3])} can run code when opened and is not read." if other else ""
-        yield f"{names[0]} is missing.{pickled} Save the weights as safetensors and put them into {folder}."
-    for name in names:
-        if (folder / name).is_file():
-            try:
-                with safe_open(folder / name, framework="pt"):  # reads and checks the header, no tensor
-                    pass
-            except (SafetensorError, OSError) as error:
-                yield f"{name} is cut short or is not a safetensors file ({first_line(error)}). Fetch it again."
+    for name in sorted(names):
+        try:
+            with safe_open(folder / name, framework="pt"):  # reads and checks the header, no tensor
+                pass
+        except FileNotFoundError:
+            yield f"{name} is missing. Copy it; weights of other formats can run code and are not read."
+        except (SafetensorError, OSError) as error:
+            yield f"{name} is cut short or is not a safetensors file ({first_line(error)}). Fetch it again."
+
+
+def read_config(pretrained: str, *, revision: str | None = None, allow_download: bool = False) -> PreTrainedConfig:
+    """The configuration of a checkpoint; no weight is read and no code of its folder is run.
+
+    Raises:
+        ModelError: If there is none, or it is damaged.
+    """
+    from transformers import AutoConfig
+
+    where = resolve_pretrained(pretrained, allow_download)
+    with repairable(f"{where}: its configuration"):
+        config = AutoConfig.from_pretrained(
+            where, revision=revision or "main", local_files_only=not allow_download, trust_remote_code=False
+        )
+    return cast("PreTrainedConfig", config)
+
+
+@contextmanager
+def repairable(what: str) -> Iterator[None]:
+    """Turns whatever a damaged file of a model raises within the block, which may be anything, into a ModelError."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's; not imported here
+            raise
+        raise ModelError(f"{what} cannot be loaded ({first_line(error)}). Repair its files.") from error
 
 
 def first_line(error: BaseException) -> str:

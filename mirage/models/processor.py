@@ -2,39 +2,34 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from mirage.errors import ModelError
-from mirage.models.pretrained import first_line, resolve_pretrained
+from mirage.models.pretrained import first_line, repairable, resolve_pretrained
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-TEMPLATE_SECONDS = 10.0
 QUESTION, ANSWER = "Which colour has it?", "Orange, I think."  # texts to try a template with
+CONTENT_ALONE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 
 
 def load_processor(
-    pretrained: str,
-    *,
-    revision: str | None = None,
-    allow_download: bool = False,
-    template_seconds: float = TEMPLATE_SECONDS,
+    pretrained: str, *, revision: str | None = None, allow_download: bool = False, template_seconds: float = 10.0
 ) -> Any:
     """The processor of a checkpoint, with images prepared by PIL, its chat template checked and a pad token set.
 
     No code of the folder is run. A video processor is not loaded: there are no videos here, and it needs torchvision.
 
     Args:
-        pretrained: As in `resolve_pretrained`.
-        revision: Branch, tag or commit, where it is downloaded.
-        allow_download: Fetch what is not a local folder.
+        pretrained: As in `load_model`, like `revision` and `allow_download`.
         template_seconds: How long the chat template may run.
 
     Raises:
@@ -42,14 +37,11 @@ def load_processor(
     """
     where = resolve_pretrained(pretrained, allow_download)
     processor = _load(where, revision or "main", local_files_only=not allow_download)
-    kind = type(processor).__name__
-    for part in ("tokenizer", "image_processor"):
-        if getattr(processor, part, None) is None:
-            raise ModelError(f"{where}: {kind} has no {part}. Use a vision-language model whose processor has both.")
-    tokenizer = processor.tokenizer
-    if tokenizer.eos_token is None:
+    tokenizer = getattr(processor, "tokenizer", None)
+    if getattr(processor, "image_processor", None) is None or getattr(tokenizer, "eos_token", None) is None:
         raise ModelError(
-            f"{where}: the tokenizer has no eos_token, so answers would never end. Name one in its config."
+            f"{where}: the processor lacks an image_processor, or a tokenizer with an eos_token, which ends answers. "
+            "Use a vision-language model that has both."
         )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -62,21 +54,18 @@ def load_processor(
 def _load(where: str, revision: str, local_files_only: bool) -> Any:
     from transformers import AutoProcessor, ProcessorMixin
 
-    get_attributes = ProcessorMixin.__dict__["get_attributes"]
-    # A processor class is asked for its parts while it loads; the answer is changed for the time of this call.
-    without_video = classmethod(lambda cls: _without_video(get_attributes.__func__(cls)))
-    ProcessorMixin.get_attributes = without_video  # type: ignore[assignment, method-assign]
+    parts_of = ProcessorMixin.__dict__["get_attributes"]
+    # A processor class is asked for its parts while it loads; the answer is changed for the time of this call, ...
+    ProcessorMixin.get_attributes = classmethod(lambda cls: _without_video(parts_of.__func__(cls)))  # type: ignore
     try:
-        processor = AutoProcessor.from_pretrained(  # type: ignore[no-untyped-call]
-            where, revision=revision, local_files_only=local_files_only, trust_remote_code=False, backend="pil"
-        )
-    except Exception as error:  # a damaged folder raises anything from KeyError to RuntimeError
-        raise ModelError(f"{where}: its processor cannot be loaded ({first_line(error)}). Repair its files.") from error
+        with repairable(f"{where}: its processor"):
+            processor: Any = AutoProcessor.from_pretrained(  # type: ignore[no-untyped-call]
+                where, revision=revision, local_files_only=local_files_only, trust_remote_code=False, backend="pil"
+            )
     finally:
-        ProcessorMixin.get_attributes = get_attributes  # type: ignore[method-assign]
-    kind = type(processor)
-    if isinstance(processor, ProcessorMixin) and kind.get_attributes() != _without_video(kind.get_attributes()):
-        processor.__class__ = _images_only(kind)  # type: ignore[arg-type]
+        ProcessorMixin.get_attributes = parts_of  # type: ignore[method-assign]
+    if isinstance(processor, ProcessorMixin):  # ... and for good for this processor, which is saved, sent and printed
+        processor.get_attributes = partial(_without_video, type(processor).get_attributes())  # type: ignore[method-assign]
     return processor
 
 
@@ -84,29 +73,7 @@ def _without_video(parts: list[str]) -> list[str]:
     return [part for part in parts if "video" not in part]
 
 
-@cache
-def _images_only(kind: Any) -> Any:
-    """The processor class that differs from `kind` in having no video processor to save, compare or print."""
-
-    def get_attributes(cls: type) -> list[str]:
-        return _without_video(kind.get_attributes())
-
-    def reduce(self: Any) -> tuple[Any, ...]:
-        return _rebuild, (kind, self.__dict__)
-
-    body = {"get_attributes": classmethod(get_attributes), "__reduce__": reduce, "__module__": kind.__module__}
-    return type(kind.__name__, (kind,), body)
-
-
-def _rebuild(kind: type, state: dict[str, Any]) -> Any:
-    """The processor that a loader worker receives: a class made at run time cannot be pickled by its name."""
-    made = _images_only(kind)
-    processor = made.__new__(made)
-    processor.__dict__.update(state)
-    return processor
-
-
-def check_chat_template(processor: Any, where: str, seconds: float = TEMPLATE_SECONDS) -> str:
+def check_chat_template(processor: Any, where: str, seconds: float = 10.0) -> str:
     """What the template writes after an answer, once it is sure that a model can be trained with it.
 
     Guaranteed: one image placeholder for one image and none for none, question and answer once each, the prompt a
@@ -116,44 +83,37 @@ def check_chat_template(processor: Any, where: str, seconds: float = TEMPLATE_SE
         ModelError: If a guarantee does not hold, or the template runs for more than `seconds`; the message names the
             processor, the folder and the remedy.
     """
-    kind = type(processor).__name__
-    who = f"{where}: the chat template of {kind}"
-    if not processor.chat_template:
-        raise ModelError(f"{where}: {kind} has no chat template. Put a chat_template.jinja there.")
+    who = f"{where}: the chat template of {type(processor).__name__}"
     placeholder = getattr(processor, "image_token", None)
-    if not placeholder:
-        raise ModelError(f"{where}: {kind} has no image_token. Use a model whose processor has one.")
-    question = {"type": "text", "text": QUESTION}
-    asked = {"role": "user", "content": [{"type": "image"}, question]}
+    if not processor.chat_template or not placeholder:
+        raise ModelError(f"{who} or its image_token is missing. Put a chat_template.jinja there, or use another model.")
+    asked = user_message(QUESTION, has_image=True)
     answered = {"role": "assistant", "content": [{"type": "text", "text": ANSWER}]}
     render = processor.apply_chat_template
     try:
         with time_limit(seconds):
             prompt = render([asked], add_generation_prompt=True)
-            plain = render([{"role": "user", "content": [question]}], add_generation_prompt=True)
-            conversation = render([asked, answered], add_generation_prompt=False)
+            plain = render([user_message(QUESTION, has_image=False)], add_generation_prompt=True)
+            conversation = str(render([asked, answered], add_generation_prompt=False))
     except Exception as error:  # templates are programs: anything may be raised
         raise ModelError(f"{who} fails ({first_line(error)}). Correct chat_template.jinja.") from error
-    for text, images in ((prompt, 1), (plain, 0), (conversation, 1)):
-        written = text.count(placeholder)
-        if written != images:
+    for text, name, part, expected in (
+        (prompt, "a prompt", placeholder, 1),
+        (plain, "a prompt without a picture", placeholder, 0),
+        (conversation, "a conversation", placeholder, 1),
+        (conversation, "a conversation", QUESTION, 1),
+        (conversation, "a conversation", ANSWER, 1),
+    ):
+        if (count := text.count(part)) != expected:
             raise ModelError(
-                f"{who} writes {written} image placeholders ({placeholder}) for {images} images. "
-                "Correct it to write one for each."
+                f"{who} writes {part!r} {count} times into {name}, not {expected}. Correct chat_template.jinja."
             )
-    for text, name in ((QUESTION, "question"), (ANSWER, "answer")):
-        if conversation.count(text) != 1:
-            raise ModelError(f"{who} writes the {name} {conversation.count(text)} times. Correct it to write it once.")
     if not conversation.startswith(prompt.rstrip()):
         raise ModelError(f"{who} begins a conversation otherwise than its prompt. Correct add_generation_prompt.")
-    tail = str(conversation.partition(ANSWER)[2])
-    leftover = tail
-    for marker in sorted(processor.tokenizer.get_added_vocab(), key=len, reverse=True):
-        leftover = leftover.replace(marker, "")
-    if leftover.strip():
-        raise ModelError(
-            f"{who} writes {leftover.strip()!r} after the answer. Correct it to write only an end token there."
-        )
+    tail = conversation.partition(ANSWER)[2]
+    markers = sorted(processor.tokenizer.get_added_vocab(), key=len, reverse=True)
+    if leftover := re.sub("|".join(map(re.escape, markers)), "", tail).strip():
+        raise ModelError(f"{who} writes {leftover!r} after the answer. Correct it to write only an end token there.")
     return tail
 
 
@@ -184,6 +144,45 @@ def time_limit(seconds: float) -> Iterator[None]:
         yield
     finally:
         sys.settrace(before)
+
+
+def user_message(question: str, has_image: bool) -> dict[str, Any]:
+    """A question as a chat template takes it, behind its picture."""
+    picture = [{"type": "image"}] if has_image else []
+    return {"role": "user", "content": [*picture, {"type": "text", "text": question}]}
+
+
+def adds_special_tokens(processor: Any, text: str) -> bool:
+    """Whether the tokenizer is to add its own special tokens: not if the chat template has written the opening one."""
+    bos = processor.tokenizer.bos_token
+    return not (bos and text.startswith(bos))
+
+
+class TextProcessor:
+    """A tokenizer in the place of a processor, for a language model.
+
+    Args:
+        tokenizer: The tokenizer; without a chat template, a prompt is the text of its messages alone.
+    """
+
+    image_token: str | None = None
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.chat_template: str = tokenizer.chat_template or CONTENT_ALONE
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+
+    def __call__(self, *, text: Sequence[str], images: None, **settings: Any) -> Any:
+        """The tokenizer's inputs for these texts."""
+        return self.tokenizer(text, **settings)
+
+    def apply_chat_template(self, messages: Sequence[dict[str, Any]], **settings: Any) -> Any:
+        """The conversation as the tokenizer's template writes it, which takes contents as texts."""
+        texts = [{**message, "content": "".join(part["text"] for part in message["content"])} for message in messages]
+        return self.tokenizer.apply_chat_template(
+            texts, chat_template=self.chat_template, **{"tokenize": False, **settings}
+        )
 
 
 def pad_to_square(image: Image, processor: Any) -> Image:

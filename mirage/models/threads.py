@@ -17,12 +17,9 @@ EXPLICIT = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def threads_for(num_parameters: int, available: int, environment: Mapping[str, str]) -> int:
-    """How many threads a model of this size uses: one for each 5 million parameters, at least 1, at most `available`.
+    """How many of the `available` threads a model of this size uses: one for each 5 million parameters, at least 1.
 
-    Args:
-        num_parameters: The size of the model.
-        available: How many threads torch would use by itself.
-        environment: Environment variables: `OMP_NUM_THREADS` or `MKL_NUM_THREADS` there leaves `available` unchanged.
+    All of them if `environment` sets `OMP_NUM_THREADS` or `MKL_NUM_THREADS`.
     """
     if any(environment.get(name) for name in EXPLICIT):
         return available

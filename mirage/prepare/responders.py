@@ -13,8 +13,9 @@ import xxhash
 
 from mirage.evaluation.generate.base import Engine
 from mirage.evaluation.generate.openai import OpenAIEngine
-from mirage.evaluation.generate.pretrained import Dtype, PretrainedEngine
-from mirage.models.pretrained import PACKAGE_PREFIX, check_pretrained, resolve_pretrained
+from mirage.evaluation.generate.pretrained import PretrainedEngine
+from mirage.models.pretrained import PACKAGE_PREFIX, Dtype, check_pretrained, resolve_pretrained
+from mirage.models.processor import load_processor
 from mirage.prepare.harmful import read_answer_file
 from mirage.schema import short_hash
 
@@ -48,6 +49,7 @@ class ModelFolder:
     def check(self) -> None:
         """Refuses a folder that cannot be used; reads no weights."""
         check_pretrained(self.name)
+        load_processor(self.name)
 
     def fingerprint(self) -> str:
         """A hash of the folder's files and of the settings that decide an answer; the model is not loaded."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from mirage.schema import EvalSample
 
@@ -15,10 +15,8 @@ OnAnswer = Callable[[str, int, str], None]
 class Engine(ABC):
     """Base of every engine: asks a model and changes nothing."""
 
-    @property
-    @abstractmethod
-    def name(self) -> str:
-        """The engine in one word, such as `hf`."""
+    name: ClassVar[str]
+    """The engine in one word, such as `hf`."""
 
     @property
     def image_placeholder(self) -> str | None:

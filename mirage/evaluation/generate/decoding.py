@@ -1,11 +1,11 @@
 """Decoding of many rows at once over one key-value cache, and when such a cache may be shared.
 
-Legend: R rows, S tokens of a row's input. All padding is on the left, of prefixes and of suffixes alike, so that a row
-whose suffix follows a shared prefix may have a masked gap between them:
+Legend: P samples, R rows, L places in the cache, S tokens of a row's input. All padding is on the left. A row that shares
+a sample's plain prompt sees only what its own prompt begins with, and its own suffix follows behind a masked gap:
 
-    tokens     [pad pad prefix prefix prefix | pad suffix suffix | answer ...]
-    mask        0   0   1      1      1        0   1      1        1
-    positions   0   0   0      1      2        0   3      4        5
+    tokens     [pad pad prefix prefix prefix | plain plain | pad suffix suffix | answer ...]
+    mask        0   0   1      1      1        0     0       0   1      1        1
+    positions   0   0   0      1      2        0     0       0   3      4        5
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, GenerationConfig, GenerationMixin
+from transformers import BatchFeature, DynamicCache, GenerationConfig, GenerationMixin
 from transformers.cache_utils import DynamicLayer
 
-from mirage.evaluation.generate.prompts import TEXT_INPUTS, Tokens
+from mirage.evaluation.generate.prompts import Split, Tokens
 
 COMPACT_BELOW = 0.85  # share of unfinished rows below which copying the cache costs less than carrying the others
 
@@ -38,7 +38,7 @@ class PreallocatedLayer(DynamicLayer):
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Appends keys and values (R, heads, tokens, size), and returns all that are there."""
-        start = self.get_seq_length() if self.is_initialized else 0
+        start = self.get_seq_length()
         end = start + key_states.shape[-2]
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -48,17 +48,13 @@ class PreallocatedLayer(DynamicLayer):
             ]
         for store, states in zip(self._stores, (key_states, value_states), strict=True):
             store[:, :, start:end] = states
-        return self._shown(end)
+        self.keys, self.values = (store[:, :, :end] for store in self._stores)
+        return self.keys, self.values
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keeps these rows only."""
-        self._stores = [store[indices] for store in self._stores]
-        self._shown(self.get_seq_length())
-
-    def _shown(self, end: int) -> tuple[Tensor, Tensor]:
-        keys, values = (store[:, :, :end] for store in self._stores)
-        self.keys, self.values = keys, values
-        return keys, values
+        end, self._stores = self.get_seq_length(), [store[indices] for store in self._stores]
+        self.keys, self.values = (store[:, :, :end] for store in self._stores)
 
 
 def preallocated_cache(network: Any, extra: int) -> DynamicCache:
@@ -75,7 +71,6 @@ def why_not_plain(network: Any) -> str:
     cache keeps one key and one value for each. A class that prepares its positions (M-RoPE) or inputs (bidirectional
     prompts, cross attention) in a way of its own is not plain; nor is a cache with any other layer.
     """
-    kind = type(network)
     if getattr(network.config, "is_encoder_decoder", False):
         return "it has an encoder and a decoder"
     if not {"attention_mask", "position_ids", "past_key_values"} <= forward_names(network):
@@ -86,77 +81,48 @@ def why_not_plain(network: Any) -> str:
         "_update_model_kwargs_for_generation",
         "_prepare_cache_for_generation",
     ):
-        if getattr(kind, method, None) is not getattr(GenerationMixin, method):
-            return f"{kind.__name__} has its own {method}"
-    layers = DynamicCache(config=network.config).layers
-    if not layers or any(type(layer) is not DynamicLayer for layer in layers):
+        if getattr(type(network), method, None) is not getattr(GenerationMixin, method):
+            return f"{type(network).__name__} has its own {method}"
+    if {type(layer) for layer in DynamicCache(config=network.config).layers} != {DynamicLayer}:
         return "its cache does not keep every token (a sliding window, or another kind of state)"
     return ""
 
 
-def left_padded(rows: Sequence[Tokens], pad_token: int, device: Any) -> tuple[Tensor, Tensor]:
-    """Token ids and mask, both (rows, longest)."""
-    longest = max(map(len, rows))
-    ids = torch.tensor([[pad_token] * (longest - len(row)) + row for row in rows])
-    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
-    return ids.to(device), mask.to(device)
-
-
-def positions_of(mask: Tensor) -> Tensor:
-    """The index of each token among its row's tokens; 0 where there is none."""
-    return (mask.cumsum(dim=-1) - 1) * mask
-
-
 class Start(NamedTuple):
-    """What decoding starts from: R rows whose last tokens have not been seen by the model yet."""
+    """What decoding goes on from: R rows whose last S tokens have not been seen by the model yet."""
 
     ids: Tensor  # (R, S)
-    mask: Tensor  # (R, tokens in the cache + S)
-    cache: DynamicCache  # with room for S and for the answers
+    mask: Tensor  # (R, L + S)
+    cache: DynamicCache  # of L tokens, with room for more
     vision: dict[str, Any]  # the picture inputs that belong to `ids`
 
 
-class Prefix(NamedTuple):
-    """The cache of P prefixes, and which of its places hold tokens (P, L)."""
-
-    cache: DynamicCache
-    mask: Tensor
-
-
-def full_start(network: Any, inputs: dict[str, Any], max_new_tokens: int) -> Start:
-    """The start from whole prompts."""
+def full_start(network: Any, inputs: dict[str, Any], room: int) -> Start:
+    """The start from whole prompts, with room in the cache for so many answer tokens."""
     inputs = fed(network, inputs)
-    cache = preallocated_cache(network, max_new_tokens)
-    return Start(inputs["input_ids"], inputs["attention_mask"], cache, _vision(inputs))
+    ids, mask = inputs.pop("input_ids"), inputs.pop("attention_mask")
+    inputs.pop("token_type_ids", None)
+    return Start(ids, mask, preallocated_cache(network, room), inputs)
 
 
-def prefix_cache(network: Any, prefixes: Sequence[Tokens], inputs: dict[str, Any], pad_token: int) -> Prefix:
-    """The prefixes, computed; `inputs` holds their pictures."""
-    ids, mask = left_padded(prefixes, pad_token, network.device)
-    cache = preallocated_cache(network, 0)
-    last_logits(network, ids, mask, positions_of(mask), cache, _vision(fed(network, inputs)))
-    return Prefix(cache, mask)
+def shared_starts(network: Any, cut: Split, chunks: Sequence[Sequence[int]], room: int) -> Iterator[Start]:
+    """The start from the prompts of each chunk of rows, where `chunks` names each row's sample.
 
-
-def _vision(inputs: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in inputs.items() if name not in TEXT_INPUTS}
-
-
-def shared_start(
-    network: Any,
-    prefix: Prefix,
-    samples: Sequence[int],
-    suffixes: Sequence[Tokens],
-    pad_token: int,
-    max_new_tokens: int,
-) -> Start:
-    """The start from the prompts `prefix of samples[r] + suffixes[r]`."""
-    which = torch.tensor(samples, device=network.device)
-    ids, mask = left_padded(suffixes, pad_token, network.device)
-    cache = preallocated_cache(network, ids.shape[1] + max_new_tokens)
-    for index, (keys, values, *_) in enumerate(prefix.cache):
-        cache.update(keys[which], values[which], index)
-    return Start(ids, torch.cat([prefix.mask[which], mask], dim=1), cache, {})
+    The plain prompt of each sample, the picture included, is computed once.
+    """
+    plain = full_start(network, cut.inputs, 0)
+    last_logits(network, plain)
+    first = 0
+    for samples in chunks:
+        rows = slice(first, first + len(samples))
+        ids, mask = cut.suffixes[rows].to(network.device), cut.suffix_mask[rows].to(network.device)
+        which = torch.tensor(samples, device=network.device)
+        cache = preallocated_cache(network, ids.shape[1] + room)
+        for index, layer in enumerate(plain.cache.layers):
+            cache.update(layer.keys[which], layer.values[which], index)  # type: ignore[index]
+        prefix_mask = cut.prefix_mask.to(network.device)[which]
+        yield Start(ids, torch.cat([prefix_mask, mask], dim=1), cache, {})
+        first = rows.stop
 
 
 def departs(network: Any, start: Start, called: Mapping[int, dict[str, Any]]) -> bool:
@@ -164,7 +130,7 @@ def departs(network: Any, start: Start, called: Mapping[int, dict[str, Any]]) ->
 
     A coarse net below `why_not_plain`: rounding passes, an unseen picture or miscounted places do not.
     """
-    ours = last_logits(network, start.ids, start.mask, _last_positions(start), start.cache, start.vision)
+    ours = last_logits(network, start)
     for row, inputs in called.items():
         theirs = network(**fed(network, inputs), use_cache=False).logits[0, -1]
         tolerance = 0.01 if theirs.dtype == torch.float32 else 0.1
@@ -173,34 +139,27 @@ def departs(network: Any, start: Start, called: Mapping[int, dict[str, Any]]) ->
     return False
 
 
-def _last_positions(start: Start) -> Tensor:
-    return positions_of(start.mask)[:, -start.ids.shape[1] :]
-
-
 def greedy(network: Any, start: Start, max_new_tokens: int, end_tokens: Collection[int]) -> list[Tokens]:
     """The most likely continuation of each row, up to and without an end token, for a plain network."""
-    ids, mask, cache, vision = start
-    answers: list[Tokens] = [[] for _ in range(len(ids))]
-    rows = list(range(len(ids)))  # which answer stands in which row of the batch
+    answers: list[Tokens] = [[] for _ in start.ids]
+    rows = list(range(len(answers)))  # which answer stands in which row of the batch
     done: set[int] = set()
-    positions = _last_positions(start)
-    for step in range(max_new_tokens):
-        chosen = last_logits(network, ids, mask, positions, cache, vision if step == 0 else {}).argmax(dim=-1)
+    for _ in range(max_new_tokens):
+        chosen = last_logits(network, start).argmax(dim=-1)
         for row, token in zip(rows, chosen.tolist(), strict=True):  # the only host sync of a step
             if row in done or token in end_tokens:
                 done.add(row)
             else:
                 answers[row].append(token)
         alive = [place for place, row in enumerate(rows) if row not in done]
-        if not alive or step + 1 == max_new_tokens:
+        if not alive:
             break
-        ids, positions = chosen[:, None], positions[:, -1:] + 1
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        ids, mask = chosen[:, None], torch.cat([start.mask, start.mask.new_ones(len(rows), 1)], dim=1)
         if len(alive) <= COMPACT_BELOW * len(rows):
             keep = torch.tensor(alive, device=mask.device)
-            cache.batch_select_indices(keep)
-            ids, positions, mask = ids[keep], positions[keep], mask[keep]
-            rows = [rows[place] for place in alive]
+            start.cache.batch_select_indices(keep)
+            ids, mask, rows = ids[keep], mask[keep], [rows[place] for place in alive]
+        start = Start(ids, mask, start.cache, {})
     return answers
 
 
@@ -213,10 +172,10 @@ def generated(
     With a temperature above 0, tokens are sampled from the whole distribution, with torch's global generators.
     """
     inputs, config = fed(network, inputs), network.generation_config
-    sampling = {"do_sample": True, "temperature": float(temperature), "top_k": 0, "top_p": 1.0}
+    sampling = {"temperature": float(temperature), "top_k": 0, "top_p": 1.0} if temperature > 0 else {}
     explicit = GenerationConfig(
-        **(sampling if temperature > 0 else {"do_sample": False}), max_new_tokens=max_new_tokens,
-        eos_token_id=sorted(end_tokens), pad_token_id=pad_token, use_cache=True,
+        do_sample=temperature > 0, **sampling, max_new_tokens=max_new_tokens, eos_token_id=sorted(end_tokens),
+        pad_token_id=pad_token, use_cache=True,
     )  # type: ignore[no-untyped-call]  # fmt: skip
     # generate() fills whatever is unset from the model's own config (a repetition penalty, say): swapped out
     network.generation_config = explicit
@@ -234,25 +193,19 @@ def forward_names(network: Any) -> frozenset[str]:
     return frozenset(signature(type(network).forward).parameters)
 
 
-def fed(network: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+def fed(network: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """The inputs that the model's forward names, on its device, the real-valued ones in its dtype.
 
     Tokenizers add inputs, such as token types, that many models do not know.
     """
-    known = forward_names(network)
-    return {
-        name: value.to(network.device, network.dtype if value.is_floating_point() else None)
-        if isinstance(value, Tensor)
-        else value
-        for name, value in inputs.items()
-        if name in known
-    }
+    known = forward_names(network).intersection(inputs)
+    return dict(BatchFeature({name: inputs[name] for name in known}).to(network.device, network.dtype))
 
 
-def last_logits(
-    network: Any, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache, vision: dict[str, Any]
-) -> Tensor:
-    """The logits after the last token of each row (rows, vocabulary); the cache grows by `ids`."""
+def last_logits(network: Any, start: Start) -> Tensor:
+    """The logits after the last token of each row (R, vocabulary); the cache grows by `start.ids`."""
+    ids, mask, cache, vision = start
+    positions = ((mask.cumsum(dim=-1) - 1) * mask)[:, -ids.shape[1] :]
     last_only = {"logits_to_keep": 1} if "logits_to_keep" in forward_names(network) else {}
     if ids.shape[1] == 1 and network.config.get_text_config(decoder=True)._attn_implementation == "sdpa":
         # one token attends to all that are there; given in two dimensions, the mask's values would be read on the host
@@ -275,21 +228,20 @@ def answering(network: nn.Module) -> Iterator[None]:
     block. Answers are the same.
     """
     training = [module for module in network.modules() if module.training]
-    frozen: list[nn.Parameter] = []
-    cached = torch.is_autocast_cache_enabled()
-    network.eval()
+    cached, frozen = torch.is_autocast_cache_enabled(), list[nn.Parameter]()
     if torch.is_autocast_enabled(next(network.parameters()).device.type):
         frozen = [parameter for parameter in network.parameters() if not parameter.requires_grad]
-        torch.set_autocast_cache_enabled(True)
     for parameter in frozen:
         parameter.requires_grad_(True)  # autocast keeps the copies of such parameters only
+    network.eval()
+    torch.set_autocast_cache_enabled(True)
     try:
         with torch.no_grad():
             yield
     finally:
-        for parameter in frozen:
-            parameter.requires_grad_(False)
         torch.set_autocast_cache_enabled(cached)
         torch.clear_autocast_cache()
+        for parameter in frozen:
+            parameter.requires_grad_(False)
         for module in training:
             module.training = True

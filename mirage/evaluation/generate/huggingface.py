@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -24,15 +24,14 @@ from mirage.evaluation.generate.decoding import (
     full_start,
     generated,
     greedy,
-    prefix_cache,
-    shared_start,
+    shared_starts,
     why_not_plain,
 )
 from mirage.evaluation.generate.prompts import Split, encoded, render_prompt, split
+from mirage.models.components import unwrapped
 from mirage.models.processor import end_of_answer, pad_to_square
 from mirage.schema import EvalSample
 
-Item = TypeVar("Item")
 log = logging.getLogger(__name__)
 _logged: WeakKeyDictionary[torch.nn.Module, set[str]] = WeakKeyDictionary()  # why a model shares no prefixes
 
@@ -59,52 +58,31 @@ class HuggingFaceEngine(Engine):
         square: Pad pictures to a square first, as in training.
     """
 
+    name = "hf"
+
     def __init__(
-        self,
-        model: Any,
-        processor: Any,
-        *,
-        max_new_tokens: int,
-        batch_size: int,
-        share_prefix: bool = True,
+        self, model: Any, processor: Any, *, max_new_tokens: int, batch_size: int, share_prefix: bool = True,
         square: bool = False,
-    ) -> None:
+    ) -> None:  # fmt: skip
         check_at_least_one(max_new_tokens=max_new_tokens, batch_size=batch_size)
-        # LoRA layers live inside the transformers model, so that the wrapper around it is not needed to run it
-        self._network: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self._network: Any = unwrapped(model)  # LoRA layers live inside it: the wrapper is not needed to run it
         self.processor, self.square = processor, square
         self.max_new_tokens, self.batch_size, self.share_prefix = max_new_tokens, batch_size, share_prefix
         self._plain: bool | None = None  # None: not tried out yet
 
     @property
-    def name(self) -> str:
-        return "hf"
-
-    @property
     def image_placeholder(self) -> str | None:
-        placeholder: str | None = getattr(self.processor, "image_token", None)
-        return placeholder
+        return getattr(self.processor, "image_token", None)
 
     def settings(self) -> dict[str, Any]:
         # batch_size and share_prefix are left out: they change the time, and answers by rounding alone (which in
         # bfloat16 changes wording, as any batching does: whoever compares two runs word by word uses float32)
-        return {
-            "engine": self.name,
-            "decoding": "greedy",
-            "max_new_tokens": self.max_new_tokens,
-            "end_tokens": sorted(self._end_tokens),
-            "dtype": str(self._network.dtype).removeprefix("torch."),
-            "square": self.square,
-        }
-
-    def answers(self, samples: Sequence[EvalSample], on_answer: OnAnswer | None = None) -> list[list[str]]:
-        return self._asked(samples, on_answer, 0.0)
+        dtype, ends = str(self._network.dtype).removeprefix("torch."), sorted(self._end_tokens)
+        asked = {"engine": self.name, "decoding": "greedy", "max_new_tokens": self.max_new_tokens, "end_tokens": ends}
+        return asked | {"dtype": dtype, "square": self.square}
 
     def complete(self, prompts: Sequence[str], *, temperature: float, seed: int) -> list[str]:
-        samples = [
-            EvalSample(id=str(index), source="prompt", image=None, question=prompt, unsafe=False)
-            for index, prompt in enumerate(prompts)
-        ]
+        samples = [EvalSample(id="", source="", image=None, question=prompt, unsafe=False) for prompt in prompts]
         return [text for (text,) in self.sampled(samples, temperature=temperature, seed=seed)]
 
     def sampled(self, samples: Sequence[EvalSample], *, temperature: float, seed: int) -> list[list[str]]:
@@ -120,9 +98,11 @@ class HuggingFaceEngine(Engine):
         devices = [self._network.device] if self._network.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed)
-            return self._asked(samples, None, temperature)
+            return self.answers(samples, temperature=temperature)
 
-    def _asked(self, samples: Sequence[EvalSample], on_answer: OnAnswer | None, temperature: float) -> list[list[str]]:
+    def answers(
+        self, samples: Sequence[EvalSample], on_answer: OnAnswer | None = None, temperature: float = 0.0
+    ) -> list[list[str]]:
         answers: list[list[str]] = [[""] * len(sample.questions) for sample in samples]
         sizes = [
             (sample.image is not None, len(sample.questions), max(map(len, sample.questions))) for sample in samples
@@ -147,8 +127,7 @@ class HuggingFaceEngine(Engine):
         if self.square:
             images = [pad_to_square(image, self.processor) for image in images]
         starts = self._starts(rows, images) if temperature == 0 and self._is_plain(rows, images) else None
-        # more than one chunk if one sample alone exceeds a batch
-        for chunk in _chunks(rows, self.batch_size):
+        for chunk in self._chunks(rows):
             if starts is not None:
                 tokens = greedy(self._network, next(starts), self.max_new_tokens, self._end_tokens)
             else:
@@ -156,6 +135,10 @@ class HuggingFaceEngine(Engine):
                 tokens = generated(self._network, inputs, self.max_new_tokens, self._end_tokens, pad_token, temperature)
             texts: list[str] = self.processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
             yield from zip(chunk, (text.strip() for text in texts), strict=True)
+
+    def _chunks(self, rows: Sequence[_Row]) -> list[Sequence[_Row]]:
+        """The rows of a batch, `batch_size` at a time: more than one chunk if one sample alone exceeds a batch."""
+        return [rows[at : at + self.batch_size] for at in range(0, len(rows), self.batch_size)]
 
     def _is_plain(self, rows: Sequence[_Row], images: Sequence[Any]) -> bool:
         """Whether `greedy` decodes for this model; the model's own `generate` is slower and right for every one.
@@ -171,23 +154,17 @@ class HuggingFaceEngine(Engine):
                 if departs(self._network, next(self._starts(few, images[:2])), called):
                     reason = "it answers otherwise when prompts are padded and prefixes shared"
             self._plain = not reason
-            if reason:
-                self._log_not_shared(reason)
+            self._log_not_shared(reason)
         return self._plain
 
     def _starts(self, rows: Sequence[_Row], images: Sequence[Any]) -> Iterator[Start]:
-        """What decoding starts from, for each `batch_size` rows; prefixes shared where that can be shown right."""
-        pad_token = self.processor.tokenizer.pad_token_id
-        cut = self._split(rows, images)
-        if cut is None:
-            for chunk in _chunks(rows, self.batch_size):
-                yield full_start(self._network, self._full_inputs(chunk, images), self.max_new_tokens)
-            return
-        prefix = prefix_cache(self._network, cut.prefixes, cut.inputs, pad_token)
-        suffixes = _chunks(cut.suffixes, self.batch_size)
-        for chunk, suffix in zip(_chunks(rows, self.batch_size), suffixes, strict=True):
-            samples = [row.sample for row in chunk]
-            yield shared_start(self._network, prefix, samples, suffix, pad_token, self.max_new_tokens)
+        """What decoding starts from, for each chunk of rows; prefixes shared where that can be shown right."""
+        chunks, cut = self._chunks(rows), self._split(rows, images)
+        if cut is not None:
+            samples = [[row.sample for row in chunk] for chunk in chunks]
+            return shared_starts(self._network, cut, samples, self.max_new_tokens)
+        inputs = (self._full_inputs(chunk, images) for chunk in chunks)
+        return (full_start(self._network, own, self.max_new_tokens) for own in inputs)
 
     def _split(self, rows: Sequence[_Row], images: Sequence[Any]) -> Split | None:
         """The batch cut into prefixes and suffixes, or None if every row is to be asked in full."""
@@ -196,7 +173,7 @@ class HuggingFaceEngine(Engine):
         prompts = [[row.prompt for row in rows if row.sample == index] for index in range(len(images))]
         cut = split(self.processor, prompts, images)
         if isinstance(cut, Split):
-            if not any("token_type_ids" in name for name in forward_names(self._network).intersection(cut.inputs)):
+            if not any("token_type" in name for name in forward_names(self._network).intersection(cut.inputs)):
                 return cut
             cut = "its attention depends on token types"
         self._log_not_shared(cut)
@@ -218,7 +195,7 @@ class HuggingFaceEngine(Engine):
 
     def _log_not_shared(self, reason: str) -> None:
         """Logs each reason once for a model, whatever the number of engines that ask it."""
-        kind, logged = type(self._network).__name__, _logged.setdefault(self._network, set())
+        kind, logged = type(self._network).__name__, _logged.setdefault(self._network, {""})
         if reason not in logged:
             logged.add(reason)
             log.info("%s: no prefix is shared and every shot is asked in full, because %s.", kind, reason)
@@ -242,7 +219,3 @@ def like_batches(sizes: Sequence[tuple[bool, int, int]], batch_size: int) -> Ite
         batch.append(index)
     if batch:
         yield batch
-
-
-def _chunks(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
-    return (items[at : at + size] for at in range(0, len(items), size))

@@ -16,7 +16,6 @@ from mirage.losses import sft
 from mirage.schema import EvalSample, Example, Picture
 
 MAX_ANSWER_TOKENS = 256  # of an answer, and at most half of the context; what comes later is not read
-_MAX_CHARACTERS = 8 * MAX_ANSWER_TOKENS
 
 
 class Said(NamedTuple):
@@ -31,7 +30,7 @@ class _AnswerCollator(Collator):
     """Labels on the words of the answer alone: what the chat template writes after it is left out."""
 
     def conversation(self, example: Example) -> Conversation:
-        answer = example.answer
+        answer = self._beginning(example.answer).strip()
         try:
             text, ((start, _),) = super().conversation(example)
         except DataError:  # a template that rewrites this answer: put it where the model begins to answer
@@ -51,20 +50,17 @@ def token_logp_mean(network: Any, processor: Any, said: Sequence[Said], batch_si
     Raises:
         ValueError: If a question holds the image placeholder.
     """
-    collator = _AnswerCollator(processor, max_length=sys.maxsize)
-    answers = [_beginning(processor, item.answer) for item in said]
+    longest = min(MAX_ANSWER_TOKENS, processor.tokenizer.model_max_length // 2)
+    collator = _AnswerCollator(processor, max_length=sys.maxsize, max_answer_tokens=longest)
+    answers = [item.answer.replace(processor.image_token, " ").strip() for item in said]  # else read as a picture
     scores = [-math.inf] * len(said)
     spoken = [index for index, answer in enumerate(answers) if answer]
     sizes = [(said[k].image is not None, 1, len(said[k].question) + len(answers[k])) for k in spoken]
     with answering(network):
         for places in like_batches(sizes, batch_size):
             indices = [spoken[place] for place in places]
-            batch = collator(
-                [
-                    Example(source="answer", image=said[k].image, prompt=said[k].question, answer=answers[k])
-                    for k in indices
-                ]
-            )
+            asked = ((said[k], answers[k]) for k in indices)
+            batch = collator([Example(source="", image=q.image, prompt=q.question, answer=a) for q, a in asked])
             kept = batch.logits_to_keep
             last_only = {"logits_to_keep": kept} if "logits_to_keep" in forward_names(network) else {}
             logits_BSV = network(**fed(network, batch.inputs), **last_only, use_cache=False).logits[:, -kept:]
@@ -79,17 +75,5 @@ def sampled_answers(
 ) -> list[str]:
     """The model's answers to the questions, sampled at temperature 1; the caller's random state is left as it was."""
     engine = HuggingFaceEngine(network, processor, max_new_tokens=max_new_tokens, batch_size=batch_size)
-    samples = [
-        EvalSample(id=str(index), source="answer", image=item.image, question=item.question, unsafe=False)
-        for index, item in enumerate(said)
-    ]
+    samples = [EvalSample(id="", source="", image=item.image, question=item.question, unsafe=False) for item in said]
     return [text for (text,) in engine.sampled(samples, temperature=1.0, seed=seed)]
-
-
-def _beginning(processor: Any, answer: str) -> str:
-    """The beginning of an answer that is read, without image placeholders: they would be read as pictures."""
-    tokenizer = processor.tokenizer
-    answer = answer.replace(processor.image_token, " ").strip()[:_MAX_CHARACTERS].rstrip()
-    most = min(MAX_ANSWER_TOKENS, tokenizer.model_max_length // 2)
-    cut = tokenizer(answer, add_special_tokens=False, return_offsets_mapping=True, truncation=True, max_length=most)
-    return answer[: max((end for _, end in cut["offset_mapping"]), default=0)].rstrip()

@@ -25,6 +25,16 @@ Body = dict[str, Any]
 _LONGEST_WAIT_S = 30.0
 _LARGEST_REPLY = 16 * 2**20  # bytes
 _BUSY = frozenset({408, 409, 425, 429})  # besides 5xx: these pass as well
+_KEY_REMEDY = "Set engine.api_key_env to the name of the variable that holds a valid key."
+_REMEDIES = {
+    401: _KEY_REMEDY,
+    403: _KEY_REMEDY,
+    404: "Correct engine.base_url, or engine.model (now {model!r}).",
+    429: "Lower engine.concurrency.",
+}
+_OTHER_REMEDY = (
+    "See the server's own log; check engine.model (now {model!r}) and engine.base_url (redirects are not followed)."
+)
 
 
 class ServerError(ValueError):
@@ -57,6 +67,8 @@ class OpenAIEngine(Engine):
         ServerError: When asked, if a question got no answer.
     """
 
+    name = "openai"
+
     def __init__(
         self,
         base_url: str,
@@ -70,10 +82,11 @@ class OpenAIEngine(Engine):
         api_key_env: str | None = None,
     ) -> None:
         parts = urlsplit(base_url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-            raise ValueError(f"engine.base_url is {base_url!r}: it must look like http://127.0.0.1:8000/v1.")
-        if parts.username is not None or parts.password is not None:
-            raise ValueError("engine.base_url holds a user name or password: put the key into engine.api_key_env.")
+        if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc or parts.query:
+            raise ValueError(
+                "engine.base_url must look like http://127.0.0.1:8000/v1, without a name, password or query: a key "
+                "goes into engine.api_key_env."
+            )
         check_at_least_one("engine.", max_new_tokens=max_new_tokens, concurrency=concurrency)
         if not timeout_s > 0 or retries < 0 or not backoff_s >= 0:
             raise ValueError(
@@ -84,18 +97,9 @@ class OpenAIEngine(Engine):
         self.model, self.max_new_tokens, self.concurrency = model, max_new_tokens, concurrency
         self.timeout_s, self.retries, self.backoff_s, self.api_key_env = timeout_s, retries, backoff_s, api_key_env
 
-    @property
-    def name(self) -> str:
-        return "openai"
-
     def settings(self) -> dict[str, Any]:
-        return {
-            "engine": self.name,
-            "base_url": self.base_url,
-            "model": self.model,
-            "max_new_tokens": self.max_new_tokens,
-            "temperature": 0,
-        }
+        served = {"engine": self.name, "base_url": self.base_url, "model": self.model}
+        return served | {"max_new_tokens": self.max_new_tokens, "temperature": 0}
 
     def answers(self, samples: Sequence[EvalSample], on_answer: OnAnswer | None = None) -> list[list[str]]:
         answers = [[""] * len(sample.questions) for sample in samples]
@@ -118,17 +122,14 @@ class OpenAIEngine(Engine):
     def _questions(self, samples: Sequence[EvalSample]) -> Iterator[tuple[tuple[int, int], Body]]:
         """(Index, shot) and request of every question; the shots of a sample in a row, which servers' caches like."""
         for index, sample in enumerate(samples):
-            picture = []
-            if sample.image is not None:
-                picture = [{"type": "image_url", "image_url": {"url": data_uri(sample.image)}}]
+            url = data_uri(sample.image) if sample.image is not None else None
+            picture = [{"type": "image_url", "image_url": {"url": url}}] if url else []
             for shot, question in enumerate(sample.questions):
                 yield (index, shot), self._body([*picture, {"type": "text", "text": question}], 0)
 
     def _body(self, content: Any, temperature: float) -> Body:
-        messages = [{"role": "user", "content": content}]
-        return {
-            "model": self.model, "messages": messages, "max_tokens": self.max_new_tokens, "temperature": temperature,
-        }  # fmt: skip
+        asked = {"model": self.model, "messages": [{"role": "user", "content": content}]}
+        return asked | {"max_tokens": self.max_new_tokens, "temperature": temperature}
 
     def _replies(self, bodies: Iterable[tuple[Key, Body]], on_reply: Callable[[Key, str], None]) -> None:
         """Asks all `bodies` and gives each reply to `on_reply`, under its key, as soon as it is there.
@@ -152,9 +153,11 @@ class OpenAIEngine(Engine):
                 elif not isinstance(error, CancelledError):
                     failures.append(error)
 
-        pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="mirage-server")
         # a redirect, which would carry the key to another host, is not followed
-        with httpx2.Client(headers=self._headers(), timeout=self.timeout_s, follow_redirects=False) as client:
+        with (
+            httpx2.Client(headers=self._headers(), timeout=self.timeout_s, follow_redirects=False) as client,
+            ThreadPoolExecutor(self.concurrency, thread_name_prefix="mirage-server") as pool,
+        ):
             try:
                 for key, body in bodies:
                     if stop.is_set():
@@ -167,7 +170,6 @@ class OpenAIEngine(Engine):
                     collect()
             finally:
                 stop.set()
-                pool.shutdown(cancel_futures=True)
         if failures:
             raise failures[0]
 
@@ -194,17 +196,16 @@ class OpenAIEngine(Engine):
                 raise CancelledError
             try:
                 return self._attempt(client, body)
-            except ServerError:
-                stop.set()
-                raise
             except _TryAgain as error:
-                if attempt == self.retries:
-                    stop.set()
-                    times = f"{attempt + 1} times" if attempt else "once"
-                    raise ServerError(f"{self.base_url}: asked {times}; {error}") from error
+                failure = ServerError(f"{self.base_url}: asked {attempt + 1} times; {error}")
                 pause_s = min(max(self.backoff_s * 2**attempt, error.wait_s), _LONGEST_WAIT_S)
-            stop.wait(pause_s)
-        raise AssertionError("the last attempt returns or raises")
+            except ServerError as error:
+                failure = error
+                break
+            if attempt < self.retries:
+                stop.wait(pause_s)
+        stop.set()
+        raise failure
 
     def _attempt(self, client: Client, body: Body) -> str:
         import httpx2
@@ -218,33 +219,19 @@ class OpenAIEngine(Engine):
                         raise TimeoutError
                     if len(data) > _LARGEST_REPLY:
                         raise _TryAgain(f"it sends more than {_LARGEST_REPLY} bytes. Correct engine.base_url.")
-        except (TimeoutError, httpx2.TimeoutException) as error:
-            raise _TryAgain(
-                f"no answer within {self.timeout_s:g} s. Raise engine.timeout_s or lower engine.concurrency."
-            ) from error
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
             reason = _short(str(error) or type(error).__name__)
-            raise _TryAgain(f"no connection ({reason}). Start the server or correct engine.base_url.") from error
+            remedy = "Start the server, correct engine.base_url, or raise engine.timeout_s"
+            raise _TryAgain(f"no answer ({reason}). {remedy} (now {self.timeout_s:g}).") from error
         text = data.decode("utf-8", "replace")
         if reply.is_success:
             return _content(text)
-        raise self._refused(reply.status_code, text, reply.headers.get("Retry-After", ""))
-
-    def _refused(self, status: int, text: str, retry_after: str) -> ServerError | _TryAgain:
-        """What an HTTP status means: an error that may pass, or one that will not."""
-        said = f"it answers HTTP {status}: {_short(text)!r}."
+        status, after = reply.status_code, reply.headers.get("Retry-After", "")
+        remedy = _REMEDIES.get(status, _OTHER_REMEDY).format(model=self.model)
+        said = f"it answers HTTP {status}: {_short(text)!r}. {remedy}"
         if status in _BUSY or status >= 500:
-            remedy = "Lower engine.concurrency." if status == 429 else "See the server's own log."
-            return _TryAgain(f"{said} {remedy}", float(retry_after) if retry_after.isdigit() else 0.0)
-        if status in (401, 403):
-            remedy = "Set engine.api_key_env to the name of the variable that holds a valid key."
-        elif status == 404:
-            remedy = f"Correct engine.base_url, or engine.model (now {self.model!r})."
-        elif 300 <= status < 400:
-            remedy = "Redirects are not followed: give the final address as engine.base_url."
-        else:
-            remedy = f"The request is not accepted: check engine.model (now {self.model!r}) and the server's limits."
-        return ServerError(f"{self.base_url}: {said} {remedy}")
+            raise _TryAgain(said, float(after) if after.isdigit() else 0.0)
+        raise ServerError(f"{self.base_url}: {said}")
 
 
 def _content(reply: str) -> str:

@@ -1,61 +1,60 @@
-"""Prompts as tokens, and where the prompts of one sample begin to differ. Nothing here knows a model."""
+"""Prompts as tokens, and where the prompts of one sample begin to differ. Nothing here knows a model.
+
+Legend: P samples, R prompts (one row each), L tokens of the longest plain prompt, S of the longest suffix.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-Tokens = list[int]
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+from mirage.models.processor import adds_special_tokens, user_message
+
+Tokens = list[int]
 
 
 class Split(NamedTuple):
     """A batch of P samples with R prompts, cut where the prompts of each sample begin to differ."""
 
-    prefixes: list[Tokens]  # P, pictures expanded
-    suffixes: list[Tokens]  # R, each at least one token
-    inputs: dict[str, Any]  # what the processor made of the P plain questions and their pictures
+    inputs: dict[str, Any]  # what the processor made of the P plain prompts, without the end that no sample shares
+    prefix_mask: Tensor  # (P, L): 1 where a token of a plain prompt begins all prompts of its sample
+    suffixes: Tensor  # (R, S): the rest of each prompt, at least one token
+    suffix_mask: Tensor  # (R, S)
 
 
 def render_prompt(processor: Any, question: str, has_image: bool) -> str:
     """The text that the model is given for one question, by the processor's own chat template.
 
     Raises:
-        ValueError: If the processor has no chat template or takes no pictures, or the question holds the image
-            placeholder itself.
+        ValueError: If the processor takes no pictures, or the question holds the image placeholder itself.
     """
-    kind, placeholder = type(processor).__name__, getattr(processor, "image_token", None)
+    placeholder = getattr(processor, "image_token", None)
     if placeholder is None and has_image:
-        raise ValueError(f"{kind}: this model reads text alone. Ask it without pictures, or ask one that takes them.")
+        raise ValueError("This model reads text alone. Ask it without pictures, or ask one that takes them.")
     if placeholder is not None and placeholder in question:
         raise ValueError(
             f"the question {question[:80]!r} holds the image placeholder {placeholder!r}, which would be read as a "
             "picture. Remove it from the data file."
         )
-    if not (getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None)):
-        raise ValueError(f"{kind} has no chat template. Put a chat_template.jinja into the model's folder.")
-    content = [{"type": "text", "text": question}]
-    if has_image:
-        content.insert(0, {"type": "image"})
-    messages = [{"role": "user", "content": content}]
-    return str(processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+    return str(processor.apply_chat_template([user_message(question, has_image)], add_generation_prompt=True))
 
 
 def encoded(processor: Any, prompts: Sequence[str], images: Sequence[Any]) -> dict[str, Any]:
     """The processor's inputs for these prompts, padded on the left; one image for each, or none at all."""
-    tokenizer = processor.tokenizer
-    if tokenizer.pad_token_id is None:
-        raise ValueError(f"{type(tokenizer).__name__} has no pad token. Set pad_token in tokenizer_config.json.")
-    inputs = processor(
-        text=list(prompts),
-        images=[[image] for image in images] or None,
-        padding=True,
-        padding_side="left",
-        add_special_tokens=_add_special_tokens(tokenizer, prompts[0]),
-        return_tensors="pt",
+    return dict(
+        processor(
+            text=list(prompts),
+            images=[[image] for image in images] or None,
+            padding=True,
+            padding_side="left",
+            add_special_tokens=adds_special_tokens(processor, prompts[0]),
+            return_tensors="pt",
+        )
     )
-    return dict(inputs)
 
 
 def split(processor: Any, prompts: Sequence[Sequence[str]], images: Sequence[Any]) -> Split | str:
@@ -65,29 +64,31 @@ def split(processor: Any, prompts: Sequence[Sequence[str]], images: Sequence[Any
     tokens once per sample, with the plain question. The other prompts are tokenized as they are: behind the picture, an
     expanded prompt must end exactly as the unexpanded one does.
     """
-    tokenizer = processor.tokenizer
-    special = _add_special_tokens(tokenizer, prompts[0][0])
+    tokenizer, picture = processor.tokenizer, getattr(processor, "image_token_id", None)
+    special = adds_special_tokens(processor, prompts[0][0])
     inputs = encoded(processor, [shots[0] for shots in prompts], images)
-    picture = getattr(processor, "image_token_id", None)
-    prefixes: list[Tokens] = []
+    prefix_mask = inputs["attention_mask"].clone()
     suffixes: list[Tokens] = []
+    least = inputs["input_ids"].shape[1]
     for index, shots in enumerate(prompts):
         rows: list[Tokens] = tokenizer(list(shots), add_special_tokens=special)["input_ids"]
         common = _num_common(rows)
         if picture not in rows[0][:common] or any(picture in row[common:] for row in rows):
             return "its chat template does not put the picture before the question"
-        expanded = inputs["input_ids"][index][inputs["attention_mask"][index].bool()].tolist()
-        end = len(expanded) - (len(rows[0]) - common)
-        if expanded[end:] != rows[0][common:]:
+        rest = len(rows[0]) - common
+        if inputs["input_ids"][index, -rest:].tolist() != rows[0][common:]:
             return "its processor changes what stands behind the picture"
-        prefixes.append(expanded[:end])
+        prefix_mask[index, -rest:] = 0
+        least = min(least, rest)
         suffixes.extend(row[common:] for row in rows)
-    return Split(prefixes, suffixes, inputs)
-
-
-def _add_special_tokens(tokenizer: Any, prompt: str) -> bool:
-    """False if the chat template has written the opening token already: the rule of `apply_chat_template`."""
-    return not (tokenizer.bos_token is not None and prompt.startswith(tokenizer.bos_token))
+    for name in ("input_ids", "attention_mask"):
+        inputs[name] = inputs[name][:, :-least]
+    return Split(
+        inputs,
+        prefix_mask[:, :-least],
+        pad_sequence([torch.tensor(row) for row in suffixes], True, tokenizer.pad_token_id, "left"),
+        pad_sequence([torch.ones(len(row), dtype=torch.long) for row in suffixes], True, 0, "left"),
+    )
 
 
 def _num_common(rows: Sequence[Tokens]) -> int:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from mirage.evaluation.generate.base import check_at_least_one
-from mirage.evaluation.generate.pretrained import Dtype
 from mirage.evaluation.judge.base import Answered, Judge, Judgement, judged_rest, no_words
 from mirage.evaluation.judge.keyword import refusal_sign
+from mirage.models.pretrained import Dtype
 from mirage.schema import Verdict, short_hash
 from mirage.text import has_words
 

@@ -18,8 +18,9 @@ from typing import Any
 import yaml
 
 from mirage.evaluation.generate.base import Engine, check_at_least_one
-from mirage.evaluation.generate.pretrained import Dtype, PretrainedEngine
+from mirage.evaluation.generate.pretrained import PretrainedEngine
 from mirage.evaluation.judge.base import Answered, Judge, Judgement, judged_rest
+from mirage.models.pretrained import Dtype
 from mirage.schema import Verdict, short_hash
 
 OFFERED = {str(verdict): verdict for verdict in (Verdict.REFUSED, Verdict.COMPLIED, Verdict.IRRELEVANT)}
