@@ -25,11 +25,15 @@ class PictureFolder:
 
     def picture(self, name: str) -> FileImage:
         """The picture in a file of the folder, unopened."""
-        return FileImage(self.root, name, self.pixel_limit)
+        return FileImage(Path(self.root), name, self.pixel_limit)
+
+    def wrong(self, names: Iterable[str]) -> dict[str, str]:
+        """What is wrong with each of the pictures that cannot be used, by name."""
+        return image_issues(Path(self.root), names, self.check, self.pixel_limit)
 
     def issues(self, file: Path, named: Sequence[tuple[str, str]]) -> list[DataIssue]:
         """An issue for each record of `file` whose picture cannot be used; `named` are their places and image names."""
-        wrong = image_issues(self.root, (name for _, name in named), self.check, self.pixel_limit)
+        wrong = self.wrong(name for _, name in named)
         return [DataIssue(str(file), where, "image", wrong[name]) for where, name in named if name in wrong]
 
 

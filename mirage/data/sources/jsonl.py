@@ -9,19 +9,19 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from mirage.data.base import Answers, PictureFolder, Source
 from mirage.data.lazy import Lazy
-from mirage.data.sources.records import read_lines
+from mirage.data.sources.records import read_records
 from mirage.errors import DataError, DataIssue
 from mirage.images import PIXEL_LIMIT, ImageCheck, ImageName
 from mirage.json_file import parsed_line
 from mirage.schema import EvalSample, Example, Picture, Turn
 from mirage.shapes import ExactShape, Text
 
-_ANSWERS = ("refusal", "harmful")
 _OLD_EVAL_FILE = "probes.jsonl"
+_ALL = "all"
 
 
 class _Turn(ExactShape):
@@ -37,10 +37,25 @@ class _Line(ExactShape):
     prompt: Text
     category: Text | None = None
 
+    @property
+    def sets(self) -> Sequence[str]:
+        """The sets of its file that the line belongs to."""
+        return (_ALL,)
+
 
 class _Unsafe(_Line):
     refusal: Text | None = None
     harmful: Text | None = None
+
+    @property
+    def sets(self) -> Sequence[str]:
+        return [answer for answer in ("refusal", "harmful") if getattr(self, answer) is not None]
+
+    @model_validator(mode="after")
+    def _mentions_an_answer(self) -> _Unsafe:
+        if not self.model_fields_set & {"refusal", "harmful"}:
+            raise ValueError("has neither refusal nor harmful. Add one of them.")
+        return self
 
 
 class _Retain(_Line):
@@ -54,6 +69,10 @@ class _Eval(_Line):
     truth: Text | None = None
     unsafe: bool | None = Field(default=None, validate_default=True)
 
+    @property
+    def sets(self) -> Sequence[str]:
+        return (self.set,)
+
     @field_validator("unsafe")
     @classmethod
     def _known(cls, unsafe: bool | None, info: ValidationInfo) -> bool | None:
@@ -65,15 +84,11 @@ class _Eval(_Line):
         return bool(eval_set == "unsafe")
 
 
-_RETAIN = (_Retain, 'one object a line, like {"image": "...", "prompt": "...", "answer": "..."}')
-_ROLES: dict[str, tuple[type[_Line], str]] = {
-    "unsafe": (
-        _Unsafe,
-        'one object a line, like {"image": "...", "prompt": "...", "refusal": "...", "harmful": "..."}',
-    ),
-    "retain": _RETAIN,
-    "held_out": _RETAIN,
-    "eval": (_Eval, 'one object a line, like {"id": "...", "set": "unsafe", "image": "...", "prompt": "..."}'),
+_SHAPES: dict[str, type[_Line]] = {"unsafe": _Unsafe, "retain": _Retain, "held_out": _Retain, "eval": _Eval}
+_EXAMPLES = {
+    _Unsafe: '{"image": "...", "prompt": "...", "refusal": "...", "harmful": "..."}',
+    _Retain: '{"image": "...", "prompt": "...", "answer": "..."}',
+    _Eval: '{"id": "...", "set": "unsafe", "image": "...", "prompt": "..."}',
 }
 
 
@@ -83,12 +98,13 @@ class _Index:
 
     path: Path
     shape: type[_Line]
-    offsets: dict[str, array[int]] = field(default_factory=dict)
     numbers: dict[str, array[int]] = field(default_factory=dict)
+    offsets: dict[str, array[int]] = field(default_factory=dict)
     images: list[tuple[str, str]] = field(default_factory=list)  # "line 7" and the image's name
     issues: list[DataIssue] = field(default_factory=list)
 
 
+@dataclass(eq=False)
 class Jsonl(Source):
     """Your own data in JSON Lines, one file a role; docs/jsonl.md shows every field.
 
@@ -105,19 +121,20 @@ class Jsonl(Source):
         pixel_limit: Largest picture that is opened, in pixels.
     """
 
-    def __init__(
-        self,
-        root: Path,
-        unsafe_file: str = "unsafe.jsonl",
-        retain_file: str = "retain.jsonl",
-        held_out_file: str = "held_out.jsonl",
-        eval_file: str = "eval.jsonl",
-        image_check: ImageCheck = "header",
-        pixel_limit: int = PIXEL_LIMIT,
-    ) -> None:
-        self.root = Path(root)
-        self.files = {"unsafe": unsafe_file, "retain": retain_file, "held_out": held_out_file, "eval": eval_file}
-        self.pictures: PictureFolder = PictureFolder(self.root, image_check, pixel_limit)
+    root: Path
+    unsafe_file: str = "unsafe.jsonl"
+    retain_file: str = "retain.jsonl"
+    held_out_file: str = "held_out.jsonl"
+    eval_file: str = "eval.jsonl"
+    image_check: ImageCheck = "header"
+    pixel_limit: int = PIXEL_LIMIT
+
+    def __post_init__(self) -> None:
+        """Opens no file yet."""
+        self.root = Path(self.root)
+        self.pictures: PictureFolder = PictureFolder(self.root, self.image_check, self.pixel_limit)
+        names = (self.unsafe_file, self.retain_file, self.held_out_file, self.eval_file)
+        self.files = {role: self.root / name for role, name in zip(_SHAPES, names, strict=True)}
 
     def unsafe(self, answers: Answers) -> Sequence[Example]:
         """The unsafe questions with the answers asked for; lines where that answer is null are skipped."""
@@ -130,13 +147,11 @@ class Jsonl(Source):
 
     def retain(self) -> Sequence[Example]:
         """The lines of the retain file."""
-        return self._lazy("retain", "retain", partial(self._example, "answer"))
+        return self._lazy("retain", _ALL, partial(self._example, "answer"))
 
     def held_out(self) -> Sequence[Example]:
         """The lines of the held-out file; nothing without one."""
-        if "held_out" not in self._present:
-            return ()
-        return self._lazy("held_out", "held_out", partial(self._example, "answer"))
+        return self._lazy("held_out", _ALL, partial(self._example, "answer")) if "held_out" in self._present else ()
 
     def eval_samples(self, eval_set: str) -> Sequence[EvalSample]:
         """The lines of the evaluation file whose `set` it is."""
@@ -147,42 +162,42 @@ class Jsonl(Source):
 
     def validate(self) -> Sequence[DataIssue]:
         """Every faulty line and picture of all the files."""
+        issues: list[DataIssue] = []
+        old = self.root / _OLD_EVAL_FILE
+        if "eval" not in self._present and old.exists():
+            remedy = f"has the name that test questions had in earlier versions. Rename it to {self.eval_file}."
+            issues.append(DataIssue(str(old), "", "the file", remedy))
         if not self._present:
-            names = ", ".join(self.files.values())
-            remedy = f"holds none of {names}. Set root, or write one of them."
-            return [*self._old_names, DataIssue(str(self.root), "", "the folder", remedy)]
-        issues = list(self._old_names)
+            remedy = f"holds none of {', '.join(path.name for path in self.files.values())}. Set root, or write one."
+            issues.append(DataIssue(str(self.root), "", "the folder", remedy))
         for index in self._present.values():
             issues += [*index.issues, *self.pictures.issues(index.path, index.images)]
         return issues
 
-    @property
-    def _old_names(self) -> list[DataIssue]:
-        old = self.root / _OLD_EVAL_FILE
-        if "eval" in self._present or not old.exists():
-            return []
-        remedy = f"has the name that test questions had in earlier versions. Rename it to {self.files['eval']}."
-        return [DataIssue(str(old), "", "the file", remedy)]
-
     @cached_property
     def _present(self) -> dict[str, _Index]:
-        paths = {role: self.root / name for role, name in self.files.items()}
-        return {role: _indexed(path, role) for role, path in paths.items() if path.exists()}
+        return {role: _indexed(path, _SHAPES[role]) for role, path in self.files.items() if path.exists()}
 
     def _index(self, role: str) -> _Index:
         if role not in self._present:
-            raise DataError(
-                f"jsonl has no file {self.root / self.files[role]}. Write it, or choose another source for {role}."
-            )
+            raise DataError(f"jsonl has no file {self.files[role]}. Write it, or choose another source for {role}.")
         index = self._present[role]
         if index.issues:
             raise DataError.of(index.issues)
         return index
 
-    def _lazy(self, role: str, name: str, build: Callable[[Path, int, Any], Any]) -> Lazy[Any]:
-        index = self._index(role)
-        offsets, numbers = index.offsets[name], index.numbers[name]
-        return Lazy(len(offsets), partial(_built, index.path, index.shape, offsets, numbers, build))
+    def _lazy(self, role: str, name: str, made: Callable[[Path, int, Any], Any]) -> Lazy[Any]:
+        return Lazy(len(self._index(role).offsets[name]), partial(self._built, role, name, made))
+
+    def _built(self, role: str, name: str, made: Callable[[Path, int, Any], Any], places: Sequence[int]) -> list[Any]:
+        index = self._present[role]
+        items = []
+        with index.path.open("rb") as file:
+            for place in places:
+                file.seek(index.offsets[name][place])
+                line = index.shape.model_validate(parsed_line(file.readline()))
+                items.append(made(index.path, index.numbers[name][place], line))
+        return items
 
     def _example(self, answer: str, path: Path, number: int, line: Any) -> Example:
         return Example(
@@ -209,52 +224,20 @@ class Jsonl(Source):
         return None if line.image is None else self.pictures.picture(line.image)
 
 
-def _built(
-    path: Path,
-    shape: type[_Line],
-    offsets: array[int],
-    numbers: array[int],
-    build: Callable[[Path, int, Any], Any],
-    places: Sequence[int],
-) -> list[Any]:
-    items = []
-    with path.open("rb") as file:
-        for place in places:
-            file.seek(offsets[place])
-            items.append(build(path, numbers[place], shape.model_validate(parsed_line(file.readline()))))
-    return items
-
-
-def _indexed(path: Path, role: str) -> _Index:
-    shape, expected = _ROLES[role]
+def _indexed(path: Path, shape: type[_Line]) -> _Index:
     index = _Index(path, shape)
-    ids: set[str] = set()
-    silent: dict[str, list[str]] = {answer: [] for answer in _ANSWERS}  # lines that do not mention this answer
-    for entry in read_lines(path, shape, expected):
-        index.issues += entry.issues
-        if entry.id in ids:
-            remedy = f"{entry.id!r} is that of an earlier line. Give it its own."
-            index.issues.append(DataIssue(str(path), entry.where, "id", remedy))
-            continue
-        if entry.id is not None:
-            ids.add(entry.id)
-        if (line := entry.value) is None:
-            continue
+    silent: dict[str, list[str]] = {"refusal": [], "harmful": []}  # lines that do not mention this answer
+    expected = f"one object a line, like {_EXAMPLES[shape]}"
+    for line, where, number, offset in read_records(path, shape, expected, index.issues, "lines", may_repeat=()):
         if line.image is not None:
-            index.images.append((entry.where, line.image))
-        sets = [line.set] if isinstance(line, _Eval) else [role]
+            index.images.append((where, line.image))
+        for name in line.sets:
+            index.numbers.setdefault(name, array("Q")).append(number)
+            index.offsets.setdefault(name, array("Q")).append(offset)
         if isinstance(line, _Unsafe):
-            if not line.model_fields_set & set(_ANSWERS):
-                remedy = "and harmful are both missing. Add one of them."
-                index.issues.append(DataIssue(str(path), entry.where, "refusal", remedy))
-                continue
-            sets = [answer for answer in _ANSWERS if getattr(line, answer) is not None]
-            for answer in set(_ANSWERS) - line.model_fields_set:
-                silent[answer].append(entry.where)
-        for name in sets:
-            index.offsets.setdefault(name, array("Q")).append(entry.offset)
-            index.numbers.setdefault(name, array("Q")).append(entry.number)
-    for answer in (answer for answer in _ANSWERS if answer in index.offsets):
+            for answer in silent.keys() - line.model_fields_set:
+                silent[answer].append(where)
+    for answer in (answer for answer in silent if answer in index.offsets):
         remedy = "is missing, and other lines have it. Add it, or write null to skip this line."
         index.issues += [DataIssue(str(path), where, answer, remedy) for where in silent[answer]]
     return index

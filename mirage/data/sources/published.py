@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mirage.data.base import Answers, Source
-from mirage.data.lazy import Lazy, items_at
 from mirage.data.sources.llava import LlavaInstruct
 from mirage.errors import DataError, DataIssue
 from mirage.images import PIXEL_LIMIT, ImageCheck
 from mirage.schema import Example
 
 
+class _Forget(LlavaInstruct):
+    name = "published/forget"
+
+    def _examples(self, places: Sequence[int]) -> list[Example]:
+        examples = super()._examples(places)
+        questions = [example.prompt.removesuffix(example.answer).rstrip() for example in examples]
+        return [
+            replace(example, prompt=question or example.prompt)
+            for example, question in zip(examples, questions, strict=True)
+        ]
+
+
+class _Retain(LlavaInstruct):
+    name = "published/retain"
+
+
+@dataclass(eq=False)
 class PublishedSplit(Source):
     """The forget set (harmful answers) and the retain set of the paper's published pipeline, as it writes them.
 
@@ -30,23 +46,19 @@ class PublishedSplit(Source):
         pixel_limit: Largest picture that is opened, in pixels.
     """
 
-    def __init__(
-        self,
-        forget_file: Path,
-        retain_file: Path,
-        images: Path,
-        cache: Path | None = None,
-        image_check: ImageCheck = "header",
-        pixel_limit: int = PIXEL_LIMIT,
-    ) -> None:
-        self._forget = LlavaInstruct(forget_file, images, cache, image_check, pixel_limit)
-        self._retain = LlavaInstruct(retain_file, images, cache, image_check, pixel_limit)
-        self.pictures = self._forget.pictures
+    forget_file: Path
+    retain_file: Path
+    images: Path
+    cache: Path | None = None
+    image_check: ImageCheck = "header"
+    pixel_limit: int = PIXEL_LIMIT
+    name = "published"
 
-    @property
-    def name(self) -> str:
-        """`published`."""
-        return "published"
+    def __post_init__(self) -> None:
+        """Opens no file yet."""
+        settings = (self.images, self.cache, self.image_check, self.pixel_limit)
+        self._forget, self._retain = _Forget(self.forget_file, *settings), _Retain(self.retain_file, *settings)
+        self.pictures = self._forget.pictures
 
     def unsafe(self, answers: Answers) -> Sequence[Example]:
         """The forget set; it has harmful answers only."""
@@ -54,23 +66,12 @@ class PublishedSplit(Source):
             raise DataError(
                 "The published forget file has harmful answers only. To learn refusals, use VLGuard itself."
             )
-        return Lazy(len(self._forget.retain()), self._forgotten)
+        return self._forget.retain()
 
     def retain(self) -> Sequence[Example]:
         """The retain set."""
-        return Lazy(len(self._retain.retain()), self._kept)
+        return self._retain.retain()
 
     def validate(self) -> Sequence[DataIssue]:
         """Every issue of both files."""
         return [*self._forget.validate(), *self._retain.validate()]
-
-    def _forgotten(self, places: Sequence[int]) -> list[Example]:
-        examples = items_at(self._forget.retain(), places)
-        questions = [example.prompt.removesuffix(example.answer).rstrip() for example in examples]
-        return [
-            replace(example, source="published/forget", prompt=question or example.prompt)
-            for example, question in zip(examples, questions, strict=True)
-        ]
-
-    def _kept(self, places: Sequence[int]) -> list[Example]:
-        return [replace(example, source="published/retain") for example in items_at(self._retain.retain(), places)]

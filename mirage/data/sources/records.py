@@ -2,73 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Iterator
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Generic
+from typing import Generic, Literal, NamedTuple
 
 from mirage.errors import DataError, DataIssue
-from mirage.json_file import Line, UnreadableFileError, lines, records
-from mirage.shapes import AnyShape, Shape, Text, checked, json_name
-
-_ANSWERS = 'lines like {"id": "<record id>/<field>", "answer": "..."}'
+from mirage.json_file import Line, lines, records
+from mirage.shapes import AnyShape, Shape, Text, checked
 
 
-@dataclass(slots=True)
-class Entry(Generic[AnyShape]):
-    """One record of a file: in its shape and without issues, or None and everything that is wrong with it."""
+class Entry(NamedTuple, Generic[AnyShape]):
+    """One sound record of a file."""
 
-    value: AnyShape | None
-    issues: list[DataIssue]
-    where: str = ""  # "record 412 (id Ads_1)" or "line 7"; empty where the file itself is at fault
-    number: int = 0  # of the record (from 0) or the line (from 1)
-    offset: int = 0  # bytes before the line
-    id: str | None = None  # of a faulty record too, where it has one
+    value: AnyShape
+    where: str  # "record 412 (id Ads_1)" or "line 7"
+    number: int  # of the record (from 0) or the line (from 1)
+    offset: int  # bytes before the line
 
 
-def read_list(path: Path, shape: type[AnyShape], expected: str) -> Iterator[Entry[AnyShape]]:
-    """The records of a JSON list. A file that cannot be read, or has no records, ends in an entry that says so.
+def read_records(
+    path: Path,
+    shape: type[AnyShape],
+    expected: str,
+    issues: list[DataIssue],
+    form: Literal["list", "lines"] = "list",
+    may_be_empty: bool = False,
+    may_repeat: Container[object] | None = None,
+) -> Iterator[Entry[AnyShape]]:
+    """The sound records of a file, in order. What is wrong with the others, or with the file, is added to `issues`.
 
     Args:
-        path: The file.
+        path: One JSON list, or JSON Lines.
         shape: The shape of a record.
         expected: What should be in the file, for messages: "a list of records like {...}".
+        issues: Receives every defect.
+        form: Which of the two forms the file has.
+        may_be_empty: A file without records has no defect.
+        may_repeat: The ids that several records may have; by default any.
     """
-    numbered = (Line(number, 0, record) for number, record in enumerate(records(path, expected)))
-    return _entries(path, shape, expected, "record", numbered, may_be_empty=False)
-
-
-def read_lines(
-    path: Path, shape: type[AnyShape], expected: str, *, may_be_empty: bool = False
-) -> Iterator[Entry[AnyShape]]:
-    """The records of a JSON Lines file, as `read_list` gives them."""
-    return _entries(path, shape, expected, "line", lines(path, expected), may_be_empty)
-
-
-def _entries(
-    path: Path, shape: type[AnyShape], expected: str, unit: str, numbered: Iterable[Line], may_be_empty: bool
-) -> Iterator[Entry[AnyShape]]:
+    unit, numbered = "line", lines(path, expected)
+    if form == "list":
+        unit, numbered = "record", (Line(number, 0, record) for number, record in enumerate(records(path, expected)))
+    ids: set[str] = set()
     try:
         for line in numbered:
             may_be_empty = True
-            where, record = f"{unit} {line.number}", line.record
             if line.issue is not None:
-                yield Entry(None, [line.issue])
-            elif isinstance(record, dict):
-                id = record.get("id")
-                if unit == "record" and "id" in record:
-                    where += f" (id {id})"
-                value, issues = checked(shape, record, str(path), where)
-                yield Entry(value, issues, where, line.number, line.offset, id if isinstance(id, str) else None)
-            else:
-                remedy = f"is {json_name(record)}. Expected {expected}."
-                yield Entry(None, [DataIssue(str(path), where, "the record", remedy)], where)
-    except UnreadableFileError as error:
-        yield Entry(None, [error.issue])
+                issues.append(line.issue)
+                continue
+            id = line.record.get("id") if isinstance(line.record, dict) else None
+            where = f"{unit} {line.number}" + (f" (id {id})" if form == "list" and id is not None else "")
+            value, wrong = checked(shape, line.record, str(path), where)
+            if isinstance(id, str) and may_repeat is not None and id not in may_repeat:
+                if id in ids:
+                    remedy = f"{id!r} is that of an earlier {unit}. Give it its own, or remove one of them."
+                    wrong.append(DataIssue(str(path), where, "id", remedy))
+                ids.add(id)
+            issues += wrong
+            if value is not None and not wrong:
+                yield Entry(value, where, line.number, line.offset)
+    except DataError as error:  # of the file itself
+        issues += error.issues
     else:
         if not may_be_empty:
-            yield Entry(None, [DataIssue(str(path), "", "the file", f"has no records. Expected {expected}.")])
+            issues.append(DataIssue(str(path), "", "the file", f"has no records. Expected {expected}."))
 
 
 class _Answer(Shape):
@@ -87,7 +86,7 @@ class HarmfulAnswers:
     """
 
     def __init__(self, file: Path, command: str) -> None:
-        self.file, self.command = file, command
+        self.file, self.command = Path(file), command
 
     def by_id(self, ids: Iterable[str]) -> dict[str, str | None]:
         """Every answer of the file.
@@ -112,24 +111,13 @@ class HarmfulAnswers:
     def _read(self) -> tuple[dict[str, str | None], list[DataIssue]]:
         answers: dict[str, str | None] = {}
         issues: list[DataIssue] = []
-        entries: Iterator[Entry[Any]] = (
-            read_list(self.file, _Answer, _ANSWERS)
-            if _starts_a_list(self.file)
-            else read_lines(self.file, _Answer, _ANSWERS, may_be_empty=True)
-        )
-        for entry in entries:
-            issues += entry.issues
-            if (value := entry.value) is None:
-                continue
+        form: Literal["list", "lines"] = "lines"
+        with suppress(OSError), self.file.open("rb") as file:  # reading it says what is wrong
+            form = "list" if file.read(64).lstrip().startswith(b"[") else "lines"
+        expected = 'lines like {"id": "<record id>/<field>", "answer": "..."}'
+        for entry in read_records(self.file, _Answer, expected, issues, form, may_be_empty=True):
+            value = entry.value
             if answers.setdefault(value.id, value.answer) != value.answer:
                 remedy = f"{value.id!r} occurs twice with different answers. Remove one."
                 issues.append(DataIssue(str(self.file), entry.where, "id", remedy))
         return answers, issues
-
-
-def _starts_a_list(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return file.read(64).lstrip()[:1] == b"["
-    except OSError:
-        return False  # reading it says why

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +40,7 @@ class _TrainRow(_Row):
 _SHAPES: dict[str, type[_Row]] = {"train": _TrainRow, "harm": _Row, "help": _Row}
 
 
+@dataclass(eq=False)
 class SPAVL(Source):
     """SPA-VL: 93,258 harmful questions to train on, 265 harmful and 265 harmless ones to test with.
 
@@ -58,29 +59,28 @@ class SPAVL(Source):
         pixel_limit: Largest picture that is opened, in pixels.
     """
 
-    def __init__(
-        self,
-        root: Path,
-        harmful_answers: Path | None = None,
-        cache: Path | None = None,
-        image_check: ImageCheck = "header",
-        pixel_limit: int = PIXEL_LIMIT,
-    ) -> None:
-        self.root, self.cache = Path(root), cache
-        self.pictures: PictureFolder = PictureFolder(self.root, image_check, pixel_limit)
-        command = f"mirage prepare --data SPAVL --data.root {root} --answers_from MODEL --out OUT"
-        self._harmful = None if harmful_answers is None else HarmfulAnswers(Path(harmful_answers), command)
-        self._loaded_sets: dict[str, datasets.Dataset] = {}
-        self._placed: dict[str, dict[str, int]] = {}
+    root: Path
+    harmful_answers: Path | None = None
+    cache: Path | None = None
+    image_check: ImageCheck = "header"
+    pixel_limit: int = PIXEL_LIMIT
+
+    def __post_init__(self) -> None:
+        """Opens no file yet."""
+        self.root = Path(self.root)
+        self.pictures: PictureFolder = PictureFolder(self.root, self.image_check, self.pixel_limit)
+        command = f"mirage prepare --data SPAVL --data.root {self.root} --answers_from MODEL --out OUT"
+        self._harmful = None if self.harmful_answers is None else HarmfulAnswers(self.harmful_answers, command)
+        self._loaded: dict[str, datasets.Dataset] = {}
 
     def unsafe(self, answers: Answers) -> Sequence[Example]:
         """The training questions with the chosen answers (`refusal`), or the rejected or given ones (`harmful`)."""
-        if answers == "harmful" and self._harmful is not None:
-            given = self._harmful.by_id(self._train_ids())
-            chosen = [(k, answer) for k, id in enumerate(self._train_ids()) if (answer := given[id]) is not None]
-            return Lazy(len(chosen), partial(self._given_examples, chosen))
-        column = "chosen" if answers == "refusal" else "rejected"
-        return Lazy(len(self._rows("train")), partial(self._examples, column))
+        if answers == "refusal" or self._harmful is None:
+            column = "chosen" if answers == "refusal" else "rejected"
+            return Lazy(len(self._rows("train")), partial(self._examples, column))
+        given = self._harmful.by_id(self._train_ids())
+        chosen = [(k, answer) for k, id in enumerate(self._train_ids()) if (answer := given[id]) is not None]
+        return Lazy(len(chosen), partial(self._given_examples, chosen))
 
     def eval_samples(self, eval_set: str) -> Sequence[EvalSample]:
         """HarmEval as `unsafe`, HelpEval as `benign`; `train_unsafe` for `mirage prepare`."""
@@ -94,8 +94,8 @@ class SPAVL(Source):
         split, _, shown = name.partition("/")
         if split in _SETS:
             row = re.fullmatch(r"row (\d{1,9})", shown)
-            place = int(row[1]) if row else self._places(split).get(shown)
-            if place is not None and place < len(self._rows(split)):
+            place = int(row[1]) if row else self._place(split, shown)
+            if 0 <= place < len(self._rows(split)):
                 picture = self._picture(split, place, self._rows(split)[place])
                 if picture.name == name:
                     return picture
@@ -113,35 +113,38 @@ class SPAVL(Source):
             issues += self._harmful.issues(self._train_ids())
         return issues
 
-    def _train_ids(self) -> Iterator[str]:
-        return (f"train/{k}" for k in range(len(self._rows("train"))))
+    def _train_ids(self) -> list[str]:
+        return [f"train/{k}" for k in range(len(self._rows("train")))]
 
     def _rows(self, name: str) -> datasets.Dataset:
-        if name not in self._loaded_sets:
-            self._loaded_sets[name] = self._loaded(name)
-        return self._loaded_sets[name]
+        """A set's rows, loaded once, their pictures not decoded.
 
-    def _loaded(self, name: str) -> datasets.Dataset:
+        Raises:
+            DataError: If there is no such set, or it cannot be read or lacks a column.
+        """
         import datasets
 
+        if name in self._loaded:
+            return self._loaded[name]
         saved = [folder for folder in (self.root / name, self.root / "test" / name) if (folder / "state.json").exists()]
         files = next((sorted(files) for pattern in _SETS[name] if (files := list(self.root.glob(pattern)))), None)
-        if saved:
-            rows = datasets.load_from_disk(str(saved[0]))
-        elif files:
-            names, cache = [str(file) for file in files], self.cache and str(self.cache)
-            try:
-                rows = datasets.load_dataset("parquet", data_files=names, split="train", cache_dir=cache)
-            except Exception as error:  # pyarrow's and datasets' errors have no common base
-                raise DataError(
-                    f"{files[0].parent}: the {name} parquet files cannot be read ({error}). Download them again."
-                ) from error
-        else:
+        if not saved and not files:
             searched = ", ".join(_SETS[name][:2])
             raise DataError(
                 f"{self.root} has no {name} set of SPA-VL (no saved folder {name}, no {searched}). Set root to its folder."
             )
-        assert isinstance(rows, datasets.Dataset)
+        try:
+            rows: Any = (
+                datasets.load_from_disk(str(saved[0]))
+                if saved
+                else datasets.load_dataset(
+                    "parquet", data_files=list(map(str, files or ())), split="train",
+                    cache_dir=None if self.cache is None else str(self.cache),
+                )
+            )  # fmt: skip
+        except Exception as error:  # pyarrow's and datasets' errors have no common base
+            where = (saved or files or [self.root])[0]
+            raise DataError(f"{where}: the {name} set cannot be read ({error}). Download it again.") from error
         if lacking := {"image", *_SHAPES[name].model_fields}.difference(rows.column_names):
             raise DataError(
                 f"{self.root}: the {name} set has no column {', '.join(sorted(lacking))}, only "
@@ -150,23 +153,21 @@ class SPAVL(Source):
         if isinstance(rows.features["image"], datasets.Image):
             # datasets would decode by itself, with any format that Pillow knows; see mirage.images.
             rows = rows.cast_column("image", datasets.Image(decode=False))
-        return rows
+        self._loaded[name] = rows
+        return rows  # type: ignore[no-any-return]
 
-    def _places(self, name: str) -> dict[str, int]:
-        """The row of each picture of a set by its name there, the first one of several; no picture is read for it."""
-        if name not in self._placed:
-            import pyarrow as pa
-            import pyarrow.compute as pc
+    def _place(self, name: str, shown: str) -> int:
+        """The first row of a set whose picture has this name there, -1 if none has; no picture is read for it."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
 
-            rows = self._rows(name)
-            images = rows.data.column("image")
-            paths = pc.struct_field(images, "path") if pa.types.is_struct(images.type) else images
-            named = rows.data.column("image_name") if "image_name" in rows.column_names else None
-            names = paths if named is None else pc.coalesce(pc.if_else(pc.equal(named, ""), None, named), paths)
-            self._placed[name] = {}
-            for place, shown in enumerate(names.to_pylist()):
-                self._placed[name].setdefault(shown or "", place)
-        return self._placed[name]
+        rows = self._rows(name)
+        images = rows.data.column("image")
+        names = pc.struct_field(images, "path") if pa.types.is_struct(images.type) else images
+        if "image_name" in rows.column_names:
+            named = rows.data.column("image_name")
+            names = pc.if_else(pc.fill_null(pc.equal(named, ""), True), names, named)
+        return pc.index(names, shown).as_py()  # type: ignore[no-any-return]
 
     def _picture(self, name: str, index: int, row: dict[str, Any]) -> FileImage | BytesImage:
         held = row["image"]
@@ -195,10 +196,8 @@ class SPAVL(Source):
         )
 
     def _given_examples(self, chosen: list[tuple[int, str]], places: Sequence[int]) -> list[Example]:
-        return [
-            dataclasses.replace(self._example("rejected", row), answer=answer)
-            for row, answer in (chosen[place] for place in places)
-        ]
+        rows = [chosen[place] for place in places]
+        return [replace(self._example("rejected", row), answer=answer) for row, answer in rows]
 
     def _samples(self, name: str, places: Sequence[int]) -> list[EvalSample]:
         rows = ((place, self._rows(name)[place]) for place in places)
