@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -11,17 +12,17 @@ from typing import Any
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from mirage.data.base import Answers, PictureFolder, Source
+from mirage.data.base import Answers, FileSource
 from mirage.data.lazy import Lazy
 from mirage.data.sources.records import read_records
 from mirage.errors import DataError, DataIssue
-from mirage.images import PIXEL_LIMIT, ImageCheck, ImageName
+from mirage.images import ImageName
 from mirage.json_file import parsed_line
-from mirage.schema import EvalSample, Example, Picture, Turn
+from mirage.schema import EvalSample, Example, Turn
 from mirage.shapes import ExactShape, Text
 
+_ANSWERS = ("refusal", "harmful", "answer")
 _OLD_EVAL_FILE = "probes.jsonl"
-_ALL = "all"
 
 
 class _Turn(ExactShape):
@@ -37,23 +38,14 @@ class _Line(ExactShape):
     prompt: Text
     category: Text | None = None
 
-    @property
-    def sets(self) -> Sequence[str]:
-        """The sets of its file that the line belongs to."""
-        return (_ALL,)
-
 
 class _Unsafe(_Line):
     refusal: Text | None = None
     harmful: Text | None = None
 
-    @property
-    def sets(self) -> Sequence[str]:
-        return [answer for answer in ("refusal", "harmful") if getattr(self, answer) is not None]
-
     @model_validator(mode="after")
     def _mentions_an_answer(self) -> _Unsafe:
-        if not self.model_fields_set & {"refusal", "harmful"}:
+        if not self.model_fields_set.intersection(_ANSWERS):
             raise ValueError("has neither refusal nor harmful. Add one of them.")
         return self
 
@@ -69,43 +61,35 @@ class _Eval(_Line):
     truth: Text | None = None
     unsafe: bool | None = Field(default=None, validate_default=True)
 
-    @property
-    def sets(self) -> Sequence[str]:
-        return (self.set,)
-
     @field_validator("unsafe")
     @classmethod
     def _known(cls, unsafe: bool | None, info: ValidationInfo) -> bool | None:
-        eval_set = info.data.get("set")
-        if unsafe is not None or eval_set is None:
-            return unsafe
-        if eval_set not in ("unsafe", "benign"):
+        eval_set = info.data.get("set", "unsafe")
+        if unsafe is None and eval_set not in ("unsafe", "benign"):
             raise ValueError("must be true or false in a set that is neither 'unsafe' nor 'benign'. Add it.")
-        return bool(eval_set == "unsafe")
+        return bool(eval_set == "unsafe") if unsafe is None else unsafe
 
 
 _SHAPES: dict[str, type[_Line]] = {"unsafe": _Unsafe, "retain": _Retain, "held_out": _Retain, "eval": _Eval}
-_EXAMPLES = {
-    _Unsafe: '{"image": "...", "prompt": "...", "refusal": "...", "harmful": "..."}',
-    _Retain: '{"image": "...", "prompt": "...", "answer": "..."}',
-    _Eval: '{"id": "...", "set": "unsafe", "image": "...", "prompt": "..."}',
-}
 
 
 @dataclass
 class _Index:
-    """Where the lines of a file begin, sorted into the sets that they belong to, and what is wrong with the others."""
+    """The sound lines of a file by set, and what is wrong with the others.
+
+    A line of `eval.jsonl` is in the set that it names, any other in a set for each of its answers, by their field.
+    """
 
     path: Path
     shape: type[_Line]
-    numbers: dict[str, array[int]] = field(default_factory=dict)
-    offsets: dict[str, array[int]] = field(default_factory=dict)
+    numbers: defaultdict[str, array[int]] = field(default_factory=lambda: defaultdict(partial(array, "Q")))
+    offsets: defaultdict[str, array[int]] = field(default_factory=lambda: defaultdict(partial(array, "Q")))
     images: list[tuple[str, str]] = field(default_factory=list)  # "line 7" and the image's name
     issues: list[DataIssue] = field(default_factory=list)
 
 
 @dataclass(eq=False)
-class Jsonl(Source):
+class Jsonl(FileSource):
     """Your own data in JSON Lines, one file a role; docs/jsonl.md shows every field.
 
     A role whose file does not exist is not offered. Files are checked and indexed once; lines are read when they are
@@ -117,8 +101,6 @@ class Jsonl(Source):
         retain_file: Harmless questions with good answers.
         held_out_file: As the retain file, for the validation loss; never trained on.
         eval_file: Test questions; each names the evaluation set that it belongs to.
-        image_check: How closely `validate` looks at the pictures: decode, header, exists or none.
-        pixel_limit: Largest picture that is opened, in pixels.
     """
 
     root: Path
@@ -126,13 +108,10 @@ class Jsonl(Source):
     retain_file: str = "retain.jsonl"
     held_out_file: str = "held_out.jsonl"
     eval_file: str = "eval.jsonl"
-    image_check: ImageCheck = "header"
-    pixel_limit: int = PIXEL_LIMIT
 
     def __post_init__(self) -> None:
         """Opens no file yet."""
-        self.root = Path(self.root)
-        self.pictures: PictureFolder = PictureFolder(self.root, self.image_check, self.pixel_limit)
+        self.root = self.image_root = Path(self.root)
         names = (self.unsafe_file, self.retain_file, self.held_out_file, self.eval_file)
         self.files = {role: self.root / name for role, name in zip(_SHAPES, names, strict=True)}
 
@@ -143,22 +122,22 @@ class Jsonl(Source):
             raise DataError(
                 f"{index.path} has no field {answers!r} on any line. Add it, or choose a method that needs none."
             )
-        return self._lazy("unsafe", answers, partial(self._example, answers))
+        return self._lazy("unsafe", answers)
 
     def retain(self) -> Sequence[Example]:
         """The lines of the retain file."""
-        return self._lazy("retain", _ALL, partial(self._example, "answer"))
+        return self._lazy("retain", "answer")
 
     def held_out(self) -> Sequence[Example]:
         """The lines of the held-out file; nothing without one."""
-        return self._lazy("held_out", _ALL, partial(self._example, "answer")) if "held_out" in self._present else ()
+        return self._lazy("held_out", "answer") if "held_out" in self._present else ()
 
     def eval_samples(self, eval_set: str) -> Sequence[EvalSample]:
         """The lines of the evaluation file whose `set` it is."""
         index = self._index("eval")
         if eval_set not in index.offsets:
             raise self.no_eval_set(eval_set, index.offsets)
-        return self._lazy("eval", eval_set, self._sample)
+        return self._lazy("eval", eval_set)
 
     def validate(self) -> Sequence[DataIssue]:
         """Every faulty line and picture of all the files."""
@@ -171,7 +150,7 @@ class Jsonl(Source):
             remedy = f"holds none of {', '.join(path.name for path in self.files.values())}. Set root, or write one."
             issues.append(DataIssue(str(self.root), "", "the folder", remedy))
         for index in self._present.values():
-            issues += [*index.issues, *self.pictures.issues(index.path, index.images)]
+            issues += [*index.issues, *self.picture_issues(index.path, index.images)]
         return issues
 
     @cached_property
@@ -186,58 +165,48 @@ class Jsonl(Source):
             raise DataError.of(index.issues)
         return index
 
-    def _lazy(self, role: str, name: str, made: Callable[[Path, int, Any], Any]) -> Lazy[Any]:
-        return Lazy(len(self._index(role).offsets[name]), partial(self._built, role, name, made))
+    def _lazy(self, role: str, name: str) -> Lazy[Any]:
+        return Lazy(len(self._index(role).offsets[name]), partial(self._built, role, name))
 
-    def _built(self, role: str, name: str, made: Callable[[Path, int, Any], Any], places: Sequence[int]) -> list[Any]:
+    def _built(self, role: str, name: str, places: Sequence[int]) -> list[Any]:
         index = self._present[role]
         items = []
         with index.path.open("rb") as file:
             for place in places:
                 file.seek(index.offsets[name][place])
                 line = index.shape.model_validate(parsed_line(file.readline()))
-                items.append(made(index.path, index.numbers[name][place], line))
+                items.append(self._item(line, name, index.path, index.numbers[name][place]))
         return items
 
-    def _example(self, answer: str, path: Path, number: int, line: Any) -> Example:
+    def _item(self, line: Any, name: str, path: Path, number: int) -> Example | EvalSample:
+        source, image = f"jsonl/{path.stem}", None if line.image is None else self.picture(line.image)
+        if isinstance(line, _Eval):
+            return EvalSample(
+                id=line.id, source=source, image=image, question=line.prompt, unsafe=bool(line.unsafe),
+                truth=line.truth, category=line.category,
+            )  # fmt: skip
         return Example(
-            source=f"jsonl/{path.stem}",
-            image=self._image(line),
-            prompt=line.prompt,
-            answer=getattr(line, answer),
+            source=source, image=image, prompt=line.prompt, answer=getattr(line, name),
             later_turns=tuple(Turn(turn.prompt, turn.answer) for turn in getattr(line, "later", ())),
             where=f"{path.name}, line {number}",
-        )
-
-    def _sample(self, path: Path, number: int, line: _Eval) -> EvalSample:
-        return EvalSample(
-            id=line.id,
-            source=f"jsonl/{path.stem}",
-            image=self._image(line),
-            question=line.prompt,
-            unsafe=bool(line.unsafe),
-            truth=line.truth,
-            category=line.category,
-        )
-
-    def _image(self, line: _Line) -> Picture | None:
-        return None if line.image is None else self.pictures.picture(line.image)
+        )  # fmt: skip
 
 
 def _indexed(path: Path, shape: type[_Line]) -> _Index:
     index = _Index(path, shape)
-    silent: dict[str, list[str]] = {"refusal": [], "harmful": []}  # lines that do not mention this answer
-    expected = f"one object a line, like {_EXAMPLES[shape]}"
+    silent: defaultdict[str, list[str]] = defaultdict(list)  # unsafe lines that do not mention this answer
+    expected = f"one JSON object a line, with the fields {', '.join(shape.model_fields)}"
     for line, where, number, offset in read_records(path, shape, expected, index.issues, "lines", may_repeat=()):
         if line.image is not None:
             index.images.append((where, line.image))
-        for name in line.sets:
-            index.numbers.setdefault(name, array("Q")).append(number)
-            index.offsets.setdefault(name, array("Q")).append(offset)
+        answers = [answer for answer in _ANSWERS if getattr(line, answer, None) is not None]
+        for name in [line.set] if isinstance(line, _Eval) else answers:
+            index.numbers[name].append(number)
+            index.offsets[name].append(offset)
         if isinstance(line, _Unsafe):
-            for answer in silent.keys() - line.model_fields_set:
+            for answer in {"refusal", "harmful"} - line.model_fields_set:
                 silent[answer].append(where)
-    for answer in (answer for answer in silent if answer in index.offsets):
-        remedy = "is missing, and other lines have it. Add it, or write null to skip this line."
+    remedy = "is missing, and other lines have it. Add it, or write null to skip this line."
+    for answer in (answer for answer in _ANSWERS if answer in index.offsets):
         index.issues += [DataIssue(str(path), where, answer, remedy) for where in silent[answer]]
     return index

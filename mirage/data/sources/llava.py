@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from mirage.data.base import PictureFolder, Source
+from mirage.data.base import FileSource
 from mirage.data.lazy import Lazy
 from mirage.data.sources.records import read_records
 from mirage.errors import DataError, DataIssue
-from mirage.images import PIXEL_LIMIT, ImageCheck, ImageName
+from mirage.images import ImageName
 from mirage.schema import Example, Turn, short_hash
 from mirage.shapes import AnyText, Shape
 
@@ -46,7 +46,7 @@ class _Conversation(Shape):
 
 
 @dataclass(eq=False)
-class LlavaInstruct(Source):
+class LlavaInstruct(FileSource):
     """A retain set in LLaVA's conversation format, of any size.
 
     The file is checked and turned into an Arrow file once, and the examples are read from that, memory-mapped: 665k of
@@ -60,23 +60,18 @@ class LlavaInstruct(Source):
         file: The conversation JSON, one list.
         images: Folder that the records' `image` names are below; may be left out if no record has one.
         cache: Folder for the Arrow file; by default the one of Hugging Face datasets.
-        image_check: How closely `validate` looks at the pictures: decode, header, exists or none.
-        pixel_limit: Largest picture that is opened, in pixels.
         skip_faulty: Skip records whose texts are faulty, and list them in the log, instead of refusing the file.
     """
 
     file: Path
     images: Path | None = None
     cache: Path | None = None
-    image_check: ImageCheck = "header"
-    pixel_limit: int = PIXEL_LIMIT
     skip_faulty: bool = False
 
     def __post_init__(self) -> None:
         """Opens no file yet."""
         self.file = Path(self.file)
-        if self.images is not None:
-            self.pictures = PictureFolder(self.images, self.image_check, self.pixel_limit)
+        self.image_root = None if self.images is None else Path(self.images)
 
     @property
     def name(self) -> str:
@@ -95,8 +90,8 @@ class LlavaInstruct(Source):
             return error.issues
         wrong = {}
         named = [name for name in rows.unique("image") if name is not None]
-        if self.pictures is not None:
-            wrong = self.pictures.wrong(named)
+        if self.image_root is not None:
+            wrong = self.wrong_pictures(named)
         elif named:
             return [DataIssue(str(self.file), "", "the setting images", self._no_folder(named[0]))]
         batches = rows.select_columns(["record", "id", "image"]).iter(10_000) if wrong else ()
@@ -154,18 +149,15 @@ class LlavaInstruct(Source):
         columns = (rows[name] for name in ("record", "id", "image", "prompt", "answer", "later"))
         examples = []
         for record, id, image, prompt, answer, later in zip(*columns, strict=True):
-            if image is not None and self.pictures is None:
+            if image is not None and self.image_root is None:
                 raise DataError(self._no_folder(image))
             examples.append(
                 Example(
-                    source=self.name,
-                    image=None if image is None else self.picture(image),
-                    prompt=prompt,
-                    answer=answer,
-                    later_turns=tuple(Turn(*turn) for turn in zip(later[::2], later[1::2], strict=True)),
+                    source=self.name, image=None if image is None else self.picture(image), prompt=prompt, answer=answer,
+                    later_turns=tuple(map(Turn, later[::2], later[1::2])),
                     where=f"{self.file.name}, record {record} (id {id})",
                 )
-            )
+            )  # fmt: skip
         return examples
 
     def _no_folder(self, name: str) -> str:

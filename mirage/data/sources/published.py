@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from mirage.data.base import Answers, Source
+from mirage.data.base import Answers, FileSource
 from mirage.data.sources.llava import LlavaInstruct
 from mirage.errors import DataError, DataIssue
-from mirage.images import PIXEL_LIMIT, ImageCheck
 from mirage.schema import Example
 
 
@@ -30,7 +30,7 @@ class _Retain(LlavaInstruct):
 
 
 @dataclass(eq=False)
-class PublishedSplit(Source):
+class PublishedSplit(FileSource):
     """The forget set (harmful answers) and the retain set of the paper's published pipeline, as it writes them.
 
     Forget files in the form that the pipeline gives them for RMU repeat the answer at the end of the question; the
@@ -42,23 +42,20 @@ class PublishedSplit(Source):
         retain_file: Conversation JSON with harmless questions and good answers.
         images: Folder that the records' `image` names are below.
         cache: Folder for the Arrow files; by default the one of Hugging Face datasets.
-        image_check: How closely `validate` looks at the pictures: decode, header, exists or none.
-        pixel_limit: Largest picture that is opened, in pixels.
     """
 
     forget_file: Path
     retain_file: Path
     images: Path
     cache: Path | None = None
-    image_check: ImageCheck = "header"
-    pixel_limit: int = PIXEL_LIMIT
     name = "published"
 
     def __post_init__(self) -> None:
         """Opens no file yet."""
-        settings = (self.images, self.cache, self.image_check, self.pixel_limit)
-        self._forget, self._retain = _Forget(self.forget_file, *settings), _Retain(self.retain_file, *settings)
-        self.pictures = self._forget.pictures
+        self.image_root = Path(self.images)
+        settings: dict[str, Any] = {"image_check": self.image_check, "pixel_limit": self.pixel_limit}
+        self._forget = _Forget(self.forget_file, self.images, self.cache, **settings)
+        self._retain = _Retain(self.retain_file, self.images, self.cache, **settings)
 
     def unsafe(self, answers: Answers) -> Sequence[Example]:
         """The forget set; it has harmful answers only."""
