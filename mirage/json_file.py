@@ -11,11 +11,12 @@ import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, Generic, Literal, NamedTuple
 
 from mirage.errors import DataError, DataIssue
+from mirage.shapes import AnyShape, checked
 
 RECORD_LIMIT = 64 << 20  # characters of one record; a real one has a few thousand
 WINDOW = 1 << 20  # characters read at a time
@@ -34,8 +35,65 @@ class Line(NamedTuple):
     issue: DataIssue | None = None
 
 
+class Entry(NamedTuple, Generic[AnyShape]):
+    """One sound record of a file."""
+
+    value: AnyShape
+    where: str  # "record 412 (id Ads_1)" or "line 7"
+    number: int  # of the record (from 0) or the line (from 1)
+    offset: int  # bytes before the line
+
+
 class _Refused(ValueError):
     """Legal for Python's parser, not for us."""
+
+
+def sound_records(
+    path: Path,
+    shape: type[AnyShape],
+    expected: str,
+    issues: list[DataIssue],
+    form: Literal["list", "lines"] = "list",
+    may_be_empty: bool = False,
+    may_repeat: Container[object] | None = None,
+) -> Iterator[Entry[AnyShape]]:
+    """The sound records of a file, in order. What is wrong with the others, or with the file, is added to `issues`.
+
+    Args:
+        path: One JSON list, or JSON Lines.
+        shape: The shape of a record.
+        expected: What should be in the file, for messages: "a list of records like {...}".
+        issues: Receives every defect.
+        form: Which of the two forms the file has.
+        may_be_empty: A file without records has no defect.
+        may_repeat: The ids that several records may have; by default any.
+    """
+    unit, numbered = "line", lines(path, expected)
+    if form == "list":
+        unit, numbered = "record", (Line(number, 0, record) for number, record in enumerate(records(path, expected)))
+    ids: set[str] = set()
+    try:
+        for line in numbered:
+            may_be_empty = True
+            if line.issue is not None:
+                issues.append(line.issue)
+                continue
+            id = line.record.get("id") if isinstance(line.record, dict) else None
+            where = f"{unit} {line.number}" + (f" (id {id})" if form == "list" and id is not None else "")
+            value, wrong = checked(shape, line.record, str(path), where)
+            if isinstance(id, str) and may_repeat is not None and id not in may_repeat:
+                if id in ids:
+                    remedy = f"{id!r} is that of an earlier {unit}. Give it its own, or remove one of them."
+                    wrong.append(DataIssue(str(path), where, "id", remedy))
+                ids.add(id)
+            issues += wrong
+            if value is not None and not wrong:
+                yield Entry(value, where, line.number, line.offset)
+    except DataError as error:  # of the file itself
+        issues += error.issues
+    else:
+        if not may_be_empty:
+            issues.append(DataIssue(str(path), "", "the file", f"has no records. Expected {expected}."))
 
 
 def records(path: Path, shape: str, window: int = WINDOW) -> Iterator[object]:

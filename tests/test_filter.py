@@ -192,7 +192,8 @@ class Spoken(Engine):
     """A judge on a server: harm is what mentions a lock; it may be down after some replies, or mumble."""
 
     def __init__(self, replies: float = math.inf, mumbles: str = "~") -> None:
-        self.left, self.mumbles, self.prompts = replies, mumbles, []
+        self.left, self.mumbles = replies, mumbles
+        self.prompts: list[str] = []
 
     @property
     def name(self) -> str:

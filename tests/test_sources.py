@@ -173,20 +173,17 @@ def changed(change: Callable[[dict[str, Any]], object], of: Callable[[str], dict
 
 BROKEN_RECORDS: list[tuple[object, str]] = [
     ("text", "the record"),
-    (changed(lambda r: r.pop("id")), "id"),
     (changed(lambda r: r.update(id=17)), "id"),
     (changed(lambda r: r.pop("image")), "image"),
     (changed(lambda r: r.update(image="../secret.png")), "image"),
     (changed(lambda r: r.update(safe="yes")), "safe"),
     (changed(lambda r: r.update({"instr-resp": []})), "instr-resp"),
-    (changed(lambda r: r.pop("instr-resp")), "instr-resp"),
     (changed(lambda r: r.update({"instr-resp": {"instruction": "a"}})), "instr-resp"),
     (changed(lambda r: r["instr-resp"].pop()), "instr-resp"),
     (changed(lambda r: r["instr-resp"][0].pop("safe_instruction")), "instr-resp"),
     (changed(lambda r: r["instr-resp"][0].update(unsafe_instruction="Two?")), "instr-resp"),
     (changed(lambda r: r["instr-resp"][1].update(extra="x")), "instr-resp[1].extra"),
     (changed(lambda r: r["instr-resp"][0].update(safe_instruction=None)), "instr-resp[0].safe_instruction"),
-    (changed(lambda r: r["instr-resp"][0].update(safe_instruction=" ")), "instr-resp[0].safe_instruction"),
     (changed(lambda r: r["instr-resp"][1].update(response=" \n")), "instr-resp[1].response"),
     (changed(lambda r: r["instr-resp"][1].update(response="half \ud800")), "instr-resp[1].response"),
     (changed(lambda r: r["instr-resp"][0].pop("response")), "instr-resp[0].response"),
@@ -369,14 +366,12 @@ BROKEN_CONVERSATIONS: list[tuple[object, str]] = [
     (["x"], "the record"),
     ({"id": "a"}, "conversations"),
     ({"conversations": []}, "conversations"),
-    ({"conversations": "hello"}, "conversations"),
     ({"conversations": [5, *said("b", first="gpt")]}, "conversations[0]"),
     ({"conversations": said("Only a question?")}, "conversations"),
     ({"conversations": said("a", "b")[:1] * 2 + said("a", "b")}, "conversations[1].from"),
     ({"conversations": said("<image>", "b")}, "conversations[0].value"),
     ({"conversations": said("a", " ")}, "conversations[1].value"),
     ({"conversations": [{"from": "human", "value": 5}, *said("b", first="gpt")]}, "conversations[0].value"),
-    ({"image": ["a", "b"], "conversations": said("a", "b")}, "image"),
     ({"image": "http://x/y.png", "conversations": said("a", "b")}, "image"),
 ]
 
@@ -640,6 +635,16 @@ def test_a_mixture_gives_each_set_its_share_and_repeats_nothing() -> None:
     laps = Counter(e.id for e in Mixture(sets, [1, 1, 1], size=150, repeat=True) if e.source == "c")
     assert sorted(Counter(laps.values()).items()) == [(2, 10), (3, 10)]
 
+    built: list[int] = []
+
+    def build(places: Sequence[int]) -> list[Example]:
+        built.extend(places)
+        return items_at(sets[0], places)
+
+    mixed = Mixture([Lazy(50, build), sets[1]], [1, 1])
+    assert not built, "nothing is built before it is asked for"
+    assert [example.source for example in mixed[:20]].count("a") == len(built) > 0
+
 
 def test_examples_built_together_are_those_built_one_by_one(tmp_path: Path) -> None:
     turns = [said(*(f"{number}.{k}" for k in range(2 + 2 * (number % 3)))) for number in range(700)]
@@ -657,19 +662,6 @@ def test_examples_built_together_are_those_built_one_by_one(tmp_path: Path) -> N
         assert items_at(lazy, [7, 2, 2]) == [one_by_one[7], one_by_one[2], one_by_one[2]]
     assert [example.prompt for example in chosen[0]][:3] == ["699.0", "0.0", "7.0"]
     assert many[2].later_turns == (("2.2", "2.3"), ("2.4", "2.5"))
-
-
-def test_a_mixture_builds_only_what_is_asked_for() -> None:
-    built: list[int] = []
-    source = examples("a", 1000)
-
-    def build(places: Sequence[int]) -> list[Example]:
-        built.extend(places)
-        return [source[place] for place in places]
-
-    mixed = Mixture([Lazy(1000, build), examples("b", 1000)], [1, 1])
-    assert not built
-    assert sorted(example.source for example in mixed[:40]).count("a") == len(built) > 0
 
 
 @pytest.mark.parametrize(

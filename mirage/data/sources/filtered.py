@@ -9,8 +9,8 @@ from pathlib import Path
 
 from mirage.data.base import Answers, Source
 from mirage.data.lazy import Chosen
-from mirage.data.sources.records import read_records
 from mirage.errors import DataError, DataIssue
+from mirage.json_file import sound_records
 from mirage.schema import EvalSample, Example, Picture
 from mirage.shapes import Shape, Text
 
@@ -91,7 +91,7 @@ class Filtered(Source):
         """The places of the retain set that stay."""
         everything = self._retained
         issues: list[DataIssue] = []
-        entries = read_records(self.dropped, _Dropped, _EXPECTED, issues, "lines", may_be_empty=True)
+        entries = sound_records(self.dropped, _Dropped, _EXPECTED, issues, "lines", may_be_empty=True)
         listed = [(entry.value.id, -1 if entry.value.place is None else entry.value.place) for entry in entries]
         places = {place for _, place in listed}
         if not all(0 <= place < len(everything) and everything[place].id == id for id, place in listed):

@@ -14,10 +14,9 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from mirage.data.base import Answers, FileSource
 from mirage.data.lazy import Lazy
-from mirage.data.sources.records import read_records
 from mirage.errors import DataError, DataIssue
 from mirage.images import ImageName
-from mirage.json_file import parsed_line
+from mirage.json_file import parsed_line, sound_records
 from mirage.schema import EvalSample, Example, Turn
 from mirage.shapes import ExactShape, Text
 
@@ -196,7 +195,7 @@ def _indexed(path: Path, shape: type[_Line]) -> _Index:
     index = _Index(path, shape)
     silent: defaultdict[str, list[str]] = defaultdict(list)  # unsafe lines that do not mention this answer
     expected = f"one JSON object a line, with the fields {', '.join(shape.model_fields)}"
-    for line, where, number, offset in read_records(path, shape, expected, index.issues, "lines", may_repeat=()):
+    for line, where, number, offset in sound_records(path, shape, expected, index.issues, "lines", may_repeat=()):
         if line.image is not None:
             index.images.append((where, line.image))
         answers = [answer for answer in _ANSWERS if getattr(line, answer, None) is not None]

@@ -13,9 +13,9 @@ from pydantic import Field
 
 from mirage.data.base import FileSource
 from mirage.data.lazy import Lazy
-from mirage.data.sources.records import read_records
 from mirage.errors import DataError, DataIssue
 from mirage.images import ImageName
+from mirage.json_file import sound_records
 from mirage.schema import Example, Turn, short_hash
 from mirage.shapes import AnyText, Shape
 
@@ -129,7 +129,7 @@ class LlavaInstruct(FileSource):
     def _converted(self) -> Iterator[dict[str, Any]]:
         issues: list[DataIssue] = []
         kept = 0
-        for said, where, number, _ in read_records(self.file, _Conversation, _EXPECTED, issues):
+        for said, where, number, _ in sound_records(self.file, _Conversation, _EXPECTED, issues):
             texts, wrong = _texts(said.conversations)
             issues += [DataIssue(str(self.file), where, field, remedy) for field, remedy in wrong]
             if not wrong:

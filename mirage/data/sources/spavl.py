@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mirage.data.base import Answers, FileSource
 from mirage.data.lazy import Lazy
-from mirage.data.sources.records import HarmfulAnswers
+from mirage.data.sources.harmful_answers import HarmfulAnswers
 from mirage.errors import DataError, DataIssue
 from mirage.images import BytesImage, FileImage, ImageError
 from mirage.schema import EvalSample, Example, Picture

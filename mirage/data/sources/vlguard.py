@@ -13,9 +13,10 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar
 from pydantic import Field, ValidationInfo, field_validator
 
 from mirage.data.base import Answers, FileSource
-from mirage.data.sources.records import HarmfulAnswers, read_records
+from mirage.data.sources.harmful_answers import HarmfulAnswers
 from mirage.errors import DataError, DataIssue
 from mirage.images import ImageName
+from mirage.json_file import sound_records
 from mirage.schema import EvalSample, Example
 from mirage.shapes import AnyText, ExactShape, Text
 
@@ -196,7 +197,7 @@ class VLGuard(FileSource):
         ):
             seen: Counter[str] = Counter()
             path = Path(self.root, file)
-            for record, where, *_ in read_records(path, shape, _EXPECTED, issues, may_repeat=_PUBLISHED_TWICE):
+            for record, where, *_ in sound_records(path, shape, _EXPECTED, issues, may_repeat=_PUBLISHED_TWICE):
                 seen[record.id] += 1
                 key = record.id if seen[record.id] == 1 else f"{record.id}#{seen[record.id]}"
                 image = record.image if folder == "." else f"{folder}/{record.image}"
