@@ -111,7 +111,7 @@ def records(path: Path, shape: str, window: int = WINDOW) -> Iterator[object]:
     with _opened(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
         text = _Window(path, file, shape, window)
         if (opening := text.next()) != "[":
-            what = f"starts with {opening!r} and not with a list" if opening else "is empty"
+            what = f"has no list at its top level but starts with {opening!r}" if opening else "is empty"
             raise text.error(_NOT_UTF8 if opening == "\ufeff" else what)
         mark = text.next(skip=1)
         while mark != "]":
