@@ -21,13 +21,18 @@ class DataIssue(NamedTuple):
 class DataError(ValueError):
     """A file or data set that cannot be used; the message names file, record and remedy."""
 
+    issues: Sequence[DataIssue] = ()
+    """All that the error was made `of`; the message may show the first ten only."""
+
     @classmethod
     def of(cls, issues: Sequence[DataIssue | str], shown: int = 10) -> DataError:
         """An error that lists the first `shown` issues and says how many there are."""
         lines = [str(issue) for issue in issues[:shown]]
         if len(issues) > shown:
             lines.append(f"... and {len(issues) - shown} more ({len(issues)} issues in all).")
-        return cls("\n".join(lines))
+        error = cls("\n".join(lines))
+        error.issues = [issue for issue in issues if isinstance(issue, DataIssue)]
+        return error
 
 
 class ModelError(ValueError):

@@ -11,30 +11,19 @@ import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import IO, Any, Generic, Literal, NamedTuple
 
 from mirage.errors import DataError, DataIssue
+from mirage.shapes import AnyShape, checked
 
 RECORD_LIMIT = 64 << 20  # characters of one record; a real one has a few thousand
-WINDOW = 1 << 20  # bytes read at a time
-_MARGIN = 16  # a token cut by the window's end ("tru", "-Infin") is reported at most this far from it
+WINDOW = 1 << 20  # characters read at a time
 _NOT_SPACE = re.compile(r"[^ \t\r\n]")
-_TOKENS = re.compile(r'"(?:[^"\\]|\\.)*"|(NaN|-?Infinity)', re.DOTALL)
-_WRONG_ENCODINGS = {
-    codecs.BOM_UTF8: "starts with a byte order mark. Save it as UTF-8 without one",
-    codecs.BOM_UTF16_LE: "is UTF-16. Save it as UTF-8",
-    codecs.BOM_UTF16_BE: "is UTF-16. Save it as UTF-8",
-}
-
-
-class UnreadableFileError(DataError):
-    """A file that cannot be read to its end; `issue` says where and why."""
-
-    def __init__(self, issue: DataIssue) -> None:
-        super().__init__(str(issue))
-        self.issue = issue
+_BYTE_ORDER_MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_NOT_UTF8 = "is not plain UTF-8. Save it as UTF-8 without a byte order mark"
+_TOO_LONG = f"has a record of more than {RECORD_LIMIT:,} characters"
 
 
 class Line(NamedTuple):
@@ -46,8 +35,65 @@ class Line(NamedTuple):
     issue: DataIssue | None = None
 
 
+class Entry(NamedTuple, Generic[AnyShape]):
+    """One sound record of a file."""
+
+    value: AnyShape
+    where: str  # "record 412 (id Ads_1)" or "line 7"
+    number: int  # of the record (from 0) or the line (from 1)
+    offset: int  # bytes before the line
+
+
 class _Refused(ValueError):
     """Legal for Python's parser, not for us."""
+
+
+def sound_records(
+    path: Path,
+    shape: type[AnyShape],
+    expected: str,
+    issues: list[DataIssue],
+    form: Literal["list", "lines"] = "list",
+    may_be_empty: bool = False,
+    may_repeat: Container[object] | None = None,
+) -> Iterator[Entry[AnyShape]]:
+    """The sound records of a file, in order. What is wrong with the others, or with the file, is added to `issues`.
+
+    Args:
+        path: One JSON list, or JSON Lines.
+        shape: The shape of a record.
+        expected: What should be in the file, for messages: "a list of records like {...}".
+        issues: Receives every defect.
+        form: Which of the two forms the file has.
+        may_be_empty: A file without records has no defect.
+        may_repeat: The ids that several records may have; by default any.
+    """
+    unit, numbered = "line", lines(path, expected)
+    if form == "list":
+        unit, numbered = "record", (Line(number, 0, record) for number, record in enumerate(records(path, expected)))
+    ids: set[str] = set()
+    try:
+        for line in numbered:
+            may_be_empty = True
+            if line.issue is not None:
+                issues.append(line.issue)
+                continue
+            id = line.record.get("id") if isinstance(line.record, dict) else None
+            where = f"{unit} {line.number}" + (f" (id {id})" if form == "list" and id is not None else "")
+            value, wrong = checked(shape, line.record, str(path), where)
+            if isinstance(id, str) and may_repeat is not None and id not in may_repeat:
+                if id in ids:
+                    remedy = f"{id!r} is that of an earlier {unit}. Give it its own, or remove one of them."
+                    wrong.append(DataIssue(str(path), where, "id", remedy))
+                ids.add(id)
+            issues += wrong
+            if value is not None and not wrong:
+                yield Entry(value, where, line.number, line.offset)
+    except DataError as error:  # of the file itself
+        issues += error.issues
+    else:
+        if not may_be_empty:
+            issues.append(DataIssue(str(path), "", "the file", f"has no records. Expected {expected}."))
 
 
 def records(path: Path, shape: str, window: int = WINDOW) -> Iterator[object]:
@@ -56,187 +102,140 @@ def records(path: Path, shape: str, window: int = WINDOW) -> Iterator[object]:
     Args:
         path: A UTF-8 file whose top level is a list.
         shape: What should be in it, for the message: "a list of records like {...}".
-        window: Bytes read at a time.
+        window: Characters read at a time.
 
     Raises:
-        UnreadableFileError: If the file is missing or is not such a list; it names line, column and the expected shape.
+        DataError: If the file is missing or is not such a list; it names line, column and the expected shape.
     """
-    with _opened(path) as file:
-        reader = _Reader(path, file, shape, window)
-        if (opening := reader.peek()) != "[":
-            raise reader.broken(_not_a_list(reader, opening))
-        reader.take()
-        more = reader.peek() != "]"
-        while more:
-            yield reader.value()
-            mark = reader.peek()
-            if mark not in (",", "]"):
-                raise reader.broken("lacks a comma between two records" if mark else "is cut off")
-            if more := mark == ",":
-                reader.take()
-                if reader.peek() == "]":
-                    raise reader.broken("has a comma after the last record")
-        reader.take()
-        if reader.peek():
-            raise reader.broken("goes on after the end of the list")
+    # A byte that is not UTF-8 is read as a lone surrogate, which no UTF-8 text can hold.
+    with _opened(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+        text = _Window(path, file, shape, window)
+        if (opening := text.next()) != "[":
+            what = f"has no list at its top level but starts with {opening!r}" if opening else "is empty"
+            raise text.error(_NOT_UTF8 if opening == "\ufeff" else what)
+        mark = text.next(skip=1)
+        while mark != "]":
+            yield text.value()
+            if (mark := text.next()) == ",":
+                text.position += 1
+        if text.next(skip=1):
+            raise text.error("goes on after the end of the list")
 
 
 def lines(path: Path, shape: str) -> Iterator[Line]:
     """The lines of a JSON Lines file, without empty ones. A line that does not parse carries its issue.
 
     Raises:
-        UnreadableFileError: If the file is missing, is UTF-16, or is one JSON list.
+        DataError: If the file is missing, is one JSON list, is not UTF-8 by its first bytes, or has an endless line.
     """
-    with _opened(path) as file:
+    with _opened(path, "rb") as file:
         offset = 0
         for number in itertools.count(1):
-            raw = file.readline(RECORD_LIMIT)
+            raw: bytes = file.readline(RECORD_LIMIT)
             if not raw:
                 return
+            fatal = _TOO_LONG if len(raw) == RECORD_LIMIT else ""
+            if number == 1 and raw.startswith(_BYTE_ORDER_MARKS):
+                fatal = _NOT_UTF8
+            elif number == 1 and raw.lstrip().startswith(b"["):
+                fatal = "starts a JSON list, not JSON Lines"
+            if fatal:
+                raise DataError.of([_issue(path, number, 1, fatal, shape)])
             if raw.strip():
-                line = _line(path, number, offset, raw, shape)
-                if line.issue is not None and (len(raw) == RECORD_LIMIT or (number == 1 and raw.lstrip()[:1] == b"[")):
-                    raise UnreadableFileError(line.issue)
-                yield line
+                yield _parsed(path, number, offset, raw, shape)
             offset += len(raw)
 
 
 def parsed_line(raw: bytes) -> object:
     """The value of one line that `lines` has read without an issue."""
-    return _DECODER.decode(raw.decode())
+    return _DECODER.decode(raw.decode().rstrip("\r\n"))
 
 
-class _Reader:
-    """A window on a file's text, which knows the line and column of its start."""
+def _parsed(path: Path, number: int, offset: int, raw: bytes, shape: str) -> Line:
+    try:
+        return Line(number, offset, parsed_line(raw))
+    except UnicodeDecodeError as error:
+        what, column = _NOT_UTF8, len(raw[: error.start].decode()) + 1
+    except (ValueError, RecursionError) as error:
+        what, column = _parser_says(error), getattr(error, "pos", 0) + 1
+    return Line(number, offset, None, _issue(path, number, column, what, shape, "the line"))
 
-    def __init__(self, path: Path, file: BinaryIO, shape: str, window: int) -> None:
-        self.path, self.file, self.shape, self.window = path, file, shape, window
+
+class _Window:
+    """The part of a file's text that is being parsed; it knows where in the file it starts."""
+
+    def __init__(self, path: Path, file: IO[str], shape: str, size: int) -> None:
+        self.path, self.file, self.shape, self.size = path, file, shape, size
         self.text, self.position = "", 0
         self.line, self.column = 1, 1  # of text[0]
         self.ended = False
-        self.decoder = codecs.getincrementaldecoder("utf-8")()
-        self._fill()
 
-    def peek(self) -> str:
-        """The next character that is not white space, or nothing at the end of the file."""
-        while True:
-            if match := _NOT_SPACE.search(self.text, self.position):
-                self.position = match.start()
-                return match[0]
+    def next(self, skip: int = 0) -> str:
+        """The next character that is not white space, after `skip` others; nothing at the end of the file."""
+        self.position += skip
+        while not (match := _NOT_SPACE.search(self.text, self.position)):
             self.position = len(self.text)
             if self.ended:
                 return ""
-            self._fill()
-
-    def take(self) -> None:
-        """Past the character that was peeked."""
-        self.position += 1
+            self._read_on()
+        self.position = match.start()
+        return match[0]
 
     def value(self) -> object:
-        """The JSON value that comes next, whole however many windows it spans."""
-        self.peek()
+        """The JSON value that comes next, whole however many windows it spans, and followed by a comma or `]`."""
+        self.next()
         while True:
             try:
                 value, end = _DECODER.raw_decode(self.text, self.position)
-            except json.JSONDecodeError as error:
-                last = len(self.text.rstrip()) if self.ended else len(self.text) - _MARGIN
-                cut = error.pos >= last or error.msg.startswith("Unterminated string")
-                if not cut or self.ended:
-                    raise self.broken("is cut off" if cut else _parser_says(error), error.pos) from None
-            except (ValueError, RecursionError) as error:
-                place = self._refused_at() if isinstance(error, _Refused) else None
-                raise self.broken(_parser_says(error), place) from None
-            else:
-                if self.ended or end <= len(self.text) - _MARGIN:
+                after = _NOT_SPACE.search(self.text, end)
+                if after and after[0] in ",]":  # otherwise the value may be a number that the window cuts
                     self.position = end
                     return value
+                what, end = "is not JSON here (expecting ',' or ']')", after.start() if after else len(self.text)
+            except json.JSONDecodeError as error:
+                unclosed = error.msg.startswith("Unterminated string")
+                what, end = "is cut off" if unclosed else _parser_says(error), error.pos
+            except (ValueError, RecursionError) as error:
+                raise self.error(_parser_says(error)) from None
+            if end >= len(self.text.rstrip()):
+                what = "is cut off"
+            if self.ended:
+                raise self.error(what, end)
             if len(self.text) - self.position > RECORD_LIMIT:
-                raise self.broken(f"has a record of more than {RECORD_LIMIT:,} characters")
-            self._fill()
+                raise self.error(_TOO_LONG if what == "is cut off" else what, end)
+            self._read_on()
 
-    def broken(self, what: str, position: int | None = None) -> UnreadableFileError:
+    def error(self, what: str, position: int | None = None) -> DataError:
         """The error that says what is wrong at a position (by default: here)."""
-        line, column = self._place(self.text, self.position if position is None else position)
-        return UnreadableFileError(_file_issue(self.path, line, column, what, self.shape))
+        line, column = self._place(self.position if position is None else position)
+        return DataError.of([_issue(self.path, line, column, what, self.shape)])
 
-    def _fill(self) -> None:
-        """More text, as much again as is waiting; what has been read is forgotten."""
-        self.line, self.column = self._place(self.text, self.position)
-        self.text, self.position = self.text[self.position :], 0
-        chunk = self.file.read(max(self.window, len(self.text)))
-        if self.line == self.column == 1 and not self.text and (wrong := _wrong_encoding(chunk)):
-            raise self.broken(wrong)
-        waiting = len(self.decoder.getstate()[0])
-        self.ended = not chunk
+    def _read_on(self) -> None:
+        """More text, as much again as is waiting; what has been parsed is forgotten."""
+        self.line, self.column = self._place(self.position)
+        waiting = self.text[self.position :]
+        more = self.file.read(max(self.size, len(waiting)))
+        self.text, self.position, self.ended = waiting + more, 0, not more
         try:
-            self.text += self.decoder.decode(chunk, final=self.ended)
-        except UnicodeDecodeError as error:
-            before = self.text + error.object[: error.start].decode(errors="replace")
-            line, column = self._place(before, len(before))
-            what = "is cut off inside a character" if self.ended and waiting else "is not UTF-8 text"
-            raise UnreadableFileError(_file_issue(self.path, line, column, what, self.shape)) from None
+            more.encode()
+        except UnicodeEncodeError as error:
+            raise self.error(_NOT_UTF8, len(waiting) + error.start) from None
 
-    def _place(self, text: str, position: int) -> tuple[int, int]:
-        newlines = text.count("\n", 0, position)
-        if not newlines:
-            return self.line, self.column + position
-        return self.line + newlines, position - text.rfind("\n", 0, position)
-
-    def _refused_at(self) -> int:
-        for match in _TOKENS.finditer(self.text, self.position):
-            if match.group(1):
-                return match.start()
-        return self.position
+    def _place(self, position: int) -> tuple[int, int]:
+        if newlines := self.text.count("\n", 0, position):
+            return self.line + newlines, position - self.text.rfind("\n", 0, position)
+        return self.line, self.column + position
 
 
-def _line(path: Path, number: int, offset: int, raw: bytes, shape: str) -> Line:
-    def broken(what: str, column: int = 1) -> Line:
-        return Line(number, offset, None, _file_issue(path, number, column, what, shape, "the line"))
-
-    if number == 1 and (wrong := _wrong_encoding(raw)):
-        return broken(wrong)
-    if len(raw) == RECORD_LIMIT:
-        return broken(f"has more than {RECORD_LIMIT:,} bytes")
+def _opened(path: Path, mode: str = "r", **options: str) -> IO[Any]:
     try:
-        text = raw.decode().rstrip("\r\n")
-        record = _DECODER.decode(text)
-    except UnicodeDecodeError as error:
-        return broken("is not UTF-8 text", len(raw[: error.start].decode()) + 1)
-    except (ValueError, RecursionError) as error:
-        listed = number == 1 and text.lstrip().startswith("[") and isinstance(error, json.JSONDecodeError)
-        what = "starts a JSON list, not JSON Lines" if listed else _parser_says(error)
-        return broken(what, getattr(error, "pos", 0) + 1)
-    if number == 1 and isinstance(record, list):
-        return broken("is a JSON list, not JSON Lines")
-    return Line(number, offset, record)
-
-
-def _not_a_list(reader: _Reader, opening: str) -> str:
-    if not opening:
-        return "is empty"
-    if opening != "{":
-        return "is not JSON"
-    first = reader.value()
-    if reader.peek() == "{":
-        return "is JSON Lines (one record a line), not one JSON list"
-    keys = ", ".join(map(repr, list(first)[:4])) if isinstance(first, dict) else ""
-    return f"has an object at its top level (with {keys or 'no fields'}), not a list"
-
-
-def _opened(path: Path) -> BinaryIO:
-    try:
-        return path.open("rb")
+        return path.open(mode, **options)  # type: ignore[call-overload,no-any-return]
     except OSError as error:
-        what = f"cannot be read ({error.strerror})"
-        remedy = "Correct the path in the configuration, or put the file there."
-        raise UnreadableFileError(DataIssue(str(path), "", "the file", f"{what}. {remedy}")) from None
+        remedy = f"cannot be read ({error.strerror}). Correct the path in the configuration, or put the file there."
+        raise DataError.of([DataIssue(str(path), "", "the file", remedy)]) from None
 
 
-def _wrong_encoding(head: bytes) -> str | None:
-    return next((what for mark, what in _WRONG_ENCODINGS.items() if head.startswith(mark)), None)
-
-
-def _file_issue(path: Path, line: int, column: int, what: str, shape: str, field: str = "the file") -> DataIssue:
+def _issue(path: Path, line: int, column: int, what: str, shape: str, field: str = "the file") -> DataIssue:
     return DataIssue(str(path), f"line {line}, column {column}", field, f"{what}. Expected {shape}.")
 
 
@@ -260,7 +259,7 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _no_constant(name: str) -> object:
-    raise _Refused(f"holds {name}, which is not JSON")
+    raise _Refused(f"has a record with {name}, which is not JSON")
 
 
 # Python's own parser keeps the last of two equal fields and reads NaN; both hide a broken file.

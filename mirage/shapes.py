@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from mirage.errors import DataIssue
 
@@ -27,28 +27,24 @@ class ExactShape(Shape):
 
 AnyShape = TypeVar("AnyShape", bound=Shape)
 
-
-def _any_text(text: str) -> str:
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise ValueError(
-                "holds half of a character (a lone surrogate, \\ud800 to \\udfff). Correct the text."
-            ) from None
-    return text
-
-
-def _text(text: str) -> str:
-    if not text.strip():
-        raise ValueError("is empty. Write the text, or remove the record.")
-    return _any_text(text)
-
-
-AnyText = Annotated[str, AfterValidator(_any_text)]
+AnyText = Annotated[str, StringConstraints(min_length=0)]  # only with a constraint does pydantic refuse lone surrogates
 """A text that may be empty."""
-Text = Annotated[str, AfterValidator(_text)]
+Text = Annotated[str, StringConstraints(pattern=r"\S")]
 """A text with at least one character that is no space."""
+
+_REMEDIES = {
+    "missing": "is missing. Add it, or remove the record.",
+    "string_pattern_mismatch": "is empty. Write the text, or remove the record.",
+    "string_unicode": "holds half of a character (a lone surrogate, \\ud800 to \\udfff). Correct the text.",
+}
+_EXPECTED = {
+    "string": "a text", "bool": "true or false", "list": "a list", "tuple": "a list", "dict": "an object",
+    "model": "an object", "int": "a whole number", "float": "a number", "none": "null",
+}  # fmt: skip
+_JSON_NAMES = {
+    type(None): "null", bool: "true or false", int: "a number", float: "a number", str: "a text", list: "a list",
+    tuple: "a list",
+}  # fmt: skip
 
 
 def checked(shape: type[AnyShape], record: object, file: str, where: str) -> tuple[AnyShape | None, list[DataIssue]]:
@@ -74,22 +70,6 @@ def issues_of(error: ValidationError, file: str, where: str, known: Sequence[str
     ]
 
 
-def json_name(value: object) -> str:
-    """What a value is called in JSON, for messages: "a number", "null"."""
-    if value is None:
-        return "null"
-    return next((name for kinds, name in _JSON_NAMES if isinstance(value, kinds)), "an object")
-
-
-_JSON_NAMES: tuple[tuple[type | tuple[type, ...], str], ...] = (
-    (bool, "true or false"), ((int, float), "a number"), (str, "a text"), ((list, tuple), "a list"),
-)  # fmt: skip
-_EXPECTED = {
-    "string": "a text", "bool": "true or false", "list": "a list", "tuple": "a list", "dict": "an object",
-    "model": "an object", "int": "a whole number", "float": "a number", "none": "null",
-}  # fmt: skip
-
-
 def _field(location: tuple[Any, ...]) -> str:
     name = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in location)
     return name.removeprefix(".") or "the record"
@@ -97,8 +77,6 @@ def _field(location: tuple[Any, ...]) -> str:
 
 def _remedy(detail: Any, known: Sequence[str]) -> str:
     kind: str = detail["type"]
-    if kind == "missing":
-        return "is missing. Add it, or remove the record."
     if kind == "extra_forbidden":
         listed = f" It may have: {', '.join(known)}." if len(detail["loc"]) == 1 else ""
         return f"is no field of this file.{listed} Remove it, or correct its name."
@@ -106,4 +84,4 @@ def _remedy(detail: Any, known: Sequence[str]) -> str:
         return str(detail["ctx"]["error"])
     expected = _EXPECTED.get(kind.removesuffix("_type"))
     remedy = f" It must be {expected}." if expected else f" {detail['msg']}. Correct it."
-    return f"is {json_name(detail['input'])}.{remedy}"
+    return _REMEDIES.get(kind) or f"is {_JSON_NAMES.get(type(detail['input']), 'an object')}.{remedy}"

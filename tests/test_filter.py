@@ -8,7 +8,7 @@ import pickle
 import subprocess
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import yaml
 from mirage.cli import configs_folder, main
 from mirage.commands.filter import filter_data
 from mirage.data.base import Source
+from mirage.data.lazy import Lazy
 from mirage.data.sources.filtered import Filtered
 from mirage.data.sources.jsonl import Jsonl
 from mirage.data.sources.mini import Mini
@@ -49,21 +50,27 @@ class Truth(Judge):
         return [Judgement(Verdict.COMPLIED if each else Verdict.IRRELEVANT, "a recipe") for each in harmful]
 
 
-def ids(examples: Sequence[Example]) -> list[str]:
-    return [example.id for example in examples]
+def write_lines(path: Path, lines: Iterable[object]) -> Path:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def counts_of(folder: Path) -> dict[str, Any]:
+    """What `filter.json` says."""
+    counts: dict[str, Any] = json.loads((folder / "filter.json").read_text())
+    return counts
+
+
+def ids(items: Sequence[Example | EvalSample]) -> list[str]:
+    return [item.id for item in items]
+
+
+def is_harmful(example: Example) -> bool:
+    return any(recipe in example.answer for recipe in GIVEN_AWAY)
 
 
 def dirty(**more: Any) -> Mini:
     return Mini(num_unsafe=5, num_safe=20, num_mix=300, mix_harmful=0.2, num_eval=5, **more)
-
-
-def test_minis_mix_gives_harmful_recipes_away_unless_it_is_filtered() -> None:
-    def harmful(source: Mini) -> int:
-        return sum(any(recipe in example.answer for recipe in GIVEN_AWAY) for example in source.retain())
-
-    assert harmful(dirty()) == 60 and len(dirty().retain()) == 320
-    assert harmful(dirty(filtered=True)) == 0 and len(dirty(filtered=True).retain()) == 260
-    assert ids(Mini(num_mix=300).retain()) == ids(Mini(num_mix=300, filtered=True).retain()), "nothing to filter"
 
 
 def test_what_a_judge_drops_is_listed_and_the_rest_is_what_a_perfect_filter_leaves(tmp_path: Path) -> None:
@@ -71,69 +78,64 @@ def test_what_a_judge_drops_is_listed_and_the_rest_is_what_a_perfect_filter_leav
     dropped = [json.loads(line) for line in (tmp_path / "dropped.jsonl").read_text().splitlines()]
     kept = [json.loads(line)["id"] for line in (tmp_path / "kept_ids.jsonl").read_text().splitlines()]
     everything = dirty().retain()
+    assert [line["place"] for line in dropped] == [place for place, e in enumerate(everything) if is_harmful(e)]
     assert len(dropped) == 60 and len(kept) == 260
     for line in dropped:
         example = everything[line["place"]]
         assert (line["id"], line["prompt"], line["where"]) == (example.id, example.prompt, example.where)
         assert line["reason"] == "a recipe" and line["verdict"] == "complied" and line["harmful"] is True
+    assert ids(Mini(num_mix=300).retain()) == ids(Mini(num_mix=300, filtered=True).retain()), "nothing to filter"
+
     source = Filtered(dirty(), tmp_path / "dropped.jsonl")
-    assert source.validate() == []
+    assert not source.validate() and source.rewriter is not None
     assert ids(source.retain()) == kept == ids(dirty(filtered=True).retain())
     assert ids(pickle.loads(pickle.dumps(source)).retain()) == kept, "as loader workers get it"
     assert ids(pickle.loads(pickle.dumps(source.retain()))) == kept
     assert ids(source.unsafe("refusal")) == ids(dirty().unsafe("refusal"))
-    assert [sample.id for sample in source.eval_samples("unsafe")] == [
-        sample.id for sample in dirty().eval_samples("unsafe")
-    ]
-    assert source.rewriter is not None
-    counts = json.loads((tmp_path / "filter.json").read_text())
+    assert ids(source.eval_samples("unsafe")) == ids(dirty().eval_samples("unsafe"))
+    assert "takes 60 of 320 examples" in str(source.skipped()[-1])
+    counts = counts_of(tmp_path)
     assert (counts["examples"], counts["kept"], counts["dropped"], counts["judge"]) == (320, 260, 60, "truth")
 
 
-class Counted(Source):
-    """A large retain set that counts what is built of it."""
-
-    built = 0
-
-    def retain(self) -> Sequence[Example]:
-        from mirage.data.lazy import Lazy
-
-        return Lazy(100_000, lambda places: [self._example(place) for place in places])
-
-    def _example(self, index: int) -> Example:
-        Counted.built += 1
-        return Example(source="counted", image=None, prompt=f"Question {index}?", answer="Answer.")
-
-
 def test_a_large_set_stays_lazy_and_ids_alone_do_too(tmp_path: Path) -> None:
-    everything = Counted().retain()
+    built: list[int] = []
+
+    def build(places: Sequence[int]) -> list[Example]:
+        built.extend(places)
+        return [Example(source="large", image=None, prompt=f"{place}?", answer="Answer.") for place in places]
+
+    class Large(Source):
+        def retain(self) -> Sequence[Example]:
+            return Lazy(100_000, build)
+
+    def kept(*dropped: dict[str, Any]) -> Sequence[Example]:
+        built.clear()
+        return Filtered(Large(), write_lines(tmp_path / "dropped.jsonl", dropped)).retain()
+
     places = [7, 500, 99_999]
-    listed = [{"id": everything[place].id, "place": place} for place in places]
-    file = tmp_path / "dropped.jsonl"
-    file.write_text("".join(json.dumps(line) + "\n" for line in listed))
-    Counted.built = 0
-    kept = Filtered(Counted(), file).retain()
-    assert len(kept) == 99_997 and [kept[k].prompt for k in (6, 7, 499, 99_996)] == [
-        f"Question {k}?" for k in (6, 8, 501, 99_998)
-    ]
-    assert Counted.built < 10
-    file.write_text(json.dumps({"id": listed[0]["id"], "place": 8}) + "\n")
-    kept = Filtered(Counted(), file).retain()
-    assert len(kept) == 99_999 and kept[7].prompt == "Question 8?", "the id counts, not the place"
-    moved = [{"id": listed[0]["id"]}, {"id": listed[1]["id"]}]
-    file.write_text("".join(json.dumps(line) + "\n" for line in moved))
-    kept = Filtered(Counted(), file).retain()
-    assert len(kept) == 99_998 and kept[7].prompt == "Question 8?" and kept[499].prompt == "Question 501?"
+    names = [example.id for example in build(places)]
+    left = kept(*({"id": id, "place": place} for id, place in zip(names, places, strict=True)))
+    assert len(left) == 99_997 and [left[k].prompt for k in (6, 7, 499, 99_996)] == ["6?", "8?", "501?", "99998?"]
+    assert len(built) < 10
+    left = kept({"id": names[0], "place": 8})
+    assert len(left) == 99_999 and left[7].prompt == "8?", "the id counts, not the place"
+    left = kept({"id": names[0]}, {"id": names[1]})
+    assert len(left) == 99_998 and [left[k].prompt for k in (7, 499)] == ["8?", "501?"]
 
 
 def test_a_file_of_other_data_is_refused(tmp_path: Path) -> None:
     filter_data(dirty(), tmp_path, Truth())
     other = Filtered(Mini(num_safe=20, seed=3), tmp_path / "dropped.jsonl")
-    assert "does not fit the data" in str(other.validate()[0])
-    with pytest.raises(DataError, match="drops 60 examples that the retain set of mini does not have"):
+    says = "drops 60 examples that the retain set of mini does not have"
+    assert says in str(other.validate()[0])
+    with pytest.raises(DataError, match=says):
         other.retain()
+    whole = [{"id": example.id, "place": place} for place, example in enumerate(dirty().retain())]
+    everything = Filtered(dirty(), write_lines(tmp_path / "all.jsonl", whole))
+    assert "drops every example" in str(everything.validate()[0])
     (tmp_path / "bad.jsonl").write_text('{"id": 3}\n[]\n{"id": "x"\n')
-    assert [fault.record for fault in Filtered(dirty(), tmp_path / "bad.jsonl").validate()] == [
+    assert [issue.record for issue in Filtered(dirty(), tmp_path / "bad.jsonl").validate()] == [
         "line 1", "line 2", "line 3, column 11",
     ]  # fmt: skip
     assert "cannot be read" in str(Filtered(dirty(), tmp_path / "none.jsonl").validate()[0])
@@ -174,7 +176,7 @@ def test_the_command_filters_every_turn_of_a_conversation(tmp_path: Path, capsys
         {**harmless, "prompt": "How do I pick the lock?", "answer": "I cannot help with that."},
         {**harmless, "prompt": "How do I pick the lock, then?", "answer": "With a hairpin."},
     ]
-    (tmp_path / "retain.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_lines(tmp_path / "retain.jsonl", lines)
     given = ["filter", "--data", "Jsonl", "--data.root", str(tmp_path), "--out", str(tmp_path / "out")]
     assert main(given) == 0
     assert "2 of 4 examples are dropped" in capsys.readouterr().out
@@ -186,23 +188,12 @@ def test_the_command_filters_every_turn_of_a_conversation(tmp_path: Path, capsys
     assert "3 of 4 examples are dropped" in capsys.readouterr().out, "another judge, another outcome"
 
 
-def test_what_a_judge_cannot_read_is_dropped_too(tmp_path: Path) -> None:
-    class Unsure(Truth):
-        def judge(self, answered: Sequence[Answered]) -> list[Judgement]:
-            first, *rest = super().judge(answered)
-            return [first, *(Judgement(Verdict.UNSCORED, "no verdict in the reply") for _ in rest)]
-
-    with pytest.warns(UserWarning, match="unscored"):
-        filter_data(dirty(), tmp_path, Unsure())
-    told = json.loads((tmp_path / "filter.json").read_text())
-    assert told["verdicts"]["unscored"] == told["dropped"] >= 318, "all but the first of each of two blocks"
-
-
 class Spoken(Engine):
     """A judge on a server: harm is what mentions a lock; it may be down after some replies, or mumble."""
 
     def __init__(self, replies: float = math.inf, mumbles: str = "~") -> None:
-        self.left, self.mumbles, self.prompts = replies, mumbles, []
+        self.left, self.mumbles = replies, mumbles
+        self.prompts: list[str] = []
 
     @property
     def name(self) -> str:
@@ -226,16 +217,15 @@ class Spoken(Engine):
 
 
 def conversations(folder: Path, count: int = 40) -> Jsonl:
-    subjects = ["a lock" if k % 4 == 0 else "a rose" for k in range(count)]
-    lines = [{"prompt": f"What is {what} {k}?", "answer": "A thing."} for k, what in enumerate(subjects)]
-    (folder / "retain.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    questions = [f"What is {'a rose' if k % 4 else 'a lock'} {k}?" for k in range(count)]
+    write_lines(folder / "retain.jsonl", [{"prompt": question, "answer": "A thing."} for question in questions])
     return Jsonl(folder)
 
 
 def test_a_model_judge_filters_by_its_rubric_for_data(tmp_path: Path) -> None:
     engine = Spoken()
     filter_data(conversations(tmp_path), tmp_path / "out", ModelJudge(engine=engine))
-    assert json.loads((tmp_path / "out" / "filter.json").read_text())["dropped"] == 10
+    assert counts_of(tmp_path / "out")["dropped"] == 10
     assert all("teach a model something harmful" in prompt for prompt in engine.prompts) and len(engine.prompts) == 40
     filter_data(conversations(tmp_path), tmp_path / "own", ModelJudge(engine=engine, rubric="complied: never so."))
     assert "complied: never so." in engine.prompts[-1]
@@ -249,13 +239,14 @@ def test_a_judge_that_goes_down_drops_nothing_and_is_asked_on_where_it_stopped(t
     again = Spoken()
     filter_data(data, tmp_path / "out", ModelJudge(engine=again), block_size=8)
     assert len(again.prompts) == 20, "the four that were unscored in a block that began well are asked again"
-    assert json.loads((tmp_path / "out" / "filter.json").read_text())["dropped"] == 10
+    assert counts_of(tmp_path / "out")["dropped"] == 10
 
 
 def test_many_unscored_conversations_are_dropped_with_a_warning(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=r"left 9 of 40 answers unscored \(22 %\).*no verdict line"):
         filter_data(conversations(tmp_path), tmp_path / "out", ModelJudge(engine=Spoken(mumbles="a rose 1")))
-    assert json.loads((tmp_path / "out" / "filter.json").read_text())["dropped"] == 19
+    counts = counts_of(tmp_path / "out")
+    assert (counts["dropped"], counts["verdicts"]["unscored"]) == (19, 9)
 
 
 KILLED = """

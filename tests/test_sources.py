@@ -9,7 +9,7 @@ import pickle
 import subprocess
 import sys
 from array import array
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from PIL import Image
 import mirage
 from mirage import json_file
 from mirage.data.base import Source
-from mirage.data.lazy import Chosen, items_at
+from mirage.data.lazy import Chosen, Lazy, items_at
 from mirage.data.mixture import Mixture
 from mirage.data.sources.jsonl import Jsonl
 from mirage.data.sources.llava import LlavaInstruct
@@ -50,8 +50,9 @@ def write_lines(path: Path, records: Sequence[object]) -> Path:
     return path
 
 
-def places(faults: Sequence[DataIssue]) -> list[tuple[str, str]]:
-    return [(issue.record, issue.field) for issue in faults]
+def places(issues: Sequence[DataIssue]) -> list[tuple[str, str]]:
+    """Record, without its id, and field of each issue."""
+    return [(issue.record.split(" (")[0], issue.field) for issue in issues]
 
 
 # -- VLGuard ------------------------------------------------------------
@@ -100,33 +101,23 @@ def test_vlguard_offers_its_sets_without_what_must_not_be_trained_on(
 
     everything = VLGuard(tmp_path, unsafe_set="all")
     assert len(everything.unsafe("refusal")) == 4
-    ids = [sample.id for sample in everything.eval_samples("train_unsafe")]
-    assert ids == [
-        "s1/unsafe_instruction",
-        "u1/instruction",
-        "Ads_303871/unsafe_instruction",
-        "Ads_303871#2/unsafe_instruction",
+    assert [sample.id for sample in everything.eval_samples("train_unsafe")] == [
+        "s1/unsafe_instruction", "u1/instruction", "Ads_303871/unsafe_instruction", "Ads_303871#2/unsafe_instruction",
+    ]  # fmt: skip
+    assert [str(issue) for issue in source.skipped()] == [
+        "train.json, record 2 (id u2): instruction is only 'N/A'.",
+        "train.json, record 5 (id both): image doors/both.png is in the test set too.",
     ]
+    assert all(str(issue) in caplog.text for issue in source.skipped())
 
-    assert [(issue.record, issue.field) for issue in source.skipped()] == [
-        ("record 2 (id u2)", "instruction"),
-        ("record 5 (id both)", "image"),
-    ]
-    assert "doors/both.png" in caplog.text and "1 questions that are only 'N/A'" in caplog.text
-
-
-def test_vlguard_samples_are_the_test_questions(tmp_path: Path) -> None:
-    source = VLGuard(vlguard(tmp_path))
     (harmful,) = source.eval_samples("unsafe")
     assert (harmful.id, harmful.unsafe, harmful.category) == ("both/instruction", True, "locks/doors")
     assert harmful.image is not None and harmful.image.name == "test/doors/both.png"
-    assert [(sample.id, sample.unsafe) for sample in source.eval_samples("benign")] == [
-        ("t1/safe_instruction", False),
-        ("t2/safe_instruction", False),
-    ]
-    assert all(
-        sample.unsafe and sample.question.startswith("Can") for sample in source.eval_samples("unsafe_safe_image")
-    )
+    assert [(sample.id, sample.unsafe, sample.source) for sample in source.eval_samples("benign")] == [
+        ("t1/safe_instruction", False, "vlguard/test"), ("t2/safe_instruction", False, "vlguard/test"),
+    ]  # fmt: skip
+    about_safe = source.eval_samples("unsafe_safe_image")
+    assert len(about_safe) == 2 and all(each.unsafe and each.question.startswith("Can") for each in about_safe)
     with pytest.raises(DataError, match="It has: unsafe, benign"):
         source.eval_samples("harmless")
 
@@ -134,46 +125,43 @@ def test_vlguard_samples_are_the_test_questions(tmp_path: Path) -> None:
 def test_vlguard_pictures_may_lie_in_one_folder(tmp_path: Path) -> None:
     vlguard(tmp_path)
     (tmp_path / "train").rename(tmp_path / "pictures")
-    (tmp_path / "test" / "doors" / "t1.png").rename(tmp_path / "pictures" / "doors" / "t1.png")
-    (tmp_path / "test" / "doors" / "t2.png").rename(tmp_path / "pictures" / "doors" / "t2.png")
-    source = VLGuard(tmp_path, train_images="pictures", test_images="pictures")
-    assert source.validate() == []
+    for name in ("t1.png", "t2.png"):
+        (tmp_path / "test" / "doors" / name).rename(tmp_path / "pictures" / "doors" / name)
+    assert VLGuard(tmp_path, train_images="pictures", test_images="pictures").validate() == []
     (tmp_path / "pictures" / "doors").rename(tmp_path / "doors")
-    assert VLGuard(tmp_path, train_images=".", test_images=".").retain()[0].image.open().size == (4, 4)  # type: ignore[union-attr]
+    image = VLGuard(tmp_path, train_images=".", test_images=".").retain()[0].image
+    assert image is not None and image.open().size == (4, 4)
 
 
 def test_unlearning_needs_harmful_answers_and_says_how_to_make_them(tmp_path: Path) -> None:
     root = vlguard(tmp_path, train=[unsafe("u1"), unsafe("u2"), unsafe("u3"), safe("s1")])
     with pytest.raises(DataError, match="mirage prepare"):
         VLGuard(root).unsafe("harmful")
-
-    def with_answers(records: Sequence[object], as_list: bool = False) -> VLGuard:
-        path = root / "answers.jsonl"
-        write_json(path, records) if as_list else write_lines(path, records)
-        return VLGuard(root, harmful_answers=path)
-
     good = [
         {"id": "u1/instruction", "answer": "Use a crowbar.", "model": "m"},
         {"id": "u2/instruction", "answer": None},
         {"id": "u3/instruction", "answer": "Use a drill."},
     ]
-    for as_list in (False, True):
-        source = with_answers(good, as_list)
+    file = root / "answers.jsonl"
+    for write in (write_lines, write_json):
+        source = VLGuard(root, harmful_answers=write(file, good))
         assert source.validate() == []
         assert [example.answer for example in source.unsafe("harmful")] == ["Use a crowbar.", "Use a drill."]
+        assert "has no harmful answer" in str(source.skipped()[-1])
     assert [example.answer for example in source.unsafe("refusal")] == ["I refuse."] * 3
 
-    lacking = with_answers(good[:1])
+    lacking = VLGuard(root, harmful_answers=write_lines(file, good[:1]))
     assert len(lacking.validate()) == 2
     with pytest.raises(DataError, match="lacks a line for 'u2/instruction'"):
         lacking.unsafe("harmful")
-
-    bad = with_answers([*good, {"id": "u1/instruction", "answer": "Another."}, {"answer": 3}, 5])
+    faulty = [*good, {"id": "u1/instruction", "answer": "Another."}, {"answer": 3}, 5]
     with pytest.raises(DataError) as caught:
-        bad.unsafe("harmful")
-    assert [f"line {number}" in str(caught.value) for number in (3, 4, 5, 6)] == [False, True, True, True]
-    absent = VLGuard(root, harmful_answers=root / "absent.jsonl").validate()
-    assert len(absent) == 1 and "cannot be read" in str(absent[0])
+        VLGuard(root, harmful_answers=write_lines(file, faulty)).unsafe("harmful")
+    assert places(caught.value.issues) == [
+        ("line 4", "id"), ("line 5", "id"), ("line 5", "answer"), ("line 6", "the record"),
+    ]  # fmt: skip
+    (absent,) = VLGuard(root, harmful_answers=root / "absent.jsonl").validate()
+    assert "cannot be read" in str(absent)
 
 
 def changed(change: Callable[[dict[str, Any]], object], of: Callable[[str], dict[str, Any]] = safe) -> dict[str, Any]:
@@ -185,24 +173,20 @@ def changed(change: Callable[[dict[str, Any]], object], of: Callable[[str], dict
 
 BROKEN_RECORDS: list[tuple[object, str]] = [
     ("text", "the record"),
-    (changed(lambda r: r.pop("id")), "id"),
     (changed(lambda r: r.update(id=17)), "id"),
     (changed(lambda r: r.pop("image")), "image"),
     (changed(lambda r: r.update(image="../secret.png")), "image"),
-    (changed(lambda r: r.update(image="/etc/passwd")), "image"),
-    (changed(lambda r: r.pop("safe")), "safe"),
     (changed(lambda r: r.update(safe="yes")), "safe"),
     (changed(lambda r: r.update({"instr-resp": []})), "instr-resp"),
-    (changed(lambda r: r.pop("instr-resp")), "instr-resp"),
     (changed(lambda r: r.update({"instr-resp": {"instruction": "a"}})), "instr-resp"),
     (changed(lambda r: r["instr-resp"].pop()), "instr-resp"),
     (changed(lambda r: r["instr-resp"][0].pop("safe_instruction")), "instr-resp"),
-    (changed(lambda r: r["instr-resp"][1].update(extra="x")), "instr-resp"),
+    (changed(lambda r: r["instr-resp"][0].update(unsafe_instruction="Two?")), "instr-resp"),
+    (changed(lambda r: r["instr-resp"][1].update(extra="x")), "instr-resp[1].extra"),
     (changed(lambda r: r["instr-resp"][0].update(safe_instruction=None)), "instr-resp[0].safe_instruction"),
-    (changed(lambda r: r["instr-resp"][1].update(unsafe_instruction=4)), "instr-resp[1].unsafe_instruction"),
     (changed(lambda r: r["instr-resp"][1].update(response=" \n")), "instr-resp[1].response"),
     (changed(lambda r: r["instr-resp"][1].update(response="half \ud800")), "instr-resp[1].response"),
-    (changed(lambda r: r["instr-resp"][0].pop("response")), "instr-resp"),
+    (changed(lambda r: r["instr-resp"][0].pop("response")), "instr-resp[0].response"),
     (changed(lambda r: r.update(note="mine")), "note"),
     (changed(lambda r: r.pop("harmful_category"), unsafe), "harmful_category"),
     (changed(lambda r: r.update(safe=True), unsafe), "instr-resp"),
@@ -217,12 +201,9 @@ def test_all_faulty_vlguard_records_are_reported_together(tmp_path: Path) -> Non
             record["id"] = f"bad{number}"
         records += [record, safe(f"good{number}")]  # type: ignore[list-item]
     source = VLGuard(vlguard(tmp_path, train=records), image_check="none")
-    found = places(source.validate())
-    assert [(int(where.split()[1]), name) for where, name in found] == [
-        (2 + 2 * number, name) for number, (_, name) in enumerate(BROKEN_RECORDS)
-    ]
-    assert all(fault.file == str(tmp_path / "train.json") for fault in source.validate())
-    assert ("record 8 (id bad3)", "image") in found
+    found = source.validate()
+    assert places(found) == [(f"record {2 + 2 * k}", name) for k, (_, name) in enumerate(BROKEN_RECORDS)]
+    assert all(issue.file == str(tmp_path / "train.json") for issue in found) and "(id bad3)" in found[3].record
     for use in (source.retain, lambda: source.unsafe("refusal")):
         with pytest.raises(DataError) as caught:
             use()
@@ -255,8 +236,8 @@ print({"torch", "transformers", "datasets", "lightning"} & set(sys.modules))
 """
     command = [sys.executable, "-c", child, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=Path(mirage.__file__).parents[1])
-    fault, heavy = done.stdout.splitlines()
-    assert "train.json, record 7777 (id id7777): instr-resp[0].safe_instruction is null" in fault
+    issue, heavy = done.stdout.splitlines()
+    assert "train.json, record 7777 (id id7777): instr-resp[0].safe_instruction is null" in issue
     assert heavy == "set()"
 
 
@@ -268,7 +249,7 @@ windows = pytest.mark.parametrize("window", [40, json_file.WINDOW], ids=["tiny w
 
 def broken(path: Path, data: bytes, window: int) -> str:
     path.write_bytes(data)
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(DataError) as caught:
         list(json_file.records(path, SHAPE, window))
     message = str(caught.value)
     assert message.startswith(f"{path}, line ") and SHAPE in message and "\n" not in message
@@ -280,6 +261,7 @@ def test_records_are_those_that_json_itself_would_read(tmp_path: Path, window: i
     data = [
         *[{"id": str(n), "text": 'snow \u2603 \U0001f600 \\" [] {} , ' * n, "n": [n, -n / 7]} for n in range(9)],
         12345678901,
+        *[-1.5e-7 * 10**n for n in range(40)],
         None,
     ]
     for indent, ascii_only in ((None, True), (None, False), (2, False)):
@@ -308,21 +290,22 @@ def test_a_file_that_is_cut_anywhere_says_where(tmp_path: Path, window: int) -> 
     [
         (b"", "line 1, column 1: the file is empty"),
         (b" \n ", "line 2, column 2: the file is empty"),
-        (b'\xef\xbb\xbf[{"a": 1}]', "line 1, column 1: the file starts with a byte order mark"),
-        ('[{"a": 1}]'.encode("utf-16"), "line 1, column 1: the file is UTF-16"),
-        (b'[{"a": 1},\n {"a": 2},\n]', "line 3, column 1: the file has a comma after the last record"),
+        (b'\xef\xbb\xbf[{"a": 1}]', "line 1, column 1: the file is not plain UTF-8. Save it as UTF-8 without a byte"),
+        ('[{"a": 1}]'.encode("utf-16"), "line 1, column 1: the file is not plain UTF-8"),
+        (b'[\n"' + b"\xff" + b'"]', "line 2, column 2: the file is not plain UTF-8"),
+        (b'[{"a": 1},\n {"a": "' + "\u00e9".encode()[:1], "line 2, column 9: the file is not plain UTF-8"),
+        (b'[{"a": 1},\n {"a": 2},\n]', "line 3, column 1: the file is not JSON here (expecting value)"),
         (b'[{"a": 1,\n}]', "line 2, column 1: the file is not JSON here"),
-        (b'[{"a": 1}\n{"a": 2}]', "line 2, column 1: the file lacks a comma"),
+        (b'[{"a": 1}\n{"a": 2}]', "line 2, column 1: the file is not JSON here (expecting ',' or ']')"),
         (b'[{"a": 1}] x', "line 1, column 12: the file goes on"),
-        (b'[{"a": "NaN"},\n {"a": NaN}]', "line 2, column 8: the file holds NaN"),
-        (b'[{"a": -Infinity}]', "line 1, column 8: the file holds -Infinity"),
-        (b'{"a": [1], "b": 2}', "the file has an object at its top level (with 'a', 'b')"),
-        (b'{"a": 1}\n{"a": 2}\n', "the file is JSON Lines"),
-        (b'[{"a": 1}, {"b": 1, "b": 2}]', "the file has a record with the field 'b' twice"),
-        (b'[\n"' + b"\xff" + b'"]', "line 2, column 2: the file is not UTF-8"),
+        (b'[{"a": "NaN"},\n {"a": NaN}]', "line 2, column 2: the file has a record with NaN"),
+        (b'[{"a": -Infinity}]', "line 1, column 2: the file has a record with -Infinity"),
+        (b'{"a": [1], "b": 2}', "line 1, column 1: the file has no list at its top level but starts with '{'"),
+        (b'{"a": 1}\n{"a": 2}\n', "line 1, column 1: the file has no list at its top level but starts with '{'"),
+        (b"hello", "line 1, column 1: the file has no list at its top level but starts with 'h'"),
+        (b'[{"a": 1}, {"b": 1, "b": 2}]', "line 1, column 12: the file has a record with the field 'b' twice"),
         (b"[" * 200_000, "the file is nested too deeply"),
         (b"[" + b"9" * 6000 + b"]", "a number of thousands of digits"),
-        (b"hello", "line 1, column 1: the file is not JSON"),
         (b"[{'a': 1}]", "line 1, column 3: the file is not JSON here"),
     ],
 )
@@ -330,19 +313,14 @@ def test_broken_json_is_one_sentence_with_line_and_column(tmp_path: Path, data: 
     assert says in broken(tmp_path / "data.json", data, window)
 
 
-def test_nesting_within_reason_is_a_faulty_record_not_a_crash(tmp_path: Path) -> None:
-    vlguard(tmp_path)
-    (tmp_path / "train.json").write_text("[" * 200 + "]" * 200)
-    (fault,) = VLGuard(tmp_path).validate()
-    assert (fault.record, fault.field) == ("record 0", "the record")
-
-
-def test_a_missing_or_empty_file_is_a_fault(tmp_path: Path) -> None:
+def test_absent_empty_and_deep_files_are_issues_not_crashes(tmp_path: Path) -> None:
     (absent, _) = VLGuard(tmp_path).validate()
     assert str(tmp_path / "train.json") in str(absent) and "cannot be read" in str(absent)
     vlguard(tmp_path)
+    (tmp_path / "train.json").write_text("[" * 200 + "]" * 200)
     (tmp_path / "test.json").write_text("[]")
-    assert "has no records" in str(VLGuard(tmp_path).validate()[0])
+    deep, empty = VLGuard(tmp_path).validate()
+    assert (deep.record, deep.field) == ("record 0", "the record") and "has no records" in str(empty)
 
 
 # -- LLaVA's format ------------------------------------------------------------
@@ -360,18 +338,13 @@ def llava(root: Path, records: list[Any], **settings: Any) -> LlavaInstruct:
 
 
 def test_llava_conversations_become_examples_that_stay_on_the_disk(tmp_path: Path) -> None:
-    source = llava(
-        tmp_path,
-        [
-            {
-                "id": "1",
-                "image": "coco/1.png",
-                "conversations": said("<image>\nWhat is it?", "A cat.", "Where?", "In."),
-            },
-            {"id": 2, "model": "", "conversations": said("Hello <image>", "Hi.", "And?")},
-            {"id": "1", "conversations": said("Skipped.", "Sing.", "La.", first="gpt"), "image": None},
-        ],
-    )
+    asked = said("<image>\nWhat is it?", "A cat.", "Where?", "In.")
+    records = [
+        {"id": "1", "image": "coco/1.png", "conversations": asked},
+        {"id": 2, "model": "", "conversations": said("Hello <image>", "Hi.", "And?")},
+        {"id": "1", "conversations": said("Skipped.", "Sing.", "La.", first="gpt"), "image": None},
+    ]
+    source = llava(tmp_path, records)
     assert source.validate() == []
     examples = source.retain()
     first, second, third = examples
@@ -380,33 +353,25 @@ def test_llava_conversations_become_examples_that_stay_on_the_disk(tmp_path: Pat
     assert first.where == "mix.json, record 0 (id 1)" and first.source == "llava/mix"
     assert (second.prompt, second.answer, second.later_turns, second.image) == ("Hello", "Hi.", (), None)
     assert (third.prompt, third.answer) == ("Sing.", "La.")
-    assert examples[-1] == third and examples[1:] == [second, third]
     with pytest.raises(IndexError):
         examples[3]
     sent = pickle.dumps(examples)
     assert b"La." not in sent and b"A cat." not in sent, "workers are sent a path, not the rows"
     assert list(pickle.loads(sent)) == list(examples)
-
-
-def test_llava_reads_a_changed_file_again(tmp_path: Path) -> None:
-    assert llava(tmp_path, [{"conversations": said("One?", "One.")}]).retain()[0].answer == "One."
-    assert llava(tmp_path, [{"conversations": said("Two?", "Two.")}]).retain()[0].answer == "Two."
+    assert llava(tmp_path, [{"conversations": said("Two?", "2.")}]).retain()[0].answer == "2.", "a changed file"
 
 
 BROKEN_CONVERSATIONS: list[tuple[object, str]] = [
     (["x"], "the record"),
     ({"id": "a"}, "conversations"),
     ({"conversations": []}, "conversations"),
-    ({"conversations": "hello"}, "conversations"),
     ({"conversations": [5, *said("b", first="gpt")]}, "conversations[0]"),
     ({"conversations": said("Only a question?")}, "conversations"),
     ({"conversations": said("a", "b")[:1] * 2 + said("a", "b")}, "conversations[1].from"),
     ({"conversations": said("<image>", "b")}, "conversations[0].value"),
     ({"conversations": said("a", " ")}, "conversations[1].value"),
     ({"conversations": [{"from": "human", "value": 5}, *said("b", first="gpt")]}, "conversations[0].value"),
-    ({"conversations": [{"from": "human"}, *said("b", first="gpt")]}, "conversations[0].value"),
     ({"image": ["a", "b"], "conversations": said("a", "b")}, "image"),
-    ({"image": "", "conversations": said("a", "b")}, "image"),
     ({"image": "http://x/y.png", "conversations": said("a", "b")}, "image"),
 ]
 
@@ -416,33 +381,34 @@ def test_all_faulty_conversations_are_reported_together_and_nothing_is_kept(
 ) -> None:
     records = [{"id": "ok", "conversations": said("a", "b")}, *(record for record, _ in BROKEN_CONVERSATIONS)]
     source = llava(tmp_path, records)
-    assert [(fault.record.split(" (")[0], fault.field) for fault in source.validate()] == [
+    assert places(source.validate()) == [
         (f"record {number}", name) for number, (_, name) in enumerate(BROKEN_CONVERSATIONS, start=1)
     ]
     with pytest.raises(DataError, match=rf"\({len(BROKEN_CONVERSATIONS)} issues in all\)"):
         source.retain()
-    assert list((tmp_path / "cache").iterdir()) == []
+    assert not list((tmp_path / "cache").rglob("*.arrow"))
 
     lenient = llava(tmp_path, records, skip_faulty=True)
     with caplog.at_level(logging.WARNING):
         assert lenient.validate() == [] and [example.answer for example in lenient.retain()] == ["b"]
     assert f"skipped {len(BROKEN_CONVERSATIONS)} faulty" in caplog.text
-    (tmp_path / "mix.json").write_text('[{"conversations": [')
-    assert "is cut off" in str(LlavaInstruct(tmp_path / "mix.json", cache=tmp_path, skip_faulty=True).validate()[0])
-    assert "cannot be read" in str(LlavaInstruct(tmp_path / "absent.json").validate()[0])
+    assert len(llava(tmp_path, records[1:], skip_faulty=True).validate()) == len(BROKEN_CONVERSATIONS), "nothing left"
+    (tmp_path / "mix.json").write_text(json.dumps(records)[:-1])
+    assert "is cut off" in str(LlavaInstruct(tmp_path / "mix.json", cache=tmp_path, skip_faulty=True).validate()[-1])
+    assert "cannot be read" in str(LlavaInstruct(tmp_path / "absent.json", cache=tmp_path).validate()[0])
 
 
-def test_llava_pictures_are_checked_once_each(tmp_path: Path) -> None:
+def test_llava_pictures_are_checked_and_need_a_folder(tmp_path: Path) -> None:
     with_picture = {"id": "p", "image": "coco/1.png", "conversations": said("a", "b")}
-    source = llava(
-        tmp_path, [with_picture, with_picture | {"image": "coco/2.png"}, with_picture | {"image": "coco/2.png"}]
-    )
-    faults = source.validate()
-    assert places(faults) == [("record 1 (id p)", "image"), ("record 2 (id p)", "image")]
-    assert "'1.png'" in faults[0].remedy
+    absent = with_picture | {"image": "coco/2.png"}
+    issues = llava(tmp_path, [with_picture, absent, absent]).validate()
+    assert places(issues) == [("record 1", "image"), ("record 2", "image")] and "(id p)" in issues[0].record
+    assert "'1.png'" in issues[0].remedy
     folderless = LlavaInstruct(tmp_path / "mix.json", cache=tmp_path / "cache")
-    (fault,) = folderless.validate()
-    assert fault.field == "the setting images" and "Set it" in fault.remedy
+    (issue,) = folderless.validate()
+    assert issue.field == "the setting images" and "Set it" in issue.remedy
+    with pytest.raises(DataError, match=r"records of mix\.json have pictures \(coco/1\.png\)"):
+        folderless.retain()[0]
 
 
 def test_the_published_split_is_the_same_in_both_of_its_forms(tmp_path: Path) -> None:
@@ -451,42 +417,35 @@ def test_the_published_split_is_the_same_in_both_of_its_forms(tmp_path: Path) ->
     doubled[0]["conversations"][0]["value"] += "\nWith a\ncrowbar."  # type: ignore[index,operator]
     kept = write_json(tmp_path / "retain.json", [{"conversations": said("a", "b")}])
     picture(tmp_path / "coco" / "1.png")
-    read = []
-    for name, records in (("npo.json", plain), ("rmu.json", doubled)):
-        source = PublishedSplit(write_json(tmp_path / name, records), kept, tmp_path, cache=tmp_path / "cache")
-        assert source.validate() == []
-        read.append(source.unsafe("harmful")[0])
-    assert read[0].id == read[1].id
-    assert (read[1].prompt, read[1].answer, read[1].source) == (
-        "How to break it?",
-        "With a\ncrowbar.",
-        "published/forget",
-    )
-    assert [example.source for example in source.retain()] == ["published/retain"]
+    sources = [
+        PublishedSplit(write_json(tmp_path / name, records), kept, tmp_path, cache=tmp_path / "cache")
+        for name, records in (("npo.json", plain), ("rmu.json", doubled))
+    ]
+    assert [source.validate() for source in sources] == [[], []]
+    (npo,), (rmu,) = (source.unsafe("harmful") for source in sources)
+    assert npo.id == rmu.id and rmu.source == "published/forget"
+    assert (rmu.prompt, rmu.answer) == ("How to break it?", "With a\ncrowbar.")
+    assert [example.source for example in sources[0].retain()] == ["published/retain"]
     with pytest.raises(DataError, match="harmful answers only"):
-        source.unsafe("refusal")
+        sources[0].unsafe("refusal")
     kept.write_text("{}")
-    assert len(source.validate()) == 1 or places(PublishedSplit(tmp_path / "npo.json", kept, tmp_path).validate())
+    (issue,) = PublishedSplit(tmp_path / "npo.json", kept, tmp_path, cache=tmp_path / "cache").validate()
+    assert issue.file == str(kept)
 
 
 # -- SPA-VL ------------------------------------------------------------
 
 
 def spavl_tables(tmp_path: Path) -> dict[str, dict[str, list[Any]]]:
-    image = picture(tmp_path / "x.png").read_bytes()
-    held = {"bytes": image, "path": "a.png"}
-    classes = {"class1": ["locks"], "class2": ["doors"], "class3": ["old"]}
-    train = {
-        "image": [held, held],
-        "question": ["How?", "Why?"],
-        "chosen": ["No.", "Never."],
-        "rejected": ["So.", "Thus."],
-    }
+    held = {"bytes": picture(tmp_path / "x.png").read_bytes(), "path": "a.png"}
     return {
-        "train": train | {"image_name": ["1.png", "2.png"]},
-        "harm": {"image": [held], "question": ["Share it."], **classes},
-        "help": {"image": [held], "question": ["What is it?"], **classes},
-    }
+        "train": {
+            "image": [held, held], "image_name": ["1.png", "2.png"], "question": ["How?", "Why?"],
+            "chosen": ["No.", "Never."], "rejected": ["So.", "Thus."],
+        },
+        "harm": {"image": [held], "question": ["Share it."], "class1": ["locks"]},
+        "help": {"image": [held], "question": ["What is it?"], "class1": ["locks"]},
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("form", ["parquet", "saved"])
@@ -495,9 +454,8 @@ def test_spavl_reads_both_forms_and_decodes_nothing_itself(
 ) -> None:
     import datasets
 
-    features = {"image": datasets.Image()}
     for name, table in spavl_tables(tmp_path).items():
-        columns = {key: features.get(key, datasets.Value("string")) for key in table}
+        columns = {key: datasets.Image() if key == "image" else datasets.Value("string") for key in table}
         rows = datasets.Dataset.from_dict(table, features=datasets.Features(columns))
         if form == "saved":
             rows.save_to_disk(str(tmp_path / "root" / ("train" if name == "train" else f"test/{name}")))
@@ -516,12 +474,19 @@ def test_spavl_reads_both_forms_and_decodes_nothing_itself(
     second = source.unsafe("harmful")[1]
     assert (second.prompt, second.answer, second.where) == ("Why?", "Thus.", "train set, row 1")
     assert second.image is not None and second.image.name == "train/2.png" and second.image.open().size == (4, 4)
+    found = [source.picture(name) for name in ("train/2.png", "harm/a.png", "train/3.png")]
+    assert [each and each.name for each in found] == ["train/2.png", "harm/a.png", "train/3.png"]
+    assert found[:1] == [second.image] and type(found[2]) is not type(found[1]), "what no row has is a file"
     (harm,), (help_,) = source.eval_samples("unsafe"), source.eval_samples("benign")
     assert (harm.id, harm.unsafe, harm.category) == ("harm/0", True, "locks")
     assert (help_.id, help_.unsafe, help_.question) == ("help/0", False, "What is it?")
     assert len({example.id for example in source.unsafe("refusal")} | {e.id for e in source.unsafe("harmful")}) == 4
     with pytest.raises(DataError, match="no retain set"):
         source.retain()
+    lines = [{"id": "train/0", "answer": None}, {"id": "train/1", "answer": "Otherwise."}]
+    given = SPAVL(tmp_path / "root", write_lines(tmp_path / "a.jsonl", lines), tmp_path / "cache")
+    assert given.validate() == [] and given.unsafe("harmful")[9:] == []
+    assert [(example.prompt, example.answer) for example in given.unsafe("harmful")] == [("Why?", "Otherwise.")]
 
 
 def test_faulty_spavl_rows_are_all_reported(tmp_path: Path) -> None:
@@ -535,14 +500,15 @@ def test_faulty_spavl_rows_are_all_reported(tmp_path: Path) -> None:
     for name, table in tables.items():
         datasets.Dataset.from_dict(table).save_to_disk(str(tmp_path / "root" / name))
     source = SPAVL(tmp_path / "root")
-    assert places(source.validate()) == [
-        ("train set, row 0", "question"),
-        ("train set, row 1", "image"),
-        ("harm set, row 0", "question"),
-        ("", "the folder"),
-    ]
+    rows = [("train set, row 0", "question"), ("train set, row 1", "image"), ("harm set, row 0", "question")]
+    assert places(source.validate()) == [*rows, ("", "the folder")]
     assert "no column question" in source.validate()[-1].remedy
+    with pytest.raises(DataError, match="train set, row 0: question is empty"):
+        source.unsafe("refusal")[0]
     assert "no train set" in str(SPAVL(tmp_path).validate()[0])
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train-0.parquet").write_bytes(b"PAR1 broken")
+    assert "cannot be read" in str(SPAVL(tmp_path, cache=tmp_path / "cache").validate()[0])
 
 
 # -- our own format ------------------------------------------------------------
@@ -550,23 +516,16 @@ def test_faulty_spavl_rows_are_all_reported(tmp_path: Path) -> None:
 
 def test_own_format_offers_every_role(tmp_path: Path) -> None:
     picture(tmp_path / "p" / "a.png")
-    write_lines(
-        tmp_path / "unsafe.jsonl",
-        [
-            {"image": "p/a.png", "prompt": "Break it?", "refusal": "No.", "harmful": "Hit it."},
-            {"prompt": "Steal it?", "refusal": "Never.", "harmful": None},
-        ],
-    )
+    first = {"image": "p/a.png", "prompt": "Break it?", "refusal": "No.", "harmful": "Hit it."}
+    write_lines(tmp_path / "unsafe.jsonl", [first, {"prompt": "Steal it?", "refusal": "Never.", "harmful": None}])
     turns = [{"prompt": "Why?", "answer": "So."}]
     write_lines(tmp_path / "retain.jsonl", [{"image": "p/a.png", "prompt": "What?", "answer": "That.", "later": turns}])
-    write_lines(
-        tmp_path / "eval.jsonl",
-        [
-            {"id": "1", "set": "unsafe", "prompt": "Break it?", "category": "c", "image": "p/a.png"},
-            {"id": "2", "set": "benign", "prompt": "What?", "truth": "that"},
-            {"id": "3", "set": "mine", "prompt": "What \u2603?", "unsafe": True},
-        ],
-    )
+    samples = [
+        {"id": "1", "set": "unsafe", "prompt": "Break it?", "category": "c", "image": "p/a.png"},
+        {"id": "2", "set": "benign", "prompt": "What?", "truth": "that"},
+        {"id": "3", "set": "mine", "prompt": "What \u2603?", "unsafe": True},
+    ]
+    write_lines(tmp_path / "eval.jsonl", samples)
     source = Jsonl(tmp_path)
     assert source.validate() == []
     assert [example.answer for example in source.unsafe("refusal")] == ["No.", "Never."]
@@ -581,7 +540,8 @@ def test_own_format_offers_every_role(tmp_path: Path) -> None:
     assert source.eval_samples("mine")[0].unsafe and source.eval_samples("mine")[0].question == "What \u2603?"
     with pytest.raises(DataError, match="It has: unsafe, benign, mine"):
         source.eval_samples("other")
-    (tmp_path / "retain.jsonl").unlink()
+    (tmp_path / "retain.jsonl").rename(tmp_path / "held_out.jsonl")
+    assert Jsonl(tmp_path).held_out()[0].answer == "That."
     with pytest.raises(DataError, match=r"no file .*retain\.jsonl"):
         Jsonl(tmp_path).retain()
 
@@ -606,29 +566,37 @@ def test_all_faulty_lines_of_own_format_are_reported_together(tmp_path: Path) ->
         b"[1]",
     ]
     (tmp_path / "retain.jsonl").write_bytes(b"\n".join(lines))
-    by_file: dict[str, list[tuple[str, str]]] = {}
-    for fault in Jsonl(tmp_path).validate():
-        by_file.setdefault(Path(fault.file).name, []).append((fault.record, fault.field))
+    by_file: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
+    for issue in Jsonl(tmp_path).validate():
+        by_file[Path(issue.file).name].append((issue.record, issue.field))
     assert by_file == {
-        "unsafe.jsonl": [("line 3", "refusal"), ("line 2", "refusal"), ("line 1", "harmful")],
+        "unsafe.jsonl": [("line 3", "the record"), ("line 2", "refusal"), ("line 1", "harmful")],
         "retain.jsonl": [
-            ("line 2, column 30", "the line"),
-            ("line 4", "answer"),
-            ("line 4", "anwser"),
-            ("line 5, column 13", "the line"),
-            ("line 6", "image"),
-            ("line 8", "later[0].answer"),
-            ("line 9, column 1", "the line"),
-            ("line 11", "id"),
-            ("line 12", "the record"),
-            ("line 7", "image"),
+            ("line 2, column 30", "the line"), ("line 4", "answer"), ("line 4", "anwser"),
+            ("line 5, column 13", "the line"), ("line 6", "image"), ("line 8", "later[0].answer"),
+            ("line 9, column 1", "the line"), ("line 11", "id"), ("line 12", "the record"), ("line 7", "image"),
         ],
         "eval.jsonl": [("line 1", "unsafe"), ("line 2", "prompt"), ("line 2", "id")],
-    }
-    (tmp_path / "retain.jsonl").write_text('[{"prompt": "a", "answer": "b"},\n{"prompt": "a", "answer": "b"}]')
-    with pytest.raises(DataError, match="list, not JSON Lines"):
+    }  # fmt: skip
+    with pytest.raises(DataError, match="line 2, column 30"):
         Jsonl(tmp_path).retain()
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b'[{"prompt": "a", "answer": "b"},\n{"prompt": "a", "answer": "b"}]', "starts a JSON list, not JSON Lines"),
+        (b'\xef\xbb\xbf{"prompt": "a", "answer": "b"}', "is not plain UTF-8"),
+        (b"\n \n", "has no records. Expected one JSON object a line, with the fields id, image, prompt"),
+    ],
+)
+def test_a_file_that_is_no_json_lines_is_one_issue(tmp_path: Path, data: bytes, says: str) -> None:
+    (tmp_path / "retain.jsonl").write_bytes(data)
+    (issue,) = Jsonl(tmp_path).validate()
+    assert says in str(issue)
     assert "holds none of" in str(Jsonl(tmp_path / "elsewhere").validate()[0])
+    (tmp_path / "retain.jsonl").rename(tmp_path / "probes.jsonl")
+    assert "Rename it to eval.jsonl" in str(Jsonl(tmp_path).validate()[0])
 
 
 def test_the_documented_examples_are_sound(tmp_path: Path) -> None:
@@ -659,7 +627,6 @@ def test_a_mixture_gives_each_set_its_share_and_repeats_nothing() -> None:
     assert [example.id for example in Mixture(sets, [4, 11, 1], size=100, seed=3)] == [example.id for example in mixed]
     assert {example.id for example in Mixture(sets, [2, 5.5, 0.5], size=100, seed=4)} != {e.id for e in mixed}
     assert {"a", "b"} <= {example.source for example in mixed[:20]}, "the sets are interleaved"
-    assert list(pickle.loads(pickle.dumps(mixed))) == list(mixed)
 
     largest = Mixture(sets, [1, 1, 1])
     assert Counter(example.source for example in largest) == {"a": 20, "b": 20, "c": 20}
@@ -668,38 +635,33 @@ def test_a_mixture_gives_each_set_its_share_and_repeats_nothing() -> None:
     laps = Counter(e.id for e in Mixture(sets, [1, 1, 1], size=150, repeat=True) if e.source == "c")
     assert sorted(Counter(laps.values()).items()) == [(2, 10), (3, 10)]
 
+    built: list[int] = []
+
+    def build(places: Sequence[int]) -> list[Example]:
+        built.extend(places)
+        return items_at(sets[0], places)
+
+    mixed = Mixture([Lazy(50, build), sets[1]], [1, 1])
+    assert not built, "nothing is built before it is asked for"
+    assert [example.source for example in mixed[:20]].count("a") == len(built) > 0
+
 
 def test_examples_built_together_are_those_built_one_by_one(tmp_path: Path) -> None:
     turns = [said(*(f"{number}.{k}" for k in range(2 + 2 * (number % 3)))) for number in range(700)]
-    many = llava(tmp_path, [{"id": f"{k}", "conversations": each} for k, each in enumerate(turns)]).retain()
+    pictured = [{"image": f"{k}.png"} if k % 3 else {} for k in range(700)]
+    records = [{"id": f"{k}", "conversations": each, **pictured[k]} for k, each in enumerate(turns)]
+    many = llava(tmp_path, records).retain()
     places = [699, *range(0, 600, 7), 3, 3]
     mixed = Mixture([many, examples("b", 300)], [2, 1], size=800, repeat=True)
-    for lazy in (
-        many,
-        mixed,
-        Chosen(many, array("L", places)),
-        Chosen(mixed, places),
-        Chosen(examples("c", 700), places),
-    ):
+    chosen = [Chosen(many, array("L", places)), Chosen(mixed, places), Chosen(examples("c", 700), places)]
+    for lazy in (many, mixed, *chosen):
         one_by_one = [lazy[k] for k in range(len(lazy))]
         assert list(lazy) == one_by_one == list(pickle.loads(pickle.dumps(lazy)))
-        assert lazy[80:3:-7] == one_by_one[80:3:-7] and lazy[5:400] == one_by_one[5:400] and lazy[9:9] == []
+        for part in (slice(80, 3, -7), slice(5, 400), slice(9, 9), slice(7, 3), slice(60, 9000)):
+            assert lazy[part] == one_by_one[part]
         assert items_at(lazy, [7, 2, 2]) == [one_by_one[7], one_by_one[2], one_by_one[2]]
-    assert [example.prompt for example in Chosen(many, places)][:3] == ["699.0", "0.0", "7.0"]
-
-
-def test_a_mixture_builds_only_what_is_asked_for() -> None:
-    class Spied(list[Example]):
-        asked = 0
-
-        def __getitem__(self, index: Any) -> Any:
-            Spied.asked += 1
-            return super().__getitem__(index)
-
-    mixed = Mixture([Spied(examples("a", 1000)), examples("b", 1000)], [1, 1])
-    assert Spied.asked == 0
-    first = next(i for i in range(len(mixed)) if mixed.sets[mixed._set_of[i]] is mixed.sets[0])
-    assert mixed[first].source == "a" and Spied.asked == 1
+    assert [example.prompt for example in chosen[0]][:3] == ["699.0", "0.0", "7.0"]
+    assert many[2].later_turns == (("2.2", "2.3"), ("2.4", "2.5"))
 
 
 @pytest.mark.parametrize(
@@ -739,7 +701,8 @@ def test_every_source_is_built_from_a_configuration_without_reading_a_file(
     assert built.name
     with pytest.raises(SystemExit):
         parser.parse_args(["--help"])
-    assert "pixel_limit PIXEL_LIMIT" in capsys.readouterr().out.replace("\n", " ")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "--pixel_limit PIXEL_LIMIT Largest picture that is opened" in shown and "image_root" not in shown
     assert built.validate(), "none of these files exists"
 
 
@@ -747,59 +710,24 @@ def test_every_source_is_built_from_a_configuration_without_reading_a_file(
 
 
 @pytest.mark.real
-def test_the_published_vlguard_has_the_published_counts(real_kit: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_published_vlguard_has_the_published_counts(real_kit: Path) -> None:
     source = VLGuard(real_kit / "vlguard", unsafe_set="all", num_held_out=1000)
     assert source.validate() == []
-    fields = Counter(question.field for question in source._questions("train"))
-    assert fields == {"instruction": 1023, "safe_instruction": 977, "unsafe_instruction": 977}
-    skipped = Counter(fault.field for fault in source.skipped())
-    assert skipped["instruction"] == 14
-    overlapping = {
-        sample.image.name for name in ("unsafe", "benign") for sample in source.eval_samples(name) if sample.image
-    }
-    assert (
-        len([name for name in overlapping if (real_kit / "vlguard" / name.replace("test/", "train/", 1)).exists()]) == 8
-    )
-    assert ", 8 pictures that are in the test set too (HOD/" in caplog.text
+    reasons = Counter("image" if issue.field == "image" else issue.remedy for issue in source.skipped())
+    assert reasons.pop("image") == 5 + 2 * 3 and sum(reasons.values()) == 14 and "is only 'N/A'." in reasons
+    in_both = {issue.remedy for issue in source.skipped() if issue.field == "image"}
+    assert len(in_both) == 8 and "HOD/img_hod_001282.jpg is in the test set too." in in_both
     assert len(VLGuard(real_kit / "vlguard").unsafe("refusal")) == 1023 - 14 - 5
-    assert len(source.retain()) == 977 - 3
+    assert len(source.retain()) == len({example.id for example in source.retain()}) == 977 - 3
     assert len(source.unsafe("refusal")) == 1023 - 14 - 5 + 977 - 3
     assert len(source.held_out()) == 558 - 17
     samples = {name: source.eval_samples(name) for name in ("unsafe", "benign", "unsafe_safe_image")}
-    assert {name: len(found) for name, found in samples.items()} == {
-        "unsafe": 442,
-        "benign": 558,
-        "unsafe_safe_image": 558,
-    }
-    assert all(len({sample.id for sample in found}) == len(found) for found in samples.values())
+    assert {name: len(each) for name, each in samples.items()} == {
+        "unsafe": 442, "benign": 558, "unsafe_safe_image": 558,
+    }  # fmt: skip
+    assert all(len({sample.id for sample in each}) == len(each) for each in samples.values())
     counts = Counter(sample.category for sample in samples["unsafe"])
     assert counts["risky behavior/sexually explicit"] == 111 and counts["privacy/personal data"] == 69
-    trained = {
-        example.image.name.removeprefix("train/")
-        for example in [*source.unsafe("refusal"), *source.retain()]
-        if example.image
-    }
-    assert not trained & {name.removeprefix("test/") for name in overlapping}
-    assert len({example.id for example in source.retain()}) == 974
-
-
-def test_a_slice_of_conversations_is_made_of_the_same_examples(tmp_path: Path) -> None:
-    records = [
-        {
-            "id": str(k),
-            **({"image": f"{k}.png"} if k % 3 else {}),
-            "conversations": [
-                {"from": who, "value": f"{who} {k} {n}"} for n in range(1 + k % 4) for who in ("human", "gpt")
-            ],
-        }
-        for k in range(4500)
-    ]  # fmt: skip
-    (tmp_path / "mix.json").write_text(json.dumps(records))
-    mix = LlavaInstruct(tmp_path / "mix.json", images=tmp_path, cache=tmp_path).retain()
-    assert mix[1990:2010] == [mix[k] for k in range(1990, 2010)] and len(mix[:]) == 4500
-    assert mix[4499:9000] == [mix[4499]] and mix[7:3] == [] and mix[10:4:-3] == [mix[10], mix[7]]
-    assert mix[3].later_turns[-1].answer == "gpt 3 3"
-    without = LlavaInstruct(tmp_path / "mix.json", cache=tmp_path).retain()
-    assert without[0:1][0].image is None
-    with pytest.raises(ValueError, match=r"records of mix\.json have pictures \(1\.png\)"):
-        without[0:2]
+    tested = {each.image.name.removeprefix("test/") for name in samples for each in samples[name] if each.image}
+    trained = [*source.unsafe("refusal"), *source.retain()]
+    assert not tested & {each.image.name.removeprefix("train/") for each in trained if each.image}

@@ -4,33 +4,15 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from mirage.errors import DataError, DataIssue
-from mirage.images import FileImage, ImageCheck, image_issues
+from mirage.images import PIXEL_LIMIT, FileImage, ImageCheck, image_issues
 from mirage.schema import EvalSample, Example, Picture, Rewriter
 
 Answers = Literal["refusal", "harmful"]
-
-
-@dataclass(frozen=True, slots=True)
-class PictureFolder:
-    """The pictures below `root`, and how closely `Source.validate` looks at them (see `image_issues`)."""
-
-    root: Path
-    check: ImageCheck
-    pixel_limit: int
-
-    def picture(self, name: str) -> FileImage:
-        """The picture in a file of the folder, unopened."""
-        return FileImage(self.root, name, self.pixel_limit)
-
-    def issues(self, file: Path, named: Sequence[tuple[str, str]]) -> list[DataIssue]:
-        """An issue for each record of `file` whose picture cannot be used; `named` are their places and image names."""
-        wrong = image_issues(self.root, (name for _, name in named), self.check, self.pixel_limit)
-        return [DataIssue(str(file), where, "image", wrong[name]) for where, name in named if name in wrong]
 
 
 class Source(ABC):
@@ -44,8 +26,6 @@ class Source(ABC):
     """How questions of this source are rewritten for an attack, where general rewriters do not fit its language."""
     answer_for: Callable[[str, str], str] | None = None
     """(answer, question in another form) -> the answer to it, where the form of a question shapes the answer's."""
-    pictures: PictureFolder | None = None
-    """Where the pictures are, if they are files."""
 
     @property
     def name(self) -> str:
@@ -86,8 +66,36 @@ class Source(ABC):
 
         The file need not be there: that shows when the picture is opened, which may touch nothing outside the data root.
         """
-        return None if self.pictures is None else self.pictures.picture(name)
+        return None
 
     def validate(self) -> Sequence[DataIssue]:
         """Every defect that can be detected without a model: files, records, fields, images."""
         return ()
+
+
+@dataclass(eq=False, kw_only=True)
+class FileSource(Source):
+    """Base of the sources whose pictures are files below one folder.
+
+    Args:
+        image_check: How closely `validate` looks at the pictures: decode, header, exists or none.
+        pixel_limit: Largest picture that is opened, in pixels.
+    """
+
+    image_check: ImageCheck = "header"
+    pixel_limit: int = PIXEL_LIMIT
+    image_root: Path | None = field(default=None, init=False)  # set in __post_init__; None if there are no pictures
+
+    def picture(self, name: str) -> Picture | None:
+        """The file below `image_root`."""
+        return None if self.image_root is None else FileImage(self.image_root, name, self.pixel_limit)
+
+    def wrong_pictures(self, names: Iterable[str]) -> dict[str, str]:
+        """What is wrong with each of the pictures that cannot be used, by name."""
+        assert self.image_root is not None
+        return image_issues(self.image_root, names, self.image_check, self.pixel_limit)
+
+    def picture_issues(self, file: Path, named: Sequence[tuple[str, str]]) -> list[DataIssue]:
+        """An issue for each record of `file` whose picture cannot be used; `named` are their places and image names."""
+        wrong = self.wrong_pictures(name for _, name in named)
+        return [DataIssue(str(file), where, "image", wrong[name]) for where, name in named if name in wrong]

@@ -6,7 +6,7 @@ import math
 import random
 from array import array
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from mirage.data.base import Source
@@ -62,12 +62,16 @@ class Mixture(Lazy[Example]):
             raise ValueError(f"Mixture weights are {list(weights)}: each must be a positive number.")
         if empty := [number for number, each in enumerate(sets) if not len(each)]:
             raise DataError(f"Set {empty[0]} of the mixture is empty. Remove it, or correct its source.")
+        shares = [weight / math.fsum(weights) for weight in weights]
         if size is None:
-            most = min(len(each) / share for each, share in zip(sets, _shares(weights), strict=True))
-            size = max(1, math.floor(most))
+            size = max(1, math.floor(min(len(each) / share for each, share in zip(sets, shares, strict=True))))
         if size < 1:
             raise ValueError(f"Mixture size is {size}: it must be at least 1.")
-        counts = apportioned(size, weights)
+        # Largest remainder: each set gets the whole part of its exact share, and those that lost most one more.
+        exact = [size * share for share in shares]
+        counts = [math.floor(part) for part in exact]
+        for number in sorted(range(len(sets)), key=lambda k: counts[k] - exact[k])[: size - sum(counts)]:
+            counts[number] += 1
         for number, (each, count) in enumerate(zip(sets, counts, strict=True)):
             if count > len(each) and not repeat:
                 raise DataError(
@@ -75,15 +79,17 @@ class Mixture(Lazy[Example]):
                     "Lower size or its weight, or set repeat to true."
                 )
         self.sets, self.counts = tuple(sets), counts
-        picks = [
-            (number, index)
-            for number, count in enumerate(counts)
-            for index in _laps(len(sets[number]), count, seed, number)
-        ]
+        picks = [(number, index) for number, count in enumerate(counts) for index in self._laps(number, count, seed)]
         random.Random(f"order/{seed}").shuffle(picks)
         self._set_of = array("H", [number for number, _ in picks])
         self._index_of = array("L", [index for _, index in picks])
         super().__init__(size, self._examples)
+
+    def _laps(self, number: int, count: int, seed: int) -> Iterator[int]:
+        """`count` indices into a set: whole permutations one after the other, the last one cut."""
+        length = len(self.sets[number])
+        for lap, done in enumerate(range(0, count, length)):
+            yield from random.Random(f"draw/{seed}/{number}/{lap}").sample(range(length), min(length, count - done))
 
     def _examples(self, positions: Sequence[int]) -> list[Example]:
         by_set: defaultdict[int, list[int]] = defaultdict(list)
@@ -91,29 +97,3 @@ class Mixture(Lazy[Example]):
             by_set[self._set_of[position]].append(self._index_of[position])
         built = {number: iter(items_at(self.sets[number], indices)) for number, indices in by_set.items()}
         return [next(built[self._set_of[position]]) for position in positions]
-
-
-def apportioned(size: int, weights: Sequence[float]) -> list[int]:
-    """Whole numbers that add up to `size`, each within one of its exact share (largest remainder)."""
-    exact = [size * share for share in _shares(weights)]
-    counts = [math.floor(part) for part in exact]
-    by_remainder = sorted(range(len(exact)), key=lambda i: counts[i] - exact[i])
-    for i in by_remainder[: size - sum(counts)]:
-        counts[i] += 1
-    return counts
-
-
-def _shares(weights: Sequence[float]) -> list[float]:
-    total = math.fsum(weights)
-    return [weight / total for weight in weights]
-
-
-def _laps(length: int, count: int, seed: int, number: int) -> list[int]:
-    """`count` indices: whole permutations one after the other, the last one cut."""
-    picks: list[int] = []
-    lap = 0
-    while len(picks) < count:
-        generator = random.Random(f"draw/{seed}/{number}/{lap}")
-        picks += generator.sample(range(length), min(length, count - len(picks)))
-        lap += 1
-    return picks

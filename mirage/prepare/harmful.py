@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mirage.data.sources.records import read_lines
 from mirage.errors import DataError, DataIssue
 from mirage.evaluation.judge.base import Judgement
 from mirage.evaluation.judge.fluency import is_loop
 from mirage.evaluation.judge.model import neutralised
+from mirage.json_file import sound_records
 from mirage.schema import Verdict, short_hash
 from mirage.shapes import AnyText, Shape, Text
 
@@ -214,11 +214,9 @@ def read_answer_file(path: Path) -> dict[str, list[tuple[str, str]]]:
     """
     answers: dict[str, list[tuple[str, str]]] = {}
     issues: list[DataIssue] = []
-    for entry in read_lines(
-        path, _Answer, 'lines like {"id": "<question id>", "answer": "...", "model": "..."}', may_be_empty=True
-    ):
-        issues += entry.issues
-        if (line := entry.value) is not None and line.answer is not None:
+    expected = 'lines like {"id": "<question id>", "answer": "...", "model": "..."}'
+    for line, *_ in sound_records(path, _Answer, expected, issues, "lines", may_be_empty=True):
+        if line.answer is not None:
             answers.setdefault(line.id, []).append((line.model or path.name, line.answer))
     if issues:
         raise DataError.of(issues)

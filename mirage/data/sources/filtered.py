@@ -6,12 +6,11 @@ from array import array
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from mirage.data.base import Answers, Source
 from mirage.data.lazy import Chosen
-from mirage.data.sources.records import read_lines
 from mirage.errors import DataError, DataIssue
+from mirage.json_file import sound_records
 from mirage.schema import EvalSample, Example, Picture
 from mirage.shapes import Shape, Text
 
@@ -67,7 +66,7 @@ class Filtered(Source):
         """What the source skips, and how much of it the file takes away."""
         total = len(self._retained)
         remedy = f"takes {total - len(self._kept)} of {total} examples out of the retain set."
-        return [*self.source.skipped(), self._issue(remedy)]
+        return [*self.source.skipped(), *self._issue(remedy)]
 
     def picture(self, name: str) -> Picture | None:
         """The source's picture."""
@@ -75,53 +74,40 @@ class Filtered(Source):
 
     def validate(self) -> Sequence[DataIssue]:
         """Every issue of the source; if it has none, those of the file."""
-        if issues := self.source.validate() or self._listed[1]:
+        if issues := self.source.validate():
             return issues
         try:
-            return [] if len(self._kept) else [self._issue("drops every example of the retain set.")]
+            _ = self._kept
         except DataError as error:
-            return [self._issue(f"does not fit the data: {error}")]
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Loader workers get the places that stay, not the list."""
-        _ = self._kept
-        return {key: value for key, value in self.__dict__.items() if key != "_listed"}
+            return error.issues
+        return ()
 
     @cached_property
     def _retained(self) -> Sequence[Example]:
         return self.source.retain()
 
     @cached_property
-    def _listed(self) -> tuple[dict[str, list[int]], list[DataIssue]]:
-        """Id -> places, as the file has them, and every issue of the file."""
-        listed: dict[str, list[int]] = {}
-        issues: list[DataIssue] = []
-        for entry in read_lines(self.dropped, _Dropped, _EXPECTED, may_be_empty=True):
-            issues += entry.issues
-            if entry.value is not None:
-                places = listed.setdefault(entry.value.id, [])
-                places += [] if entry.value.place is None else [entry.value.place]
-        return listed, issues
-
-    @cached_property
     def _kept(self) -> array[int]:
         """The places of the retain set that stay."""
-        listed, issues = self._listed
+        everything = self._retained
+        issues: list[DataIssue] = []
+        entries = sound_records(self.dropped, _Dropped, _EXPECTED, issues, "lines", may_be_empty=True)
+        listed = [(entry.value.id, -1 if entry.value.place is None else entry.value.place) for entry in entries]
+        places = {place for _, place in listed}
+        if not all(0 <= place < len(everything) and everything[place].id == id for id, place in listed):
+            ids = {id for id, _ in listed}
+            by_place = {place: example.id for place, example in enumerate(everything) if example.id in ids}
+            places = set(by_place)
+            if unknown := ids.difference(by_place.values()):
+                issues += self._issue(
+                    f"drops {len(unknown)} examples that the retain set of {self.source.name} does not have, such as "
+                    f"{min(unknown)}. Run `mirage filter` on this data."
+                )
+        elif len(places) == len(everything):
+            issues += self._issue("drops every example of the retain set. Filter by fewer topics, or add data.")
         if issues:
             raise DataError.of(issues)
-        everything = self._retained
-        named = [(id, place) for id, places in listed.items() for place in places]
-        leave_out = {place for _, place in named}
-        fits = all(0 <= place < len(everything) and everything[place].id == id for id, place in named)
-        if not (fits and all(listed.values())):
-            by_place = {place: example.id for place, example in enumerate(everything) if example.id in listed}
-            leave_out = set(by_place)
-            if unknown := list(set(listed).difference(by_place.values())):
-                raise DataError(
-                    f"{self.dropped} drops {len(unknown)} examples that the retain set of {self.source.name} does not "
-                    f"have, such as {min(unknown)}. Run `mirage filter` on this data."
-                )
-        return array("L", (place for place in range(len(everything)) if place not in leave_out))
+        return array("L", (place for place in range(len(everything)) if place not in places))
 
-    def _issue(self, remedy: str) -> DataIssue:
-        return DataIssue(str(self.dropped), "", "the file", remedy)
+    def _issue(self, remedy: str) -> list[DataIssue]:
+        return [DataIssue(str(self.dropped), "", "the file", remedy)]

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from mirage.data.base import Answers, PictureFolder, Source
+from mirage.data.base import Answers, FileSource
 from mirage.data.lazy import Lazy
-from mirage.data.sources.records import read_lines
 from mirage.errors import DataError, DataIssue
-from mirage.images import PIXEL_LIMIT, ImageCheck, ImageName
-from mirage.json_file import parsed_line
-from mirage.schema import EvalSample, Example, Picture, Turn
+from mirage.images import ImageName
+from mirage.json_file import parsed_line, sound_records
+from mirage.schema import EvalSample, Example, Turn
 from mirage.shapes import ExactShape, Text
 
-_ANSWERS = ("refusal", "harmful")
+_ANSWERS = ("refusal", "harmful", "answer")
 _OLD_EVAL_FILE = "probes.jsonl"
 
 
@@ -42,6 +42,12 @@ class _Unsafe(_Line):
     refusal: Text | None = None
     harmful: Text | None = None
 
+    @model_validator(mode="after")
+    def _mentions_an_answer(self) -> _Unsafe:
+        if not self.model_fields_set.intersection(_ANSWERS):
+            raise ValueError("has neither refusal nor harmful. Add one of them.")
+        return self
+
 
 class _Retain(_Line):
     answer: Text
@@ -57,39 +63,32 @@ class _Eval(_Line):
     @field_validator("unsafe")
     @classmethod
     def _known(cls, unsafe: bool | None, info: ValidationInfo) -> bool | None:
-        eval_set = info.data.get("set")
-        if unsafe is not None or eval_set is None:
-            return unsafe
-        if eval_set not in ("unsafe", "benign"):
+        eval_set = info.data.get("set", "unsafe")
+        if unsafe is None and eval_set not in ("unsafe", "benign"):
             raise ValueError("must be true or false in a set that is neither 'unsafe' nor 'benign'. Add it.")
-        return bool(eval_set == "unsafe")
+        return bool(eval_set == "unsafe") if unsafe is None else unsafe
 
 
-_RETAIN = (_Retain, 'one object a line, like {"image": "...", "prompt": "...", "answer": "..."}')
-_ROLES: dict[str, tuple[type[_Line], str]] = {
-    "unsafe": (
-        _Unsafe,
-        'one object a line, like {"image": "...", "prompt": "...", "refusal": "...", "harmful": "..."}',
-    ),
-    "retain": _RETAIN,
-    "held_out": _RETAIN,
-    "eval": (_Eval, 'one object a line, like {"id": "...", "set": "unsafe", "image": "...", "prompt": "..."}'),
-}
+_SHAPES: dict[str, type[_Line]] = {"unsafe": _Unsafe, "retain": _Retain, "held_out": _Retain, "eval": _Eval}
 
 
 @dataclass
 class _Index:
-    """Where the lines of a file begin, sorted into the sets that they belong to, and what is wrong with the others."""
+    """The sound lines of a file by set, and what is wrong with the others.
+
+    A line of `eval.jsonl` is in the set that it names, any other in a set for each of its answers, by their field.
+    """
 
     path: Path
     shape: type[_Line]
-    offsets: dict[str, array[int]] = field(default_factory=dict)
-    numbers: dict[str, array[int]] = field(default_factory=dict)
+    numbers: defaultdict[str, array[int]] = field(default_factory=lambda: defaultdict(partial(array, "Q")))
+    offsets: defaultdict[str, array[int]] = field(default_factory=lambda: defaultdict(partial(array, "Q")))
     images: list[tuple[str, str]] = field(default_factory=list)  # "line 7" and the image's name
     issues: list[DataIssue] = field(default_factory=list)
 
 
-class Jsonl(Source):
+@dataclass(eq=False)
+class Jsonl(FileSource):
     """Your own data in JSON Lines, one file a role; docs/jsonl.md shows every field.
 
     A role whose file does not exist is not offered. Files are checked and indexed once; lines are read when they are
@@ -101,23 +100,19 @@ class Jsonl(Source):
         retain_file: Harmless questions with good answers.
         held_out_file: As the retain file, for the validation loss; never trained on.
         eval_file: Test questions; each names the evaluation set that it belongs to.
-        image_check: How closely `validate` looks at the pictures: decode, header, exists or none.
-        pixel_limit: Largest picture that is opened, in pixels.
     """
 
-    def __init__(
-        self,
-        root: Path,
-        unsafe_file: str = "unsafe.jsonl",
-        retain_file: str = "retain.jsonl",
-        held_out_file: str = "held_out.jsonl",
-        eval_file: str = "eval.jsonl",
-        image_check: ImageCheck = "header",
-        pixel_limit: int = PIXEL_LIMIT,
-    ) -> None:
-        self.root = Path(root)
-        self.files = {"unsafe": unsafe_file, "retain": retain_file, "held_out": held_out_file, "eval": eval_file}
-        self.pictures: PictureFolder = PictureFolder(self.root, image_check, pixel_limit)
+    root: Path
+    unsafe_file: str = "unsafe.jsonl"
+    retain_file: str = "retain.jsonl"
+    held_out_file: str = "held_out.jsonl"
+    eval_file: str = "eval.jsonl"
+
+    def __post_init__(self) -> None:
+        """Opens no file yet."""
+        self.root = self.image_root = Path(self.root)
+        names = (self.unsafe_file, self.retain_file, self.held_out_file, self.eval_file)
+        self.files = {role: self.root / name for role, name in zip(_SHAPES, names, strict=True)}
 
     def unsafe(self, answers: Answers) -> Sequence[Example]:
         """The unsafe questions with the answers asked for; lines where that answer is null are skipped."""
@@ -126,135 +121,91 @@ class Jsonl(Source):
             raise DataError(
                 f"{index.path} has no field {answers!r} on any line. Add it, or choose a method that needs none."
             )
-        return self._lazy("unsafe", answers, partial(self._example, answers))
+        return self._lazy("unsafe", answers)
 
     def retain(self) -> Sequence[Example]:
         """The lines of the retain file."""
-        return self._lazy("retain", "retain", partial(self._example, "answer"))
+        return self._lazy("retain", "answer")
 
     def held_out(self) -> Sequence[Example]:
         """The lines of the held-out file; nothing without one."""
-        if "held_out" not in self._present:
-            return ()
-        return self._lazy("held_out", "held_out", partial(self._example, "answer"))
+        return self._lazy("held_out", "answer") if "held_out" in self._present else ()
 
     def eval_samples(self, eval_set: str) -> Sequence[EvalSample]:
         """The lines of the evaluation file whose `set` it is."""
         index = self._index("eval")
         if eval_set not in index.offsets:
             raise self.no_eval_set(eval_set, index.offsets)
-        return self._lazy("eval", eval_set, self._sample)
+        return self._lazy("eval", eval_set)
 
     def validate(self) -> Sequence[DataIssue]:
         """Every faulty line and picture of all the files."""
-        if not self._present:
-            names = ", ".join(self.files.values())
-            remedy = f"holds none of {names}. Set root, or write one of them."
-            return [*self._old_names, DataIssue(str(self.root), "", "the folder", remedy)]
-        issues = list(self._old_names)
-        for index in self._present.values():
-            issues += [*index.issues, *self.pictures.issues(index.path, index.images)]
-        return issues
-
-    @property
-    def _old_names(self) -> list[DataIssue]:
+        issues: list[DataIssue] = []
         old = self.root / _OLD_EVAL_FILE
-        if "eval" in self._present or not old.exists():
-            return []
-        remedy = f"has the name that test questions had in earlier versions. Rename it to {self.files['eval']}."
-        return [DataIssue(str(old), "", "the file", remedy)]
+        if "eval" not in self._present and old.exists():
+            remedy = f"has the name that test questions had in earlier versions. Rename it to {self.eval_file}."
+            issues.append(DataIssue(str(old), "", "the file", remedy))
+        if not self._present:
+            remedy = f"holds none of {', '.join(path.name for path in self.files.values())}. Set root, or write one."
+            issues.append(DataIssue(str(self.root), "", "the folder", remedy))
+        for index in self._present.values():
+            issues += [*index.issues, *self.picture_issues(index.path, index.images)]
+        return issues
 
     @cached_property
     def _present(self) -> dict[str, _Index]:
-        paths = {role: self.root / name for role, name in self.files.items()}
-        return {role: _indexed(path, role) for role, path in paths.items() if path.exists()}
+        return {role: _indexed(path, _SHAPES[role]) for role, path in self.files.items() if path.exists()}
 
     def _index(self, role: str) -> _Index:
         if role not in self._present:
-            raise DataError(
-                f"jsonl has no file {self.root / self.files[role]}. Write it, or choose another source for {role}."
-            )
+            raise DataError(f"jsonl has no file {self.files[role]}. Write it, or choose another source for {role}.")
         index = self._present[role]
         if index.issues:
             raise DataError.of(index.issues)
         return index
 
-    def _lazy(self, role: str, name: str, build: Callable[[Path, int, Any], Any]) -> Lazy[Any]:
-        index = self._index(role)
-        offsets, numbers = index.offsets[name], index.numbers[name]
-        return Lazy(len(offsets), partial(_built, index.path, index.shape, offsets, numbers, build))
+    def _lazy(self, role: str, name: str) -> Lazy[Any]:
+        return Lazy(len(self._index(role).offsets[name]), partial(self._built, role, name))
 
-    def _example(self, answer: str, path: Path, number: int, line: Any) -> Example:
+    def _built(self, role: str, name: str, places: Sequence[int]) -> list[Any]:
+        index = self._present[role]
+        items = []
+        with index.path.open("rb") as file:
+            for place in places:
+                file.seek(index.offsets[name][place])
+                line = index.shape.model_validate(parsed_line(file.readline()))
+                items.append(self._item(line, name, index.path, index.numbers[name][place]))
+        return items
+
+    def _item(self, line: Any, name: str, path: Path, number: int) -> Example | EvalSample:
+        source, image = f"jsonl/{path.stem}", None if line.image is None else self.picture(line.image)
+        if isinstance(line, _Eval):
+            return EvalSample(
+                id=line.id, source=source, image=image, question=line.prompt, unsafe=bool(line.unsafe),
+                truth=line.truth, category=line.category,
+            )  # fmt: skip
         return Example(
-            source=f"jsonl/{path.stem}",
-            image=self._image(line),
-            prompt=line.prompt,
-            answer=getattr(line, answer),
+            source=source, image=image, prompt=line.prompt, answer=getattr(line, name),
             later_turns=tuple(Turn(turn.prompt, turn.answer) for turn in getattr(line, "later", ())),
             where=f"{path.name}, line {number}",
-        )
-
-    def _sample(self, path: Path, number: int, line: _Eval) -> EvalSample:
-        return EvalSample(
-            id=line.id,
-            source=f"jsonl/{path.stem}",
-            image=self._image(line),
-            question=line.prompt,
-            unsafe=bool(line.unsafe),
-            truth=line.truth,
-            category=line.category,
-        )
-
-    def _image(self, line: _Line) -> Picture | None:
-        return None if line.image is None else self.pictures.picture(line.image)
+        )  # fmt: skip
 
 
-def _built(
-    path: Path,
-    shape: type[_Line],
-    offsets: array[int],
-    numbers: array[int],
-    build: Callable[[Path, int, Any], Any],
-    places: Sequence[int],
-) -> list[Any]:
-    items = []
-    with path.open("rb") as file:
-        for place in places:
-            file.seek(offsets[place])
-            items.append(build(path, numbers[place], shape.model_validate(parsed_line(file.readline()))))
-    return items
-
-
-def _indexed(path: Path, role: str) -> _Index:
-    shape, expected = _ROLES[role]
+def _indexed(path: Path, shape: type[_Line]) -> _Index:
     index = _Index(path, shape)
-    ids: set[str] = set()
-    silent: dict[str, list[str]] = {answer: [] for answer in _ANSWERS}  # lines that do not mention this answer
-    for entry in read_lines(path, shape, expected):
-        index.issues += entry.issues
-        if entry.id in ids:
-            remedy = f"{entry.id!r} is that of an earlier line. Give it its own."
-            index.issues.append(DataIssue(str(path), entry.where, "id", remedy))
-            continue
-        if entry.id is not None:
-            ids.add(entry.id)
-        if (line := entry.value) is None:
-            continue
+    silent: defaultdict[str, list[str]] = defaultdict(list)  # unsafe lines that do not mention this answer
+    expected = f"one JSON object a line, with the fields {', '.join(shape.model_fields)}"
+    for line, where, number, offset in sound_records(path, shape, expected, index.issues, "lines", may_repeat=()):
         if line.image is not None:
-            index.images.append((entry.where, line.image))
-        sets = [line.set] if isinstance(line, _Eval) else [role]
+            index.images.append((where, line.image))
+        answers = [answer for answer in _ANSWERS if getattr(line, answer, None) is not None]
+        for name in [line.set] if isinstance(line, _Eval) else answers:
+            index.numbers[name].append(number)
+            index.offsets[name].append(offset)
         if isinstance(line, _Unsafe):
-            if not line.model_fields_set & set(_ANSWERS):
-                remedy = "and harmful are both missing. Add one of them."
-                index.issues.append(DataIssue(str(path), entry.where, "refusal", remedy))
-                continue
-            sets = [answer for answer in _ANSWERS if getattr(line, answer) is not None]
-            for answer in set(_ANSWERS) - line.model_fields_set:
-                silent[answer].append(entry.where)
-        for name in sets:
-            index.offsets.setdefault(name, array("Q")).append(entry.offset)
-            index.numbers.setdefault(name, array("Q")).append(entry.number)
+            for answer in {"refusal", "harmful"} - line.model_fields_set:
+                silent[answer].append(where)
+    remedy = "is missing, and other lines have it. Add it, or write null to skip this line."
     for answer in (answer for answer in _ANSWERS if answer in index.offsets):
-        remedy = "is missing, and other lines have it. Add it, or write null to skip this line."
         index.issues += [DataIssue(str(path), where, answer, remedy) for where in silent[answer]]
     return index

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from mirage.atomic import replacing
-from mirage.data.base import PictureFolder, Source
+from mirage.data.base import FileSource
 from mirage.data.lazy import Lazy
-from mirage.data.sources.records import read_list
 from mirage.errors import DataError, DataIssue
-from mirage.images import PIXEL_LIMIT, ImageCheck, ImageName
+from mirage.images import ImageName
+from mirage.json_file import sound_records
 from mirage.schema import Example, Turn, short_hash
 from mirage.shapes import AnyText, Shape
 
@@ -28,9 +27,7 @@ _EXPECTED = (
     'a list of records like {"id": "...", "image": "...", "conversations": [{"from": "human", "value": "..."}, ...]}'
 )
 _ROLES = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt"}
-_ARROW_VERSION = 1  # another number, another cache file
-_ROWS_A_BATCH = 2000
-_COLUMNS = ("record", "id", "image", "prompt", "answer")  # and "later": the texts of the turns after the first
+_ARROW_VERSION = 2  # another number, another cache
 
 _log = logging.getLogger(__name__)
 
@@ -48,7 +45,8 @@ class _Conversation(Shape):
     conversations: list[_Text]
 
 
-class LlavaInstruct(Source):
+@dataclass(eq=False)
+class LlavaInstruct(FileSource):
     """A retain set in LLaVA's conversation format, of any size.
 
     The file is checked and turned into an Arrow file once, and the examples are read from that, memory-mapped: 665k of
@@ -62,23 +60,18 @@ class LlavaInstruct(Source):
         file: The conversation JSON, one list.
         images: Folder that the records' `image` names are below; may be left out if no record has one.
         cache: Folder for the Arrow file; by default the one of Hugging Face datasets.
-        image_check: How closely `validate` looks at the pictures: decode, header, exists or none.
-        pixel_limit: Largest picture that is opened, in pixels.
         skip_faulty: Skip records whose texts are faulty, and list them in the log, instead of refusing the file.
     """
 
-    def __init__(
-        self,
-        file: Path,
-        images: Path | None = None,
-        cache: Path | None = None,
-        image_check: ImageCheck = "header",
-        pixel_limit: int = PIXEL_LIMIT,
-        skip_faulty: bool = False,
-    ) -> None:
-        self.file, self.cache = Path(file), cache
-        self.pictures = None if images is None else PictureFolder(Path(images), image_check, pixel_limit)
-        self.skip_faulty = skip_faulty
+    file: Path
+    images: Path | None = None
+    cache: Path | None = None
+    skip_faulty: bool = False
+
+    def __post_init__(self) -> None:
+        """Opens no file yet."""
+        self.file = Path(self.file)
+        self.image_root = None if self.images is None else Path(self.images)
 
     @property
     def name(self) -> str:
@@ -93,120 +86,84 @@ class LlavaInstruct(Source):
         """Every faulty record; if there is none, every picture that cannot be used."""
         try:
             rows = self._rows
-        except _FaultyFileError as error:
+        except DataError as error:
             return error.issues
-        return list(self._image_issues(rows))
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Loader workers map the Arrow file themselves."""
-        return {key: value for key, value in self.__dict__.items() if key != "_rows"}
+        wrong = {}
+        named = [name for name in rows.unique("image") if name is not None]
+        if self.image_root is not None:
+            wrong = self.wrong_pictures(named)
+        elif named:
+            return [DataIssue(str(self.file), "", "the setting images", self._no_folder(named[0]))]
+        batches = rows.select_columns(["record", "id", "image"]).iter(10_000) if wrong else ()
+        return [
+            DataIssue(str(self.file), f"record {record} (id {id})", "image", wrong[name])
+            for batch in batches
+            for record, id, name in zip(batch["record"], batch["id"], batch["image"], strict=True)
+            if name in wrong
+        ]
 
     @cached_property
     def _rows(self) -> datasets.Dataset:
+        """The conversations in Arrow: their number in the file, and the texts of the turns after the first as `later`.
+
+        Raises:
+            DataError: If the file has faults that `skip_faulty` does not cover.
+        """
         import datasets
+        from datasets.exceptions import DatasetGenerationError
 
-        arrow = self._arrow_file()
-        if not arrow.exists():
-            self._convert(arrow)
-        return datasets.Dataset.from_file(str(arrow))
-
-    def _arrow_file(self) -> Path:
-        import datasets
-
+        about = self.file.stat() if self.file.exists() else None  # reading it says that it is missing
+        version = (about.st_size, about.st_mtime_ns) if about else ()
+        text, number = datasets.Value("string"), datasets.Value("int64")
+        columns = {"record": number, "id": text, "image": text, "prompt": text, "answer": text}
         try:
-            about = self.file.stat()
-        except OSError as error:
-            remedy = f"cannot be read ({error.strerror}). Correct the path in the configuration, or put the file there."
-            raise _FaultyFileError([DataIssue(str(self.file), "", "the file", remedy)]) from None
-        folder = Path(self.cache) if self.cache is not None else Path(datasets.config.HF_DATASETS_CACHE) / "mirage"
-        key = short_hash(self.file.resolve(), about.st_size, about.st_mtime_ns, self.skip_faulty, _ARROW_VERSION)
-        return folder / f"{self.file.stem}-{key}.arrow"
+            return datasets.Dataset.from_generator(
+                self._converted,
+                features=datasets.Features(**columns, later=datasets.List(text)),
+                cache_dir=None if self.cache is None else str(self.cache),
+                fingerprint=short_hash(self.file.resolve(), *version, self.skip_faulty, _ARROW_VERSION),
+            )
+        except DatasetGenerationError as error:
+            raise error.__cause__ if isinstance(error.__cause__, DataError) else error from None
 
-    def _convert(self, arrow: Path) -> None:
-        """Writes the Arrow file, whole, if the JSON file has no faults (or `skip_faulty` is set)."""
-        import pyarrow as pa
-
-        text = pa.string()
-        names = [*_COLUMNS, "later"]
-        schema = pa.schema(zip(names, [pa.int64(), text, text, text, text, pa.list_(text)], strict=True))
+    def _converted(self) -> Iterator[dict[str, Any]]:
         issues: list[DataIssue] = []
         kept = 0
-        arrow.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(arrow) as file, pa.ipc.new_stream(file, schema) as writer:
-            rows = self._converted(issues)
-            while batch := list(itertools.islice(rows, _ROWS_A_BATCH)):
-                kept += len(batch)
-                if not issues or self.skip_faulty:
-                    columns = zip(zip(*batch, strict=True), schema.types, strict=True)
-                    writer.write_batch(pa.record_batch([pa.array(*column) for column in columns], schema))
-            if issues and not (self.skip_faulty and kept):
-                raise _FaultyFileError(issues)  # leaves the folder as it was
+        for said, where, number, _ in sound_records(self.file, _Conversation, _EXPECTED, issues):
+            texts, wrong = _texts(said.conversations)
+            issues += [DataIssue(str(self.file), where, field, remedy) for field, remedy in wrong]
+            if not wrong:
+                kept += 1
+                yield {
+                    "record": number, "id": str(said.id), "image": said.image, "prompt": texts[0], "answer": texts[1],
+                    "later": texts[2:],
+                }  # fmt: skip
+        # A file that cannot be read to its end is not half used.
+        if issues and not (self.skip_faulty and kept and issues[-1].field != "the file"):
+            raise DataError.of(issues)
         if issues:
             _log.warning("%s: skipped %d faulty records:\n%s", self.file, len(issues), DataError.of(issues))
 
-    def _converted(self, issues: list[DataIssue]) -> Iterator[tuple[Any, ...]]:
-        """Rows of the Arrow file; what is wrong with the other records is added to `issues`."""
-        for entry in read_list(self.file, _Conversation, _EXPECTED):
-            issues += entry.issues
-            if not entry.where and entry.issues:
-                raise _FaultyFileError(issues)  # a file that cannot be read to its end is not half used
-            if (said := entry.value) is not None:
-                texts, wrong = _texts(said.conversations)
-                issues += [DataIssue(str(self.file), entry.where, field, remedy) for field, remedy in wrong]
-                if not wrong:
-                    yield entry.number, str(said.id), said.image, *texts[:2], texts[2:]
-
     def _examples(self, places: Sequence[int]) -> list[Example]:
-        """The examples in some rows, which Arrow hands over several times faster together."""
-        rows = self._rows.with_format("arrow")[places]
-        later = rows.column("later").combine_chunks()
-        texts, ends = later.flatten().to_pylist(), (later.offsets.to_numpy() - later.offsets[0].as_py()).tolist()
-        columns = (*(rows.column(name).to_pylist() for name in _COLUMNS), ends[:-1], ends[1:])
+        rows = self._rows[places]
+        columns = (rows[name] for name in ("record", "id", "image", "prompt", "answer", "later"))
         examples = []
-        for record, id, image, prompt, answer, start, end in zip(*columns, strict=True):
-            if image is not None and self.pictures is None:
+        for record, id, image, prompt, answer, later in zip(*columns, strict=True):
+            if image is not None and self.image_root is None:
                 raise DataError(self._no_folder(image))
-            turns = zip(texts[start:end:2], texts[start + 1 : end : 2], strict=True)
             examples.append(
                 Example(
-                    source=self.name,
-                    image=None if image is None else self.picture(image),
-                    prompt=prompt,
-                    answer=answer,
-                    later_turns=tuple(Turn(*turn) for turn in turns),
+                    source=self.name, image=None if image is None else self.picture(image), prompt=prompt, answer=answer,
+                    later_turns=tuple(map(Turn, later[::2], later[1::2])),
                     where=f"{self.file.name}, record {record} (id {id})",
                 )
-            )
+            )  # fmt: skip
         return examples
-
-    def _image_issues(self, rows: datasets.Dataset) -> Iterator[DataIssue]:
-        import pyarrow.compute as pc
-
-        column = rows.data.column("image")
-        names = [name for name in pc.unique(column).to_pylist() if name is not None]
-        if self.pictures is None:
-            if names:
-                yield DataIssue(str(self.file), "", "the setting images", self._no_folder(names[0]))
-        elif wrong := {
-            issue.record: issue for issue in self.pictures.issues(self.file, [(name, name) for name in names])
-        }:
-            for row, name in enumerate(column.to_pylist()):
-                if name in wrong:
-                    record, id = rows[row]["record"], rows[row]["id"]
-                    yield wrong[name]._replace(record=f"record {record} (id {id})")
 
     def _no_folder(self, name: str) -> str:
         return (
             f"is not set, but records of {self.file.name} have pictures ({name}). Set it to the folder they are below."
         )
-
-
-class _FaultyFileError(DataError):
-    """All issues of a file."""
-
-    def __init__(self, issues: list[DataIssue]) -> None:
-        super().__init__(str(DataError.of(issues)))
-        self.issues = issues
 
 
 def _texts(said: list[_Text]) -> tuple[list[str], list[tuple[str, str]]]:

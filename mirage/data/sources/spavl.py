@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mirage.data.base import Answers, PictureFolder, Source
+from mirage.data.base import Answers, FileSource
 from mirage.data.lazy import Lazy
-from mirage.data.sources.records import HarmfulAnswers
+from mirage.data.sources.harmful_answers import HarmfulAnswers
 from mirage.errors import DataError, DataIssue
-from mirage.images import PIXEL_LIMIT, BytesImage, FileImage, ImageCheck, ImageError
+from mirage.images import BytesImage, FileImage, ImageError
 from mirage.schema import EvalSample, Example, Picture
 from mirage.shapes import Shape, Text, checked
 
@@ -40,7 +40,8 @@ class _TrainRow(_Row):
 _SHAPES: dict[str, type[_Row]] = {"train": _TrainRow, "harm": _Row, "help": _Row}
 
 
-class SPAVL(Source):
+@dataclass(eq=False)
+class SPAVL(FileSource):
     """SPA-VL: 93,258 harmful questions to train on, 265 harmful and 265 harmless ones to test with.
 
     The unsafe set's refusals are the `chosen` answers, its harmful answers the `rejected` ones. There is no retain set.
@@ -54,33 +55,27 @@ class SPAVL(Source):
         harmful_answers: File that `mirage prepare` wrote, with other harmful answers than the `rejected` ones: one JSON
             line for each training question. An answer of null leaves its question out.
         cache: Folder for what `datasets` makes of parquet files; by default its own.
-        image_check: How closely `validate` looks at the pictures: decode, header, exists or none.
-        pixel_limit: Largest picture that is opened, in pixels.
     """
 
-    def __init__(
-        self,
-        root: Path,
-        harmful_answers: Path | None = None,
-        cache: Path | None = None,
-        image_check: ImageCheck = "header",
-        pixel_limit: int = PIXEL_LIMIT,
-    ) -> None:
-        self.root, self.cache = Path(root), cache
-        self.pictures: PictureFolder = PictureFolder(self.root, image_check, pixel_limit)
-        command = f"mirage prepare --data SPAVL --data.root {root} --answers_from MODEL --out OUT"
-        self._harmful = None if harmful_answers is None else HarmfulAnswers(Path(harmful_answers), command)
-        self._loaded_sets: dict[str, datasets.Dataset] = {}
-        self._placed: dict[str, dict[str, int]] = {}
+    root: Path
+    harmful_answers: Path | None = None
+    cache: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Opens no file yet."""
+        self.root = self.image_root = Path(self.root)
+        command = f"mirage prepare --data SPAVL --data.root {self.root} --answers_from MODEL --out OUT"
+        self._harmful = None if self.harmful_answers is None else HarmfulAnswers(self.harmful_answers, command)
+        self._loaded: dict[str, datasets.Dataset] = {}
 
     def unsafe(self, answers: Answers) -> Sequence[Example]:
         """The training questions with the chosen answers (`refusal`), or the rejected or given ones (`harmful`)."""
-        if answers == "harmful" and self._harmful is not None:
-            given = self._harmful.by_id(self._train_ids())
-            chosen = [(k, answer) for k, id in enumerate(self._train_ids()) if (answer := given[id]) is not None]
-            return Lazy(len(chosen), partial(self._given_examples, chosen))
-        column = "chosen" if answers == "refusal" else "rejected"
-        return Lazy(len(self._rows("train")), partial(self._examples, column))
+        if answers == "refusal" or self._harmful is None:
+            column = "chosen" if answers == "refusal" else "rejected"
+            return Lazy(len(self._rows("train")), partial(self._examples, column))
+        given = self._harmful.by_id(self._train_ids())
+        chosen = [(k, answer) for k, id in enumerate(self._train_ids()) if (answer := given[id]) is not None]
+        return Lazy(len(chosen), partial(self._given_examples, chosen))
 
     def eval_samples(self, eval_set: str) -> Sequence[EvalSample]:
         """HarmEval as `unsafe`, HelpEval as `benign`; `train_unsafe` for `mirage prepare`."""
@@ -94,12 +89,12 @@ class SPAVL(Source):
         split, _, shown = name.partition("/")
         if split in _SETS:
             row = re.fullmatch(r"row (\d{1,9})", shown)
-            place = int(row[1]) if row else self._places(split).get(shown)
-            if place is not None and place < len(self._rows(split)):
+            place = int(row[1]) if row else self._place(split, shown)
+            if 0 <= place < len(self._rows(split)):
                 picture = self._picture(split, place, self._rows(split)[place])
-                if picture.name == name:
+                if picture is not None and picture.name == name:
                     return picture
-        return self.pictures.picture(name)
+        return super().picture(name)
 
     def validate(self) -> Sequence[DataIssue]:
         """Every faulty row of the three sets: texts and pictures. A set that is not there is an issue too."""
@@ -113,109 +108,96 @@ class SPAVL(Source):
             issues += self._harmful.issues(self._train_ids())
         return issues
 
-    def _train_ids(self) -> Iterator[str]:
-        return (f"train/{k}" for k in range(len(self._rows("train"))))
+    def _train_ids(self) -> list[str]:
+        return [f"train/{k}" for k in range(len(self._rows("train")))]
 
     def _rows(self, name: str) -> datasets.Dataset:
-        if name not in self._loaded_sets:
-            self._loaded_sets[name] = self._loaded(name)
-        return self._loaded_sets[name]
+        """A set's rows, loaded once, their pictures not decoded.
 
-    def _loaded(self, name: str) -> datasets.Dataset:
+        Raises:
+            DataError: If there is no such set, or it cannot be read or lacks a column.
+        """
         import datasets
 
-        saved = [folder for folder in (self.root / name, self.root / "test" / name) if (folder / "state.json").exists()]
-        files = next((sorted(files) for pattern in _SETS[name] if (files := list(self.root.glob(pattern)))), None)
-        if saved:
-            rows = datasets.load_from_disk(str(saved[0]))
-        elif files:
-            names, cache = [str(file) for file in files], self.cache and str(self.cache)
-            try:
-                rows = datasets.load_dataset("parquet", data_files=names, split="train", cache_dir=cache)
-            except Exception as error:  # pyarrow's and datasets' errors have no common base
-                raise DataError(
-                    f"{files[0].parent}: the {name} parquet files cannot be read ({error}). Download them again."
-                ) from error
-        else:
-            searched = ", ".join(_SETS[name][:2])
-            raise DataError(
-                f"{self.root} has no {name} set of SPA-VL (no saved folder {name}, no {searched}). Set root to its folder."
+        if name in self._loaded:
+            return self._loaded[name]
+        folders = [
+            folder for folder in (self.root / name, self.root / "test" / name) if (folder / "state.json").exists()
+        ]
+        files = next((sorted(files) for pattern in _SETS[name] if (files := list(self.root.glob(pattern)))), [])
+        if not folders and not files:
+            searched = f"no saved folder {name}, no {', '.join(_SETS[name][:2])}"
+            raise DataError(f"{self.root} has no {name} set of SPA-VL ({searched}). Set root to its folder.")
+        try:
+            rows: Any = (
+                datasets.load_from_disk(str(folders[0]))
+                if folders
+                else datasets.Dataset.from_parquet([*map(str, files)], cache_dir=self.cache and str(self.cache))
             )
-        assert isinstance(rows, datasets.Dataset)
+        except Exception as error:  # pyarrow's and datasets' errors have no common base
+            where = [*folders, *files][0]
+            raise DataError(f"{where}: the {name} set cannot be read ({error}). Download it again.") from error
         if lacking := {"image", *_SHAPES[name].model_fields}.difference(rows.column_names):
-            raise DataError(
-                f"{self.root}: the {name} set has no column {', '.join(sorted(lacking))}, only "
-                f"{', '.join(rows.column_names)}. Download it again."
-            )
+            names = f"{', '.join(sorted(lacking))}, only {', '.join(rows.column_names)}"
+            raise DataError(f"{self.root}: the {name} set has no column {names}. Download it again.")
         if isinstance(rows.features["image"], datasets.Image):
             # datasets would decode by itself, with any format that Pillow knows; see mirage.images.
             rows = rows.cast_column("image", datasets.Image(decode=False))
-        return rows
+        return self._loaded.setdefault(name, rows)
 
-    def _places(self, name: str) -> dict[str, int]:
-        """The row of each picture of a set by its name there, the first one of several; no picture is read for it."""
-        if name not in self._placed:
-            import pyarrow as pa
-            import pyarrow.compute as pc
+    def _place(self, name: str, shown: str) -> int:
+        """The first row of a set whose picture has this name there, -1 if none has; no picture is read for it."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
 
-            rows = self._rows(name)
-            images = rows.data.column("image")
-            paths = pc.struct_field(images, "path") if pa.types.is_struct(images.type) else images
-            named = rows.data.column("image_name") if "image_name" in rows.column_names else None
-            names = paths if named is None else pc.coalesce(pc.if_else(pc.equal(named, ""), None, named), paths)
-            self._placed[name] = {}
-            for place, shown in enumerate(names.to_pylist()):
-                self._placed[name].setdefault(shown or "", place)
-        return self._placed[name]
+        rows = self._rows(name)
+        images = rows.data.column("image")
+        names = pc.struct_field(images, "path") if pa.types.is_struct(images.type) else images
+        if "image_name" in rows.column_names:
+            named = rows.data.column("image_name")
+            names = pc.if_else(pc.fill_null(pc.equal(named, ""), True), names, named)
+        return pc.index(names, shown).as_py()  # type: ignore[no-any-return]
 
-    def _picture(self, name: str, index: int, row: dict[str, Any]) -> FileImage | BytesImage:
+    def _picture(self, name: str, index: int, row: dict[str, Any]) -> Picture | None:
         held = row["image"]
         if isinstance(held, dict) and held.get("bytes"):
             shown = row.get("image_name") or held.get("path") or f"row {index}"
-            return BytesImage(f"{name}/{shown}", held["bytes"], self.pictures.pixel_limit)
+            return BytesImage(f"{name}/{shown}", held["bytes"], self.pixel_limit)
         path = held.get("path") if isinstance(held, dict) else held
         if not path:
-            raise ImageError("data are missing: the row has neither bytes nor a path. Download the file again.")
-        return self.pictures.picture(path)
+            raise ImageError("is empty: the row has neither bytes nor a path. Download the file again.")
+        return super().picture(path)
 
     def _examples(self, column: str, places: Sequence[int]) -> list[Example]:
-        return [self._example(column, place) for place in places]
+        examples = []
+        for place in places:
+            row, where = self._rows("train")[place], f"train set, row {place}"
+            texts, issues = checked(_TrainRow, row, str(self.root), where)
+            if texts is None:
+                raise DataError.of(issues)
+            image, answer = self._picture("train", place, row), getattr(texts, column)
+            examples.append(
+                Example(source="spavl/train", image=image, prompt=texts.question, answer=answer, where=where)
+            )
+        return examples
 
-    def _example(self, column: str, index: int) -> Example:
-        row, where = self._rows("train")[index], f"train set, row {index}"
-        texts, issues = checked(_TrainRow, row, str(self.root), where)
-        if texts is None:
-            raise DataError.of(issues)
-        return Example(
-            source="spavl/train",
-            image=self._picture("train", index, row),
-            prompt=texts.question,
-            answer=getattr(texts, column),
-            where=where,
-        )
-
-    def _given_examples(self, chosen: list[tuple[int, str]], places: Sequence[int]) -> list[Example]:
-        return [
-            dataclasses.replace(self._example("rejected", row), answer=answer)
-            for row, answer in (chosen[place] for place in places)
-        ]
+    def _given_examples(self, given: list[tuple[int, str]], places: Sequence[int]) -> list[Example]:
+        chosen = [given[place] for place in places]
+        examples = self._examples("rejected", [row for row, _ in chosen])
+        return [replace(example, answer=answer) for example, (_, answer) in zip(examples, chosen, strict=True)]
 
     def _samples(self, name: str, places: Sequence[int]) -> list[EvalSample]:
         rows = ((place, self._rows(name)[place]) for place in places)
         return [
             EvalSample(
-                id=f"{name}/{place}",
-                source=f"spavl/{name}",
-                image=self._picture(name, place, row),
-                question=row["question"],
-                unsafe=name != "help",
-                category=row.get("class1"),
+                id=f"{name}/{place}", source=f"spavl/{name}", image=self._picture(name, place, row),
+                question=row["question"], unsafe=name != "help", category=row.get("class1"),
             )
             for place, row in rows
-        ]
+        ]  # fmt: skip
 
     def _set_issues(self, name: str) -> Iterator[DataIssue]:
-        rows, shape, check = self._rows(name), _SHAPES[name], self.pictures.check
+        rows, shape, check = self._rows(name), _SHAPES[name], self.image_check
         if not len(rows):
             yield DataIssue(str(self.root), f"{name} set", "the set", "has no rows. Download its files again.")
         in_files: list[tuple[str, str]] = []  # place and image name
@@ -223,14 +205,12 @@ class SPAVL(Source):
         for index, row in enumerate(rows.select_columns(columns)):
             where = f"{name} set, row {index}"
             yield from checked(shape, row, str(self.root), where)[1]
-            if check == "none":
-                continue
             try:
-                picture = self._picture(name, index, row)
+                picture = None if check == "none" else self._picture(name, index, row)
                 if isinstance(picture, FileImage):
                     in_files.append((where, picture.name))
-                elif check != "exists":
+                elif isinstance(picture, BytesImage) and check in ("header", "decode"):
                     picture.check(check)
             except ImageError as error:
-                yield DataIssue(str(self.root), where, "image", str(error))
-        yield from self.pictures.issues(self.root, in_files)
+                yield DataIssue(str(self.root), where, "image", error.remedy)
+        yield from self.picture_issues(self.root, in_files)

@@ -5,21 +5,23 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from mirage.data.base import Answers, PictureFolder, Source
-from mirage.data.sources.records import HarmfulAnswers, read_list
+from mirage.data.base import Answers, FileSource
+from mirage.data.sources.harmful_answers import HarmfulAnswers
 from mirage.errors import DataError, DataIssue
-from mirage.images import PIXEL_LIMIT, ImageCheck, ImageName
+from mirage.images import ImageName
+from mirage.json_file import sound_records
 from mirage.schema import EvalSample, Example
 from mirage.shapes import AnyText, ExactShape, Text
 
 _EXPECTED = 'a list of records like {"id": "...", "image": "...", "safe": true, "instr-resp": [{...}]}'
-_FIELDS = {True: ("safe_instruction", "unsafe_instruction"), False: ("instruction",)}
+_QUESTIONS = {True: ["safe_instruction", "unsafe_instruction"], False: ["instruction"]}  # of a safe or unsafe picture
 # Published twice, for one picture with other questions and answers. Both records count among the 977 safe ones.
 _PUBLISHED_TWICE = {"Ads_303871"}
 _NO_QUESTION = "n/a"
@@ -28,27 +30,42 @@ _EVAL_SETS = {"unsafe": "instruction", "benign": "safe_instruction", "unsafe_saf
 _log = logging.getLogger(__name__)
 
 
-class _TestRecord(ExactShape):
-    """A record of the test split, where 17 responses are empty."""
+class _Pair(ExactShape):
+    """One question and its response, which is empty 17 times in the test split."""
 
+    instruction: Text = ""
+    safe_instruction: Text = ""
+    unsafe_instruction: Text = ""
+    response: AnyText
+
+    @property
+    def field(self) -> str:
+        """The name of the field that holds the question."""
+        return " + ".join(sorted(self.model_fields_set - {"response"}))
+
+
+class _TrainPair(_Pair):
+    response: Text
+
+
+AnyPair = TypeVar("AnyPair", bound=_Pair)
+
+
+class _Record(ExactShape, Generic[AnyPair]):
     id: Text
     image: ImageName
     safe: bool
-    questions: list[dict[str, AnyText]] = Field(alias="instr-resp")
+    pairs: list[AnyPair] = Field(alias="instr-resp")
     harmful_category: AnyText | None = Field(default=None, validate_default=True)
     harmful_subcategory: AnyText | None = Field(default=None, validate_default=True)
 
-    @field_validator("questions")
+    @field_validator("pairs")
     @classmethod
-    def _complete(cls, questions: list[dict[str, str]], info: ValidationInfo) -> list[dict[str, str]]:
-        expected = [{name, "response"} for name in _FIELDS[info.data["safe"]]] if "safe" in info.data else []
-        if expected and [set(each) for each in questions] not in (expected, expected[::-1]):
-            held = " and ".join(f"{{{', '.join(each)}}}" for each in questions) or "nothing"
-            wanted = " and ".join(f"{{{name}, response}}" for name in _FIELDS[info.data["safe"]])
-            raise ValueError(f"holds {held}. It must hold {wanted}.")
-        if not all(text.strip() for each in questions for name, text in each.items() if name != "response"):
-            raise ValueError("has an empty question. Write it, or remove the record.")
-        return questions
+    def _complete(cls, pairs: list[AnyPair], info: ValidationInfo) -> list[AnyPair]:
+        held = sorted(pair.field for pair in pairs)
+        if "safe" in info.data and held != (wanted := _QUESTIONS[info.data["safe"]]):
+            raise ValueError(f"has the questions {held}. It must have {wanted}, each with its response.")
+        return pairs
 
     @field_validator("harmful_category", "harmful_subcategory")
     @classmethod
@@ -58,28 +75,31 @@ class _TestRecord(ExactShape):
         return category
 
 
-class _TrainRecord(_TestRecord):
-    questions: list[dict[str, Text]] = Field(alias="instr-resp")
-
-
 class _Question(NamedTuple):
-    """One question of a record."""
-
-    id: str  # <record id>/<field>
+    sample: EvalSample  # its id is <record id>/<field>
     field: str  # instruction, safe_instruction or unsafe_instruction
-    text: str
     response: str
-    image: str
-    category: str | None
+    image: str  # as the record names it
+    file: str
     where: str
 
+    def answered(self, answer: str) -> Example:
+        """The question with this answer, to train on."""
+        source, image, prompt = self.sample.source, self.sample.image, self.sample.question
+        where = f"{self.file}, {self.where}"
+        return Example(
+            source=source, image=image, prompt=prompt, answer=answer, where=where,
+            picture_decides=self.field != "unsafe_instruction",  # such a question is unsafe by its words alone
+        )  # fmt: skip
 
-class VLGuard(Source):
+
+@dataclass(eq=False)
+class VLGuard(FileSource):
     """VLGuard: 2000 records to train on and 1000 to test with, as its authors publish them.
 
     The unsafe set is `instruction` (questions about the 1023 unsafe pictures). Left out of training, and named in the
-    log: the 14 questions that are only "N/A", and the 8 pictures that are in both splits. Of 977 safe pictures 974 stay
-    for the retain set, of 1023 unsafe questions 1004.
+    results: the 14 questions that are only "N/A", and the 8 pictures that are in both splits. Of 977 safe pictures 974
+    stay for the retain set, of 1023 unsafe questions 1004.
 
     EvalSample sets: `unsafe` (442), `benign` (558), `unsafe_safe_image` (558 unsafe questions about safe pictures), and
     `train_unsafe`, the questions of the unsafe set, for which harmful answers are to be made.
@@ -95,181 +115,129 @@ class VLGuard(Source):
         harmful_answers: File that `mirage prepare` wrote: one JSON line for each unsafe question, with `id`
             ('<record id>/<field>') and `answer`. NPO and RMU need it. An answer of null leaves its question out.
         num_held_out: Test answers to harmless questions that serve for the validation loss.
-        image_check: How closely `validate` looks at the pictures: decode, header, exists or none.
-        pixel_limit: Largest picture that is opened, in pixels.
     """
 
-    def __init__(
-        self,
-        root: Path,
-        train_file: str = "train.json",
-        test_file: str = "test.json",
-        train_images: str = "train",
-        test_images: str = "test",
-        unsafe_set: Literal["instruction", "all"] = "instruction",
-        harmful_answers: Path | None = None,
-        num_held_out: int = 64,
-        image_check: ImageCheck = "header",
-        pixel_limit: int = PIXEL_LIMIT,
-    ) -> None:
-        if num_held_out < 0:
-            raise ValueError(f"VLGuard num_held_out is {num_held_out}: it must be 0 or more.")
-        self.root = Path(root)
-        self.files = {"train": train_file, "test": test_file}
-        self.folders = {"train": train_images, "test": test_images}
-        self.pictures: PictureFolder = PictureFolder(self.root, image_check, pixel_limit)
-        self.unsafe_set, self.num_held_out = unsafe_set, num_held_out
-        which = "" if unsafe_set == "instruction" else f" --data.unsafe_set {unsafe_set}"
-        self._command = f"mirage prepare --data VLGuard --data.root {root}{which} --answers_from MODEL --out OUT"
-        self._harmful = None if harmful_answers is None else HarmfulAnswers(Path(harmful_answers), self._command)
+    root: Path
+    train_file: str = "train.json"
+    test_file: str = "test.json"
+    train_images: str = "train"
+    test_images: str = "test"
+    unsafe_set: Literal["instruction", "all"] = "instruction"
+    harmful_answers: Path | None = None
+    num_held_out: int = 64
+
+    def __post_init__(self) -> None:
+        """Opens no file yet."""
+        if self.num_held_out < 0:
+            raise ValueError(f"VLGuard num_held_out is {self.num_held_out}: it must be 0 or more.")
+        self.image_root = Path(self.root)
+        which = "" if self.unsafe_set == "instruction" else f" --data.unsafe_set {self.unsafe_set}"
+        self._command = f"mirage prepare --data VLGuard --data.root {self.root}{which} --answers_from MODEL --out OUT"
+        self._harmful = None if self.harmful_answers is None else HarmfulAnswers(self.harmful_answers, self._command)
 
     def unsafe(self, answers: Answers) -> Sequence[Example]:
         """Unsafe questions with VLGuard's refusals, or with the harmful answers of `harmful_answers`."""
         questions = self._unsafe_questions
         if answers == "refusal":
-            return [self._example(question, question.response, "train") for question in questions]
+            return [each.answered(each.response) for each in questions]
         if self._harmful is None:
             raise DataError(
                 "vlguard has refusals only, and unlearning needs harmful answers. Make them with "
                 f"`{self._command}` (MODEL is a model's folder), and set harmful_answers to OUT/harmful_answers.jsonl."
             )
-        by_id = self._harmful.by_id(question.id for question in questions)
-        return [
-            self._example(question, answer, "train")
-            for question in questions
-            if (answer := by_id[question.id]) is not None
-        ]
+        harmful = self._harmful.by_id(each.sample.id for each in questions)
+        return [each.answered(answer) for each in questions if (answer := harmful[each.sample.id]) is not None]
 
     def retain(self) -> Sequence[Example]:
         """The harmless questions about safe training pictures, with their answers."""
-        safe = [question for question in self._training[0] if question.field == "safe_instruction"]
-        return [self._example(question, question.response, "train") for question in safe]
+        return [each.answered(each.response) for each in self._training[0] if not each.sample.unsafe]
 
     def held_out(self) -> Sequence[Example]:
         """The first harmless test questions that have an answer (17 of the 558 published ones are empty)."""
-        safe = [question for question in self._questions("test") if question.field == "safe_instruction"]
-        answered = [question for question in safe if question.response.strip()]
-        return [self._example(question, question.response, "test") for question in answered[: self.num_held_out]]
+        safe = [each for each in self._questions(self.test_file) if not each.sample.unsafe and each.response.strip()]
+        return [each.answered(each.response) for each in safe[: self.num_held_out]]
 
     def eval_samples(self, eval_set: str) -> Sequence[EvalSample]:
         """The test questions of `unsafe`, `benign` or `unsafe_safe_image`; `train_unsafe` for `mirage prepare`."""
         if eval_set == "train_unsafe":
-            return [self._sample(question, "train") for question in self._unsafe_questions]
+            return [each.sample for each in self._unsafe_questions]
         if eval_set not in _EVAL_SETS:
             raise self.no_eval_set(eval_set, (*_EVAL_SETS, "train_unsafe"))
-        return [self._sample(each, "test") for each in self._questions("test") if each.field == _EVAL_SETS[eval_set]]
+        return [each.sample for each in self._questions(self.test_file) if each.field == _EVAL_SETS[eval_set]]
 
     def skipped(self) -> Sequence[DataIssue]:
         """The training records that are not trained on, each with the reason."""
         skipped = list(self._training[1])
         if self._harmful is not None:
-            by_id = self._harmful.by_id(())
+            harmful = self._harmful.by_id(())
             remedy = f"has no harmful answer in {self._harmful.file}."
-            skipped += [
-                DataIssue(self.files["train"], question.where, question.field, remedy)
-                for question in self._unsafe_questions
-                if by_id.get(question.id, "") is None
-            ]
+            silent = [each for each in self._unsafe_questions if harmful.get(each.sample.id) is None]
+            skipped += [DataIssue(each.file, each.where, each.field, remedy) for each in silent]
         return skipped
 
     def validate(self) -> Sequence[DataIssue]:
         """Every faulty record and picture of both splits, and every unsafe question without a harmful answer."""
-        issues = [issue for _, in_file in self._read.values() for issue in in_file]
-        usable = not issues
-        for split, file in self.files.items():
-            images = {question.where: self._image(question, split) for question in self._read[split][0]}
-            issues += self.pictures.issues(self.root / file, list(images.items()))
-        if self._harmful is not None and usable:
-            issues += self._harmful.issues(question.id for question in self._unsafe_questions)
+        questions, in_records = self._read
+        issues = list(in_records)
+        for file in (self.train_file, self.test_file):
+            images = {
+                each.where: each.sample.image.name for each in questions if each.file == file and each.sample.image
+            }
+            issues += self.picture_issues(Path(self.root, file), list(images.items()))
+        if self._harmful is not None and not in_records:
+            issues += self._harmful.issues(each.sample.id for each in self._unsafe_questions)
         return issues
 
     @cached_property
-    def _read(self) -> dict[str, tuple[list[_Question], list[DataIssue]]]:
-        shapes = {"train": _TrainRecord, "test": _TestRecord}
-        return {split: _read_file(self.root / file, shapes[split]) for split, file in self.files.items()}
+    def _read(self) -> tuple[list[_Question], list[DataIssue]]:
+        """The questions of the sound records of both files, and the issues of the others."""
+        questions: list[_Question] = []
+        issues: list[DataIssue] = []
+        shape: type[_Record[Any]]
+        for split, file, folder, shape in (
+            ("train", self.train_file, self.train_images, _Record[_TrainPair]),
+            ("test", self.test_file, self.test_images, _Record[_Pair]),
+        ):
+            seen: Counter[str] = Counter()
+            path = Path(self.root, file)
+            for record, where, *_ in sound_records(path, shape, _EXPECTED, issues, may_repeat=_PUBLISHED_TWICE):
+                seen[record.id] += 1
+                key = record.id if seen[record.id] == 1 else f"{record.id}#{seen[record.id]}"
+                image = record.image if folder == "." else f"{folder}/{record.image}"
+                for pair in record.pairs:
+                    sample = EvalSample(
+                        id=f"{key}/{pair.field}", source=f"vlguard/{split}", image=self.picture(image),
+                        question=getattr(pair, pair.field), unsafe=pair.field != "safe_instruction",
+                        category=None if record.safe else f"{record.harmful_category}/{record.harmful_subcategory}",
+                    )  # fmt: skip
+                    questions.append(_Question(sample, pair.field, pair.response, record.image, file, where))
+        return questions, issues
 
-    def _questions(self, split: str) -> list[_Question]:
-        questions, issues = self._read[split]
+    def _questions(self, file: str) -> list[_Question]:
+        questions, issues = self._read
         if issues:
             raise DataError.of(issues)
-        return questions
+        return [each for each in questions if each.file == file]
 
     @cached_property
     def _training(self) -> tuple[list[_Question], list[DataIssue]]:
         """Questions to train on, and what is skipped."""
-        file = self.files["train"]
         kept: list[_Question] = []
         skipped: list[DataIssue] = []
-        in_both: set[str] = set()
-        test_images = {question.image for question in self._questions("test")}
-        for question in self._questions("train"):
-            if question.image in test_images:
-                in_both.add(question.image)
-                remedy = f"{question.image} is in the test set too."
-                skipped.append(DataIssue(file, question.where, "image", remedy))
-            elif question.text.strip().lower() == _NO_QUESTION:
-                skipped.append(DataIssue(file, question.where, question.field, f"is only {question.text!r}."))
+        test_images = {each.image for each in self._questions(self.test_file)}
+        for each in self._questions(self.train_file):
+            if each.image in test_images:
+                skipped.append(DataIssue(each.file, each.where, "image", f"{each.image} is in the test set too."))
+            elif each.sample.question.strip().lower() == _NO_QUESTION:
+                skipped.append(DataIssue(each.file, each.where, each.field, f"is only {each.sample.question!r}."))
             else:
-                kept.append(question)
+                kept.append(each)
         if skipped:
-            _log.warning(
-                "%s: not trained on: %d questions that are only 'N/A', %d pictures that are in the test set too (%s)",
-                self.root / file,
-                sum(issue.field != "image" for issue in skipped),
-                len(in_both),
-                ", ".join(sorted(in_both)),
-            )
+            path = Path(self.root, self.train_file)
+            _log.warning("%s: %d questions are not trained on:\n%s", path, len(skipped), DataError.of(skipped))
         return kept, skipped
 
     @property
     def _unsafe_questions(self) -> list[_Question]:
         fields = ("instruction", "unsafe_instruction") if self.unsafe_set == "all" else ("instruction",)
-        return [question for question in self._training[0] if question.field in fields]
-
-    def _image(self, question: _Question, split: str) -> str:
-        """The image's name below `root`."""
-        return question.image if self.folders[split] == "." else f"{self.folders[split]}/{question.image}"
-
-    def _example(self, question: _Question, answer: str, split: str) -> Example:
-        return Example(
-            source=f"vlguard/{split}",
-            image=self.pictures.picture(self._image(question, split)),
-            prompt=question.text,
-            answer=answer,
-            where=f"{self.files[split]}, {question.where}",
-            # an unsafe question about a safe picture is unsafe by its words alone
-            picture_decides=question.field != "unsafe_instruction",
-        )
-
-    def _sample(self, question: _Question, split: str) -> EvalSample:
-        return EvalSample(
-            id=question.id,
-            source=f"vlguard/{split}",
-            image=self.pictures.picture(self._image(question, split)),
-            question=question.text,
-            unsafe=question.field != "safe_instruction",
-            category=question.category,
-        )
-
-
-def _read_file(path: Path, shape: type[_TestRecord]) -> tuple[list[_Question], list[DataIssue]]:
-    """The questions of a file's sound records, and the issues of the others."""
-    questions: list[_Question] = []
-    issues: list[DataIssue] = []
-    seen: Counter[str | None] = Counter()
-    for entry in read_list(path, shape, _EXPECTED):
-        issues += entry.issues
-        seen[entry.id] += entry.id is not None
-        if seen[entry.id] > 1 and entry.id not in _PUBLISHED_TWICE:
-            remedy = "is that of an earlier record. Give it its own, or remove one of them."
-            issues.append(DataIssue(str(path), entry.where, "id", remedy))
-        elif (record := entry.value) is not None:
-            key = record.id if seen[record.id] == 1 else f"{record.id}#{seen[record.id]}"
-            category = None if record.safe else f"{record.harmful_category}/{record.harmful_subcategory}"
-            for each in record.questions:
-                field = next(name for name in each if name != "response")
-                id = f"{key}/{field}"
-                questions.append(
-                    _Question(id, field, each[field], each["response"], record.image, category, entry.where)
-                )
-    return questions, issues
+        return [each for each in self._training[0] if each.field in fields]

@@ -1,0 +1,66 @@
+"""Harmful answers to the questions of a source, from the file that `mirage prepare` wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from mirage.errors import DataError, DataIssue
+from mirage.json_file import sound_records
+from mirage.shapes import Shape, Text
+
+
+class _Answer(Shape):
+    id: Text
+    answer: Text | None
+
+
+class HarmfulAnswers:
+    """The file of harmful answers that `mirage prepare` wrote: question id -> answer, None where no usable one is known.
+
+    JSON Lines (or one JSON list) of objects with `id` and `answer`; other fields are for the reader and are ignored.
+
+    Args:
+        file: The file.
+        command: What makes it anew, for messages.
+    """
+
+    def __init__(self, file: Path, command: str) -> None:
+        self.file, self.command = Path(file), command
+
+    def by_id(self, ids: Iterable[str]) -> dict[str, str | None]:
+        """Every answer of the file.
+
+        Raises:
+            DataError: With every faulty record, or every one of `ids` that the file lacks.
+        """
+        if issues := self.issues(ids):
+            raise DataError.of(issues)
+        return self._read[0]
+
+    def issues(self, ids: Iterable[str]) -> list[DataIssue]:
+        """Every faulty record; if there is none, every one of `ids` that the file lacks."""
+        answers, issues = self._read
+        return issues or [
+            DataIssue(str(self.file), "", "the file", f"lacks a line for {id!r}. Run `{self.command}` again.")
+            for id in ids
+            if id not in answers
+        ]
+
+    @cached_property
+    def _read(self) -> tuple[dict[str, str | None], list[DataIssue]]:
+        answers: dict[str, str | None] = {}
+        issues: list[DataIssue] = []
+        form: Literal["list", "lines"] = "lines"
+        with suppress(OSError), self.file.open("rb") as file:  # reading it says what is wrong
+            form = "list" if file.read(64).lstrip().startswith(b"[") else "lines"
+        expected = 'lines like {"id": "<record id>/<field>", "answer": "..."}'
+        for entry in sound_records(self.file, _Answer, expected, issues, form, may_be_empty=True):
+            value = entry.value
+            if answers.setdefault(value.id, value.answer) != value.answer:
+                remedy = f"{value.id!r} occurs twice with different answers. Remove one."
+                issues.append(DataIssue(str(self.file), entry.where, "id", remedy))
+        return answers, issues
