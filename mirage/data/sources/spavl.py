@@ -165,7 +165,7 @@ class SPAVL(FileSource):
             return BytesImage(f"{name}/{shown}", held["bytes"], self.pixel_limit)
         path = held.get("path") if isinstance(held, dict) else held
         if not path:
-            raise ImageError("is empty: the row has neither bytes nor a path. Download the file again.")
+            raise ImageError("data are missing: the row has neither bytes nor a path. Download the file again.")
         return super().picture(path)
 
     def _examples(self, column: str, places: Sequence[int]) -> list[Example]:
@@ -212,5 +212,5 @@ class SPAVL(FileSource):
                 elif isinstance(picture, BytesImage) and check in ("header", "decode"):
                     picture.check(check)
             except ImageError as error:
-                yield DataIssue(str(self.root), where, "image", error.remedy)
+                yield DataIssue(str(self.root), where, "image", str(error))
         yield from self.picture_issues(self.root, in_files)
