@@ -15,6 +15,7 @@ from mirage.evaluation.attack import Attack
 from mirage.evaluation.generate.base import Engine
 from mirage.evaluation.generate.huggingface import HuggingFaceEngine
 from mirage.evaluation.judge.base import Judge, Judgement, check_scored
+from mirage.evaluation.run.agreement import agreement
 from mirage.evaluation.run.counting import block, summarise
 from mirage.evaluation.run.records import write_records
 from mirage.evaluation.run.runner import ask, samples_fingerprint, subsample, weights_fingerprint
@@ -57,6 +58,7 @@ class EvalCallback(Callback):
         self.key = eval_set  # under which results.json and records/ know it
         self.max_new_tokens, self.batch_size, self.limit, self.seed = max_new_tokens, batch_size, limit, seed
         self.start: dict[str, Any] | None = None
+        self.plain_answers: dict[str, str] = {}  # the starting model's to the plain questions, by the questions' ids
         self.current: dict[str, Any] | None = None
         self.seconds: dict[str, float] = {}
         self.samples: list[EvalSample] = []
@@ -67,13 +69,13 @@ class EvalCallback(Callback):
         return f"{type(self).__qualname__}[{self.eval_set}]"
 
     def state_dict(self) -> dict[str, Any]:
-        """The starting model's result, with what it was asked: a resumed run cannot measure it again."""
-        return {"start": self.start, "asked": self._asked()}
+        """The starting model's result and answers, with what it was asked: a resumed run cannot measure it again."""
+        return {"start": self.start, "plain_answers": self.plain_answers, "asked": self._asked()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes the starting model's result from a checkpoint, unless it was asked or judged otherwise than now."""
         if state["asked"] == self._asked():
-            self.start = state["start"]
+            self.start, self.plain_answers = state["start"], state["plain_answers"]
 
     def _asked(self) -> str:
         return short_hash(samples_fingerprint(self.samples), self.judge.name, self.max_new_tokens)
@@ -157,6 +159,8 @@ class EvalCallback(Callback):
                 self.samples, engine, self.judge, eval_set=self.eval_set, fingerprint=fingerprint,
                 rank=trainer.global_rank, world_size=trainer.world_size, log_folder=folder / "records", finish=finish,
             )  # fmt: skip
+        if prefix:
+            self.plain_answers = {record.id: record.answer for record in records if not record.shot}
         key = "start" if prefix else self.key
         self.seconds[key] = self.seconds.get(key, 0.0) + time.perf_counter() - started
         return {
@@ -213,8 +217,10 @@ class OneWordAttack(EvalCallback):
         return self.attack.on(samples, datamodule.rewriter)
 
     def result(self, records: list[Record]) -> dict[str, Any]:
-        """Rates before and after, per shot and per category, and what the attack changed in the questions."""
-        return {"attack": self.attack.describe(self.samples), **summarise(records, records[0].unsafe)}
+        """Rates before and after, per shot and per category, agreement, and what the attack changed in the questions."""
+        agreed = agreement(records, self.plain_answers) if self.plain_answers else None
+        attack = self.attack.describe(self.samples)
+        return {"attack": attack, **summarise(records, records[0].unsafe), "agreement": agreed}
 
     def logged(self, result: dict[str, Any]) -> dict[str, float]:
         """`unsafe/before/asr`, `unsafe/after/asr`, ...; without those of which nothing was scored."""
