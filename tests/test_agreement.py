@@ -49,4 +49,6 @@ def test_agreement_is_a_mean_over_questions_of_the_mean_over_shots() -> None:
     assert found["before"] == {"mean": 1.0, "low": 1.0, "high": 1.0, "n": 2}
     assert found["after"]["mean"] == pytest.approx(0.25) and found["after"]["n"] == 2
     assert 0 <= found["after"]["low"] < 0.25 < found["after"]["high"] <= 0.5
-    assert agreement(records, {}) == {key: {"mean": None, "low": None, "high": None, "n": 0} for key in ("before", "after")}
+    assert agreement(records, {}) == {
+        key: {"mean": None, "low": None, "high": None, "n": 0} for key in ("before", "after")
+    }

@@ -180,6 +180,8 @@ def test_sets_that_cannot_be_crossed_are_refused() -> None:
         crossed(exclude=WORDS[1:])
     with pytest.raises(DataError, match=r"240 of 240 questions cannot be reworded .*, or leave data.crossing out"):
         crossed(examples(["?!"], unsafe=True, copies=120), examples(["..."], unsafe=False, copies=120))
+    with pytest.raises(DataError, match="neutral needs examples whose picture decides in both training sets"):
+        crossed(retain=examples(SAFE_QUESTIONS, unsafe=False, picture_decides=False), neutral=0.5)
     with pytest.raises(DataError, match="exchange needs questions of the retain set whose picture decides"):
         crossed(retain=examples(SAFE_QUESTIONS, unsafe=False, picture_decides=False), exchange=0.5)
 

@@ -51,8 +51,8 @@ class Crossing:
             questions count as one, or the manner of the single rewriter becomes a new cue.
         forms: The opening words, each as likely; `audit` takes those of the training sets themselves.
         neutral: Share of the uses, in each set, in which the question says nothing ("What about this image?"), so that the
-            picture has to be looked at. It falls to the examples whose picture decides (sources say which those are), and
-            is the smaller share of a set that has too few of them.
+            picture has to be looked at. It falls to the examples whose picture decides (sources say which those are). If
+            one of the sets has fewer of them, it is their share there, for both sets.
         exchange: Share of the other uses in which an unsafe example whose picture decides is asked a question of the retain
             set, so that harmless words do not promise an answer.
         forms_per_example: How many different forms an example has at most; the reference is computed for each.
@@ -126,7 +126,7 @@ class CrossedForms:
         self.excluded = frozenset(map(opening_word, exclude))
         sampled = [*_spread(unsafe), *_spread(retain)]
         self.words = self._opening_words(sampled, own=rewriter is not None)
-        self.neutral = {True: self._neutral_share(unsafe), False: self._neutral_share(retain)}
+        self.neutral = self._neutral_shares(unsafe, retain)
         # A mix of millions lends some thousand questions, and only to unsafe examples.
         self.exchanged = [each.prompt for each in _spread(retain) if each.picture_decides] if settings.exchange else []
         if settings.exchange and not self.exchanged:
@@ -203,10 +203,21 @@ class CrossedForms:
                 return reworded
         return None
 
-    def _neutral_share(self, examples: Sequence[Example]) -> float:
-        """The share of neutral questions among a set's examples whose picture decides."""
-        decided = [example.picture_decides for example in _spread(examples)]
-        return min(1.0, self.settings.neutral * len(decided) / max(sum(decided), 1))
+    def _neutral_shares(self, unsafe: Sequence[Example], retain: Sequence[Example]) -> dict[bool, float]:
+        """For the unsafe set (True) and the retain set: the share of neutral questions where the picture decides."""
+        sampled = {True: [*_spread(unsafe)], False: [*_spread(retain)]}
+        deciding = {
+            label: sum(each.picture_decides for each in of_set) / len(of_set)
+            for label, of_set in sampled.items()
+            if of_set
+        }
+        of_each_set = min(self.settings.neutral, *deciding.values())
+        if self.settings.neutral and not of_each_set:
+            raise DataError(
+                "data.crossing.neutral needs examples whose picture decides in both training sets, and one of them has none. "
+                "Set it to 0, or mark such examples in the source."
+            )
+        return {label: of_each_set / share if share else 0.0 for label, share in deciding.items()}
 
     @property
     def _neutral_questions(self) -> list[str]:

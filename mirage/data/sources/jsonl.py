@@ -38,7 +38,11 @@ class _Line(ExactShape):
     category: Text | None = None
 
 
-class _Unsafe(_Line):
+class _Trained(_Line):
+    picture_decides: bool = False
+
+
+class _Unsafe(_Trained):
     refusal: Text | None = None
     harmful: Text | None = None
 
@@ -49,7 +53,7 @@ class _Unsafe(_Line):
         return self
 
 
-class _Retain(_Line):
+class _Retain(_Trained):
     answer: Text
     later: list[_Turn] = Field(default=[])
 
@@ -187,7 +191,7 @@ class Jsonl(FileSource):
         return Example(
             source=source, image=image, prompt=line.prompt, answer=getattr(line, name),
             later_turns=tuple(Turn(turn.prompt, turn.answer) for turn in getattr(line, "later", ())),
-            where=f"{path.name}, line {number}",
+            where=f"{path.name}, line {number}", picture_decides=getattr(line, "picture_decides", False),
         )  # fmt: skip
 
 
