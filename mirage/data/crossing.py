@@ -214,8 +214,8 @@ class CrossedForms:
         of_each_set = min(self.settings.neutral, *deciding.values())
         if self.settings.neutral and not of_each_set:
             raise DataError(
-                "data.crossing.neutral needs examples whose picture decides in both training sets, and one of them has none. "
-                "Set it to 0, or mark such examples in the source."
+                "data.crossing.neutral needs examples whose picture decides in both training sets, and one of them has "
+                "none. Set it to 0, or mark such examples in the source."
             )
         return {label: of_each_set / share if share else 0.0 for label, share in deciding.items()}
 
