@@ -126,21 +126,11 @@ def test_controls_make_as_many_rewrites_without_the_word_and_say_so(tmp_path: Pa
         assert statistics["distinct"] > 0.3 and statistics["content_kept_mean"] > 0.3
 
 
-@pytest.mark.parametrize(
-    ("attack", "settings", "says"),
-    [
-        ("Rewrite", {"word": "what is"}, "attack.word is 'what is': "),
-        ("Rewrite", {"word": "what", "shots": 0}, "attack.shots is 0: it must be at least 1."),
-        ("RandomWord", {"word": "what", "shots": 500}, "attack.openings leaves 21 words for 500 shots: "),
-    ],
-)
-def test_a_bad_attack_is_one_sentence_of_its_own(
-    attack: str, settings: dict[str, Any], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_bad_attack_is_one_sentence_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good = attacked("benign", "OneWord", {"word": "what"})
-    assert validate(tmp_path, good, attacked("unsafe", attack, settings)) == 1
+    assert validate(tmp_path, good, attacked("unsafe", "RandomWord", {"word": "what", "shots": 500})) == 1
     (said,) = (line for line in capsys.readouterr().err.splitlines() if "Seed set" not in line)
-    assert said.startswith(f"mirage: {says}")
+    assert said.startswith("mirage: attack.openings leaves 21 words for 500 shots: ")
     assert not (tmp_path / "run" / "validate" / "results.json").exists()
 
 
@@ -152,23 +142,19 @@ def test_published_rewrites_are_asked_and_the_file_is_named(tmp_path: Path) -> N
         for sample in reversed(samples)  # never joined by position
     ]
     file = tmp_path / "published.json"
+    settings = {"word": "what's", "file": str(file), "missing": "drop"}
     file.write_text(json.dumps(published))
-    whole = attacked("unsafe", "Published", {"word": "what's", "file": str(file), "shots": 2})
-    assert validate(tmp_path, whole) == 0
-    described = results(tmp_path)["unsafe"]["attack"]
-    assert (described["kind"], described["file"], described["dropped"]) == ("file", str(file), [])
+    assert validate(tmp_path, attacked("unsafe", "Published", {**settings, "shots": 2})) == 0
+    whole = results(tmp_path)["unsafe"]["attack"]
+    assert whole.items() >= {"kind": "file", "file": str(file), "dropped": [], "unused": 0}.items()
     assert rewritten(tmp_path, "unsafe") == ["what's 1 of this?", "what's 2 of this?"] * QUESTIONS
-    one_shot = attacked("unsafe", "Published", {"word": "what's", "file": str(file), "shots": 1})
-    assert validate(tmp_path, one_shot) == 0
-    assert rewritten(tmp_path, "unsafe") == ["what's 1 of this?"] * QUESTIONS
-    assert results(tmp_path)["unsafe"]["attack"]["unused"] == QUESTIONS
-    file.write_text(json.dumps(published[1:QUESTIONS]))
-    fewer = attacked("unsafe", "Published", {"word": "what's", "file": str(file), "missing": "drop"})
+    file.write_text(json.dumps([*published[1:QUESTIONS], *published[QUESTIONS + 1 :]]))
     with pytest.warns(UserWarning, match="1 of 6 samples have no rewrite: mini/unsafe/5, and are left out"):
-        assert validate(tmp_path, fewer) == 0
-    again = results(tmp_path)["unsafe"]
-    assert again["attack"]["dropped"] == [samples[-1].id] and again["after"]["n"] == QUESTIONS - 1
-    assert again["attack"]["file_hash"] != described["file_hash"]
+        assert validate(tmp_path, attacked("unsafe", "Published", settings)) == 0
+    assert rewritten(tmp_path, "unsafe") == ["what's 1 of this?"] * (QUESTIONS - 1)
+    fewer = results(tmp_path)["unsafe"]
+    assert fewer["attack"].items() >= {"dropped": [samples[-1].id], "unused": QUESTIONS - 1}.items()
+    assert fewer["after"]["n"] == QUESTIONS - 1 and fewer["attack"]["file_hash"] != whole["file_hash"]
 
 
 def test_rewrites_by_a_server_are_kept_hashed_and_not_asked_for_again(tmp_path: Path, serve: Serve) -> None:

@@ -84,16 +84,10 @@ class WeightCopies(Callback):
         self.looked = 0
         self._earlier = {id(tensor): tensor for tensor in _tensors()}  # kept, so that no id is used again
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._look(pl_module)
-
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        self._look(pl_module)
-
-    def _look(self, method: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         self.looked += 1
-        frozen = {name: p.data for name, p in method.named_parameters() if not p.requires_grad and p.ndim > 1}
-        its = {tensor.data_ptr() for tensor in (*method.parameters(), *method.buffers())}
+        frozen = {name: p.data for name, p in pl_module.named_parameters() if not p.requires_grad and p.ndim > 1}
+        its = {tensor.data_ptr() for tensor in (*pl_module.parameters(), *pl_module.buffers())}
         others: dict[torch.Size, list[Tensor]] = {}
         for tensor in _tensors():
             if id(tensor) not in self._earlier and tensor.is_floating_point() and tensor.data_ptr() not in its:
@@ -101,6 +95,8 @@ class WeightCopies(Callback):
         for name, weight in frozen.items():
             if any(torch.equal(weight.to(other.dtype), other) for other in others.get(weight.shape, ())):
                 self.names.add(name)
+
+    on_train_batch_end = on_train_start  # type: ignore[assignment]
 
 
 def _tensors() -> list[Tensor]:
@@ -241,12 +237,11 @@ def modules_of(method: Any) -> dict[str, torch.nn.Module]:
 def test_rmu_runs_no_layer_above_the_steered_one_for_the_unsafe_set(lora: bool) -> None:
     method = loaded("rmu", lora=lora)
     unsafe, retain = sides_of(method)
-    with counted_calls(modules_of(method)) as calls:
-        method.loss_terms(Pair(unsafe, None))
-    assert list(calls.values()) == [1, 1, 1, 0, 0]
-    with counted_calls(modules_of(method)) as calls:
-        method.loss_terms(Pair(None, retain))
-    assert list(calls.values()) == [2, 2, 2, 1, 1]  # the reference stops too; one forward serves both retain terms
+    # the reference stops too; one forward serves both retain terms
+    for pair, expected in ((Pair(unsafe, None), [1, 1, 1, 0, 0]), (Pair(None, retain), [2, 2, 2, 1, 1])):
+        with counted_calls(modules_of(method)) as calls:
+            method.loss_terms(pair)
+        assert list(calls.values()) == expected
 
 
 @every_method
@@ -422,11 +417,10 @@ def test_a_step_is_worth_the_unsafe_mean_and_gamma_times_the_retain_mean(
     name: str, training: Callable[..., Run]
 ) -> None:
     logged = training(name, steps=1, gamma=1.5).fit().trainer.callback_metrics
-    if name == "unsafe_filter":
-        assert "train/unsafe" not in logged
-        torch.testing.assert_close(logged["train/loss"], logged["train/retain"])
-    else:
-        torch.testing.assert_close(logged["train/loss"], logged["train/unsafe"] + 1.5 * logged["train/retain"])
+    retain = logged["train/retain"]
+    assert ("train/unsafe" in logged) is (name != "unsafe_filter")
+    expected = logged["train/unsafe"] + 1.5 * retain if "train/unsafe" in logged else retain
+    torch.testing.assert_close(logged["train/loss"], expected)
 
 
 # A loss that is not finite
