@@ -17,7 +17,7 @@ from mirage.evaluation.attack import Attack, OneWord, Published, RandomWord, Rew
 from mirage.evaluation.generate.base import Engine, OnAnswer
 from mirage.rewriting.frames import asks, rewrites
 from mirage.rewriting.reading import DATA
-from mirage.rewriting.similarity import content_kept, rewrite_statistics, rewrites_hash
+from mirage.rewriting.similarity import content_kept, edit_distance, rewrite_statistics, rewrites_hash
 from mirage.schema import EvalSample
 from mirage.text import opening_word
 
@@ -436,19 +436,27 @@ def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], says:
 
 
 def test_statistics_by_hand() -> None:
-    """`Draw the red mill.` has three content words, of which the rewrites keep 2, 3, 0 and 0; the second is unchanged."""
+    """`Draw the red mill.` has 4 words, of them draw, red, mill are content.
+
+    `What the red mill?` replaces one word (distance 1, relative 1/4, 2 of 3 kept); the second rewrite is unchanged
+    (0, 0, 3 of 3); `What is it?` shares nothing (distance 4, relative 1, 0 of 3).
+    """
     question = "Draw the red mill."
     samples = [
         replace(sample("a", question), rewrites=("What the red mill?", "draw the red mill")),
         replace(sample("b", question), rewrites=("What is it?", "What is it?")),
         sample("c", question),
     ]
-    assert rewrite_statistics(samples, {"a": 1, "elsewhere": 9}) == pytest.approx(
+    measured = rewrite_statistics(samples, {"a": 1, "elsewhere": 9})
+    assert measured == pytest.approx(
         {
             "samples": 3, "rewrites": 4, "without_rewrite": 1, "repeating": 1, "failed": 1, "distinct": 3 / 4,
-            "unchanged": 1 / 4, "content_kept_mean": 5 / 12,
+            "unchanged": 1 / 4, "pure_replacements": 1 / 4, "edit_distance_mean": 9 / 4, "edit_distance_median": 5 / 2,
+            "relative_edit_distance_mean": 9 / 16, "relative_edit_distance_median": 5 / 8,
+            "content_kept_mean": 5 / 12, "words_before_mean": 4, "words_after_mean": 14 / 4,
         }
     )  # fmt: skip
+    assert edit_distance("kitten", "sitting") == 3 and edit_distance("", "abc") == 3
 
 
 def test_the_hash_of_rewrites_ignores_order_and_nothing_else() -> None:
