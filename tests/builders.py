@@ -1,25 +1,21 @@
-"""What several test files build: models, samples, answers, engines, config entries, files and run folders."""
+"""What several test files build: models, records and run folders."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser
-from PIL import Image
 from torch import nn
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
-from mirage.evaluation.generate.base import Engine, OnAnswer
-from mirage.evaluation.judge.base import Answered
 from mirage.evaluation.run.counting import summarise
 from mirage.evaluation.run.records import write_records
 from mirage.methods.base import AlignmentModule
-from mirage.schema import RESULTS_SCHEMA_VERSION, EvalSample, Record, Verdict
+from mirage.schema import RESULTS_SCHEMA_VERSION, Record, Verdict
 
 
 def method_of(settings: Mapping[str, Any]) -> AlignmentModule:
@@ -61,86 +57,16 @@ def counted_calls(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, int]]:
         handle.remove()
 
 
-@dataclass(frozen=True)
-class Painted:
-    """A picture of one colour, which is its name."""
-
-    name: str = "red"
-    size: tuple[int, int] = (28, 28)
-
-    def open(self) -> Image.Image:
-        return Image.new("RGB", self.size, self.name)
-
-
-def sample_of(id: str = "p", question: str = "What is it?", *rewrites: str, **fields: Any) -> EvalSample:
-    """One question, unsafe and without a picture unless `fields` say otherwise, and its rewrites."""
-    made_up = {"source": "test", "image": None, "unsafe": True}
-    return EvalSample(id=id, question=question, rewrites=rewrites, **{**made_up, **fields})
-
-
-def answered_of(answer: str, *sample: str, **fields: Any) -> Answered:
-    """An answer to the plain question of `sample_of(*sample, **fields)`, for a judge."""
-    asked = sample_of(*sample, **fields)
-    return Answered(asked, asked.question, answer)
-
-
 def record_of(id: str, shot: int = 0, verdict: Verdict = Verdict.REFUSED, **fields: Any) -> Record:
     """One judged answer; what is not given is made up."""
     made_up = {"eval_set": "unsafe", "question": "?", "answer": "!", "judge": "dice", "unsafe": True}
     return Record(id=id, shot=shot, verdict=verdict, **{**made_up, **fields})
 
 
-class ScriptedEngine(Engine):
-    """Answers by a function of the question, and keeps in `asked` what it was asked, in order.
-
-    It stops at the first error that `answer` raises, as an engine does, and hands over each answer before the next.
-    """
-
-    name = "scripted"
-
-    def __init__(self, answer: Callable[[str], str] = "you said: {}".format) -> None:
-        self.answer = answer
-        self.asked: list[str] = []
-
-    def settings(self) -> dict[str, Any]:
-        return {"engine": self.name}
-
-    def answers(self, samples: Sequence[EvalSample], on_answer: OnAnswer | None = None) -> list[list[str]]:
-        found: list[list[str]] = []
-        for sample in samples:
-            found.append([])
-            for shot, question in enumerate(sample.questions):
-                self.asked.append(question)
-                found[-1].append(self.answer(question))
-                if on_answer is not None:
-                    on_answer(sample.id, shot, found[-1][-1])
-        return found
-
-    def complete(self, prompts: Sequence[str], *, temperature: float, seed: int) -> list[str]:
-        self.asked += prompts
-        return [self.answer(prompt) for prompt in prompts]
-
-
-def attack_entry(
-    eval_set: str, word: str = "what's", shots: int = 1, kind: str = "Rewrite", **settings: Any
-) -> dict[str, Any]:
-    """One entry of `trainer.callbacks`: an attack judged by `Exact`, with answers of at most 12 tokens."""
-    how = {"class_path": kind, "init_args": {"word": word} | ({} if kind == "OneWord" else {"shots": shots})}
-    made_up = {"eval_set": eval_set, "attack": how, "judge": {"class_path": "Exact"}, "max_new_tokens": 12}
-    return {"class_path": "OneWordAttack", "init_args": {**made_up, **settings}}
-
-
 def put(path: Path, content: object) -> Path:
     """Writes a JSON file, and its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content))
-    return path
-
-
-def put_lines(path: Path, records: Sequence[object]) -> Path:
-    """Writes a JSON Lines file, and its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
     return path
 
 

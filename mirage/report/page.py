@@ -22,11 +22,7 @@ _COUNTED = {"before", "after", "per_shot", "per_category", "start", "schema_vers
 
 
 def page(
-    runs: Sequence[Run],
-    panels: Sequence[Panel] = (),
-    galleries: Sequence[Gallery] = (),
-    comparison: Sheet | None = None,
-    notes: Sequence[str] = (),
+    runs: list[Run], panels: list[Panel], galleries: list[Gallery], comparison: Sheet | None, notes: list[str]
 ) -> str:
     """The whole of report.html: tables, curves and gallery in one file that needs no network and runs no script."""
     table1, shown = grid(runs), models(runs)
