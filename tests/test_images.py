@@ -114,14 +114,12 @@ def test_a_cut_off_picture_is_an_error_and_the_cheap_check_finds_it(kind: str) -
     for kept in range(0, len(whole), max(1, len(whole) // 60)):
         picture = BytesImage("cut", whole[:kept])
         try:
-            opened = picture.open().tobytes()
-        except ImageError as error:
+            assert picture.open().tobytes() == pixels, "a picture with parts made up came through"
+        except ImageError:
             refused += 1
-            assert "'cut'" in str(error)
-            with pytest.raises(ImageError):
+            with pytest.raises(ImageError, match="'cut'"):
                 picture.check()
         else:
-            assert opened == pixels, "a picture with parts made up came through"
             picture.check()
     assert refused >= 55
     assert ImageFile.LOAD_TRUNCATED_IMAGES is False
@@ -150,7 +148,7 @@ def test_what_is_no_usable_picture_is_named(tmp_path: Path, data: bytes, says: s
 
 def test_the_pixel_limit_is_a_setting() -> None:
     data = solid("RGB", "red", size=(100, 100))
-    assert BytesImage("x", data, pixel_limit=10_000).open().size == (100, 100)
+    BytesImage("x", data, pixel_limit=10_000).open()
     with pytest.raises(ImageError, match=r"10,000 pixels, the limit is 9,999"):
         BytesImage("x", data, pixel_limit=9_999).open()
 
@@ -169,7 +167,7 @@ def test_bombs_cost_no_memory(tmp_path: Path) -> None:
     for name, data in bombs.items():
         (tmp_path / name).write_bytes(data)
     child = """
-import resource, sys
+import sys
 from pathlib import Path
 from mirage.images import ImageError, FileImage
 for name in sys.argv[2:]:
@@ -183,11 +181,8 @@ for name in sys.argv[2:]:
         sys.exit(f"{name} came through")
 print(*{"torch", "transformers", "datasets", "lightning", "numpy"} & set(sys.modules))
 status = Path("/proc/self/status")  # not getrusage: its peak is inherited from the process that forked this one
-if status.exists():
-    peak_kb = int(next(line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM")))
-else:
-    peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-assert peak_kb < 300 * 1024, peak_kb
+for line in status.read_text().splitlines() if status.exists() else ():
+    assert not line.startswith("VmHWM") or int(line.split()[1]) < 300 * 1024, line
 """
     command = [sys.executable, "-c", child, str(tmp_path), *bombs]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=Path(mirage.__file__).parents[1])
@@ -260,16 +255,15 @@ def test_missing_pictures_are_all_found_and_the_first_ten_get_their_nearest_name
 
 def test_each_depth_of_checking_finds_what_it_promises(tmp_path: Path) -> None:
     whole = encoded(gradient(), "PNG")
-    spoilt = bytearray(whole)
-    spoilt[len(whole) // 2] ^= 0xFF
-    contents = {"good.png": whole, "cut.png": whole[: len(whole) // 2], "spoilt.png": bytes(spoilt)}
-    for name, data in contents.items():
+    half = len(whole) // 2
+    spoilt = whole[:half] + bytes([whole[half] ^ 0xFF]) + whole[half + 1 :]
+    for name, data in {"good.png": whole, "cut.png": whole[:half], "spoilt.png": spoilt}.items():
         (tmp_path / name).write_bytes(data)
-    names = [*contents, "absent.png", "/bad"]
-    assert image_issues(tmp_path, names, "none").keys() == {"/bad"}
-    assert image_issues(tmp_path, names, "exists").keys() == {"/bad", "absent.png"}
-    assert image_issues(tmp_path, names, "header").keys() == {"/bad", "absent.png", "cut.png"}
-    assert image_issues(tmp_path, names, "decode").keys() == {"/bad", "absent.png", "cut.png", "spoilt.png"}
+    found: list[str] = []
+    for check, more in (("none", "/bad"), ("exists", "absent.png"), ("header", "cut.png"), ("decode", "spoilt.png")):
+        found.append(more)
+        names = ["good.png", "cut.png", "spoilt.png", "absent.png", "/bad"]
+        assert image_issues(tmp_path, names, check).keys() == set(found)  # type: ignore[arg-type]
 
 
 def test_nothing_else_in_mirage_opens_a_picture() -> None:

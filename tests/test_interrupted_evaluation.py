@@ -13,16 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from mirage.cli import with_shipped_configs
 from mirage.evaluation.generate.huggingface import HuggingFaceEngine
 from mirage.evaluation.run.records import read_records
+from mirage.models.pretrained import resolve_pretrained
 from mirage.training import run
 
 pytestmark = pytest.mark.slow
 
-PROBES, SHOTS, KILLED_AFTER = 30, 3, 37  # the 38th answer of 120 to the unsafe samples is never kept
-ASKED = PROBES * (1 + SHOTS) + PROBES * 2  # benign ones are asked plainly and after one word
+SAMPLES, SHOTS, KILLED_AFTER = 30, 3, 37  # the 38th answer of 120 to the unsafe samples is never kept
+ASKED = SAMPLES * (1 + SHOTS) + SAMPLES * 2  # benign ones are asked plainly and after one word
 KILLED = f"""
 import os, signal, sys
 from mirage.evaluation.run.records import AnswerLog
@@ -39,7 +41,7 @@ run(sys.argv[1:])
 
 
 def validation(root: Path, *extra: str) -> list[str]:
-    settings = [f"--data.source.init_args.num_eval={PROBES}", f"--trainer.default_root_dir={root}"]
+    settings = [f"--data.source.init_args.num_eval={SAMPLES}", f"--trainer.default_root_dir={root}"]
     callbacks = json.dumps([attack("unsafe", "what's", SHOTS), attack("benign", "share", 1)])
     quiet = ["--trainer.enable_progress_bar=false", f"--trainer.callbacks={callbacks}"]
     return with_shipped_configs(["validate", "--config", "rmu.yaml", *settings, *quiet, *extra])
@@ -56,13 +58,8 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a validation that was killed in the middle of the unsafe samples, half a line behind it."""
     root = tmp_path_factory.mktemp("killed") / "run"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, *validation(root)],
-        env=environment,
-        capture_output=True,
-        timeout=240,
-        check=False,
-    )
+    command = [sys.executable, "-c", KILLED, *validation(root)]
+    done = subprocess.run(command, env=environment, capture_output=True, timeout=240, check=False)
     assert done.returncode == -signal.SIGKILL
     (log,) = (root / "validate" / "records").glob(".*.jsonl")
     assert len(log.read_text().splitlines()) == 1 + KILLED_AFTER
@@ -108,7 +105,7 @@ def test_it_goes_on_where_it_stopped(killed: Path, tmp_path: Path, generated: li
     assert not list((root / "validate" / "records").glob(".*"))
 
 
-OTHERWISE = {
+OTHERWISE: dict[str, dict[str, Any]] = {
     "word": {"--trainer.callbacks": [attack("unsafe", "who", SHOTS), attack("benign", "share", 1)]},
     "judge": {"--trainer.callbacks": [attack("unsafe", "what's", SHOTS, "Keyword"), attack("benign", "share", 1)]},
     "length": {"--trainer.callbacks": [attack("unsafe", "what's", SHOTS, tokens=11), attack("benign", "share", 1)]},
@@ -116,27 +113,23 @@ OTHERWISE = {
 }
 
 
-@pytest.mark.parametrize("changed", OTHERWISE)
+def other_weights(folder: Path) -> Path:
+    """The shipped model with one weight changed."""
+    model = shutil.copytree(resolve_pretrained("package:mirage.mini/checkpoint"), folder / "model")
+    (file,) = model.glob("*.safetensors")
+    tensors = load_file(file)
+    tensors[next(name for name in tensors if name.endswith("down_proj.weight"))][0, 0] += 1e-3
+    save_file(tensors, file, {"format": "pt"})
+    return model
+
+
+@pytest.mark.parametrize("changed", [*OTHERWISE, "weights"])
 def test_nothing_is_reused_that_was_asked_otherwise(
     changed: str, killed: Path, tmp_path: Path, generated: list[str]
 ) -> None:
     root = shutil.copytree(killed, tmp_path / "run")
-    extra = [f"{name}={json.dumps(value)}" for name, value in OTHERWISE[changed].items()]
+    extra = [f"{name}={json.dumps(value)}" for name, value in OTHERWISE.get(changed, {}).items()]
+    if changed == "weights":
+        extra = [f"--model.init_args.pretrained={other_weights(tmp_path)}"]
     assert run(validation(root, *extra)) == 0
-    assert len(generated) == ASKED
-
-
-def test_nothing_is_reused_of_other_weights(killed: Path, tmp_path: Path, generated: list[str]) -> None:
-    from safetensors.torch import load_file, save_file
-
-    import mirage.mini
-
-    root = shutil.copytree(killed, tmp_path / "run")
-    model = shutil.copytree(Path(mirage.mini.__file__).parent / "checkpoint", tmp_path / "model")
-    (file,) = model.glob("*.safetensors")
-    tensors = load_file(file)
-    name = next(name for name in tensors if name.endswith("down_proj.weight"))
-    tensors[name][0, 0] += 1e-3
-    save_file(tensors, file, {"format": "pt"})
-    assert run(validation(root, f"--model.init_args.pretrained={model}")) == 0
     assert len(generated) == ASKED
