@@ -94,7 +94,7 @@ def training_usage(command: str) -> str:
             "  --seed_everything 0     seed of weights and data order",
             "  --model CLASS           " + subclasses("methods", "AlignmentModule"),
             "  --model.init_args.KEY   the method's settings; lora.r, lora.lora_alpha, ... for adapters",
-            "  --data.source CLASS     " + subclasses("data/sources", "Source"),
+            "  --data.source CLASS     " + subclasses("data/sources", "Source", "FileSource"),
             "  --data.KEY              gamma, batch_size, num_workers, max_length, pad_to_square, retain, ...",
             "  --trainer.KEY           Lightning's Trainer: devices, strategy, precision, max_epochs, ...",
             "  --trainer.callbacks     what is measured: OneWordAttack, Accuracy, and Utility with one of",
