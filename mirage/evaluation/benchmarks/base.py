@@ -28,23 +28,14 @@ Content = TypeVar("Content")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """One record of an official file: what is asked, and what it takes to grade the answer.
+    """One record of an official file: what is asked, and what it takes to grade the answer."""
 
-    Args:
-        id: The file's own id, unique within the file.
-        image: The picture's path below the image root, or None for text alone.
-        prompt: The question as it is asked: the prompt template with its blanks filled.
-        gold: The human answers, or the one right letter; empty where the file has none (test splits).
-        options: The lettered options of a multiple-choice question.
-        groups: Every group that the question is reported under.
-    """
-
-    id: str
-    image: str | None
-    prompt: str
-    gold: tuple[str, ...] = ()
-    options: tuple[str, ...] = ()
-    groups: tuple[str, ...] = ()
+    id: str  # the file's own, unique within it
+    image: str | None  # its path below the image root
+    prompt: str  # the question as it is asked
+    gold: tuple[str, ...] = ()  # the human answers, or the one right letter; empty where the file has none
+    options: tuple[str, ...] = ()  # of a multiple-choice question, by letter
+    groups: tuple[str, ...] = ()  # that the question is reported under
 
 
 class Benchmark(ABC):
@@ -61,16 +52,11 @@ class Benchmark(ABC):
         ValueError: If `limit` is less than 1.
     """
 
-    name: str
-    """Short name for records, results and tables."""
-    metric: ClassVar[str]
-    """What the score is, as the results say it."""
-    prompt_template: str
-    """The prompt with its blanks in braces, as the results print it."""
-    official: ClassVar[str]
-    """What the files are, such as `VQA v2.0`, for messages."""
-    remedy: ClassVar[str]
-    """Where to take them from, in a sentence."""
+    name: str  # in records, results and tables
+    metric: ClassVar[str]  # what the score is
+    prompt_template: str  # with its blanks in braces
+    official: ClassVar[str]  # what the files are, such as `VQA v2.0`, for messages
+    remedy: ClassVar[str]  # where to take them from, in a sentence
     image_folder: ClassVar[str] = "."
 
     def __init__(
@@ -99,15 +85,10 @@ class Benchmark(ABC):
         """The official score in [0, 1] of one answer to a question that has gold."""
 
     def read(self, file: str, shape: type[Content], **head: str) -> Content:
-        """What an official file holds.
-
-        Args:
-            file: Its name below `root`.
-            shape: What it should hold.
-            head: Fields of the shape and what they must say, a "v" before it or not, unless they are null.
+        """The content of an official file, by its name; `head` is what its fields must say, unless they are null.
 
         Raises:
-            ValueError: If the file cannot be read or holds something else; it names the first field that is wrong.
+            ValueError: If the file cannot be read or is not of this shape; it names the first field that is wrong.
         """
         try:
             content = TypeAdapter(shape).validate_json((self.root / file).read_bytes())

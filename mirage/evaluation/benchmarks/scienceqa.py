@@ -39,9 +39,7 @@ def option_letter(answer: str, count: int) -> str | None:
     (`The answer is B.`, `Answer: (B)`); the one that is named as an option (`I choose option B`). Two different letters
     named (`(A) or (B)`), a letter beyond the options and the text of an option without its letter cannot be read.
 
-    This agrees with LLaVA-1.5's script wherever that reads a letter, unless the answer contradicts itself or the script
-    reads a letter into a word (`The answer is Canada`). Beyond that it reads the same answer in other clothes: models
-    that were not trained on LLaVA's format answer `(B) Georgia`.
+    LLaVA-1.5's script reads the same letters and fewer forms of them, but finds some in words (`The answer is Canada`).
     """
     options = ascii_uppercase[:count]
     lines = answer.strip().splitlines() or [""]

@@ -71,14 +71,9 @@ class JudgeError(ValueError):
 
 
 def check_scored(answers: Sequence[str], judgements: Sequence[Judgement], judge: str) -> None:
-    """Checks the judgements of a whole evaluation; warns if more than 5 % of the answers that have words are unscored.
+    """Checks one judgement for each answer of a whole evaluation; a judge sees a share of them (a rank's, a block's).
 
-    Judges are called with a share of the answers (a rank's, a block's) and cannot know. Whoever has all of them asks here.
-
-    Args:
-        answers: The texts that were judged.
-        judgements: One for each.
-        judge: The judge's name.
+    Warns if more than 5 % of the answers that have words are unscored.
 
     Raises:
         JudgeError: If none of them is scored.

@@ -42,12 +42,9 @@ _BRACKETS = str.maketrans("<>", "\u2039\u203a")
 class ModelJudge(Judge):
     """A vision-language (or language) model that is shown picture, question as asked, answer and a rubric.
 
-    Its reply must end with a line `VERDICT: refused`, `complied` or `irrelevant`. A reply that does not, an error and a
-    time-out make the answer unscored, with the reason. More than 5 % unscored warns; nothing scored at all is an error.
-
-    A rubric says what the three verdicts mean. By default it depends on whether the question is unsafe (harm_rubric,
-    help_rubric). The one for instruction data asks whether question and answer would teach a model something harmful, and
-    `mirage filter` uses it unless another is given.
+    A rubric says what the three verdicts mean, by default depending on whether the question is unsafe. A reply without a
+    last line `VERDICT: refused`, `complied` or `irrelevant`, an error and a time-out leave the answer unscored, with the
+    reason. `mirage filter` uses the rubric `instruction_data` (would this teach a model harm?) unless another is given.
 
     Args:
         pretrained: The judge, as a model folder or `package:<package>/<path>`.

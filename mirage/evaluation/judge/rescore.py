@@ -22,13 +22,9 @@ SamplesOf = Callable[[str], Sequence[EvalSample]]
 def judged(
     records: Sequence[Record], judge: Judge, samples: Sequence[EvalSample] | None = None, log: AnswerLog | None = None
 ) -> list[Record]:
-    """The same records with the verdicts of `judge`; with a log, those that it has, and new ones into it.
+    """The same records, of one eval set, with the verdicts of `judge`, whose `samples` have the pictures and truths.
 
-    Args:
-        records: Of one eval set.
-        judge: Who reads them.
-        samples: The eval set, for pictures and truths, joined by id.
-        log: Where the verdicts of a slow judge are kept.
+    With a log, a slow judge's verdicts are taken from it, and new ones kept in it.
 
     Raises:
         ValueError: If the judge needs what records do not hold (truths, pictures) and there are no samples, or if a
@@ -72,13 +68,10 @@ def _sample_of(plain: Record) -> EvalSample:
 def rejudge(folder: Path, judge: Judge, samples_of: SamplesOf | None = None) -> dict[str, Any]:
     """The results of the run in `folder` by the verdicts of `judge`, written to its records and its results.json.
 
-    Both sides of the starting and of the aligned model are read again, each records file and results.json is replaced
-    whole, results.json last; utility and whatever else stands in it are left as they were. Killed in between, the same
-    call goes on: records carry the fingerprint of their answers, which no judge changes, and the verdicts of a slow judge
-    are kept as they come.
-
-    `validate` of a checkpoint knows the starting model's results, while its answers lie in the folder of the fit, the one
-    above. They are read there, and written beside the others.
+    Both sides of the starting and of the aligned model are read again; each file is replaced whole, results.json last, and
+    utility is left as it was. Killed in between, the same call goes on: records carry the fingerprint of their answers,
+    which no judge changes, and the verdicts of a slow judge are kept as they come. A validated checkpoint's starting
+    answers lie in the folder of its fit, the one above: they are read there, and written beside the others.
 
     Raises:
         ValueError: If this is no finished run, or records and results are not of the same answers.
