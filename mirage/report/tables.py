@@ -82,6 +82,7 @@ class Sheet(NamedTuple):
         return table
 
 
+AGREEMENT = "agree"  # chrF with the starting model's answers to the plain questions
 SAFETY = (
     Column("ASR", "before", "unsafe", "lower"),
     Column("ASR", "after", "unsafe", "lower"),
@@ -96,6 +97,9 @@ SAFETY = (
 
 def cell_of(results: Mapping[str, Any], column: Column) -> Cell:
     """What `results` (results.json, or its `start`) says in `column`."""
+    if column.head == AGREEMENT:
+        agreed = ((results.get(column.side) or {}).get("agreement") or {}).get(column.under) or {}
+        return Cell(agreed.get("mean"), agreed.get("low"), agreed.get("high"), agreed.get("n", 0))
     block = (results.get(column.side) or {}).get(column.under) or {}
     rate = block.get("score" if column.side == "utility" else column.head.lower())
     if rate is None:
@@ -151,13 +155,16 @@ def start_vs_aligned(results: Mapping[str, Any]) -> Table:
     """
     untrained = results.get("method") == "start"
     both = (results, {}) if untrained else (results.get("start") or {}, results)
-    sections: dict[str, dict[str, list[Cell]]] = {
-        side: {
+    sections: dict[str, dict[str, list[Cell]]] = {}
+    for side in _attacked_sets(both):
+        heads = ("RR", "IR", "helpful") if _is_benign(both, side) else ("ASR", "RR", "IR")
+        lines = {
             head: [cell_of(model, Column(head, when, side)) for model in both for when in ("before", "after")]
-            for head in heads
+            for head in (*heads, AGREEMENT)
         }
-        for side, heads in {"unsafe": ("ASR", "RR", "IR"), "benign": ("RR", "IR", "helpful")}.items()
-    }
+        if all(cell.rate is None for cell in lines[AGREEMENT]):
+            del lines[AGREEMENT]
+        sections["\n".join(wrap(plain(side).replace("_", " "), 10))] = lines
     sections["utility"] = {
         "\n  ".join(wrap(plain(column.under), 18)): [cell_of(both[0], column), Cell(), cell_of(both[1], column), Cell()]
         for column in _utility_columns(both)
@@ -175,7 +182,19 @@ def start_vs_aligned(results: Mapping[str, Any]) -> Table:
     title = plain(f"{results.get('name') or results.get('method')}: {which}")
     heads = ("questions", "start\nbefore", "start\nafter", "aligned\nbefore", "aligned\nafter")
     caption = f"Percent, with 95 % intervals; n= below a rate: its scored questions. {_caption(results)}"
+    if any(AGREEMENT in lines for lines in sections.values()):
+        caption += f" {AGREEMENT}: chrF with the starting model's answers to the plain questions."
     return Sheet(title, heads, rows, caption + _utility_metrics(both)).on_terminal(gap=0)
+
+
+def _attacked_sets(models: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The evaluation sets that were asked before and after an attack: unsafe, benign, then others as they come."""
+    measured = [key for model in models for key, value in model.items() if isinstance(value, Mapping) and "after" in value]
+    return list(dict.fromkeys((*SIDES, *measured)))
+
+
+def _is_benign(models: Sequence[Mapping[str, Any]], side: str) -> bool:
+    return any("helpful" in ((model.get(side) or {}).get("before") or {}) for model in models)
 
 
 def heads_of(columns: Sequence[Column]) -> list[tuple[Column, int]]:
@@ -198,7 +217,7 @@ def attack_of(summary: Mapping[str, Any]) -> str:
 
 
 def _caption(results: Mapping[str, Any]) -> str:
-    sides = {side: results[side] for side in SIDES if results.get(side)}
+    sides = {side: results[side] for side in _attacked_sets([results]) if results.get(side)}
     if not sides:
         return "No questions were asked under attack."
     attacks = "; ".join(f"{side}: {attack_of(summary)}" for side, summary in sides.items())
