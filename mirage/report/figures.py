@@ -108,7 +108,7 @@ def _plot(panel: Panel, axes: Axes) -> None:
         axes.plot(
             list(scored), middle, color=colour, linewidth=2, markersize=6, clip_on=False, zorder=3,
             marker="." if position is None else MARKERS[position % len(MARKERS)],
-            linestyle="--" if position is None else "-",
+            linestyle="--" if position is None else (0, (5, 1)) if model.crossed else "-",
         )  # fmt: skip
         ends.append((middle[-1], max(scored), f"{_short(model.label)} {middle[-1]:.1f}", colour))
     axes.set_title(panel.title, loc="left", fontsize=11.5, fontweight="bold", pad=14)

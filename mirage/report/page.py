@@ -13,8 +13,8 @@ from markupsafe import Markup
 from mirage.report.figures import COLOURS, Panel, themed_svg
 from mirage.report.gallery import Gallery
 from mirage.report.markup import template
-from mirage.report.runs import Model, Run, models
-from mirage.report.tables import SAFETY, Cell, Column, Sheet, cell_of, grid
+from mirage.report.runs import SIDES, Model, Run, models
+from mirage.report.tables import AGREEMENT, SAFETY, Cell, Column, Sheet, cell_of, grid
 
 MAX_CHARACTERS = 1500  # of an answer, or of any other text of a run
 _BIDI = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
@@ -36,7 +36,7 @@ def page(
         curves=[(panel, Markup(themed_svg(panel))) for panel in panels],
         comparison=comparison,
         models=[model.label for model in shown],
-        matrices=list(_matrices(shown)),
+        matrices=[*_matrices(shown), *_agreement(shown)],
         galleries=galleries,
         runs=[(run.label, [("folder", str(run.folder)), *_facts(run.results)]) for run in runs],
         markup=Markup,
@@ -76,6 +76,20 @@ def _matrices(shown: Sequence[Model]) -> Iterator[tuple[str, str, dict[str, list
                 rows[f"{name} ({n})"] = cells
             if rows and (by, len(rows)) != ("shot", 1):  # a single shot is the `after` column of Table 1
                 yield f"{column.head} by {by}", f"{caption}, with 95 % intervals; (n) questions.", rows
+
+
+def _agreement(shown: Sequence[Model]) -> Iterator[tuple[str, str, dict[str, list[Cell]]]]:
+    """Title, caption and rows of the table of agreement, where it was measured."""
+    columns = [Column(AGREEMENT, when, side) for side in SIDES for when in ("before", "after")]
+    rows = {f"{each.side}, {each.under}": [cell_of(model.results, each) for model in shown] for each in columns}
+    rows = {name: cells for name, cells in rows.items() if any(cell.rate is not None for cell in cells)}
+    if rows:
+        caption = (
+            "chrF in percent with the starting model's answers to the plain questions, with 95 % bootstrap intervals. The "
+            "starting model's own, after the attack, is the ceiling. On unsafe questions it says how much of the harmful "
+            "answer survived."
+        )
+        yield "Agreement with the starting model", caption, rows
 
 
 def _facts(results: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -44,6 +44,11 @@ class Model(NamedTuple):
     results: Mapping[str, Any]  # its blocks `unsafe`, `benign` and `utility`, as far as they were measured
     records: Mapping[str, tuple[Record, ...]]  # by side
 
+    @property
+    def crossed(self) -> bool:
+        """True if it was trained on crossed forms."""
+        return bool((self.results.get("data") or {}).get("crossing"))
+
 
 def load_run(path: Path) -> Run:
     """The run in folder `path`, with records that are complete and belong to its results.

@@ -189,7 +189,9 @@ def start_vs_aligned(results: Mapping[str, Any]) -> Table:
 
 def _attacked_sets(models: Sequence[Mapping[str, Any]]) -> list[str]:
     """The evaluation sets that were asked before and after an attack: unsafe, benign, then others as they come."""
-    measured = [key for model in models for key, value in model.items() if isinstance(value, Mapping) and "after" in value]
+    measured = [
+        key for model in models for key, value in model.items() if isinstance(value, Mapping) and "after" in value
+    ]
     return list(dict.fromkeys((*SIDES, *measured)))
 
 
