@@ -1,0 +1,77 @@
+"""Paraphrases of training questions by a language model, made once: one of the rewriters of crossed forms."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from functools import partial
+from pathlib import Path
+
+from mirage.atomic import write_text
+from mirage.errors import DataError
+from mirage.evaluation.generate.base import Engine
+from mirage.rewriting import frames
+from mirage.rewriting.by_model import CachedModel, ModelRewriter
+from mirage.schema import Example
+
+WORDS = ("what", "share", "describe", "can", "explain", "how")
+
+
+def paraphrase(
+    sets: Iterable[Sequence[Example]],
+    engine: Engine,
+    out: Path,
+    words: Sequence[str] = WORDS,
+    kept: float = 0.5,
+    tries: int = 3,
+    seed: int = 0,
+    temperature: float = 0.7,
+    chunk: int = 64,
+) -> dict[str, int]:
+    """Writes a paraphrase of every question for each opening word, as `data.crossing.rewriters` reads them.
+
+    Every paraphrase is checked as those of the `RewriteByModel` attack are: it opens with the word, keeps the content and
+    repeats nothing. What the model cannot do in `tries` attempts is left out and counted. The model's answers are kept
+    beside `out`, so that an interrupted preparation goes on where it stopped.
+
+    Args:
+        sets: The training sets; both, so that both have forms by the same rewriter.
+        engine: The language model.
+        out: JSONL file: `id` (`Example.question_id`), `question` and `paraphrases`.
+        words: Opening words.
+        kept: The least share of a question's content words that a paraphrase keeps, 0 to 1.
+        tries: Attempts for each paraphrase.
+        seed: Seed of the first attempt.
+        temperature: Sampling temperature.
+        chunk: How many questions are paraphrased between two writes.
+
+    Returns:
+        `questions`, `paraphrases`, `failed`, and `without`: questions that have none.
+
+    Raises:
+        DataError: If the model has no usable paraphrase of any question.
+    """
+    ids = {example.question_id: example.prompt for of_set in sets for example in of_set}
+    questions = list(dict.fromkeys(ids.values()))
+    settings = {name: value for name, value in engine.settings().items() if name != "base_url"}
+    cache = out.with_suffix(".answers.jsonl")
+    model = CachedModel(partial(engine.complete, temperature=temperature), {**settings, "temperature": temperature}, cache)
+    made: dict[str, list[str]] = {question: [] for question in questions}
+    failed = 0
+    for start in range(0, len(questions), chunk):
+        try:
+            for word in words:
+                writer = ModelRewriter(model.answers, frames.rewrites, word, 1, kept, tries, seed)
+                for each in writer.rewrites(questions[start : start + chunk]):
+                    failed += each.failed
+                    made[each.question] += each.rewrites if not each.failed else []
+        finally:
+            model.save()
+    if not any(made.values()):
+        raise DataError(f"{engine.name}: none of its answers is a usable paraphrase. Use a more capable model.")
+    lines = ({"id": id, "question": question, "paraphrases": made[question]} for id, question in ids.items())
+    write_text(out, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    return {
+        "questions": len(ids), "paraphrases": sum(map(len, made.values())), "failed": failed,
+        "without": sum(not each for each in made.values()),
+    }  # fmt: skip
