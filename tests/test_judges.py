@@ -59,7 +59,7 @@ def asked(answer: str, unsafe: bool = True, question: str = "What is it?", id: s
 
 def test_looped_share_by_hand() -> None:
     assert looped_share("abababc") == 6 / 7, "ab three times"
-    assert looped_share("ababc") == 0, "twice is no loop"
+    assert looped_share("ababcd") == 0, "twice is no loop"
     assert looped_share("aaa") == 0 and looped_share("aaaa") == 1, "four units at least"
     assert looped_share("xaaaaybbbbz") == 8 / 11, "loops add up"
     assert looped_share("") == 0
