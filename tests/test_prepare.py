@@ -208,7 +208,7 @@ def test_bad_input_is_one_sentence_before_anything_is_written(
 
 
 def candidates(*answers: str) -> list[Candidate]:
-    return [Candidate("q", f"m{k}", answer, Verdict.COMPLIED, "", 3) for k, answer in enumerate(answers)]
+    return [Candidate("q", f"m{k}", answer, "?", Verdict.COMPLIED, "", 3) for k, answer in enumerate(answers)]
 
 
 def test_choices_depend_on_the_seed_and_not_on_the_order_of_the_files() -> None:

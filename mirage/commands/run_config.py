@@ -1,4 +1,4 @@
-"""The config that a run left, and the data source and pictures that it names. Loads no model and no torch."""
+"""The pictures of a run, by the data source that its config names. Loads no model and no torch."""
 
 from __future__ import annotations
 
@@ -7,41 +7,50 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from mirage.errors import DataError
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from mirage.data.base import Source
 
 
-def config_of(run: Path) -> dict[str, Any]:
-    """The `config.yaml` in the run's folder, or in the one above it (for `<run>/validate`); plain values only.
-
-    Raises:
-        ValueError: If there is none, or it is not a config that `mirage fit` wrote.
-    """
-    file = next((file for file in (run / "config.yaml", run.parent / "config.yaml") if file.is_file()), None)
-    if file is None:
-        raise ValueError(f"{run} holds no config.yaml. Give the folder of a run of mirage fit, such as runs/rmu.")
-    try:
-        config = yaml.safe_load(file.read_bytes())
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{file} is not YAML ({reason}). Restore it.") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{file} holds no settings. Restore the file that mirage fit wrote.")
-    return config
-
-
 def source_of(run: Path) -> Source:
-    """The data source that the run's config describes.
+    """The data source that the run's config describes: the `config.yaml` in its folder, or above it (`<run>/validate`).
 
     Only mirage's sources are built, by their names: a config may come from anywhere, and imports nothing here.
 
     Raises:
         ValueError: If there is no config, or it describes no source of mirage's.
     """
-    data = config_of(run).get("data")
-    return _built(data.get("source") if isinstance(data, dict) else None, f"The config.yaml of {run}")
+    file = next((file for file in (run / "config.yaml", run.parent / "config.yaml") if file.is_file()), None)
+    if file is None:
+        raise ValueError(f"{run} holds no config.yaml. Give the folder of a run of mirage fit, such as runs/rmu.")
+    try:
+        described = yaml.safe_load(file.read_bytes())["data"]["source"]
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, LookupError, TypeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{file} is not YAML with a data.source ({reason}). Restore what mirage fit wrote.") from error
+    return _built(described, file)
+
+
+def _built(described: Any, file: Path) -> Source:
+    from mirage.data.sources.catalogue import SOURCES
+
+    known = {name: cls for cls in SOURCES for name in (cls.__name__, f"{cls.__module__}.{cls.__name__}")}
+    match {"class_path": described} if isinstance(described, str) else described:
+        case {"class_path": str(path), **given} if path in known and isinstance(given.get("init_args") or {}, dict):
+            settings = dict(given.get("init_args") or {})
+        case _:
+            raise ValueError(f"{file} names no data source of mirage's ({described}).")
+    if "source" in settings:  # one that wraps another
+        settings["source"] = _built(settings["source"], file)
+    try:
+        return known[path](**settings)
+    except DataError:
+        raise
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{file}: {path} of this mirage does not take the settings there ({error}).") from error
 
 
 class RunPictures:
@@ -68,23 +77,3 @@ class RunPictures:
         if picture is None:
             raise ValueError(f"{source.name} has no picture of this name")
         return picture.open()
-
-
-def _built(described: Any, config: str) -> Source:
-    from mirage.data.sources.catalogue import SOURCES
-    from mirage.errors import DataError
-
-    known = {name: cls for cls in SOURCES for name in (cls.__name__, f"{cls.__module__}.{cls.__name__}")}
-    described = {"class_path": described} if isinstance(described, str) else described
-    path = described.get("class_path") if isinstance(described, dict) else None
-    settings = (described.get("init_args") or {}) if isinstance(described, dict) else {}
-    if path not in known or not isinstance(settings, dict):
-        raise ValueError(f"{config} names no data source of mirage's ({path}).")
-    if "source" in settings:  # one that wraps another
-        settings = {**settings, "source": _built(settings["source"], config)}
-    try:
-        return known[path](**settings)
-    except DataError:
-        raise
-    except (TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{config}: {path} of this mirage does not take the settings there ({error}).") from error
