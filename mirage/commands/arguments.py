@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from inspect import signature
 from typing import Any, ClassVar, NoReturn
@@ -15,6 +15,7 @@ from jsonargparse import ArgumentParser
 from mirage.data.sources.catalogue import SOURCES
 from mirage.evaluation.catalogue import ATTACKS, BENCHMARKS, ENGINES, JUDGES
 
+ByHand = Mapping[str, dict[str, Any]]
 Choices = Mapping[str, tuple[type, ...]]
 # The last part of an argument's name -> the classes that it takes.
 CHOICES: Choices = {
@@ -49,10 +50,7 @@ class Parser(Explaining, ArgumentParser):
 
 
 def command_parser(
-    function: Callable[..., None],
-    command: str,
-    by_hand: Mapping[str, dict[str, Any]] | None = None,
-    skip: Iterable[str] = (),
+    function: Callable[..., None], command: str, by_hand: ByHand | None = None, skip: Iterable[str] = ()
 ) -> Parser:
     """A parser whose options are the parameters of a function, and whose help is its docstring.
 
@@ -62,15 +60,13 @@ def command_parser(
         by_hand: For parameters that are no plain option: what `add_argument` takes, by the argument's name there.
         skip: Parameters that are no options at all.
     """
-    by_hand = by_hand or {}
-    text = function.__doc__ or ""
+    by_hand, text = by_hand or {}, function.__doc__ or ""
     documented = dict(re.findall(r"^ {8}(\w+): (.+(?:\n {12}.+)*)", text, re.MULTILINE))
     parser = Parser(prog=f"mirage {command}", description=text.partition("\n\n    Args:")[0])
     parser.add_argument("--config", action="config", help="A YAML file with these options.")
     for name, settings in by_hand.items():
         parser.add_argument(name, help=" ".join(documented[name.lstrip("-")].split()), **settings)
-    skip = {*skip, *(name.lstrip("-") for name in by_hand)}
-    parser.add_function_arguments(function, skip=skip, as_group=False)
+    parser.add_function_arguments(function, skip={*skip, *(name.lstrip("-") for name in by_hand)}, as_group=False)
     return parser
 
 
@@ -79,15 +75,13 @@ def instantiated(parser: Parser, arguments: Iterable[str]) -> Any:
     return parser.instantiate_classes(parser.parse_args(list(arguments)))
 
 
-def call(
-    function: Callable[..., None],
-    command: str,
-    arguments: Sequence[str],
-    by_hand: Mapping[str, dict[str, Any]] | None = None,
-) -> None:
-    """Calls the function of a command (see `command_parser`) with the command's arguments."""
-    given = instantiated(command_parser(function, command, by_hand), arguments).as_dict()
-    function(**{name: value for name, value in given.items() if name != "config"})
+def keywords(
+    function: Callable[..., None], command: str, arguments: Iterable[str], by_hand: ByHand | None = None
+) -> dict[str, Any]:
+    """What a command calls its function with, by the command's arguments (see `command_parser`)."""
+    given: dict[str, Any] = instantiated(command_parser(function, command, by_hand), arguments).as_dict()
+    del given["config"]
+    return given
 
 
 def explained(message: str, choices: Choices = CHOICES, keys: Iterable[str] = ()) -> str:

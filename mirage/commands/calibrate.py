@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mirage.atomic import write_text
-from mirage.commands.arguments import call
+from mirage.commands.arguments import keywords
 from mirage.commands.outputs import check_file
 from mirage.data.base import Source
 from mirage.evaluation.judge.base import Judge
@@ -105,4 +105,4 @@ def _percent(rate: float | None) -> str:
 
 def run(arguments: Sequence[str]) -> None:
     """Parses the arguments, judges, prints the comparison and writes it."""
-    call(calibrate, "calibrate", arguments)
+    calibrate(**keywords(calibrate, "calibrate", arguments))

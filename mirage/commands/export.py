@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mirage.commands.arguments import call
+from mirage.commands.arguments import ByHand, keywords
 from mirage.commands.outputs import check_folder
 
 if TYPE_CHECKING:
@@ -46,4 +46,5 @@ def export_run(
 
 def run(arguments: Sequence[str]) -> None:
     """Parses the arguments and exports."""
-    call(export_run, "export", arguments, {"run": {"type": Path}, "--adapter_only": {"action": "store_true"}})
+    by_hand: ByHand = {"run": {"type": Path}, "--adapter_only": {"action": "store_true"}}
+    export_run(**keywords(export_run, "export", arguments, by_hand))

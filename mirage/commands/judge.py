@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from mirage.commands.arguments import call
+from mirage.commands.arguments import keywords
 from mirage.data.base import Source
 from mirage.evaluation.judge.base import Judge
 
@@ -40,4 +40,4 @@ def judge_run(run: Path, judge: Judge, data: Source | None = None) -> None:
 
 def run(arguments: Sequence[str]) -> None:
     """Parses the arguments, judges, writes, and prints the table."""
-    call(judge_run, "judge", arguments, {"run": {"type": Path}})
+    judge_run(**keywords(judge_run, "judge", arguments, {"run": {"type": Path}}))

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from mirage.commands.arguments import command_parser
+from mirage.commands.arguments import ByHand, command_parser
 from mirage.commands.outputs import check_folder
 from mirage.prepare.preparation import prepare
 
 
 def run(arguments: Sequence[str]) -> None:
     """Parses the arguments and prepares."""
-    by_hand = {"--answers_from": {"nargs": "+", "required": True, "metavar": "WHO"}}
+    by_hand: ByHand = {"--answers_from": {"nargs": "+", "required": True, "metavar": "WHO"}}
     parser = command_parser(prepare, "prepare", by_hand, skip={"settings"})
     given = parser.parse_args(list(arguments))
     check_folder(given.out)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from mirage.commands.arguments import call
+from mirage.commands.arguments import ByHand, keywords
 from mirage.commands.outputs import check_folder
-from mirage.commands.run_config import RunPictures
+from mirage.commands.run_config import run_pictures
 from mirage.report.writing import report
 
 
@@ -34,11 +34,11 @@ def report_runs(
             "--images says where the pictures are, and --pictures false that there shall be none: give one."
         )
     check_folder(out)
-    opener = RunPictures() if pictures else None
+    opener = run_pictures() if pictures else None
     report(runs, out, compare=compare, images=images, shown=shown, open_picture=opener)
 
 
 def run(arguments: Sequence[str]) -> None:
     """Parses the arguments and writes the report."""
-    by_hand = {"runs": {"nargs": "+", "type": Path}, "--compare": {"action": "store_true"}}
-    call(report_runs, "report", arguments, by_hand)
+    by_hand: ByHand = {"runs": {"nargs": "+", "type": Path}, "--compare": {"action": "store_true"}}
+    report_runs(**keywords(report_runs, "report", arguments, by_hand))

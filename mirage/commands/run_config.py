@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +15,26 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from mirage.data.base import Source
+
+
+def run_pictures() -> Callable[[Path, str], Image]:
+    """Opens a picture: of the run's folder and the name that its records have for it.
+
+    Raises:
+        ValueError: When called, if the run's source cannot be rebuilt or has no such picture, or it cannot be used.
+    """
+    sources = cache(source_of)
+
+    def open_picture(run: Path, name: str) -> Image:
+        try:
+            source = sources(run)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{error} Or give the folder of the pictures with --images.") from error
+        if (picture := source.picture(name)) is None:
+            raise ValueError(f"{source.name} has no picture of this name")
+        return picture.open()
+
+    return open_picture
 
 
 def source_of(run: Path) -> Source:
@@ -38,9 +60,10 @@ def _built(described: Any, file: Path) -> Source:
     from mirage.data.sources.catalogue import SOURCES
 
     known = {name: cls for cls in SOURCES for name in (cls.__name__, f"{cls.__module__}.{cls.__name__}")}
-    match {"class_path": described} if isinstance(described, str) else described:
-        case {"class_path": str(path), **given} if path in known and isinstance(given.get("init_args") or {}, dict):
-            settings = dict(given.get("init_args") or {})
+    described = {"class_path": described} if isinstance(described, str) else described
+    match described:
+        case {"class_path": str(path)} if path in known and isinstance(described.get("init_args") or {}, dict):
+            settings = dict(described.get("init_args") or {})
         case _:
             raise ValueError(f"{file} names no data source of mirage's ({described}).")
     if "source" in settings:  # one that wraps another
@@ -51,29 +74,3 @@ def _built(described: Any, file: Path) -> Source:
         raise
     except (TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{file}: {path} of this mirage does not take the settings there ({error}).") from error
-
-
-class RunPictures:
-    """The pictures of runs by the names that their records have for them."""
-
-    def __init__(self) -> None:
-        self._sources: dict[Path, Source | str] = {}
-
-    def __call__(self, run: Path, name: str) -> Image:
-        """The picture that the records in folder `run` call `name`.
-
-        Raises:
-            ValueError: If the run's source cannot be rebuilt or has no such picture, or the picture cannot be used.
-        """
-        if run not in self._sources:
-            try:
-                self._sources[run] = source_of(run)
-            except (ValueError, OSError) as error:
-                self._sources[run] = f"{error} Or give the folder of the pictures with --images."
-        source = self._sources[run]
-        if isinstance(source, str):
-            raise ValueError(source)
-        picture = source.picture(name)
-        if picture is None:
-            raise ValueError(f"{source.name} has no picture of this name")
-        return picture.open()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -159,11 +159,6 @@ def by_reply(
         fallback = by_detail(candidates, seed)
         return Choice(fallback.candidate, "detail, selector unreadable", fallback.reason)
     return Choice(chosen, "model", f"{model} chose {_LETTERS[offered.index(chosen)]} of {len(offered)}")
-
-
-def candidate_line(candidate: Candidate, choice: Choice) -> dict[str, Any]:
-    """One line of `candidates.jsonl`."""
-    return {**asdict(candidate), "chosen": candidate is choice.candidate, "harmful": True}
 
 
 def answer_line(id: str, choice: Choice | None) -> dict[str, Any]:

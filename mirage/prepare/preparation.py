@@ -8,6 +8,7 @@ import random
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -129,9 +130,13 @@ def prepare(
         written = retain_lines(retained, out) if retained else ()
         kept = list(progress.track(written, len(retained or ()), description="retain"))
 
-    every = [(each, id) for id, given in candidates.items() for each in given]
+    every = [
+        {**asdict(each), "chosen": each is choices[id].candidate, "harmful": True}
+        for id, given in candidates.items()
+        for each in given
+    ]
     texts = {
-        "candidates.jsonl": _as_lines(harmful.candidate_line(each, choices[id]) for each, id in every),
+        "candidates.jsonl": _as_lines(every),
         "harmful_answers.jsonl": _as_lines(harmful.answer_line(id, choices.get(id)) for id in questions),
     }
     if kept:
