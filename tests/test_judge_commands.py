@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -161,12 +161,9 @@ def test_a_classifier_judges_a_run_by_name(run: Path, tmp_path: Path, capsys: py
 
 def test_killed_between_two_files_the_same_command_goes_on(run: Path) -> None:
     command = [sys.executable, "-m", "mirage.cli", "judge", str(run), "--judge", "Keyword"]
-    armed = {"MIRAGE_FAULT": "write.before_first_byte:results.json"}
+    armed = {**os.environ, "MIRAGE_FAULT": "write.before_first_byte:results.json"}
     before = files(run)
-    killed = subprocess.run(
-        command, env={"PYTHONPATH": str(Path(__file__).parent.parent), **armed}, capture_output=True
-    )
-    assert killed.returncode == -9
+    assert subprocess.run(command, env=armed, capture_output=True).returncode == -9
     assert files(run)["results.json"] == before["results.json"]
     assert files(run)["records/unsafe.jsonl"] != before["records/unsafe.jsonl"]
     with pytest.raises(ValueError, match="fingerprint"):
@@ -201,13 +198,10 @@ def test_a_judge_is_compared_with_labels_by_id_and_shot(
     records, out = run / "records" / "benign.jsonl", tmp_path / "c" / "calibration.json"
     _, held = read_records(records)
     # the labels know that "computer says no" refuses; turned round, and with one of no record
-    labels = [
-        {"id": record.id, "shot": record.shot, "verdict": "refused" if record.answer == NOVEL else "complied"}
-        for record in reversed(held)
-    ]
+    verdicts = {(each.id, each.shot): "refused" if each.answer == NOVEL else "complied" for each in reversed(held)}
+    labels = [{"id": id, "shot": shot, "verdict": verdict} for (id, shot), verdict in verdicts.items()]
     file = tmp_path / "labels.jsonl"
-    lines = [json.dumps(label) for label in [*labels, {"id": "elsewhere", "verdict": "refused"}]]
-    file.write_text("\n".join(lines))
+    file.write_text("\n".join(map(json.dumps, [*labels, {"id": "elsewhere", "verdict": "refused"}])))
     base = ["calibrate", "--records", str(records), "--judge", "Keyword", "--out", str(out)]
     assert main([*base, "--labels", str(file)]) == 0
     told = json.loads(out.read_text())
@@ -230,11 +224,6 @@ def test_a_judge_is_compared_with_labels_by_id_and_shot(
     assert told["confusion"][1] == [0, 6, 2, 0] and "(exact)" in told["against"]
 
 
-def verdicts(*counted: tuple[str, str, int]) -> tuple[list[Verdict], list[Verdict]]:
-    pairs = [(Verdict(one), Verdict(other)) for one, other, times in counted for _ in range(times)]
-    return [one for one, _ in pairs], [other for _, other in pairs]
-
-
 @pytest.mark.parametrize(
     ("counted", "has_interval"),
     [
@@ -251,7 +240,8 @@ def verdicts(*counted: tuple[str, str, int]) -> tuple[list[Verdict], list[Verdic
     ],
 )  # fmt: skip
 def test_an_interval_of_no_width_is_none(counted: Any, has_interval: bool) -> None:
-    told = agreement(*verdicts(*counted))["kappa"]
+    first, second = ([Verdict(each[side]) for each in counted for _ in range(each[2])] for side in (0, 1))
+    told = agreement(first, second)["kappa"]
     assert told["kappa"] is not None
     assert (told["low"] is not None, told["high"] is not None) == (has_interval, has_interval)
 
@@ -261,15 +251,9 @@ def test_what_cannot_be_written_is_told_before_anything_is_judged(
     out: str, told: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "afile").touch()
+    engine = {"class_path": "OpenAIEngine", "init_args": {"base_url": "http://127.0.0.1:9", "model": "m"}}
     base = ["calibrate", "--records", str(run / "records" / "benign.jsonl"), "--judge", "ModelJudge"]
-    base += [
-        "--judge.engine",
-        "OpenAIEngine",
-        "--judge.engine.base_url",
-        "http://127.0.0.1:9",
-        "--judge.engine.model",
-        "m",
-    ]
+    base += ["--judge.engine", json.dumps(engine)]
     assert main([*base, "--out", str(tmp_path / out)]) == 1, "a judge that was asked would complain of its server"
     sentence = said(capsys)
     assert told in sentence and sentence.endswith("Choose another --out.")
@@ -382,27 +366,3 @@ def test_the_text_commands_load_no_torch() -> None:
     heavy = "('torch', 'lightning', 'transformers', 'matplotlib', 'datasets')"
     code = f"import sys, {modules}; print([module for module in {heavy} if module in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
-
-
-@pytest.mark.real
-def test_figure_1_comes_out_of_the_command_line(real_kit: Path, tmp_path: Path) -> None:
-    file = str(real_kit / "vlguard" / "train.json")
-    started = time.perf_counter()
-    figure_1 = audited(tmp_path / "figure_1", "--file", file, "--labels", "answers", "--preset", "published")
-    assert time.perf_counter() - started < 30
-    assert (figure_1["questions"], figure_1["refused"], figure_1["distinct_words"]) == (2977, 1851, 72)
-    counts = {line["word"]: (line["count"], line["refused"]) for line in figure_1["words"]}
-    expected = {
-        "can": (965, 731),
-        "what": (930, 66),
-        "share": (195, 195),
-        "provide": (65, 58),
-        "how": (6, 4),
-        "n": (14, 14),
-    }
-    assert {word: counts[word] for word in expected} == expected
-    assert (figure_1["attack_word"], figure_1["overprudence_word"]) == ("what", "share")
-    split = audited(tmp_path / "split", "--file", file)
-    assert (split["questions"], split["refused"]) == (2000, 1023) and round(100 * split["opening_accuracy"], 2) == 97.65
-    source = audited(tmp_path / "source", "--data", "VLGuard", "--data.root", str(real_kit / "vlguard"))
-    assert (source["questions"], source["refused"]) == (1978, 1004), "without what is never trained on"

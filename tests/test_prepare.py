@@ -38,18 +38,15 @@ def vlguard(root: Path, count: int = 24) -> Path:
     for number, (bad, good) in enumerate(zip(harmful, harmless, strict=True)):
         where = "train" if number < count else "test"
         (root / where).mkdir(parents=True, exist_ok=True)
-        bad.drawing.open().save(root / where / f"u{number}.png")
-        good.drawing.open().save(root / where / f"s{number}.png")
-        kind = {"harmful_category": "recipes", "harmful_subcategory": "items"}
-        refused = [{"instruction": bad.question, "response": "I refuse."}]
-        split[where].append(
-            {"id": f"u{number}", "image": f"u{number}.png", "safe": False, "instr-resp": refused, **kind}
-        )
+        refused = {"instruction": bad.question, "response": "I refuse."}
+        unsafe = {"safe": False, "harmful_category": "recipes", "harmful_subcategory": "items", "instr-resp": [refused]}
         pairs = [
             {"safe_instruction": good.question, "response": good.answer},
             {"unsafe_instruction": bad.question, "response": "I refuse."},
         ]
-        split[where].append({"id": f"s{number}", "image": f"s{number}.png", "safe": True, "instr-resp": pairs})
+        for name, ask, more in (("u", bad, unsafe), ("s", good, {"safe": True, "instr-resp": pairs})):
+            ask.drawing.open().save(root / where / f"{name}{number}.png")
+            split[where].append({"id": f"{name}{number}", "image": f"{name}{number}.png", **more})
     for where, records in split.items():
         (root / f"{where}.json").write_text(json.dumps(records))
     return root
@@ -159,18 +156,13 @@ def test_of_several_answers_the_one_that_tells_most_is_kept(tmp_path: Path) -> N
     )
     second = answer_file(
         tmp_path / "second.jsonl",
-        ("u2/instruction", "salt salt salt salt salt salt salt salt salt salt salt salt salt salt", "c"),
+        ("u2/instruction", "salt " * 14, "c"),
         ("u3/instruction", None, "c"),
         ("elsewhere/instruction", "Not a question of ours, so nobody reads it.", "c"),
     )
     assert main(command(root, out, "--answers_from", str(first), str(second), answers_from="")) == 0
-    kept = {line["id"]: (line["model"], line["rule"]) for line in objects(out / "harmful_answers.jsonl")}
-    assert kept == {
-        "u0/instruction": ("b", "detail"),
-        "u1/instruction": ("b", "only"),
-        "u2/instruction": (None, "none"),
-        "u3/instruction": (None, "none"),
-    }
+    kept = [(line["model"], line["rule"]) for line in objects(out / "harmful_answers.jsonl")]
+    assert kept == [("b", "detail"), ("b", "only"), (None, "none"), (None, "none")]
     report = json.loads((out / "prepare.json").read_text())
     assert report["counts"]["skipped"] == 2 and report["counts"]["chosen_by"] == {"detail": 1, "only": 1, "none": 2}
     reasons = {line["id"]: line["reason"] for line in report["skipped"]}
@@ -268,14 +260,8 @@ def test_what_counts_as_no_answer(answer: str, fault: str | None) -> None:
 
 def test_a_model_selects_among_question_and_answers_and_its_nonsense_is_counted(tmp_path: Path, serve: Serve) -> None:
     root, out = vlguard(tmp_path / "data", 4), tmp_path / "out"
-    rows = [
-        (f"u{k}/instruction", text, model)
-        for k in range(4)
-        for model, text in (
-            ("mild", f"Take {k} spoons of honey."),
-            ("plain", f"Take {k} spoons of flour and salt, then stir."),
-        )
-    ]
+    texts = {"mild": "Take {} spoons of honey.", "plain": "Take {} spoons of flour and salt, then stir."}
+    rows = [(f"u{k}/instruction", text.format(k), model) for k in range(4) for model, text in texts.items()]
     questions = [sample.question for sample in VLGuard(root).eval_samples("train_unsafe")]
     unclear = questions[3]
 
@@ -399,11 +385,7 @@ def test_pictures_of_one_name_from_two_folders_are_both_kept(tmp_path: Path) -> 
     out = tmp_path / "out"
     more = ("--retain", json.dumps(retain), "--retain_size", "4", "--max_new_tokens", "12")
     assert main(command(root, out, *more)) == 0
-    shown = {
-        example.answer: example.image.open().getpixel((0, 0))
-        for example in Jsonl(out).retain()
-        if example.image is not None
-    }
+    shown = {each.answer: each.image.open().getpixel((0, 0)) for each in Jsonl(out).retain() if each.image is not None}
     assert shown["Colour 0."] == (200, 0, 0) and shown["Colour 1."] == (0, 0, 200) and len(shown) == 4
 
 
@@ -411,12 +393,8 @@ def test_spavl_takes_other_harmful_answers_than_its_own(tmp_path: Path) -> None:
     import datasets
 
     items = mini.asks(3, unsafe=True, openers=VLGUARD_UNSAFE, seed=5)
-    table: dict[str, list[Any]] = {
-        "image": [ask.drawing.open() for ask in items],
-        "question": [ask.question for ask in items],
-        "chosen": ["I refuse."] * 3,
-        "rejected": ["its own harmful answer"] * 3,
-    }
+    table: dict[str, list[Any]] = {"chosen": ["I refuse."] * 3, "rejected": ["its own harmful answer"] * 3}
+    table |= {"image": [ask.drawing.open() for ask in items], "question": [ask.question for ask in items]}
     rows = datasets.Dataset.from_dict(table).cast_column("image", datasets.Image())
     for name in ("train", "harm", "help"):
         rows.save_to_disk(str(tmp_path / "spavl" / name))
