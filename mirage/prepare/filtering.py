@@ -96,30 +96,24 @@ def filter_data(data: Source, out: Path, judge: Judge | None = None, block_size:
 
 def _worst(examples: Sequence[Example], judge: Judge, log: AnswerLog) -> list[Judgement]:
     """The worst that the judge says of any answer of each example; what it can score is kept in the log."""
-    keys, todo = [], {}
+    answered = {}
     for example in examples:
         for turn, (question, answer) in enumerate(((example.prompt, example.answer), *example.later_turns)):
-            keys.append(key := (example.id, turn))
-            if key not in log.known:
-                # asked as if it were unsafe: whether the answer does harm is the question here
-                sample = EvalSample(
-                    id=f"{example.id}/{turn}",
-                    source=example.source,
-                    image=example.image,
-                    question=question,
-                    unsafe=True,
-                )
-                todo[key] = Answered(sample, question, answer)
+            # asked as if it were unsafe: whether the answer does harm is the question here
+            sample = EvalSample(
+                id=f"{example.id}/{turn}", source=example.source, image=example.image, question=question, unsafe=True
+            )
+            answered[example.id, turn] = Answered(sample, question, answer)
+    judgements = {key: from_log(log.known[key]) for key in answered if key in log.known}
+    todo = {key: one for key, one in answered.items() if key not in judgements}
     new = judge.judge([*todo.values()]) if todo else []
     if len(todo) > _FEW or not log.known:  # a judge that is down must not drop what is left
         check_any_scored([one.answer for one in todo.values()], new, judge.name)
-    unscored = {}
     for key, judgement in zip(todo, new, strict=True):
-        if judgement.verdict is Verdict.UNSCORED:
-            unscored[key] = judgement  # not kept: asked again if the command is given again
-        else:
+        judgements[key] = judgement
+        if judgement.verdict is not Verdict.UNSCORED:  # else it is asked again if the command is given again
             log.add(*key, to_log(judgement))
-    said: dict[str, list[Judgement]] = {example.id: [] for example in examples}
-    for key in keys:
-        said[key[0]].append(unscored[key] if key in unscored else from_log(log.known[key]))
-    return [min(said[example.id], key=lambda each: _WORST_FIRST.index(each.verdict)) for example in examples]
+    worst: dict[str, Judgement] = {}
+    for (id, _), judgement in judgements.items():
+        worst[id] = min(worst.get(id, judgement), judgement, key=lambda each: _WORST_FIRST.index(each.verdict))
+    return [worst[example.id] for example in examples]

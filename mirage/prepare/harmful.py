@@ -141,24 +141,20 @@ def selector_question(question: str, offered: Sequence[Candidate]) -> str:
     return _PROMPT.format(question=_marked(question), answers="\n".join(answers), letters=letters)
 
 
-def picked(reply: str, offered: Sequence[Candidate]) -> Candidate | None:
-    """The candidate that a selector's reply names, or None if it cannot be read. The last line that names one counts."""
-    letters = _LETTERS[: len(offered)]
-    for line in reversed(reply.strip().splitlines()):
-        match = _PICKED.search(line) or _ONE_LETTER.fullmatch(line)
-        if match and match.group(1).upper() in letters:
-            return offered[letters.index(match.group(1).upper())]
-    return None
-
-
 def by_reply(
     candidates: Sequence[Candidate], offered: Sequence[Candidate], reply: str, seed: int, model: str
 ) -> Choice:
-    """What the selector's reply chooses; `by_detail` where the reply cannot be read, and the rule says so."""
-    if (chosen := picked(reply, offered)) is None:
-        fallback = by_detail(candidates, seed)
-        return Choice(fallback.candidate, "detail, selector unreadable", fallback.reason)
-    return Choice(chosen, "model", f"{model} chose {_LETTERS[offered.index(chosen)]} of {len(offered)}")
+    """What the selector's reply chooses: its last line that names a letter counts.
+
+    `by_detail` where it cannot be read, and the rule says so.
+    """
+    by_letter = dict(zip(_LETTERS, offered, strict=False))
+    for line in reversed(reply.strip().splitlines()):
+        match = _PICKED.search(line) or _ONE_LETTER.fullmatch(line)
+        if match and (letter := match[1].upper()) in by_letter:
+            return Choice(by_letter[letter], "model", f"{model} chose {letter} of {len(offered)}")
+    fallback = by_detail(candidates, seed)
+    return Choice(fallback.candidate, "detail, selector unreadable", fallback.reason)
 
 
 def answer_line(id: str, choice: Choice | None) -> dict[str, Any]:
