@@ -59,8 +59,7 @@ class MirageCLI(LightningCLI):
             "--allow_changed", type=list[str], default=[],
             help="Facts of the checkpoint that a resumed run may change, such as [world_size].",
         )  # fmt: skip
-        as_seed = lambda seed: 0 if isinstance(seed, bool) else seed
-        parser.link_arguments("seed_everything", "data.seed", compute_fn=as_seed)
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=_as_seed)
         parser.link_arguments("model", "data.method", apply_on="instantiate")  # its processor and its kind of answers
 
     def _parse_ckpt_path(self) -> None:
@@ -110,15 +109,17 @@ class MirageCLI(LightningCLI):
     def after_fit(self) -> None:
         """Prints the starting and the aligned model side by side, on the first rank."""
         if self.results.latest is not None:
-            console, files = (
-                Console(),
-                f"{self.results.written} holds these figures, and records/ beside it every answer.",
-            )
+            files = f"{self.results.written} holds these figures, and records/ beside it every answer."
+            console = Console()
             console.print(start_vs_aligned(self.results.latest))
             console.print(files, style="dim")
 
     after_validate = after_fit
     after_test = after_fit
+
+
+def _as_seed(seed: bool | int) -> int:
+    return 0 if isinstance(seed, bool) else seed
 
 
 class RunFolder(Callback):
