@@ -39,15 +39,17 @@ INPUT_ERRORS = (
     ValueError, CheckpointNotFoundError, CheckpointSaveError, MisconfigurationException, NonFiniteLossError,
     RankFailedError,
 )  # fmt: skip
-TRAINER_DEFAULTS = {
-    "use_distributed_sampler": False, "num_sanity_val_steps": 0, "log_every_n_steps": 10, "enable_model_summary": False,
-}  # fmt: skip
 
 
 class Parser(Explaining, LightningArgumentParser):
     """Refuses a mistyped key or class with the nearest name that exists."""
 
     choices: ClassVar[Choices] = {**CHOICES, "model": METHODS, "callbacks": (OneWordAttack, Accuracy, Utility)}
+
+
+TRAINER_DEFAULTS = {
+    "use_distributed_sampler": False, "num_sanity_val_steps": 0, "log_every_n_steps": 10, "enable_model_summary": False,
+}  # fmt: skip
 
 
 class MirageCLI(LightningCLI):
@@ -118,10 +120,6 @@ class MirageCLI(LightningCLI):
     after_test = after_fit
 
 
-def _as_seed(seed: bool | int) -> int:
-    return 0 if isinstance(seed, bool) else seed
-
-
 class RunFolder(Callback):
     """A fresh fit overwrites nothing: an earlier run in its folder is set aside, once the data have been checked.
 
@@ -143,6 +141,10 @@ class RunFolder(Callback):
             root.rename(aside)
             print(f"{root} held an earlier run, which is now {aside}.")
         trainer.strategy.barrier()
+
+
+def _as_seed(seed: bool | int) -> int:
+    return 0 if isinstance(seed, bool) else seed
 
 
 # Lightning's advertising, and advice that does not apply: loaders are sized for small data, and the run folder is ours.

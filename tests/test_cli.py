@@ -24,6 +24,7 @@ SMALL = (
     "--data.source.init_args.num_unsafe=24", "--data.source.init_args.num_safe=24", "--data.batch_size=4",
     "--data.num_workers=0", "--trainer.enable_progress_bar=false", "--trainer.check_val_every_n_epoch=1",
 )  # fmt: skip
+CALLBACK = "--trainer.callbacks=OneWordAttack --trainer.callbacks.eval_set=unsafe"
 
 
 def small_fit(config: str, root: Path, *extra: str, samples: int = 7, steps: int = 3) -> list[str]:
@@ -90,10 +91,8 @@ def test_a_run_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert again["unsafe"]["fingerprint"] == results["unsafe"]["fingerprint"]
     assert again["benign"] == results["benign"]
     # another attack: the starting model's figures in the checkpoint are not of this attack, so they are not shown
-    attack = "--trainer.callbacks.attack"
-    other = [*evaluate, "--trainer.callbacks=OneWordAttack", "--trainer.callbacks.eval_set=unsafe"]
-    other += [f"{attack}=OneWord", f"{attack}.word=what's", "--trainer.callbacks.judge=Exact", "--ckpt_path=last"]
-    assert run(other) == 0
+    other = [*CALLBACK.split(), "--trainer.callbacks.attack=OneWord", "--trainer.callbacks.attack.word=what's"]
+    assert run([*evaluate, *other, "--trainer.callbacks.judge=Exact", "--ckpt_path=last"]) == 0
     strict = results_of(root / "validate")
     assert strict["unsafe"]["attack"]["kind"] == "one_word" and not strict["start"]
     assert run(evaluate) == 0
@@ -202,11 +201,6 @@ def test_bad_input_is_one_sentence_and_nothing_is_lost(
     assert len(kept) == 1
 
 
-def test_an_unknown_command_is_refused_with_the_nearest(tmp_path: Path) -> None:
-    done = mirage("fitt", cwd=tmp_path)
-    assert done.returncode == 2 and "'fit'" in done.stderr
-
-
 MINI = "package:mirage.mini/checkpoint"
 
 
@@ -261,6 +255,10 @@ def test_an_error_of_a_path_is_one_sentence_and_others_keep_their_traceback(
     assert told is None if sentence is None else told is not None and told.startswith(sentence)
 
 
+def test_an_unknown_command_is_refused_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fitt"]) == 2 and "'fit'" in capsys.readouterr().err
+
+
 def test_a_sentence_s_traceback_can_be_had(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = ["judge", "no/such/run", "--judge", "Keyword"]
     assert main(wrong) == 1 and "mirage: no/such/run" in capsys.readouterr().err
@@ -270,7 +268,6 @@ def test_a_sentence_s_traceback_can_be_had(capsys: pytest.CaptureFixture[str], m
 
 
 SOURCES_ARE = ", ".join(cls.__name__ for cls in SOURCES)
-CALLBACK = "--trainer.callbacks=OneWordAttack --trainer.callbacks.eval_set=unsafe"
 JUDGES_ARE = "Classifier, Exact, Fluency, Keyword, ModelJudge, TopicFilter"
 
 
@@ -279,7 +276,6 @@ JUDGES_ARE = "Classifier, Exact, Fluency, Keyword, ModelJudge, TopicFilter"
     [
         ("judge x --judge VLGuard", f"--judge VLGuard: it takes one of {JUDGES_ARE}"),
         ("judge x --judge ModleJudge", f"--judge ModleJudge: it takes one of {JUDGES_ARE}. Did you mean ModelJudge?"),
-        ("judge x", "the following arguments are required: judge"),
         ("audit --data Keyword", f"--data Keyword: it takes one of {SOURCES_ARE}"),
         ("audit --data VLGuard", "--data (VLGuard): the following arguments are required: root"),
         (

@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from mirage.cli import configs_folder, main
+from mirage.commands.filter import filter_data
 from mirage.data.base import Source
 from mirage.data.sources.filtered import Filtered
 from mirage.data.sources.jsonl import Jsonl
@@ -27,7 +28,6 @@ from mirage.evaluation.judge.base import Answered, Judge, JudgeError, Judgement
 from mirage.evaluation.judge.model import ModelJudge
 from mirage.evaluation.judge.topic import TopicFilter
 from mirage.mini import questions as world
-from mirage.prepare.filtering import filter_data
 from mirage.schema import EvalSample, Example, Verdict
 
 GIVEN_AWAY = {item.recipe for item in world.items() if item.harmful}

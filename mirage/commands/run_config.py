@@ -1,4 +1,4 @@
-"""The pictures of a run, by the data source that its config names. Loads no model and no torch."""
+"""The config that a run left, and the data source and pictures that it names. Loads no model and no torch."""
 
 from __future__ import annotations
 
@@ -15,6 +15,37 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from mirage.data.base import Source
+
+
+def config_of(run: Path) -> dict[str, Any]:
+    """The `config.yaml` in the run's folder, or in the one above it (for `<run>/validate`); plain values only.
+
+    Raises:
+        ValueError: If there is none, or it is not a config that `mirage fit` wrote.
+    """
+    file = next((file for file in (run / "config.yaml", run.parent / "config.yaml") if file.is_file()), None)
+    if file is None:
+        raise ValueError(f"{run} holds no config.yaml. Give the folder of a run of mirage fit, such as runs/rmu.")
+    try:
+        config = yaml.safe_load(file.read_bytes())
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{file} is not YAML ({reason}). Restore it.") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{file} holds no settings. Restore the file that mirage fit wrote.")
+    return config
+
+
+def source_of(run: Path) -> Source:
+    """The data source that the run's config describes.
+
+    Only mirage's sources are built, by their names: a config may come from anywhere, and imports nothing here.
+
+    Raises:
+        ValueError: If there is no config, or it describes no source of mirage's.
+    """
+    data = config_of(run).get("data")
+    return _built(data.get("source") if isinstance(data, dict) else None, f"The config.yaml of {run}")
 
 
 def run_pictures() -> Callable[[Path, str], Image]:
@@ -37,26 +68,7 @@ def run_pictures() -> Callable[[Path, str], Image]:
     return open_picture
 
 
-def source_of(run: Path) -> Source:
-    """The data source that the run's config describes: the `config.yaml` in its folder, or above it (`<run>/validate`).
-
-    Only mirage's sources are built, by their names: a config may come from anywhere, and imports nothing here.
-
-    Raises:
-        ValueError: If there is no config, or it describes no source of mirage's.
-    """
-    file = next((file for file in (run / "config.yaml", run.parent / "config.yaml") if file.is_file()), None)
-    if file is None:
-        raise ValueError(f"{run} holds no config.yaml. Give the folder of a run of mirage fit, such as runs/rmu.")
-    try:
-        described = yaml.safe_load(file.read_bytes())["data"]["source"]
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, LookupError, TypeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{file} is not YAML with a data.source ({reason}). Restore what mirage fit wrote.") from error
-    return _built(described, file)
-
-
-def _built(described: Any, file: Path) -> Source:
+def _built(described: Any, config: str) -> Source:
     from mirage.data.sources.catalogue import SOURCES
 
     known = {name: cls for cls in SOURCES for name in (cls.__name__, f"{cls.__module__}.{cls.__name__}")}
@@ -65,12 +77,12 @@ def _built(described: Any, file: Path) -> Source:
         case {"class_path": str(path)} if path in known and isinstance(described.get("init_args") or {}, dict):
             settings = dict(described.get("init_args") or {})
         case _:
-            raise ValueError(f"{file} names no data source of mirage's ({described}).")
+            raise ValueError(f"{config} names no data source of mirage's ({described}).")
     if "source" in settings:  # one that wraps another
-        settings["source"] = _built(settings["source"], file)
+        settings["source"] = _built(settings["source"], config)
     try:
         return known[path](**settings)
     except DataError:
         raise
     except (TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{file}: {path} of this mirage does not take the settings there ({error}).") from error
+        raise ValueError(f"{config}: {path} of this mirage does not take the settings there ({error}).") from error

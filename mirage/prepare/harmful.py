@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mirage.data.sources.records import read_lines
-from mirage.errors import DataError
+from mirage.errors import DataError, DataIssue
 from mirage.evaluation.judge.base import Judgement
 from mirage.evaluation.judge.fluency import is_loop
 from mirage.evaluation.judge.model import neutralised
@@ -195,13 +195,15 @@ def read_answer_file(path: Path) -> dict[str, list[tuple[str, str]]]:
         DataError: With every faulty line, or if the file is missing.
     """
     answers: dict[str, list[tuple[str, str]]] = {}
-    expected = 'lines like {"id": "<question id>", "answer": "...", "model": "..."}'
-    entries = list(read_lines(path, _Answer, expected, may_be_empty=True))
-    if issues := [issue for entry in entries for issue in entry.issues]:
-        raise DataError.of(issues)
-    for line in (entry.value for entry in entries):
-        if line is not None and line.answer is not None:
+    issues: list[DataIssue] = []
+    for entry in read_lines(
+        path, _Answer, 'lines like {"id": "<question id>", "answer": "...", "model": "..."}', may_be_empty=True
+    ):
+        issues += entry.issues
+        if (line := entry.value) is not None and line.answer is not None:
             answers.setdefault(line.id, []).append((line.model or path.name, line.answer))
+    if issues:
+        raise DataError.of(issues)
     return answers
 
 
