@@ -109,17 +109,19 @@ def test_the_outcome_trains_unlearning_and_nothing_harmful_is_shown(
     assert not list(out.glob(".*")), "no leftovers"
 
 
-def test_the_command_in_the_sentence_about_missing_answers_is_right(tmp_path: Path) -> None:
-    for unsafe_set, count in (("instruction", 4), ("all", 8)):
-        root, out = vlguard(tmp_path / unsafe_set, 4), tmp_path / f"{unsafe_set}-out"
-        with pytest.raises(DataError) as caught:
-            VLGuard(root, unsafe_set=unsafe_set).unsafe("harmful")  # type: ignore[arg-type]
-        found = re.search(r"`mirage (prepare [^`]*)`", str(caught.value))
-        assert found, str(caught.value)
-        words = [{"MODEL": MINI, "OUT": str(out)}.get(word, word) for word in found[1].split()]
-        assert main([*words, "--max_new_tokens", "12"]) == 0
-        source = VLGuard(root, unsafe_set=unsafe_set, harmful_answers=out / "harmful_answers.jsonl")  # type: ignore[arg-type]
-        assert len(source.unsafe("harmful")) == count
+@pytest.mark.parametrize(("unsafe_set", "count"), [("instruction", 4), ("all", 8)])
+def test_the_command_in_the_sentence_about_missing_answers_is_right(
+    unsafe_set: Any, count: int, tmp_path: Path
+) -> None:
+    root, out = vlguard(tmp_path / "data", 4), tmp_path / "out"
+    with pytest.raises(DataError) as caught:
+        VLGuard(root, unsafe_set=unsafe_set).unsafe("harmful")
+    found = re.search(r"`mirage (prepare [^`]*)`", str(caught.value))
+    assert found, str(caught.value)
+    words = [{"MODEL": MINI, "OUT": str(out)}.get(word, word) for word in found[1].split()]
+    assert main([*words, "--max_new_tokens", "12"]) == 0
+    source = VLGuard(root, unsafe_set=unsafe_set, harmful_answers=out / "harmful_answers.jsonl")
+    assert len(source.unsafe("harmful")) == count
 
 
 def test_a_limit_asks_a_sample_and_skips_the_others(tmp_path: Path) -> None:
@@ -194,10 +196,9 @@ def test_of_several_answers_the_one_that_tells_most_is_kept(tmp_path: Path) -> N
 def test_bad_input_is_one_sentence_before_anything_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], says: str
 ) -> None:
-    (tmp_path / "bad.jsonl").write_text('{"id": "u0/instruction", "answer": "Fine."}\n{"id": "u1", "answer": 3}\n')
+    bad = '{"id": "u0/instruction", "answer": "Fine."}\n{"id": "u1", "answer": 3}\n'
+    (tmp_path / "bad.jsonl").write_text("" if "--selector" in more else bad)
     more = [str(tmp_path / "bad.jsonl") if word == "FILE" else word for word in more]
-    if "--selector" in more:
-        (tmp_path / "bad.jsonl").write_text("")
     root, out = vlguard(tmp_path / "data", 4), tmp_path / "out"
     assert main(command(root, out, *more)) == 1
     assert says in capsys.readouterr().err
@@ -267,11 +268,10 @@ def test_a_model_selects_among_question_and_answers_and_its_nonsense_is_counted(
     texts = {"mild": "Take {} spoons of honey.", "plain": "Take {} spoons of flour and salt, then stir."}
     rows = [(f"u{k}/instruction", text.format(k), model) for k in range(4) for model, text in texts.items()]
     questions = [sample.question for sample in VLGuard(root).eval_samples("train_unsafe")]
-    unclear = questions[3]
 
     def answer(body: Body) -> Reply:
         text = asked(body)
-        if f"> {unclear}\n" in text and "Take 3 spoons" in text:
+        if f"> {questions[3]}\n" in text and "Take 3 spoons" in text:
             return completion("They are all fine.")
         letter = re.search(r"\[([A-Z])\]\n> Take \d spoons of honey", text)
         assert letter
