@@ -28,11 +28,6 @@ COMMANDS = {
     "mini": "build the embedded checkpoint: mirage mini build --out DIR",
 }
 
-# Errors of a path that was given. Any other error of the system keeps its traceback.
-BAD_PATH = {
-    errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP,
-    errno.ENAMETOOLONG, errno.ENOTEMPTY,
-}  # fmt: skip
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 USAGE = """usage: mirage COMMAND [options]
@@ -115,17 +110,14 @@ def subclasses(folder: str, *bases: str) -> str:
 
 
 def sentence_of(error: ValueError | OSError) -> str | None:
-    """What is wrong with the input, or None if the error is not the input's: a connection, a process, mirage itself."""
+    """What is wrong with the input, or None if the error is of no path: a connection, a process, mirage itself."""
     if isinstance(error, ValueError) or (isinstance(error, FileNotFoundError) and error.errno is None):
         return str(error)
     path = error.filename2 or error.filename
     if error.errno in DISK_FULL:
         return f"{path or 'A file'} cannot be written ({error.strerror}). Free some space, and give the same command again."
-    if error.errno in BAD_PATH and path is not None:
-        return (
-            f"{path} cannot be read or written ({error.strerror}). Correct the path or its rights, or choose another."
-        )
-    return None
+    remedy = "Correct the path or its rights, or choose another."
+    return None if path is None else f"{path} cannot be read or written ({error.strerror}). {remedy}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
