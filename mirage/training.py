@@ -8,11 +8,12 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar
 
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
@@ -22,7 +23,7 @@ from mirage.audit.forms import Asked, form_only_accuracy
 from mirage.checkpoint.callback import AtomicCheckpoint
 from mirage.checkpoint.io import AtomicCheckpointIO, CheckpointNotFoundError, CheckpointSaveError, resolve_checkpoint
 from mirage.checkpoint.resume import ResumeCheck, RNGState
-from mirage.commands.arguments import KINDS, Explaining, Kinds, explained
+from mirage.commands.arguments import CHOICES, Choices, Explaining, explained
 from mirage.data.module import AlignmentData
 from mirage.evaluation.run.callbacks import Accuracy, OneWordAttack, refuse_duplicates
 from mirage.evaluation.run.results import Results
@@ -30,7 +31,6 @@ from mirage.evaluation.run.runner import RankFailedError
 from mirage.evaluation.run.utility import Utility
 from mirage.methods.base import AlignmentModule, NonFiniteLossError
 from mirage.methods.catalogue import METHODS
-from mirage.models.lora import LoraSettings
 from mirage.models.memory import MemoryLine
 from mirage.report.tables import start_vs_aligned
 
@@ -48,12 +48,12 @@ FORM_GATE = 0.6  # balanced accuracy of form alone above which crossed forms are
 class Parser(Explaining, LightningArgumentParser):
     """Refuses a mistyped key or class with the nearest name that exists."""
 
-    kinds: ClassVar[Kinds] = {
-        **KINDS,
-        "callback": (OneWordAttack, Accuracy, Utility),
-        "method": METHODS,
-        "settings": (AlignmentData, LoraSettings),
-    }
+    choices: ClassVar[Choices] = {**CHOICES, "model": METHODS, "callbacks": (OneWordAttack, Accuracy, Utility)}
+
+
+TRAINER_DEFAULTS = {
+    "use_distributed_sampler": False, "num_sanity_val_steps": 0, "log_every_n_steps": 10, "enable_model_summary": False,
+}  # fmt: skip
 
 
 class MirageCLI(LightningCLI):
@@ -66,14 +66,12 @@ class MirageCLI(LightningCLI):
             help="Facts of the checkpoint that a resumed run may change, such as [world_size].",
         )  # fmt: skip
         parser.link_arguments("seed_everything", "data.seed", compute_fn=_as_seed)
-        parser.link_arguments(
-            "model", "data.method", apply_on="instantiate"
-        )  # its processor, and which answers it needs
+        parser.link_arguments("model", "data.method", apply_on="instantiate")  # its processor and its kind of answers
 
     def _parse_ckpt_path(self) -> None:
         # Lightning would read settings out of the checkpoint; here settings are the config's alone
         command = self.config.get("subcommand")
-        settings = self.config.get(command) if command else None
+        settings = command and self.config.get(command)
         if settings and settings.get("ckpt_path"):
             folder = Path(settings.trainer.default_root_dir or ".")
             settings.ckpt_path = str(resolve_checkpoint(settings.ckpt_path, folder))
@@ -81,8 +79,7 @@ class MirageCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Sets the run folder, unless the config does."""
         trainer = self.config[self.subcommand].trainer
-        if trainer.default_root_dir is None:
-            trainer.default_root_dir = "runs/unnamed"
+        trainer.default_root_dir = trainer.default_root_dir or "runs/unnamed"
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """Adds what every run has: loggers, atomic checkpoints, results, and the audit for attacks that mine their word."""
@@ -105,9 +102,8 @@ class MirageCLI(LightningCLI):
         saves = fits and settings.trainer.enable_checkpointing is not False
         if saves and not any(isinstance(callback, AtomicCheckpoint) for callback in callbacks):
             callbacks.append(AtomicCheckpoint())
-        kwargs["callbacks"] = callbacks
-        kwargs["plugins"] = [*(self._get(self.config_init, "trainer.plugins") or []), AtomicCheckpointIO()]
-        return super().instantiate_trainer(**kwargs)
+        plugins = [*(self._get(self.config_init, "trainer.plugins") or []), AtomicCheckpointIO()]
+        return super().instantiate_trainer(callbacks=callbacks, plugins=plugins, **kwargs)
 
     def facts(self) -> dict[str, Any]:
         """What a resumed run must share with its checkpoint."""
@@ -121,11 +117,10 @@ class MirageCLI(LightningCLI):
     def after_fit(self) -> None:
         """Prints the starting and the aligned model side by side, on the first rank."""
         if self.results.latest is not None:
+            files = f"{self.results.written} holds these figures, and records/ beside it every answer."
             console = Console()
             console.print(start_vs_aligned(self.results.latest))
-            console.print(
-                f"{self.results.written} holds these figures, and records/ beside it every answer.", style="dim"
-            )
+            console.print(files, style="dim")
 
     after_validate = after_fit
     after_test = after_fit
@@ -162,48 +157,32 @@ class RunFolder(Callback):
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Moves the earlier run, and says where to."""
-        if stage == "fit" and not self.resumed:
-            root = Path(trainer.default_root_dir)
-            if trainer.is_global_zero and (moved := set_aside(root)):
-                print(f"{root} held an earlier run, which is now {moved}.")
-            trainer.strategy.barrier()
+        if stage != "fit" or self.resumed:
+            return
+        root = Path(trainer.default_root_dir)
+        if trainer.is_global_zero and ((root / "config.yaml").exists() or (root / "checkpoints").exists()):
+            numbered = (root.with_name(f"{root.name}.{number}") for number in count(1))
+            aside = next(path for path in numbered if not path.exists())
+            root.rename(aside)
+            print(f"{root} held an earlier run, which is now {aside}.")
+        trainer.strategy.barrier()
 
 
-def set_aside(root: Path) -> Path | None:
-    """Where an earlier run in `root` has been moved, so that a fresh one overwrites nothing; None if there was none."""
-    if not (root / "config.yaml").exists() and not (root / "checkpoints").exists():
-        return None
-    number = 1
-    while (aside := root.with_name(f"{root.name}.{number}")).exists():
-        number += 1
-    root.rename(aside)
-    return aside
-
-
-def _as_seed(seed: Any) -> int:
-    return int(seed) if seed is not None and not isinstance(seed, bool) else 0
+def _as_seed(seed: bool | int) -> int:
+    return 0 if isinstance(seed, bool) else seed
 
 
 # Lightning's advertising, and advice that does not apply: loaders are sized for small data, and the run folder is ours.
 IRRELEVANT_WARNINGS = (
-    ".*LightningCLI's args parameter.*",
-    ".*does not have many workers.*",
-    ".*LeafSpec.*",
-    ".*Checkpoint directory .* exists.*",
-    ".*logger to False.*",
-    ".*number of training batches.*smaller than the logging interval.*",
-    ".*litlogger.*",
-    ".*litmodels.*",
-    ".*Experiment logs directory.*",
-    ".*callbacks used to create the checkpoint need.*",
-    ".*is_gradient_checkpointing.*",
-)
+    "LightningCLI's args parameter", "does not have many workers", "LeafSpec", "Checkpoint directory .* exists",
+    "logger to False", "number of training batches.*smaller than the logging interval", "litlogger", "litmodels",
+    "Experiment logs directory", "callbacks used to create the checkpoint need", "is_gradient_checkpointing",
+)  # fmt: skip
 
 
 def quieten() -> None:
     """Silences Lightning's advertising and advice that does not apply here."""
-    for pattern in IRRELEVANT_WARNINGS:
-        warnings.filterwarnings("ignore", pattern)
+    warnings.filterwarnings("ignore", f".*({'|'.join(IRRELEVANT_WARNINGS)})")
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
@@ -217,18 +196,12 @@ def run(arguments: Sequence[str]) -> int:
             AlignmentModule,
             AlignmentData,
             subclass_mode_model=True,
-            save_config_callback=SaveConfigCallback,
             save_config_kwargs={"overwrite": True},
             seed_everything_default=0,
             parser_class=Parser,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
-            trainer_defaults={
-                "use_distributed_sampler": False,
-                "num_sanity_val_steps": 0,
-                "log_every_n_steps": 10,
-                "enable_model_summary": False,
-            },
+            trainer_defaults=TRAINER_DEFAULTS,
             args=list(arguments),
         )
     except INPUT_ERRORS as error:

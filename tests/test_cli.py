@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from mirage.cli import main, training_usage, with_shipped_configs
+from mirage.cli import main, sentence_of, training_usage, with_shipped_configs
 from mirage.data.sources.catalogue import SOURCES
 from mirage.evaluation.catalogue import BENCHMARKS
-from mirage.methods.base import AlignmentModule
+from mirage.methods.catalogue import METHODS
 from mirage.schema import Record
 from mirage.training import run
 
@@ -24,6 +24,7 @@ SMALL = (
     "--data.source.init_args.num_unsafe=24", "--data.source.init_args.num_safe=24", "--data.batch_size=4",
     "--data.num_workers=0", "--trainer.enable_progress_bar=false", "--trainer.check_val_every_n_epoch=1",
 )  # fmt: skip
+CALLBACK = "--trainer.callbacks=OneWordAttack --trainer.callbacks.eval_set=unsafe"
 
 
 def small_fit(config: str, root: Path, *extra: str, samples: int = 7, steps: int = 3) -> list[str]:
@@ -34,22 +35,13 @@ def small_fit(config: str, root: Path, *extra: str, samples: int = 7, steps: int
 
 
 def results_of(root: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((root / "results.json").read_text())
-    return content
+    return dict(json.loads((root / "results.json").read_text()))
 
 
-def counts(results: dict[str, Any]) -> dict[str, Any]:
-    """Every measured block, without the seconds."""
-    return {key: results[key] for key in ("unsafe", "benign", "utility", "start")}
-
-
-def mirage(*arguments: str, cwd: Path, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
+def mirage(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """A child process, as from a shell."""
     command = [sys.executable, "-m", "mirage.cli", *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False
-    )
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240, check=False)
 
 
 def test_help_is_light() -> None:
@@ -63,7 +55,7 @@ def test_help_is_light() -> None:
 
 
 def test_help_names_every_method_source_and_benchmark() -> None:
-    for classes in (AlignmentModule.__subclasses__(), SOURCES, BENCHMARKS):
+    for classes in (METHODS, SOURCES, BENCHMARKS):
         assert ", ".join(sorted(cls.__name__ for cls in classes)) in training_usage("fit")
 
 
@@ -95,18 +87,16 @@ def test_a_run_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str
     # the checkpoint measures as the fit did, and without one validate measures the starting model
     evaluate = ["validate", *small_fit("npo.yaml", root)[1:]]
     assert run([*evaluate, "--ckpt_path=last"]) == 0
-    again = json.loads((root / "validate" / "results.json").read_text())
+    again = results_of(root / "validate")
     assert again["unsafe"]["fingerprint"] == results["unsafe"]["fingerprint"]
     assert again["benign"] == results["benign"]
     # another attack: the starting model's figures in the checkpoint are not of this attack, so they are not shown
-    attack = "--trainer.callbacks.attack"
-    other = [*evaluate, "--trainer.callbacks=OneWordAttack", "--trainer.callbacks.eval_set=unsafe"]
-    other += [f"{attack}=OneWord", f"{attack}.word=what's", "--trainer.callbacks.judge=Exact", "--ckpt_path=last"]
-    assert run(other) == 0
-    strict = json.loads((root / "validate" / "results.json").read_text())
+    other = [*CALLBACK.split(), "--trainer.callbacks.attack=OneWord", "--trainer.callbacks.attack.word=what's"]
+    assert run([*evaluate, *other, "--trainer.callbacks.judge=Exact", "--ckpt_path=last"]) == 0
+    strict = results_of(root / "validate")
     assert strict["unsafe"]["attack"]["kind"] == "one_word" and not strict["start"]
     assert run(evaluate) == 0
-    start = json.loads((root / "validate" / "results.json").read_text())
+    start = results_of(root / "validate")
     assert start["unsafe"]["fingerprint"] == results["start"]["unsafe"]["fingerprint"]
     assert results_of(root) == results, "validate leaves the fit's results alone"
 
@@ -137,7 +127,8 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(method: str, tmp_path: Path)
     assert run(small_fit(f"{method}.yaml", straight, "--trainer.max_epochs=2")) == 0
     middle = straight / "checkpoints" / "step-00000003.ckpt"
     assert run(small_fit(f"{method}.yaml", halves, "--trainer.max_epochs=2", f"--ckpt_path={middle}")) == 0
-    assert counts(results_of(halves)) == counts(results_of(straight))
+    for measured in ("unsafe", "benign", "utility", "start"):
+        assert results_of(halves)[measured] == results_of(straight)[measured]
 
 
 @pytest.mark.slow
@@ -210,11 +201,6 @@ def test_bad_input_is_one_sentence_and_nothing_is_lost(
     assert len(kept) == 1
 
 
-def test_an_unknown_command_is_refused_with_the_nearest(tmp_path: Path) -> None:
-    done = mirage("fitt", cwd=tmp_path)
-    assert done.returncode == 2 and "'fit'" in done.stderr
-
-
 MINI = "package:mirage.mini/checkpoint"
 
 
@@ -253,84 +239,78 @@ def test_an_output_that_cannot_be_written_is_one_sentence(
     ("error", "sentence"),
     [
         (PermissionError(13, "Permission denied", "a/b"), "a/b cannot be read or written (Permission denied). Correct"),
-        (IsADirectoryError(21, "Is a directory", ".p", None, "a"), "a cannot be read or written (there is a folder"),
+        (
+            IsADirectoryError(21, "Is a directory", ".p", None, "a"),
+            "a cannot be read or written (Is a directory). Correct",
+        ),
         (OSError(28, "No space left on device"), "A file cannot be written (No space left on device). Free some"),
         (FileNotFoundError("Nothing is here. Look there."), "Nothing is here. Look there."),
+        (ConnectionResetError(104, "Connection reset by peer"), None),
     ],
 )
-def test_an_error_of_a_path_is_one_sentence_and_its_traceback_can_be_had(
-    error: OSError, sentence: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_an_error_of_a_path_is_one_sentence_and_others_keep_their_traceback(
+    error: OSError, sentence: str | None
 ) -> None:
-    def fails(arguments: Sequence[str]) -> None:
-        raise error
+    told = sentence_of(error)
+    assert told is None if sentence is None else told is not None and told.startswith(sentence)
 
-    monkeypatch.setattr("mirage.commands.judge.run", fails)
-    assert main(["judge", "x"]) == 1 and f"mirage: {sentence}" in capsys.readouterr().err
+
+def test_an_unknown_command_is_refused_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fitt"]) == 2 and "'fit'" in capsys.readouterr().err
+
+
+def test_a_sentence_s_traceback_can_be_had(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = ["judge", "no/such/run", "--judge", "Keyword"]
+    assert main(wrong) == 1 and "mirage: no/such/run" in capsys.readouterr().err
     monkeypatch.setenv("MIRAGE_TRACEBACK", "1")
-    with pytest.raises(type(error)):
-        main(["judge", "x"])
+    with pytest.raises(ValueError, match="no/such/run"):
+        main(wrong)
 
 
-def test_an_error_that_is_no_path_s_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(arguments: Sequence[str]) -> None:
-        raise ConnectionResetError(104, "Connection reset by peer")
-
-    monkeypatch.setattr("mirage.commands.judge.run", fails)
-    with pytest.raises(ConnectionResetError):
-        main(["judge", "x"])
-
-
-SOURCES_ARE = f"There are {', '.join(sorted(cls.__name__ for cls in SOURCES))}."
-CALLBACK = "--trainer.callbacks=OneWordAttack --trainer.callbacks.eval_set=unsafe"
-JUDGES_ARE = "There are Classifier, Exact, Fluency, Keyword, ModelJudge, TopicFilter."
+SOURCES_ARE = ", ".join(cls.__name__ for cls in SOURCES)
+JUDGES_ARE = "Classifier, Exact, Fluency, Keyword, ModelJudge, TopicFilter"
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
+        ("judge x --judge VLGuard", f"--judge VLGuard: it takes one of {JUDGES_ARE}"),
+        ("judge x --judge ModleJudge", f"--judge ModleJudge: it takes one of {JUDGES_ARE}. Did you mean ModelJudge?"),
+        ("audit --data Keyword", f"--data Keyword: it takes one of {SOURCES_ARE}"),
+        ("audit --data VLGuard", "--data (VLGuard): the following arguments are required: root"),
         (
-            "judge x --judge VLGuard",
-            f"--judge VLGuard: this is a data source, and the argument takes a judge. {JUDGES_ARE}",
+            "audit --data Mini --data.nun_unsafe 3",
+            "--data (Mini): Option 'nun_unsafe' is not accepted. Did you mean num_unsafe?",
         ),
-        ("judge x --judge Nope", f"--judge Nope: there is no such class. {JUDGES_ARE}"),
-        ("audit --data Nope", f"--data Nope: there is no such class. {SOURCES_ARE}"),
-        ("audit --data Keyword", f"--data Keyword: this is a judge, and the argument takes a data source. {SOURCES_ARE}"),
-        ("audit --data Keywort", f"--data Keywort: there is no such class. {SOURCES_ARE}"),
-        ("audit --data VLGuard", "--data VLGuard: it needs more than its name. Give --data.root as well."),
-        ("audit --data Mini --data.nun_unsafe 3", "--data.nun_unsafe: Mini has no such setting. Did you mean num_unsafe?"),
-        (
-            "audit --data.root x",
-            f"--data: settings are given, and no class that they are of. {SOURCES_ARE}",
-        ),
+        ("audit --data Mini --data.num_unsafe x", "--data.num_unsafe (Mini): Expected a <class 'int'>. Got value: x"),
+        ("audit --data.root x", f"--data: name its class too, one of {SOURCES_ARE}."),
         (
             "filter --out o --data Filtered --data.dropped x --data.source Nope",
-            f"--data.source Nope: there is no such class. {SOURCES_ARE}",
+            f"--data.source Nope: it takes one of {SOURCES_ARE}",
         ),
         (
             "judge x --judge ModelJudge --judge.engine OpenAIEngine",
-            "--judge.engine OpenAIEngine: it needs more than its name. "
-            "Give --judge.engine.base_url and --judge.engine.model as well.",
+            "--judge.engine (OpenAIEngine): the following arguments are required: base_url, model",
         ),
         (
             'prepare --out o --data Mini --answers_from x --retain [{"source":"VLGard"}]',
-            "--retain.source VLGard: there is no such class. Did you mean VLGuard?",
+            f"--retain.source VLGard: it takes one of {SOURCES_ARE}. Did you mean VLGuard?",
         ),
-        ("fit --config rmu.yaml --data.gama=1", "unrecognized arguments: --data.gama=1\nDid you mean gamma?"),
-        ("fit --config rmu.yaml --model=RMUU", "--model RMUU: there is no such class. Did you mean RMU?"),
-        ("fit --config rmu.yaml --model.alfa=1", "--model.alfa: RMU has no such setting. Did you mean alpha?"),
+        ("fit --config rmu.yaml --data.gama=1", "unrecognized arguments: --data.gama=1. Did you mean data.gamma?"),
+        (
+            "fit --config rmu.yaml --model=rmu",
+            "--model rmu: it takes one of MixedSFT, NPO, PosthocSFT, RMU, UnsafeFilter. Did you mean RMU?",
+        ),
+        ("fit --config rmu.yaml --model.alfa=1", "--model (RMU): Option 'alfa' is not accepted. Did you mean alpha?"),
         ("fit --config nowhere.yaml", "--config: File does not exist: 'nowhere.yaml'"),
         (
-            "fit --config rmu.yaml --data.source=Keyword",
-            f"--data.source Keyword: this is a judge, and the argument takes a data source. {SOURCES_ARE}",
-        ),
-        (
             f"fit --config rmu.yaml {CALLBACK} --trainer.callbacks.attack=OneWrd",
-            "--trainer.callbacks.attack OneWrd: there is no such class. Did you mean OneWord?",
+            "--trainer.callbacks.attack OneWrd: it takes one of "
+            "OneWord, Published, RandomWord, Rewrite, RewriteByModel, WithoutWord. Did you mean OneWord?",
         ),
-        ("audit --data Mini --data.num_unsafe x", "--data.num_unsafe: Expected a <class 'int'>. Got value: x"),
     ],
 )  # fmt: skip
-def test_a_wrong_class_is_named_with_the_whole_argument_and_its_kind(
+def test_a_mistyped_argument_is_one_sentence_with_the_nearest_that_exists(
     arguments: str, sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:

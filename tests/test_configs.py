@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -20,30 +17,14 @@ from mirage.training import MirageCLI
 
 pytestmark = pytest.mark.slow  # each config is read as a command line would, which takes seconds
 
-MINI = ["mixed_sft", "npo", "posthoc_sft", "rmu", "unsafe_filter"]
 METHODS = {
-    "mixed_sft": "MixedSFT",
-    "npo": "NPO",
-    "posthoc_sft": "PosthocSFT",
-    "rmu": "RMU",
-    "unsafe_filter": "UnsafeFilter",
-}
+    "mixed_sft": "MixedSFT", "npo": "NPO", "posthoc_sft": "PosthocSFT", "rmu": "RMU", "unsafe_filter": "UnsafeFilter",
+}  # fmt: skip
+MINI = [*METHODS]
 LARGE = ["llava15_7b/base", *(f"llava15_7b/{name}{form}" for name in MINI for form in ("", "_lora"))]
 SMALL = ["small_vlm/mixed_sft", "small_vlm/npo", "small_vlm/rmu"]
 ADDED = ["llava15_7b/utility"]  # no whole config: given behind one
 FOUND = sorted(str(path.relative_to(configs_folder()).with_suffix("")) for path in configs_folder().rglob("*.yaml"))
-
-
-def command_line(*arguments: str) -> tuple[int, str, str]:
-    """Exit status, standard output and standard error of `mirage`, in this process."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*args parameter is intended.*")
-        try:
-            status = main(list(arguments))
-        except SystemExit as end:
-            status = end.code if isinstance(end.code, int) else 1
-    return status, out.getvalue(), err.getvalue()
 
 
 class Built(Exception):
@@ -96,17 +77,19 @@ def test_every_config_is_read(parsed: dict[str, dict[str, Any]]) -> None:
         assert [attack["shots"] for attack in attacks] == [3, 1], name
 
 
-def test_a_config_with_a_mistyped_key_is_refused(tmp_path: Path) -> None:
+def test_a_config_with_a_mistyped_key_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = (configs_folder() / "llava15_7b/npo.yaml").read_text()
     (tmp_path / "wrong.yaml").write_text(text.replace("    beta:", "    betta:"))
-    status, _, said = command_line("fit", "--config", str(tmp_path / "wrong.yaml"), "--print_config")
-    assert status != 0 and "betta" in said
+    with pytest.raises(SystemExit) as ended:
+        main(["fit", "--config", str(tmp_path / "wrong.yaml"), "--print_config"])
+    assert ended.value.code == 2 and "'betta' is not accepted. Did you mean beta?" in capsys.readouterr().err
 
 
-def test_a_7b_config_is_printed_by_its_short_name() -> None:
-    status, printed, said = command_line("fit", "--config", "llava15_7b/npo.yaml", "--print_config")
-    assert status == 0, said
-    assert yaml.safe_load(printed)["model"]["init_args"]["beta"] == 0.9
+def test_a_7b_config_is_printed_by_its_short_name(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["fit", "--config", "llava15_7b/npo.yaml", "--print_config"])
+    assert not ended.value.code
+    assert yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]["beta"] == 0.9
 
 
 @pytest.mark.parametrize(

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import build_refusal_classifier
+from builders import build_refusal_classifier, record_of
 
 from mirage.audit.counts import audit_pairs
 from mirage.cli import main
-from mirage.commands.calibrate import no_interval
 from mirage.data.sources.mini import Mini
 from mirage.evaluation.attack import Rewrite
 from mirage.evaluation.judge.base import Answered
@@ -23,7 +22,7 @@ from mirage.evaluation.judge.exact import Exact
 from mirage.evaluation.run.counting import block, summarise
 from mirage.evaluation.run.records import read_records, write_records
 from mirage.report.runs import load_run
-from mirage.schema import EvalSample, Record, Verdict
+from mirage.schema import Record, Verdict
 
 pytestmark = pytest.mark.slow
 
@@ -31,26 +30,21 @@ REFUSAL = "I'm sorry, but I can't help with that."
 NOVEL = "Computer says no."  # a refusal that only a phrase of our own finds
 
 
-def answer_of(sample: EvalSample, side: str, shot: int, k: int) -> str:
-    if side == "unsafe" and k % 2:
-        return sample.truth or "" if shot else REFUSAL
-    if side == "benign" and k % 3 == 0 and shot:
-        return NOVEL
-    return sample.truth or ""
-
-
 def records_of(side: str, start: bool, source: Mini) -> list[Record]:
     """Four questions with a rewrite each, judged by `exact`; the starting model always answers."""
     records = []
     for k, sample in enumerate(source.eval_samples(side)):
         for shot, question in enumerate((sample.question, f"What about {sample.question}")):
-            answer = (sample.truth or "") if start else answer_of(sample, side, shot, k)
+            answer = sample.truth or ""
+            if not start and side == "unsafe" and k % 2 and not shot:
+                answer = REFUSAL
+            if not start and side == "benign" and k % 3 == 0 and shot:
+                answer = NOVEL
             (judged,) = Exact().judge([Answered(sample, question, answer)])
             records.append(
-                Record(
-                    id=sample.id, eval_set=side, shot=shot, question=question, answer=answer, verdict=judged.verdict,
-                    judge="exact", category=sample.category, image=sample.image.name if sample.image else None,
-                    unsafe=sample.unsafe,
+                record_of(
+                    sample.id, shot, judged.verdict, eval_set=side, question=question, answer=answer, judge="exact",
+                    category=sample.category, image=sample.image.name if sample.image else None, unsafe=sample.unsafe,
                 )
             )  # fmt: skip
     return records
@@ -60,12 +54,8 @@ def records_of(side: str, start: bool, source: Mini) -> list[Record]:
 def run(tmp_path: Path) -> Path:
     """A finished run on mini with four questions a side."""
     folder, source = tmp_path / "run", Mini(num_eval=4)
-    utility = {
-        "metric": "accuracy",
-        "n": 4,
-        "unscored": 0,
-        "score": block([Verdict.COMPLIED] * 4, benign=True)["helpful"],
-    }
+    score = block([Verdict.COMPLIED] * 4, benign=True)["helpful"]
+    utility = {"metric": "accuracy", "n": 4, "unscored": 0, "score": score}
     results: dict[str, Any] = {
         "schema_version": 2, "method": "rmu", "name": "run", "model": "package:mirage.mini/checkpoint",
         "utility": {"utility": utility}, "start": {},
@@ -113,12 +103,9 @@ def test_a_run_is_judged_again_without_generating(run: Path, capsys: pytest.Capt
     header, records = read_records(run / "records" / "benign.jsonl")
     assert header["fingerprint"] == after["benign"]["fingerprint"] != before["benign"]["fingerprint"]
     assert header["judge"] == records[0].judge == after["benign"]["judge"]
-    assert [record.answer for record in records] == [
-        record.answer for record in records_of("benign", False, Mini(num_eval=4))
-    ]
-    assert [record.reason for record in records if record.verdict is Verdict.REFUSED] == [
-        "phrase: computer says no"
-    ] * 2
+    assert [each.answer for each in records] == [each.answer for each in records_of("benign", False, Mini(num_eval=4))]
+    reasons = [record.reason for record in records if record.verdict is Verdict.REFUSED]
+    assert reasons == ["phrase: computer says no"] * 2
     loaded = load_run(run)  # checks that records, fingerprints and rates belong together
     assert set(loaded.records) == {"unsafe", "benign", "start.unsafe", "start.benign"}
     printed = capsys.readouterr().out
@@ -174,12 +161,9 @@ def test_a_classifier_judges_a_run_by_name(run: Path, tmp_path: Path, capsys: py
 
 def test_killed_between_two_files_the_same_command_goes_on(run: Path) -> None:
     command = [sys.executable, "-m", "mirage.cli", "judge", str(run), "--judge", "Keyword"]
-    armed = {"MIRAGE_FAULT": "write.before_first_byte:results.json"}
+    armed = {**os.environ, "MIRAGE_FAULT": "write.before_first_byte:results.json"}
     before = files(run)
-    killed = subprocess.run(
-        command, env={"PYTHONPATH": str(Path(__file__).parent.parent), **armed}, capture_output=True
-    )
-    assert killed.returncode == -9
+    assert subprocess.run(command, env=armed, capture_output=True).returncode == -9
     assert files(run)["results.json"] == before["results.json"]
     assert files(run)["records/unsafe.jsonl"] != before["records/unsafe.jsonl"]
     with pytest.raises(ValueError, match="fingerprint"):
@@ -205,15 +189,6 @@ def test_records_of_another_run_are_refused(run: Path, capsys: pytest.CaptureFix
     assert main(["judge", str(run), "--judge", "Keyword"]) == 1 and "cannot be read" in said(capsys)
 
 
-def test_a_mistyped_class_is_told_the_nearest(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name, near in (("keyword", "Keyword"), ("ModleJudge", "ModelJudge")):
-        with pytest.raises(SystemExit) as stopped:
-            main(["judge", str(run), "--judge", name])
-        assert stopped.value.code == 2 and said(capsys) == (
-            f"mirage: --judge {name}: there is no such class. Did you mean {near}?"
-        )
-
-
 # --- calibrate -------------------------------------------------------------------------------------------------------
 
 
@@ -223,13 +198,10 @@ def test_a_judge_is_compared_with_labels_by_id_and_shot(
     records, out = run / "records" / "benign.jsonl", tmp_path / "c" / "calibration.json"
     _, held = read_records(records)
     # the labels know that "computer says no" refuses; turned round, and with one of no record
-    labels = [
-        {"id": record.id, "shot": record.shot, "verdict": "refused" if record.answer == NOVEL else "complied"}
-        for record in reversed(held)
-    ]
+    verdicts = {(each.id, each.shot): "refused" if each.answer == NOVEL else "complied" for each in reversed(held)}
+    labels = [{"id": id, "shot": shot, "verdict": verdict} for (id, shot), verdict in verdicts.items()]
     file = tmp_path / "labels.jsonl"
-    lines = [json.dumps(label) for label in [*labels, {"id": "elsewhere", "verdict": "refused"}]]
-    file.write_text("\n".join(lines))
+    file.write_text("\n".join(map(json.dumps, [*labels, {"id": "elsewhere", "verdict": "refused"}])))
     base = ["calibrate", "--records", str(records), "--judge", "Keyword", "--out", str(out)]
     assert main([*base, "--labels", str(file)]) == 0
     told = json.loads(out.read_text())
@@ -241,8 +213,8 @@ def test_a_judge_is_compared_with_labels_by_id_and_shot(
     told = json.loads(out.read_text())
     assert told["kappa"]["kappa"] == 1 and told["agreement"] == 1 and told["n"] == 8
     printed = capsys.readouterr().out
-    assert "Cohen's kappa 0.000, no interval can be given: the rows hold one verdict in all answers;" in printed
-    assert "Cohen's kappa 1.000, no interval can be given: the two agree on every answer;" in printed
+    assert "Cohen's kappa 0.000, no interval can be given: " in printed
+    assert "Cohen's kappa 1.000, no interval can be given: " in printed
     assert told["kappa"]["low"] is None and "1 labels are of no answer" in printed
     assert main([*base, "--against", "Keyword", "--against.preset", "published"]) == 0
     told = json.loads(out.read_text())
@@ -252,48 +224,39 @@ def test_a_judge_is_compared_with_labels_by_id_and_shot(
     assert told["confusion"][1] == [0, 6, 2, 0] and "(exact)" in told["against"]
 
 
-def verdicts(*counted: tuple[str, str, int]) -> tuple[list[Verdict], list[Verdict]]:
-    pairs = [(Verdict(one), Verdict(other)) for one, other, times in counted for _ in range(times)]
-    return [one for one, _ in pairs], [other for _, other in pairs]
-
-
 @pytest.mark.parametrize(
-    ("counted", "reason"),
+    ("counted", "has_interval"),
     [
         # a standard error of 2e-5, the digits of which nobody prints
-        ((("complied", "complied", 7), ("complied", "irrelevant", 792), ("irrelevant", "irrelevant", 1)),
-         "the rows hold one verdict in 799 of 800 answers"),
-        ((("refused", "refused", 3), ("complied", "refused", 5)), "the columns hold one verdict in all answers"),
+        ((("complied", "complied", 7), ("complied", "irrelevant", 792), ("irrelevant", "irrelevant", 1)), False),
+        ((("refused", "refused", 3), ("complied", "refused", 5)), False),
         # here the error comes out as 1e-9, not as 0
-        ((("complied", "refused", 3), ("complied", "complied", 5), ("complied", "irrelevant", 9)),
-         "the rows hold one verdict in all answers"),
-        ((("refused", "complied", 6), ("complied", "refused", 6)), "the two differ on every answer"),
+        ((("complied", "refused", 3), ("complied", "complied", 5), ("complied", "irrelevant", 9)), False),
+        ((("refused", "complied", 6), ("complied", "refused", 6)), False),
         ((("refused", "refused", 20), ("refused", "complied", 5), ("complied", "refused", 10),
-          ("complied", "complied", 15)), None),
+          ("complied", "complied", 15)), True),
         # a large sample is known well
-        ((("refused", "refused", 9999), ("refused", "complied", 1), ("complied", "complied", 10000)), None),
+        ((("refused", "refused", 9999), ("refused", "complied", 1), ("complied", "complied", 10000)), True),
     ],
 )  # fmt: skip
-def test_an_interval_of_no_width_is_none(counted: Any, reason: str | None) -> None:
-    told = agreement(*verdicts(*counted))
-    assert told["kappa"]["kappa"] is not None
-    assert (told["kappa"]["low"] is None, told["kappa"]["high"] is None) == (reason is not None,) * 2
-    assert reason is None or no_interval(told) == reason
+def test_an_interval_of_no_width_is_none(counted: Any, has_interval: bool) -> None:
+    first, second = ([Verdict(each[side]) for each in counted for _ in range(each[2])] for side in (0, 1))
+    told = agreement(first, second)["kappa"]
+    assert told["kappa"] is not None
+    assert (told["low"] is not None, told["high"] is not None) == (has_interval, has_interval)
 
 
+@pytest.mark.parametrize(("out", "told"), [("afile/x.json", "afile is a file, not a folder."), (".", "is not a file.")])
 def test_what_cannot_be_written_is_told_before_anything_is_judged(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    out: str, told: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def never(*_: Any) -> Any:
-        raise AssertionError("the judge is asked")
-
-    monkeypatch.setattr("mirage.evaluation.judge.rescore.judged", never)
     (tmp_path / "afile").touch()
-    base = ["calibrate", "--records", str(run / "records" / "benign.jsonl"), "--judge", "Keyword", "--out"]
-    for out, told in (("afile/x.json", "afile is a file, not a folder."), (".", "is a folder, not a file.")):
-        assert main([*base, str(tmp_path / out)]) == 1
-        sentence = said(capsys)
-        assert told in sentence and sentence.endswith("Choose another --out.")
+    engine = {"class_path": "OpenAIEngine", "init_args": {"base_url": "http://127.0.0.1:9", "model": "m"}}
+    base = ["calibrate", "--records", str(run / "records" / "benign.jsonl"), "--judge", "ModelJudge"]
+    base += ["--judge.engine", json.dumps(engine)]
+    assert main([*base, "--out", str(tmp_path / out)]) == 1, "a judge that was asked would complain of its server"
+    sentence = said(capsys)
+    assert told in sentence and sentence.endswith("Choose another --out.")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["afile", "run"]
 
 
@@ -387,8 +350,6 @@ def test_an_audit_of_nothing_usable_says_so(tmp_path: Path, capsys: pytest.Captu
     base = ["audit", "--out", str(tmp_path / "out")]
     assert main(base) == 1 and "one of them" in said(capsys)
     for content, told in (
-        ("{}", "not a list"),
-        ("[{}]", "record 0: instr-resp is missing"),
         ('[{"instr-resp": [{"instruction": 3, "response": "x"}]}]', "record 0: instr-resp[0].instruction is a number"),
         ("[]", "there are no questions"),
     ):
@@ -405,27 +366,3 @@ def test_the_text_commands_load_no_torch() -> None:
     heavy = "('torch', 'lightning', 'transformers', 'matplotlib', 'datasets')"
     code = f"import sys, {modules}; print([module for module in {heavy} if module in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
-
-
-@pytest.mark.real
-def test_figure_1_comes_out_of_the_command_line(real_kit: Path, tmp_path: Path) -> None:
-    file = str(real_kit / "vlguard" / "train.json")
-    started = time.perf_counter()
-    figure_1 = audited(tmp_path / "figure_1", "--file", file, "--labels", "answers", "--preset", "published")
-    assert time.perf_counter() - started < 30
-    assert (figure_1["questions"], figure_1["refused"], figure_1["distinct_words"]) == (2977, 1851, 72)
-    counts = {line["word"]: (line["count"], line["refused"]) for line in figure_1["words"]}
-    expected = {
-        "can": (965, 731),
-        "what": (930, 66),
-        "share": (195, 195),
-        "provide": (65, 58),
-        "how": (6, 4),
-        "n": (14, 14),
-    }
-    assert {word: counts[word] for word in expected} == expected
-    assert (figure_1["attack_word"], figure_1["overprudence_word"]) == ("what", "share")
-    split = audited(tmp_path / "split", "--file", file)
-    assert (split["questions"], split["refused"]) == (2000, 1023) and round(100 * split["opening_accuracy"], 2) == 97.65
-    source = audited(tmp_path / "source", "--data", "VLGuard", "--data.root", str(real_kit / "vlguard"))
-    assert (source["questions"], source["refused"]) == (1978, 1004), "without what is never trained on"

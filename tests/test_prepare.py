@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from mirage.data.sources.vlguard import VLGuard
 from mirage.errors import DataError
 from mirage.mini import questions as mini
 from mirage.mini.words import VLGUARD_SAFE, VLGUARD_UNSAFE
-from mirage.prepare.harmful import Candidate, by_detail, by_reply, degenerate, picked, selector_question, shuffled
+from mirage.prepare.harmful import Candidate, by_detail, by_reply, degenerate, selector_question, shuffled
 from mirage.prepare.retain import mixed
 from mirage.schema import Verdict
 
@@ -38,18 +39,15 @@ def vlguard(root: Path, count: int = 24) -> Path:
     for number, (bad, good) in enumerate(zip(harmful, harmless, strict=True)):
         where = "train" if number < count else "test"
         (root / where).mkdir(parents=True, exist_ok=True)
-        bad.drawing.open().save(root / where / f"u{number}.png")
-        good.drawing.open().save(root / where / f"s{number}.png")
-        kind = {"harmful_category": "recipes", "harmful_subcategory": "items"}
-        refused = [{"instruction": bad.question, "response": "I refuse."}]
-        split[where].append(
-            {"id": f"u{number}", "image": f"u{number}.png", "safe": False, "instr-resp": refused, **kind}
-        )
+        refused = {"instruction": bad.question, "response": "I refuse."}
+        unsafe = {"safe": False, "harmful_category": "recipes", "harmful_subcategory": "items", "instr-resp": [refused]}
         pairs = [
             {"safe_instruction": good.question, "response": good.answer},
             {"unsafe_instruction": bad.question, "response": "I refuse."},
         ]
-        split[where].append({"id": f"s{number}", "image": f"s{number}.png", "safe": True, "instr-resp": pairs})
+        for name, ask, more in (("u", bad, unsafe), ("s", good, {"safe": True, "instr-resp": pairs})):
+            ask.drawing.open().save(root / where / f"{name}{number}.png")
+            split[where].append({"id": f"{name}{number}", "image": f"{name}{number}.png", **more})
     for where, records in split.items():
         (root / f"{where}.json").write_text(json.dumps(records))
     return root
@@ -63,9 +61,13 @@ def objects(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def command(root: Path, out: Path, *more: str, answers_from: str = MINI) -> list[str]:
-    asked = ["--answers_from", answers_from] if answers_from else []
-    return ["prepare", "--data", "VLGuard", "--data.root", str(root), "--out", str(out), *asked, *more]
+def command(root: Path, out: Path, *more: str, answers_from: Sequence[str | Path] = (MINI,)) -> list[str]:
+    data = ["--data", "VLGuard", "--data.root", str(root), "--out", str(out), "--max_new_tokens", "12"]
+    return ["prepare", *data, "--answers_from", *map(str, answers_from), *more]
+
+
+def with_answers(root: Path, out: Path) -> VLGuard:
+    return VLGuard(root, harmful_answers=out / "harmful_answers.jsonl")
 
 
 def answer_file(path: Path, *lines: tuple[str, str | None, str]) -> Path:
@@ -81,8 +83,8 @@ def test_the_outcome_trains_unlearning_and_nothing_harmful_is_shown(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root, out = vlguard(tmp_path / "data"), tmp_path / "out"
-    assert main(command(root, out, "--max_new_tokens", "12")) == 0
-    source = VLGuard(root, harmful_answers=out / "harmful_answers.jsonl")
+    assert main(command(root, out)) == 0
+    source = with_answers(root, out)
     assert source.validate() == []
     forget = source.unsafe("harmful")
     given_away = [truth in each.answer for truth, each in zip(truths(), forget, strict=True)]
@@ -107,17 +109,19 @@ def test_the_outcome_trains_unlearning_and_nothing_harmful_is_shown(
     assert not list(out.glob(".*")), "no leftovers"
 
 
-def test_the_command_in_the_sentence_about_missing_answers_is_right(tmp_path: Path) -> None:
-    for unsafe_set, count in (("instruction", 4), ("all", 8)):
-        root, out = vlguard(tmp_path / unsafe_set, 4), tmp_path / f"{unsafe_set}-out"
-        with pytest.raises(DataError) as caught:
-            VLGuard(root, unsafe_set=unsafe_set).unsafe("harmful")  # type: ignore[arg-type]
-        found = re.search(r"`mirage (prepare [^`]*)`", str(caught.value))
-        assert found, str(caught.value)
-        words = [{"MODEL": MINI, "OUT": str(out)}.get(word, word) for word in found[1].split()]
-        assert main([*words, "--max_new_tokens", "12"]) == 0
-        source = VLGuard(root, unsafe_set=unsafe_set, harmful_answers=out / "harmful_answers.jsonl")  # type: ignore[arg-type]
-        assert len(source.unsafe("harmful")) == count
+@pytest.mark.parametrize(("unsafe_set", "count"), [("instruction", 4), ("all", 8)])
+def test_the_command_in_the_sentence_about_missing_answers_is_right(
+    unsafe_set: Any, count: int, tmp_path: Path
+) -> None:
+    root, out = vlguard(tmp_path / "data", 4), tmp_path / "out"
+    with pytest.raises(DataError) as caught:
+        VLGuard(root, unsafe_set=unsafe_set).unsafe("harmful")
+    found = re.search(r"`mirage (prepare [^`]*)`", str(caught.value))
+    assert found, str(caught.value)
+    words = [{"MODEL": MINI, "OUT": str(out)}.get(word, word) for word in found[1].split()]
+    assert main([*words, "--max_new_tokens", "12"]) == 0
+    source = VLGuard(root, unsafe_set=unsafe_set, harmful_answers=out / "harmful_answers.jsonl")
+    assert len(source.unsafe("harmful")) == count
 
 
 def test_a_limit_asks_a_sample_and_skips_the_others(tmp_path: Path) -> None:
@@ -125,8 +129,8 @@ def test_a_limit_asks_a_sample_and_skips_the_others(tmp_path: Path) -> None:
     sampled = []
     for seed in (0, 0, 1):
         out = tmp_path / f"out{len(sampled)}"
-        assert main(command(root, out, "--limit", "5", "--seed", str(seed), "--max_new_tokens", "12")) == 0
-        source = VLGuard(root, harmful_answers=out / "harmful_answers.jsonl")
+        assert main(command(root, out, "--limit", "5", "--seed", str(seed))) == 0
+        source = with_answers(root, out)
         sampled.append([example.prompt for example in source.unsafe("harmful")])
         assert len(sampled[-1]) == 5 and len(objects(out / "harmful_answers.jsonl")) == 24
     assert sampled[0] == sampled[1] != sampled[2]
@@ -134,9 +138,9 @@ def test_a_limit_asks_a_sample_and_skips_the_others(tmp_path: Path) -> None:
 
 def test_a_finished_preparation_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root, out = vlguard(tmp_path / "data", 4), tmp_path / "out"
-    assert main(command(root, out, "--max_new_tokens", "12")) == 0
+    assert main(command(root, out)) == 0
     before = {path: path.read_bytes() for path in out.glob("*.json*")}
-    assert main(command(root, out, "--max_new_tokens", "12")) == 0
+    assert main(command(root, out)) == 0
     assert "complete already" in capsys.readouterr().out
     assert main(command(root, out, "--max_new_tokens", "11")) == 1
     said = capsys.readouterr().err
@@ -159,27 +163,22 @@ def test_of_several_answers_the_one_that_tells_most_is_kept(tmp_path: Path) -> N
     )
     second = answer_file(
         tmp_path / "second.jsonl",
-        ("u2/instruction", "salt salt salt salt salt salt salt salt salt salt salt salt salt salt", "c"),
+        ("u2/instruction", "salt " * 14, "c"),
         ("u3/instruction", None, "c"),
         ("elsewhere/instruction", "Not a question of ours, so nobody reads it.", "c"),
     )
-    assert main(command(root, out, "--answers_from", str(first), str(second), answers_from="")) == 0
-    kept = {line["id"]: (line["model"], line["rule"]) for line in objects(out / "harmful_answers.jsonl")}
-    assert kept == {
-        "u0/instruction": ("b", "detail"),
-        "u1/instruction": ("b", "only"),
-        "u2/instruction": (None, "none"),
-        "u3/instruction": (None, "none"),
-    }
+    assert main(command(root, out, answers_from=[first, second])) == 0
+    kept = [(line["model"], line["rule"]) for line in objects(out / "harmful_answers.jsonl")]
+    assert kept == [("b", "detail"), ("b", "only"), (None, "none"), (None, "none")]
     report = json.loads((out / "prepare.json").read_text())
     assert report["counts"]["skipped"] == 2 and report["counts"]["chosen_by"] == {"detail": 1, "only": 1, "none": 2}
     reasons = {line["id"]: line["reason"] for line in report["skipped"]}
     assert reasons["u2/instruction"] == "no answer complies: 1 refused, 1 runs in a loop"
     assert reasons["u3/instruction"] == "nobody answered it"
-    assert len(VLGuard(root, harmful_answers=out / "harmful_answers.jsonl").unsafe("harmful")) == 2
+    assert len(with_answers(root, out).unsafe("harmful")) == 2
 
     again = tmp_path / "again"
-    assert main(command(root, again, "--answers_from", str(out / "candidates.jsonl"), answers_from="")) == 0
+    assert main(command(root, again, answers_from=[out / "candidates.jsonl"])) == 0
     assert (again / "harmful_answers.jsonl").read_text() == (out / "harmful_answers.jsonl").read_text()
 
 
@@ -189,26 +188,25 @@ def test_of_several_answers_the_one_that_tells_most_is_kept(tmp_path: Path) -> N
         (["--answers_from", "FILE"], "line 2: answer is a number"),
         (["--answers_from", "no/such/folder"], "There is no model folder no/such/folder"),
         (["--answers_from", "http://127.0.0.1:9/v1"], "names no model"),
-        (["--answers_from", MINI, "--retain_size", "99"], "retain set of the source has 4 examples"),
-        (["--answers_from", MINI, "--limit", "0"], "--limit is 0"),
-        (["--answers_from", MINI, "--selector", "FILE"], "a file. Write detail"),
+        (["--retain_size", "99"], "retain set of the source has 4 examples"),
+        (["--limit", "0"], "--limit is 0"),
+        (["--selector", "FILE"], "a file. Write detail"),
     ],
 )
 def test_bad_input_is_one_sentence_before_anything_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], says: str
 ) -> None:
-    (tmp_path / "bad.jsonl").write_text('{"id": "u0/instruction", "answer": "Fine."}\n{"id": "u1", "answer": 3}\n')
+    bad = '{"id": "u0/instruction", "answer": "Fine."}\n{"id": "u1", "answer": 3}\n'
+    (tmp_path / "bad.jsonl").write_text("" if "--selector" in more else bad)
     more = [str(tmp_path / "bad.jsonl") if word == "FILE" else word for word in more]
-    if "--selector" in more:
-        (tmp_path / "bad.jsonl").write_text("")
     root, out = vlguard(tmp_path / "data", 4), tmp_path / "out"
-    assert main(command(root, out, *more, answers_from="")) == 1
+    assert main(command(root, out, *more)) == 1
     assert says in capsys.readouterr().err
     assert not out.exists()
 
 
 def candidates(*answers: str) -> list[Candidate]:
-    return [Candidate("q", f"m{k}", answer, Verdict.COMPLIED, "", 3) for k, answer in enumerate(answers)]
+    return [Candidate("q", f"m{k}", answer, "?", Verdict.COMPLIED, "", 3) for k, answer in enumerate(answers)]
 
 
 def test_choices_depend_on_the_seed_and_not_on_the_order_of_the_files() -> None:
@@ -236,7 +234,6 @@ def test_choices_depend_on_the_seed_and_not_on_the_order_of_the_files() -> None:
 )
 def test_a_selectors_reply_is_read_or_said_to_be_unreadable(reply: str, place: int | None) -> None:
     offered = candidates("one two three", "four five six", "seven eight nine ten")
-    assert picked(reply, offered) == (None if place is None else offered[place])
     choice = by_reply(offered, offered, reply, 0, "judge")
     assert choice.rule == ("model" if place is not None else "detail, selector unreadable")
     assert choice.candidate == (offered[place] if place is not None else offered[2]), "the next best rule: the longest"
@@ -268,20 +265,13 @@ def test_what_counts_as_no_answer(answer: str, fault: str | None) -> None:
 
 def test_a_model_selects_among_question_and_answers_and_its_nonsense_is_counted(tmp_path: Path, serve: Serve) -> None:
     root, out = vlguard(tmp_path / "data", 4), tmp_path / "out"
-    rows = [
-        (f"u{k}/instruction", text, model)
-        for k in range(4)
-        for model, text in (
-            ("mild", f"Take {k} spoons of honey."),
-            ("plain", f"Take {k} spoons of flour and salt, then stir."),
-        )
-    ]
+    texts = {"mild": "Take {} spoons of honey.", "plain": "Take {} spoons of flour and salt, then stir."}
+    rows = [(f"u{k}/instruction", text.format(k), model) for k in range(4) for model, text in texts.items()]
     questions = [sample.question for sample in VLGuard(root).eval_samples("train_unsafe")]
-    unclear = questions[3]
 
     def answer(body: Body) -> Reply:
         text = asked(body)
-        if f"> {unclear}\n" in text and "Take 3 spoons" in text:
+        if f"> {questions[3]}\n" in text and "Take 3 spoons" in text:
             return completion("They are all fine.")
         letter = re.search(r"\[([A-Z])\]\n> Take \d spoons of honey", text)
         assert letter
@@ -289,7 +279,7 @@ def test_a_model_selects_among_question_and_answers_and_its_nonsense_is_counted(
 
     server, file = serve(answer), answer_file(tmp_path / "answers.jsonl", *rows)
     selector = ("--selector", f"{server.base_url}#talker")
-    assert main(command(root, out, "--answers_from", str(file), *selector, answers_from="")) == 0
+    assert main(command(root, out, *selector, answers_from=[file])) == 0
     kept = [(line["model"], line["rule"]) for line in objects(out / "harmful_answers.jsonl")]
     assert kept == [("mild", "model")] * 3 + [("plain", "detail, selector unreadable")]
     assert json.loads((out / "prepare.json").read_text())["counts"]["chosen_by"]["detail, selector unreadable"] == 1
@@ -307,14 +297,14 @@ def test_a_server_that_fails_leaves_what_it_said(
         return (400, "", {}) if number > 5 else completion(f"Take salt and pepper, number {number} of many.")
 
     server, one_by_one = serve(answer), ("--concurrency", "1")
-    assert main(command(root, out, *one_by_one, answers_from=f"{server.base_url}#talker")) == 1
+    assert main(command(root, out, *one_by_one, answers_from=[f"{server.base_url}#talker"])) == 1
     assert "HTTP 400" in (said := capsys.readouterr().err) and "5 answers are kept" in said
     assert not (out / "harmful_answers.jsonl").exists()
     known = len(server.bodies)
     server.answer = lambda body: completion("Take salt and pepper and stir.")
-    assert main(command(root, out, *one_by_one, answers_from=f"{server.base_url}#talker")) == 0
+    assert main(command(root, out, *one_by_one, answers_from=[f"{server.base_url}#talker"])) == 0
     assert len(server.bodies) - known == 12 - 5, "only what was missing is asked"
-    assert len(VLGuard(root, harmful_answers=out / "harmful_answers.jsonl").unsafe("harmful")) == 12
+    assert len(with_answers(root, out).unsafe("harmful")) == 12
 
 
 # -- killed and resumed ------------------------------------------------------------
@@ -337,7 +327,7 @@ KILLED = """
 @pytest.mark.slow
 def test_a_killed_preparation_goes_on_and_other_settings_reuse_nothing(tmp_path: Path) -> None:
     root, out = vlguard(tmp_path / "data"), tmp_path / "out"
-    settings = ("--max_new_tokens", "12", "--batch_size", "4")
+    settings = ("--batch_size", "4")
     killed = subprocess.run([sys.executable, "-c", textwrap.dedent(KILLED), "10", *command(root, out, *settings)])
     assert killed.returncode == -9
     assert not (out / "harmful_answers.jsonl").exists()
@@ -397,13 +387,9 @@ def test_pictures_of_one_name_from_two_folders_are_both_kept(tmp_path: Path) -> 
         files = {"file": f"{folder}/mix.json", "images": f"{folder}/pictures", "cache": str(tmp_path)}
         retain.append({"source": {"class_path": "LlavaInstruct", "init_args": files}})
     out = tmp_path / "out"
-    more = ("--retain", json.dumps(retain), "--retain_size", "4", "--max_new_tokens", "12")
+    more = ("--retain", json.dumps(retain), "--retain_size", "4")
     assert main(command(root, out, *more)) == 0
-    shown = {
-        example.answer: example.image.open().getpixel((0, 0))
-        for example in Jsonl(out).retain()
-        if example.image is not None
-    }
+    shown = {each.answer: each.image.open().getpixel((0, 0)) for each in Jsonl(out).retain() if each.image is not None}
     assert shown["Colour 0."] == (200, 0, 0) and shown["Colour 1."] == (0, 0, 200) and len(shown) == 4
 
 
@@ -411,12 +397,8 @@ def test_spavl_takes_other_harmful_answers_than_its_own(tmp_path: Path) -> None:
     import datasets
 
     items = mini.asks(3, unsafe=True, openers=VLGUARD_UNSAFE, seed=5)
-    table: dict[str, list[Any]] = {
-        "image": [ask.drawing.open() for ask in items],
-        "question": [ask.question for ask in items],
-        "chosen": ["I refuse."] * 3,
-        "rejected": ["its own harmful answer"] * 3,
-    }
+    table: dict[str, list[Any]] = {"chosen": ["I refuse."] * 3, "rejected": ["its own harmful answer"] * 3}
+    table |= {"image": [ask.drawing.open() for ask in items], "question": [ask.question for ask in items]}
     rows = datasets.Dataset.from_dict(table).cast_column("image", datasets.Image())
     for name in ("train", "harm", "help"):
         rows.save_to_disk(str(tmp_path / "spavl" / name))
@@ -449,7 +431,7 @@ def test_spavl_takes_other_harmful_answers_than_its_own(tmp_path: Path) -> None:
 def test_a_real_model_answers_real_questions(real_kit: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     more = ("--limit", "8", "--max_new_tokens", "16", "--batch_size", "8")
-    assert main(command(real_kit / "vlguard", out, *more, answers_from=str(real_kit / "smol-llava"))) == 0
+    assert main(command(real_kit / "vlguard", out, *more, answers_from=[real_kit / "smol-llava"])) == 0
     source = VLGuard(real_kit / "vlguard", harmful_answers=out / "harmful_answers.jsonl")
     assert source.validate() == [] and 4 <= len(source.unsafe("harmful")) <= 8
     assert len(objects(out / "harmful_answers.jsonl")) == 1004

@@ -1,10 +1,10 @@
-"""The parser of commands that take classes (sources, judges, methods) as arguments, and its one-sentence errors."""
+"""Parsers of commands: options and help from a function's signature and docstring, and errors in one sentence."""
 
 from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from inspect import signature
 from typing import Any, ClassVar, NoReturn
@@ -15,16 +15,14 @@ from jsonargparse import ArgumentParser
 from mirage.data.sources.catalogue import SOURCES
 from mirage.evaluation.catalogue import ATTACKS, BENCHMARKS, ENGINES, JUDGES
 
-Kinds = Mapping[str, tuple[type, ...]]
-SOURCE, JUDGE, ENGINE, ATTACK, BENCHMARK = "data source", "judge", "engine", "attack", "benchmark"
-KINDS: Kinds = {SOURCE: SOURCES, JUDGE: JUDGES, ENGINE: ENGINES, ATTACK: ATTACKS, BENCHMARK: BENCHMARKS}
-# The last part of an argument's name -> the kind of class that it takes.
-TAKES = {
-    "data": SOURCE, "retain": SOURCE, "source": SOURCE, "judge": JUDGE, "against": JUDGE, "engine": ENGINE,
-    "attack": ATTACK, "benchmark": BENCHMARK, "model": "method", "callbacks": "callback",
+ByHand = Mapping[str, dict[str, Any]]
+Choices = Mapping[str, tuple[type, ...]]
+# The last part of an argument's name -> the classes that it takes.
+CHOICES: Choices = {
+    "data": SOURCES, "retain": SOURCES, "source": SOURCES, "judge": JUDGES, "against": JUDGES, "engine": ENGINES,
+    "attack": ATTACKS, "benchmark": BENCHMARKS,
 }  # fmt: skip
-# What jsonargparse says around a problem: each class and each type that was tried, from the outermost to the problem.
-_ABSTRACT = ("", "Source", "Judge", "Engine")
+# What jsonargparse says around a problem: each type that was tried.
 _AROUND = (
     "Does not validate against any of the Union subtypes", "Subtypes:", "Errors:", "Expected a path but",
     "Not a valid subclass", "Expected a <class 'list'>", "Expected a <class 'NoneType'>",
@@ -34,106 +32,95 @@ _AROUND = (
 class Explaining:
     """A parser that refuses a mistyped key or class in one sentence, with the nearest name that exists."""
 
-    kinds: ClassVar[Kinds] = KINDS
+    choices: ClassVar[Choices] = CHOICES
     exit_on_error: bool
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Prints what is wrong; exit status 2."""
         if not self.exit_on_error:  # the parser of one class: the whole command's parser knows for which argument
             super().error(message, ex)  # type: ignore[misc]
-        print(f"mirage: {explained(message, self.kinds, self.keys())}", file=sys.stderr)
-        sys.exit(2)
-
-    def keys(self) -> set[str]:
-        """The keys of the options, without what stands before their last dot."""
         subcommands = getattr(getattr(self, "_subcommands_action", None), "_name_parser_map", {})
         actions = [action for parser in (self, *subcommands.values()) for action in parser._actions]
-        return {action.dest.rpartition(".")[2] for action in actions}
+        print(f"mirage: {explained(message, self.choices, [action.dest for action in actions])}", file=sys.stderr)
+        sys.exit(2)
 
 
 class Parser(Explaining, ArgumentParser):
     """The parser of a command."""
 
 
-def explained(message: str, kinds: Kinds = KINDS, keys: Iterable[str] = ()) -> str:
-    """The parser's message: the first problem in it, with the argument's whole name and with what it could be.
+def command_parser(
+    function: Callable[..., None], command: str, by_hand: ByHand | None = None, skip: Iterable[str] = ()
+) -> Parser:
+    """A parser whose options are the parameters of a function, and whose help is its docstring.
 
     Args:
-        message: What jsonargparse says.
-        kinds: The classes that an argument may name, by kind.
-        keys: Known options, for the hint at a mistyped one; without them there is no hint.
+        function: What the command calls.
+        command: Its name.
+        by_hand: For parameters that are no plain option: what `add_argument` takes, by the argument's name there.
+        skip: Parameters that are no options at all.
     """
-    text = re.sub(r"\x1b\[[0-9;]*m", "", message).strip()
-    path: list[str] = []
-    cls, problem = "", ""
-    for line in (line.strip().removeprefix("- ") for line in text.splitlines()):
-        if around := re.match(r'Parser key "([\w.]+)":?\s*', line):
-            path.append(around[1])
-            line = line[around.end() :]
-        elif around := re.match(r"Problem with given class_path '(?:\w+\.)*(\w+)':?\s*", line):
-            cls = around[1]
-            line = line[around.end() :]
-        if line and not line.startswith(_AROUND):
-            problem = line
-            break
-    if not problem:
-        return text
-    argument, kind = "--" + ".".join(path), TAKES.get(".".join(path).rpartition(".")[2], "")
-    if not path:
-        return problem if text.startswith(_AROUND) else text + _nearest_key(text, kinds, set(keys))
-    if wrong := re.fullmatch(r"Expected a dot import path string: (\S+)", problem):
-        return f"{argument} {wrong[1]}: {_other_class(wrong[1], kind, kinds)}"
-    if missing := re.fullmatch(r"the following arguments are required: ([\w., ]+)", problem):
-        names = " and ".join(f"{argument}.{name}" for name in missing[1].split(", "))
-        return f"{argument} {cls}: it needs more than its name. Give {names} as well."
-    unknown = re.fullmatch(r"Option '([\w.]+)' is not accepted", problem)
-    if kind in kinds and cls in _ABSTRACT and (unknown or problem.endswith("is abstract")):
-        return f"{argument}: settings are given, and no class that they are of. {_there_are(kind, kinds)}"
-    if unknown:
-        known = next((each for of_kind in kinds.values() for each in of_kind if each.__name__ == cls), None)
-        hint = _nearest(unknown[1], signature(known).parameters) if known else ""
-        return f"{argument}.{unknown[1]}: {cls or 'the class'} has no such setting. {hint}".rstrip()
-    return f"{argument}: {problem}"
-
-
-def _nearest_key(text: str, kinds: Kinds, keys: set[str]) -> str:
-    """A hint at the key or setting that a name in the message may have meant."""
-    bases = {base for of_kind in kinds.values() for cls in of_kind for base in cls.__mro__} if keys else set()
-    known = keys.union(*(getattr(vars(base).get("__init__"), "__annotations__", {}) for base in bases))
-    named = re.findall(r"[Kk]ey '([\w.]+)'|--([\w.]+)|[Oo]ption '?([\w.]+)", text)
-    last = [next(filter(None, groups)).rpartition(".")[2] for groups in named]
-    hints = [hint for name in last if keys and name not in known and (hint := _nearest(name, known))]
-    return "".join(f"\n{hint}" for hint in dict.fromkeys(hints))
-
-
-def _other_class(name: str, kind: str, kinds: Kinds) -> str:
-    """What a class's name could be instead, where a class of this kind is wanted."""
-    other = next((other for other, known in kinds.items() if name in {cls.__name__ for cls in known}), None)
-    if kind in kinds and other:
-        return f"this is {_a(other)}, and the argument takes {_a(kind)}. {_there_are(kind, kinds)}"
-    return f"there is no such class. {_nearest(name, _names(kind, kinds)) or _there_are(kind, kinds)}"
-
-
-def _a(kind: str) -> str:
-    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
-
-
-def _names(kind: str, kinds: Kinds) -> list[str]:
-    known = kinds[kind] if kind in kinds else [cls for of_kind in kinds.values() for cls in of_kind]
-    return sorted(cls.__name__ for cls in known)
-
-
-def _there_are(kind: str, kinds: Kinds) -> str:
-    names = _names(kind, kinds)
-    return f"There are {', '.join(names)}." if len(names) > 1 else f"There is {names[0]}."
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    by_lower = {each.lower(): each for each in known}
-    near = get_close_matches(name.lower(), sorted(by_lower), 1)
-    return f"Did you mean {by_lower[near[0]]}?" if near else ""
+    by_hand, text = by_hand or {}, function.__doc__ or ""
+    documented = dict(re.findall(r"^ {8}(\w+): (.+(?:\n {12}.+)*)", text, re.MULTILINE))
+    parser = Parser(prog=f"mirage {command}", description=text.partition("\n\n    Args:")[0])
+    parser.add_argument("--config", action="config", help="A YAML file with these options.")
+    for name, settings in by_hand.items():
+        parser.add_argument(name, help=" ".join(documented[name.lstrip("-")].split()), **settings)
+    parser.add_function_arguments(function, skip={*skip, *(name.lstrip("-") for name in by_hand)}, as_group=False)
+    return parser
 
 
 def instantiated(parser: Parser, arguments: Iterable[str]) -> Any:
     """The parsed arguments, with objects in place of classes and their settings."""
     return parser.instantiate_classes(parser.parse_args(list(arguments)))
+
+
+def keywords(
+    function: Callable[..., None], command: str, arguments: Iterable[str], by_hand: ByHand | None = None
+) -> dict[str, Any]:
+    """What a command calls its function with, by the command's arguments (see `command_parser`)."""
+    given: dict[str, Any] = instantiated(command_parser(function, command, by_hand), arguments).as_dict()
+    del given["config"]
+    return given
+
+
+def explained(message: str, choices: Choices = CHOICES, keys: Iterable[str] = ()) -> str:
+    """The parser's message: the first problem in it, with the argument's whole name and the nearest that exists.
+
+    Args:
+        message: What jsonargparse says, or any other error, which is returned as it is.
+        choices: The classes that an argument takes, by the last part of its name.
+        keys: The names of the parser's options.
+    """
+    text = re.sub(r"\x1b\[[0-9;]*m", "", message).strip()
+    path: list[str] = []
+    cls = problem = ""
+    for line in (line.strip().removeprefix("- ") for line in text.splitlines()):
+        if key := re.match(r'Parser key "([\w.]+)":?\s*', line):
+            path.append(key[1])
+            line = line[key.end() :]
+        elif named := re.match(r"Problem with given class_path '(?:\w+\.)*(\w+)':?\s*", line):
+            cls, line = named[1], line[named.end() :]
+        if line and not line.startswith(_AROUND):
+            problem = line
+            break
+    if not path:
+        option = re.search(r"^(?:unrecognized arguments: --|.* option ')([\w.]+)", text)
+        return (problem if text.startswith(_AROUND) else text) + (_nearest(option[1], keys) if option else "")
+    argument = ".".join(path)
+    classes = {each.__name__: each for each in choices.get(argument.rpartition(".")[2], ())}
+    bases = {base.__name__ for each in classes.values() for base in each.__mro__} - classes.keys()
+    if classes and (wrong := re.fullmatch(r"Expected a dot import path string: (\S+)", problem)):
+        return f"--{argument} {wrong[1]}: it takes one of {', '.join(classes)}{_nearest(wrong[1], classes)}"
+    if cls in bases:  # settings without the class that they are of
+        return f"--{argument}: name its class too, one of {', '.join(classes)}."
+    option = re.fullmatch(r"Option '([\w.]+)' is not accepted", problem)
+    hint = _nearest(option[1], signature(classes[cls]).parameters) if option and cls in classes else ""
+    return f"--{argument}{cls and f' ({cls})'}: {problem}{hint}"
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    """A hint at the known name that was meant."""
+    by_lower = {each.lower(): each for each in known}
+    near = get_close_matches(name.lower(), sorted(by_lower), 1)
+    return f". Did you mean {by_lower[near[0]]}?" if near else ""

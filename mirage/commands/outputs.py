@@ -1,13 +1,9 @@
-"""Whether a command's output can be written, checked before the work is done; and progress on standard error."""
+"""Whether a command's output can be written, checked before the work is done."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from rich.progress import Progress
 
 
 def check_folder(out: Path, option: str = "--out") -> None:
@@ -34,13 +30,4 @@ def check_file(out: Path, option: str = "--out") -> None:
     """
     check_folder(out.parent, option)
     if out.exists() and not out.is_file():
-        raise ValueError(f"{out} is {'a folder' if out.is_dir() else 'a device'}, not a file. Choose another {option}.")
-
-
-def progress_bars() -> Progress:
-    """Bars on standard error, with counts and times."""
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
-
-    columns = Progress.get_default_columns()
-    return Progress(*columns, MofNCompleteColumn(), TimeElapsedColumn(), console=Console(stderr=True))
+        raise ValueError(f"{out} is not a file. Choose another {option}.")

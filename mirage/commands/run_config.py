@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
+
+from mirage.errors import DataError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -44,44 +48,38 @@ def source_of(run: Path) -> Source:
     return _built(data.get("source") if isinstance(data, dict) else None, f"The config.yaml of {run}")
 
 
-class RunPictures:
-    """The pictures of runs by the names that their records have for them."""
+def run_pictures() -> Callable[[Path, str], Image]:
+    """Opens a picture: of the run's folder and the name that its records have for it.
 
-    def __init__(self) -> None:
-        self._sources: dict[Path, Source | str] = {}
+    Raises:
+        ValueError: When called, if the run's source cannot be rebuilt or has no such picture, or it cannot be used.
+    """
+    sources = cache(source_of)
 
-    def __call__(self, run: Path, name: str) -> Image:
-        """The picture that the records in folder `run` call `name`.
-
-        Raises:
-            ValueError: If the run's source cannot be rebuilt or has no such picture, or the picture cannot be used.
-        """
-        if run not in self._sources:
-            try:
-                self._sources[run] = source_of(run)
-            except (ValueError, OSError) as error:
-                self._sources[run] = f"{error} Or give the folder of the pictures with --images."
-        source = self._sources[run]
-        if isinstance(source, str):
-            raise ValueError(source)
-        picture = source.picture(name)
-        if picture is None:
+    def open_picture(run: Path, name: str) -> Image:
+        try:
+            source = sources(run)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{error} Or give the folder of the pictures with --images.") from error
+        if (picture := source.picture(name)) is None:
             raise ValueError(f"{source.name} has no picture of this name")
         return picture.open()
+
+    return open_picture
 
 
 def _built(described: Any, config: str) -> Source:
     from mirage.data.sources.catalogue import SOURCES
-    from mirage.errors import DataError
 
     known = {name: cls for cls in SOURCES for name in (cls.__name__, f"{cls.__module__}.{cls.__name__}")}
     described = {"class_path": described} if isinstance(described, str) else described
-    path = described.get("class_path") if isinstance(described, dict) else None
-    settings = (described.get("init_args") or {}) if isinstance(described, dict) else {}
-    if path not in known or not isinstance(settings, dict):
-        raise ValueError(f"{config} names no data source of mirage's ({path}).")
+    match described:
+        case {"class_path": str(path)} if path in known and isinstance(described.get("init_args") or {}, dict):
+            settings = dict(described.get("init_args") or {})
+        case _:
+            raise ValueError(f"{config} names no data source of mirage's ({described}).")
     if "source" in settings:  # one that wraps another
-        settings = {**settings, "source": _built(settings["source"], config)}
+        settings["source"] = _built(settings["source"], config)
     try:
         return known[path](**settings)
     except DataError:

@@ -55,7 +55,9 @@ def paraphrase(
     questions = list(dict.fromkeys(ids.values()))
     settings = {name: value for name, value in engine.settings().items() if name != "base_url"}
     cache = out.with_suffix(".answers.jsonl")
-    model = CachedModel(partial(engine.complete, temperature=temperature), {**settings, "temperature": temperature}, cache)
+    model = CachedModel(
+        partial(engine.complete, temperature=temperature), {**settings, "temperature": temperature}, cache
+    )
     made: dict[str, list[str]] = {question: [] for question in questions}
     failed = 0
     for start in range(0, len(questions), chunk):

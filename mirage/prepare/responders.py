@@ -4,136 +4,130 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import urldefrag
 
 import xxhash
 
 from mirage.evaluation.generate.base import Engine
-from mirage.evaluation.generate.openai import OpenAIEngine
+from mirage.evaluation.generate.openai import OpenAIEngine, ServerError
 from mirage.evaluation.generate.pretrained import PretrainedEngine
+from mirage.evaluation.run.records import AnswerLog
 from mirage.models.pretrained import PACKAGE_PREFIX, Dtype, check_pretrained, resolve_pretrained
 from mirage.models.processor import load_processor
 from mirage.prepare.harmful import read_answer_file
-from mirage.schema import short_hash
+from mirage.schema import EvalSample, short_hash
 
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+BLOCK = 512  # questions in memory at a time, pictures included; and sorted by length before they are batched
 _DECIDING = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AskSettings:
-    """How models are asked. `batch_size`, `concurrency` and `timeout_s` change the time, never what is reused."""
-
-    max_new_tokens: int = 128
-    dtype: Dtype = "float32"
-    batch_size: int = 32
-    pad_to_square: bool = False
-    concurrency: int = 8
-    timeout_s: float = 120.0
-    api_key_env: str | None = None
-
-
 @dataclass(frozen=True, slots=True)
-class ModelFolder:
-    """A vision-language model in a Hugging Face folder, asked in this process."""
+class Responder:
+    """Who answers.
 
-    model: PretrainedEngine
+    Args:
+        name: The model's folder as it was given, its name on the server, or the file's name.
+        kind: What it is.
+        fingerprint: A hash of everything that decides an answer. Of a server that is its address: what its weights are,
+            nobody can see from here.
+        engine: Asks the model, which is loaded at the first question; None for a file.
+        answers: Of a file: question id -> (model, answer) of each answer.
+    """
 
-    @property
-    def name(self) -> str:
-        """The folder as it was given."""
-        return self.model.pretrained
+    name: str
+    kind: Literal["ModelFolder", "Server", "AnswerFile"]
+    fingerprint: str
+    engine: Engine | None = None
+    answers: Mapping[str, Sequence[tuple[str, str]]] = field(default_factory=dict)
 
-    def check(self) -> None:
-        """Refuses a folder that cannot be used; reads no weights."""
-        check_pretrained(self.name)
-        load_processor(self.name)
+    def replies(
+        self, samples: Sequence[EvalSample], prompts: Mapping[str, str], kept: Path, progress: Progress
+    ) -> tuple[dict[str, str], int]:
+        """What the model replies to the prompt of each sample, by id, and how many replies an earlier attempt had kept.
 
-    def fingerprint(self) -> str:
-        """A hash of the folder's files and of the settings that decide an answer; the model is not loaded."""
-        folder = Path(resolve_pretrained(self.name))
-        files = sorted({path for pattern in _DECIDING for path in folder.glob(pattern)})
-        contents = [part for path in files for part in (path.name, file_hash(path))]
-        return short_hash("hf", self.model.dtype, self.model.max_new_tokens, self.model.pad_to_square, *contents)
+        Each reply is kept in the folder `kept` as soon as it is there.
 
-    def engine(self) -> Engine:
-        """The engine that asks the model, which is loaded at the first question."""
-        return self.model
+        Raises:
+            ValueError: If a server gives none; what came before is kept.
+        """
+        assert self.engine is not None, "a file is read, not asked"
+        fingerprint = short_hash(self.fingerprint, *(text for pair in prompts.items() for text in pair))
+        log = AnswerLog(kept / f"{fingerprint}.jsonl", fingerprint)
+        reused = len(log.known)
+        task = progress.add_task(self.name, total=len(samples), completed=reused)
 
+        def keep(id: str, shot: int, text: str) -> None:
+            log.add(id, shot, text)
+            progress.advance(task)
 
-@dataclass(frozen=True, slots=True)
-class Server:
-    """A model behind an OpenAI-compatible server."""
-
-    model: OpenAIEngine
-
-    @property
-    def name(self) -> str:
-        """The model's name on the server."""
-        return self.model.model
-
-    def check(self) -> None:
-        """Asks nothing: the address was checked when it was given."""
-
-    def fingerprint(self) -> str:
-        """A hash of address, model and settings: what the server's weights are, nobody can see from here."""
-        return short_hash("openai", self.model.base_url, self.name, self.model.max_new_tokens)
-
-    def engine(self) -> Engine:
-        """The engine that asks the server."""
-        return self.model
-
-
-class AnswerFile:
-    """Answers that exist already."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.name = path, path.name
-
-    def check(self) -> None:
-        """Reads and checks the whole file."""
-        self.answers()
-
-    def fingerprint(self) -> str:
-        """A hash of the file."""
-        return short_hash("file", file_hash(self.path))
-
-    def answers(self) -> dict[str, list[tuple[str, str]]]:
-        """Question id -> (model, answer), read once."""
-        return self._answers
-
-    @cached_property
-    def _answers(self) -> dict[str, list[tuple[str, str]]]:
-        return read_answer_file(self.path)
+        try:
+            for start in range(0, len(samples), BLOCK):
+                missing = [each for each in samples[start : start + BLOCK] if (each.id, 0) not in log.known]
+                if missing:
+                    self.engine.answers([replace(each, question=prompts[each.id]) for each in missing], keep)
+        except ServerError as error:
+            raise ValueError(
+                f"{error} {len(log.known)} answers are kept: the same command continues from there."
+            ) from error
+        finally:
+            log.close()
+        return {id: log.known[id, 0] for id in prompts}, reused
 
 
-Responder = ModelFolder | Server | AnswerFile
-
-
-def responder(named: str, settings: AskSettings) -> Responder:
+def responder(
+    named: str,
+    *,
+    max_new_tokens: int = 128,
+    dtype: Dtype = "float32",
+    batch_size: int = 32,
+    pad_to_square: bool = False,
+    concurrency: int = 8,
+    timeout_s: float = 120.0,
+    api_key_env: str | None = None,
+) -> Responder:
     """Who `named` is: `http://HOST/v1#MODEL` a server, a folder or `package:...` a model, any other path a file.
 
+    Args:
+        named: The name.
+        max_new_tokens: Longest answer, in tokens.
+        dtype: Type of the weights of models asked here.
+        batch_size: How many answers are generated at the same time.
+        pad_to_square: Pad pictures to a square first, as LLaVA-1.5 was trained.
+        concurrency: How many requests to a server are under way at the same time.
+        timeout_s: Seconds that one request to a server may take.
+        api_key_env: Name of the environment variable that holds a server's key.
+
     Raises:
-        ValueError: If a server is named without its model, or a setting is out of range.
+        ValueError: If a server is named without its model, a setting is out of range, or a folder or file cannot be used.
     """
     if re.match(r"https?://", named):
         url, model = urldefrag(named)
         if not model:
             raise ValueError(f"{named} names no model. Write it behind a '#', as in http://127.0.0.1:8000/v1#my-model.")
         server = OpenAIEngine(
-            url, model, max_new_tokens=settings.max_new_tokens, concurrency=settings.concurrency,
-            timeout_s=settings.timeout_s, api_key_env=settings.api_key_env,
+            url, model, max_new_tokens=max_new_tokens, concurrency=concurrency, timeout_s=timeout_s,
+            api_key_env=api_key_env,
         )  # fmt: skip
-        return Server(server)
-    if named.startswith(PACKAGE_PREFIX) or Path(named).suffix not in (".jsonl", ".json"):
-        folder = PretrainedEngine(
-            named, max_new_tokens=settings.max_new_tokens, batch_size=settings.batch_size, dtype=settings.dtype,
-            pad_to_square=settings.pad_to_square,
-        )  # fmt: skip
-        return ModelFolder(folder)
-    return AnswerFile(Path(named))
+        return Responder(model, "Server", short_hash("openai", server.base_url, model, max_new_tokens), server)
+    if Path(named).suffix in (".jsonl", ".json") and not named.startswith(PACKAGE_PREFIX):
+        answers = read_answer_file(Path(named))
+        return Responder(Path(named).name, "AnswerFile", short_hash("file", file_hash(Path(named))), answers=answers)
+    check_pretrained(named)
+    load_processor(named)
+    engine = PretrainedEngine(
+        named, max_new_tokens=max_new_tokens, batch_size=batch_size, dtype=dtype, pad_to_square=pad_to_square
+    )
+    files = sorted({path for pattern in _DECIDING for path in Path(resolve_pretrained(named)).glob(pattern)})
+    contents = [part for path in files for part in (path.name, file_hash(path))]
+    fingerprint = short_hash("hf", dtype, max_new_tokens, pad_to_square, *contents)
+    return Responder(named, "ModelFolder", fingerprint, engine)
 
 
 def file_hash(path: Path) -> str:
