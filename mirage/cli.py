@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from textwrap import indent
 
 # command -> what it does: `fit` and its siblings are LightningCLI's, the others modules of `mirage.commands`
 TRAINING = {
@@ -97,7 +98,7 @@ def training_usage(command: str) -> str:
     example = (configs_folder() / "rmu.yaml").read_text(encoding="utf-8")
     return TRAINING_USAGE.format(
         command=command, text=TRAINING[command], methods=subclasses("methods", "AlignmentModule"),
-        sources=subclasses("data/sources", "Source", "FileSource"), example="\n".join(f"    {line}" for line in example.splitlines()),
+        sources=subclasses("data/sources", "Source", "FileSource"), example=indent(example, "    "),
         benchmarks=subclasses("evaluation/benchmarks", "Benchmark", "SoftAccuracy"),
     )  # fmt: skip
 

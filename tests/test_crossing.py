@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from local_server import Body, Reply, Serve, asked, completion
 
 from mirage.audit.forms import Asked, form_only_accuracy
+from mirage.cli import main
 from mirage.data.crossing import NEUTRAL, CrossedForms, Crossing
 from mirage.data.order import Order, step_at
+from mirage.data.sources.jsonl import Jsonl
 from mirage.data.sources.mini import Mini
 from mirage.data.sources.vlguard import VLGuard
 from mirage.errors import DataError
@@ -217,3 +220,55 @@ def test_crossing_vlguard_takes_the_form_away(real_kit: Path) -> None:
     ]  # fmt: skip
     assert form_only_accuracy(plain) > 0.97
     assert form_only_accuracy(asked) < 0.6
+
+
+def test_paraphrases_are_made_by_a_model_checked_and_used(
+    tmp_path: Path, serve: Serve, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The model says every question well but for one word, for which it loses the content."""
+
+    def answer(body: Body) -> Reply:
+        word, question = re.findall(r"first word is exactly '(\S+)'.*Request: (.*)\n", asked(body), re.DOTALL)[0]
+        return completion(f"{word} and so on: {question}" if word.lower() != "how" else "How nice.")
+
+    lines = [{"prompt": question, "refusal": "No.", "harmful": None} for question in UNSAFE_QUESTIONS]
+    (tmp_path / "unsafe.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    lines = [{"prompt": question, "answer": "A dog."} for question in SAFE_QUESTIONS]
+    (tmp_path / "retain.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    out, server = tmp_path / "paraphrases.jsonl", serve(answer)
+    settings = ["--engine", "OpenAIEngine", "--engine.base_url", server.base_url, "--engine.model", "m"]
+    command = ["prepare", "paraphrases", "--data", "Jsonl", "--data.root", str(tmp_path), "--out", str(out), *settings]
+    assert main([*command, "--words", "[what, how, share]"]) == 0, capsys.readouterr().err
+    assert "12 paraphrases of 6 questions; 6 were refused in every attempt" in capsys.readouterr().out
+    number = len(server.bodies)
+    assert main([*command, "--words", "[what, how, share]"]) == 0 and len(server.bodies) == number, (
+        "nothing is asked twice"
+    )
+
+    source = Jsonl(tmp_path)
+    crossing = Crossing(rewriters=["one_word", str(out)], share=1.0, forms=WORDS, forms_per_example=30)
+    unsafe, retain = source.unsafe("refusal"), source.retain()
+    forms = CrossedForms(crossing, unsafe, retain, None, None, (), 0)
+    assert any(" and so on: " in each.prompt for each in forms.every(retain[0], unsafe=False))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["npo", "mixed_sft"])
+def test_training_on_crossed_forms_sees_each_form_with_its_reference(method: str, tmp_path: Path) -> None:
+    """Two epochs end without a missing reference, and results.json says what was crossed and how well form told the sets."""
+    options = [
+        "--trainer.max_epochs",
+        "2",
+        "--trainer.check_val_every_n_epoch",
+        "2",
+        "--data.source.init_args.num_eval",
+        "20",
+    ]
+    run = tmp_path / "run"
+    assert main(["fit", "--config", f"{method}_crossed.yaml", "--trainer.default_root_dir", str(run), *options]) == 0
+    results = json.loads((run / "results.json").read_text())
+    crossing = results["data"]["crossing"]
+    assert crossing["share"] == 0.95 and "share" in crossing["words"] and crossing["excluded"] == []
+    assert crossing["form_only_accuracy"]["after"] < 0.58 < 0.85 < crossing["form_only_accuracy"]["before"]
+    assert results["start"]["benign"]["agreement"]["before"]["mean"] == 1.0
+    assert results["benign"]["agreement"]["after"]["n"] == 20

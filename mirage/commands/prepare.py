@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from mirage.commands.arguments import ByHand, command_parser
-from mirage.commands.outputs import check_folder
+from mirage.commands.arguments import ByHand, command_parser, keywords
+from mirage.commands.outputs import check_file, check_folder
+from mirage.prepare.paraphrases import paraphrase
 from mirage.prepare.preparation import prepare
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Parses the arguments and prepares."""
+    """Parses the arguments and prepares; `paraphrases` before them makes paraphrases of the questions instead."""
+    if arguments[:1] == ["paraphrases"]:
+        given = keywords(paraphrase, "prepare paraphrases", arguments[1:])
+        check_file(given["out"])
+        return paraphrase(**given)
     by_hand: ByHand = {"--answers_from": {"nargs": "+", "required": True, "metavar": "WHO"}}
     parser = command_parser(prepare, "prepare", by_hand, skip={"settings"})
     given = parser.parse_args(list(arguments))

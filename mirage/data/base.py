@@ -36,6 +36,13 @@ class Source(ABC):
         """The unsafe set: harmful questions, answered by a refusal (to learn) or a harmful answer (to unlearn)."""
         raise DataError(f"{self.name} has no unsafe set. Choose a source that has one as data.source.")
 
+    def unsafe_questions(self) -> Sequence[Example]:
+        """The unsafe set with whichever answers the source has."""
+        try:
+            return self.unsafe("refusal")
+        except DataError:
+            return self.unsafe("harmful")
+
     def retain(self) -> Sequence[Example]:
         """The retain set: harmless questions with good answers."""
         raise DataError(f"{self.name} has no retain set. List a source that has one under data.retain.")

@@ -147,11 +147,7 @@ class AlignmentData(L.LightningDataModule):
 
     def labelled_questions(self) -> Iterator[tuple[str, bool]]:
         """Every question of both training sets, and whether it is of the unsafe set. Harmful answers are not needed."""
-        try:
-            unsafe = self.source.unsafe("refusal")
-        except DataError:  # a source that has harmful answers only
-            unsafe = self.source.unsafe("harmful")
-        for is_unsafe, examples in ((True, unsafe), (False, self._retained())):
+        for is_unsafe, examples in ((True, self.source.unsafe_questions()), (False, self._retained())):
             for example in examples:
                 yield example.prompt, is_unsafe
                 yield from ((turn.question, is_unsafe) for turn in example.later_turns)

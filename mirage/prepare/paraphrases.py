@@ -3,31 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 from mirage.atomic import write_text
+from mirage.data.base import Source
 from mirage.errors import DataError
 from mirage.evaluation.generate.base import Engine
 from mirage.rewriting import frames
 from mirage.rewriting.by_model import CachedModel, ModelRewriter
-from mirage.schema import Example
 
 WORDS = ("what", "share", "describe", "can", "explain", "how")
 
 
 def paraphrase(
-    sets: Iterable[Sequence[Example]],
+    data: Source,
     engine: Engine,
     out: Path,
+    retain: Source | None = None,
     words: Sequence[str] = WORDS,
     kept: float = 0.5,
     tries: int = 3,
     seed: int = 0,
     temperature: float = 0.7,
     chunk: int = 64,
-) -> dict[str, int]:
+) -> None:
     """Writes a paraphrase of every question for each opening word, as `data.crossing.rewriters` reads them.
 
     Every paraphrase is checked as those of the `RewriteByModel` attack are: it opens with the word, keeps the content and
@@ -35,9 +36,11 @@ def paraphrase(
     beside `out`, so that an interrupted preparation goes on where it stopped.
 
     Args:
-        sets: The training sets; both, so that both have forms by the same rewriter.
-        engine: The language model.
-        out: JSONL file: `id` (`Example.question_id`), `question` and `paraphrases`.
+        data: The source of the unsafe set, and of the retain set unless `retain` is given. Both sets are paraphrased, so
+            that both have forms by the same rewriter.
+        engine: The language model, PretrainedEngine or OpenAIEngine.
+        out: JSONL file to write: `id` (`Example.question_id`), `question` and `paraphrases`.
+        retain: Another source of the retain set.
         words: Opening words.
         kept: The least share of a question's content words that a paraphrase keeps, 0 to 1.
         tries: Attempts for each paraphrase.
@@ -45,12 +48,12 @@ def paraphrase(
         temperature: Sampling temperature.
         chunk: How many questions are paraphrased between two writes.
 
-    Returns:
-        `questions`, `paraphrases`, `failed`, and `without`: questions that have none.
-
     Raises:
-        DataError: If the model has no usable paraphrase of any question.
+        DataError: If the data cannot be used, or the model has no usable paraphrase of any question.
     """
+    if issues := [issue for source in dict.fromkeys((data, retain or data)) for issue in source.validate()]:
+        raise DataError.of(issues)
+    sets = data.unsafe_questions(), (retain or data).retain()
     ids = {example.question_id: example.prompt for of_set in sets for example in of_set}
     questions = list(dict.fromkeys(ids.values()))
     settings = {name: value for name, value in engine.settings().items() if name != "base_url"}
@@ -73,7 +76,7 @@ def paraphrase(
         raise DataError(f"{engine.name}: none of its answers is a usable paraphrase. Use a more capable model.")
     lines = ({"id": id, "question": question, "paraphrases": made[question]} for id, question in ids.items())
     write_text(out, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-    return {
-        "questions": len(ids), "paraphrases": sum(map(len, made.values())), "failed": failed,
-        "without": sum(not each for each in made.values()),
-    }  # fmt: skip
+    print(
+        f"{out} holds {sum(map(len, made.values()))} paraphrases of {len(ids)} questions; {failed} were refused in every "
+        f"attempt, and {sum(not each for each in made.values())} questions have none."
+    )
