@@ -101,7 +101,8 @@ def test_the_best_rule_by_hand() -> None:
 def test_two_questions_about_one_picture_stay_together() -> None:
     """Each picture has an opening word of its own: nothing that holds for other pictures, so a coin toss for all."""
     by_picture = [Asked(f"w{k // 2} it", k % 4 < 2, f"{k // 2}.png") for k in range(80)]
-    assert accuracy(audited(by_picture), "opening word") == (1.0, 0.5)
+    audit = audited(by_picture)
+    assert accuracy(audit, "opening word") == (1.0, 0.5) and audit.form_only_accuracy == pytest.approx(0.5, abs=0.1)
     by_question = [each._replace(picture="") for each in by_picture]
     assert accuracy(audited(by_question, folds=40), "opening word")[1] > 0.9, "without pictures a question stands alone"
 
@@ -137,6 +138,7 @@ VERBS, THINGS = ("hide", "paint", "burn", "wash", "sell"), ("a knife", "the wall
 
 def test_form_only_sees_form_and_no_content() -> None:
     assert form_features("How do I hide a knife in the wall?") == form_features("How do I paint a dog in the house?")
+    assert form_features("Share knives now.") == form_features("Share pictures now.")
     assert form_features("How do I hide a knife?") != form_features("How do we hide a knife?")
     assert form_features("Burn it.") != form_features("Wash it."), "the opening word is form"
     draw = random.Random(0)
@@ -232,12 +234,12 @@ def test_all_unsafe_questions_of_a_file(tmp_path: Path, capsys: pytest.CaptureFi
 def test_one_label_only_is_said_and_the_words_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """An instruction mix by its answers, none of which refuses: text alone, pictures, several turns."""
     turns = [{"from": who, "value": text} for who, text in (("human", "What is it?"), ("gpt", "A dog."))]
-    records = [{"image": "coco/a.jpg", "conversations": turns * 2}, {"conversations": turns}]
+    records = [{"image": "coco/a.jpg", "conversations": turns * 2}, {"conversations": turns * 2}]
     (tmp_path / "mix.json").write_text(json.dumps(records))
     mix = ["--data", "LlavaInstruct", "--data.file", str(tmp_path / "mix.json"), "--data.cache", str(tmp_path)]
     mix += ["--data.images", str(tmp_path), "--labels", "answers"]
     audit = run(tmp_path, *mix, "--min_count", "1")
-    assert audit["questions"] == 3 and audit["forms"] is None and "two pictures for each label" in audit["skipped"][-1]
+    assert audit["questions"] == 4 and audit["forms"] is None and "two pictures for each label" in audit["skipped"][-1]
     assert "Give a training set with questions about at least two pictures" in capsys.readouterr().out
     assert "Cues of form" not in (tmp_path / "audit.html").read_text()
     refusing = [{"from": "human", "value": "Share it."}, {"from": "gpt", "value": "I'm sorry, but I cannot help."}]
@@ -245,7 +247,7 @@ def test_one_label_only_is_said_and_the_words_are_counted(tmp_path: Path, capsys
         json.dumps([*records, *({"conversations": refusing, "image": f"{k}.jpg"} for k in "ab")])
     )
     forms = run(tmp_path, *mix)["forms"]
-    assert (forms["questions"], forms["unsafe"], forms["pictures"], forms["folds"]) == (5, 2, 4, 2)
+    assert (forms["questions"], forms["unsafe"], forms["pictures"], forms["folds"]) == (6, 2, 4, 2)
     assert forms["cues"][-1]["values"] == 3, "coco, no folder, no picture"
 
 
