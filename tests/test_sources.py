@@ -370,6 +370,7 @@ BROKEN_CONVERSATIONS: list[tuple[object, str]] = [
     ({"conversations": said("a", "b")[:1] * 2 + said("a", "b")}, "conversations[1].from"),
     ({"conversations": said("<image>", "b")}, "conversations[0].value"),
     ({"conversations": said("a", " ")}, "conversations[1].value"),
+    ({"conversations": said("half \ud800", "b")}, "conversations[0].value"),
     ({"conversations": [{"from": "human", "value": 5}, *said("b", first="gpt")]}, "conversations[0].value"),
     ({"image": ["a", "b"], "conversations": said("a", "b")}, "image"),
     ({"image": "http://x/y.png", "conversations": said("a", "b")}, "image"),
