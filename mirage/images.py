@@ -269,7 +269,7 @@ def _missing(root: Path, name: str) -> str:
         return f"{_shown(name)} is missing: there is no folder {_shown(folder)}. Unpack the pictures there."
     listing = sorted((held.lower(), held) for held in os.listdir(folder))
     # To compare with 100,000 names takes seconds; a wrong ending or number leaves the right name close in order.
-    wanted = wanted[:255].lower()
+    wanted = wanted.lower()
     middle = bisect.bisect(listing, (wanted,))
     close_by = dict(listing[max(0, middle - 500) : middle + 500])
     near = [close_by[key] for key in difflib.get_close_matches(wanted, close_by, n=3, cutoff=0.5)]
