@@ -504,7 +504,7 @@ def in_records(change: Callable[[str], str]) -> Callable[[Path], None]:
     (in_records(lambda text: text + '{"fingerprint": "f"}\n'), r"unsafe\.jsonl, line 50: id is missing"),
     (in_records(lambda text: text.replace('"refused"', '"complied"')), r"`before` of these records is not that"),
     (in_records(lambda text: text.split("\n", 1)[1]), r"shots 0 to 3, but not so: unsafe/q000 \(shots 1, 2, 3\)"),
-    (in_records(lambda text: text + text.splitlines()[-1]), r"Recorded twice: unsafe/q011 \(shot 3\)"),
+    (in_records(lambda text: text + text.splitlines()[-1]), r"(Recorded twice|not so): unsafe/q011 \(shots? .*3\)"),
     (in_records(lambda text: text[: text.rstrip().rfind("\n")]), r"shots 0 to 3, but not so: unsafe/q011 \(shots 0, 1, 2"),
     (in_records(lambda text: text[:-40]), r"unsafe\.jsonl, line 49: the line is not JSON\. Evaluate the run again"),
     (in_records(lambda text: text.replace('"unsafe/q001"', "", 1)), r"unsafe\.jsonl, line 6: the line is not JSON"),
