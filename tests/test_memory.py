@@ -61,29 +61,19 @@ def test_the_estimate_comes_before_any_weight_is_read(tmp_path: Path, capsys: py
     assert "model.safetensors is missing" in err
 
 
-class Strategy:
-    zero_stage_3 = False
-
-
-class DeepSpeedStrategy(Strategy):
-    """Stands for Lightning's, which needs deepspeed and a GPU; known by its name."""
-
-
-class FSDPStrategy(Strategy):
-    """Stands for Lightning's, which needs a GPU; known by its name."""
-
-
-def estimated(strategy: type, gamma: float = 1.0, **settings: Any) -> Any:
+def estimated(strategy: str = "SingleDeviceStrategy", gamma: float = 1.0, **settings: Any) -> Any:
+    """The estimate under a strategy of this name: the real ones need a GPU, and are known by their names."""
     method = NPO(str(MINI), **settings)
     data = SimpleNamespace(
         unsafe_set=["a"] * 20, retain_set=["b"] * 20, batch_size=64, gamma=gamma,
         collate=lambda some: SimpleNamespace(labels=SimpleNamespace(shape=(len(some), 50))),
     )  # fmt: skip
-    return MemoryLine().estimated(SimpleNamespace(strategy=strategy(), world_size=4, datamodule=data), method)  # type: ignore[arg-type]
+    named = type(strategy, (), {"zero_stage_3": False})()
+    return MemoryLine().estimated(SimpleNamespace(strategy=named, world_size=4, datamodule=data), method)
 
 
 def test_what_a_strategy_splits_is_counted_once_for_all_devices() -> None:
-    whole, zero, sharded = (estimated(kind) for kind in (Strategy, DeepSpeedStrategy, FSDPStrategy))
+    whole, zero, sharded = estimated(), estimated("DeepSpeedStrategy"), estimated("FSDPStrategy")
     assert zero.weights_gib == whole.weights_gib == 4 * sharded.weights_gib
     assert 4 * zero.gradients_gib == 4 * sharded.gradients_gib == whole.gradients_gib
     assert whole.optimizer_gib == 4 * sharded.optimizer_gib == 2 * whole.gradients_gib
@@ -91,14 +81,14 @@ def test_what_a_strategy_splits_is_counted_once_for_all_devices() -> None:
 
 
 def test_activations_grow_with_the_batch_and_optimizer_state_with_its_type() -> None:
-    once, thrice = estimated(Strategy), estimated(Strategy, gamma=3.0)
+    once, thrice = estimated(), estimated(gamma=3.0)
     assert thrice.activations_gib == pytest.approx(2 * once.activations_gib, rel=1e-3)
-    assert estimated(Strategy, dtype="bfloat16").optimizer_gib == once.optimizer_gib / 2
-    assert estimated(Strategy, lora=LoraSettings(r=2)).trainable < once.trainable / 10
+    assert estimated(dtype="bfloat16").optimizer_gib == once.optimizer_gib / 2
+    assert estimated(lora=LoraSettings(r=2)).trainable < once.trainable / 10
 
 
 def test_an_estimate_that_fails_costs_a_line_and_no_run(capsys: pytest.CaptureFixture[str]) -> None:
-    trainer = SimpleNamespace(strategy=Strategy(), world_size=1, is_global_zero=True, datamodule=None)
+    trainer = SimpleNamespace(strategy=None, world_size=1, is_global_zero=True, datamodule=None)
     MemoryLine().setup(trainer, NPO(str(MINI)), "fit")  # type: ignore[arg-type]
     assert capsys.readouterr().out.startswith("no memory estimate (")
 
@@ -106,13 +96,11 @@ def test_an_estimate_that_fails_costs_a_line_and_no_run(capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("num_parameters", "available", "environment", "chosen"),
     [
-        (300_000, 2, {}, 1),  # mini
-        (300_000, 64, {}, 1),
+        *((300_000, available, {}, 1) for available in (2, 64)),  # mini
         (20_000_000, 16, {}, 4),
         (135_000_000, 2, {}, 2),  # SmolVLM
         (7_000_000_000, 16, {}, 16),
-        (300_000, 8, {"OMP_NUM_THREADS": "8"}, 8),
-        (300_000, 4, {"MKL_NUM_THREADS": "4"}, 4),
+        *((300_000, 8, {name: "8"}, 8) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")),
         (300_000, 8, {"OMP_NUM_THREADS": ""}, 1),
     ],
 )

@@ -38,7 +38,14 @@ from mirage.models.load import load_for_inference, load_model
 from mirage.models.lora import LoraSettings, add_lora
 from mirage.models.memory import count_parameters, estimate, meta_model
 from mirage.models.pretrained import check_pretrained, read_config, resolve_pretrained
-from mirage.models.processor import end_of_answer, load_processor, pad_to_square, time_limit, user_message
+from mirage.models.processor import (
+    adds_special_tokens,
+    end_of_answer,
+    load_processor,
+    pad_to_square,
+    time_limit,
+    user_message,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -557,6 +564,11 @@ def test_a_template_without_an_end_token_ends_answers_with_eos(copied: Path) -> 
     write("chat_template.jinja", vicuna)(copied)
     processor = load_processor(str(copied))
     assert end_of_answer(processor) == processor.tokenizer.eos_token
+
+
+def test_the_tokenizer_adds_no_opening_token_that_the_template_has_written(checkpoints: Callable[[str], Path]) -> None:
+    processor = load_processor(str(checkpoints("llava")))
+    assert [adds_special_tokens(processor, text) for text in ("<|im_start|>user\nHow?", "How?")] == [False, True]
 
 
 def test_a_missing_pad_token_becomes_the_end_token(copied: Path) -> None:

@@ -37,7 +37,7 @@ def load_processor(
     """
     where = resolve_pretrained(pretrained, allow_download)
     processor = _load(where, revision or "main", local_files_only=not allow_download)
-    tokenizer = getattr(processor, "tokenizer", None)
+    tokenizer: Any = getattr(processor, "tokenizer", None)
     if getattr(processor, "image_processor", None) is None or getattr(tokenizer, "eos_token", None) is None:
         raise ModelError(
             f"{where}: the processor lacks an image_processor, or a tokenizer with an eos_token, which ends answers. "

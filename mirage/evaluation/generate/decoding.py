@@ -118,8 +118,8 @@ def shared_starts(network: Any, cut: Split, chunks: Sequence[Sequence[int]], roo
         ids, mask = cut.suffixes[rows].to(network.device), cut.suffix_mask[rows].to(network.device)
         which = torch.tensor(samples, device=network.device)
         cache = preallocated_cache(network, ids.shape[1] + room)
-        for index, layer in enumerate(plain.cache.layers):
-            cache.update(layer.keys[which], layer.values[which], index)  # type: ignore[index]
+        for index, (keys, values, *_) in enumerate(plain.cache):
+            cache.update(keys[which], values[which], index)
         prefix_mask = cut.prefix_mask.to(network.device)[which]
         yield Start(ids, torch.cat([prefix_mask, mask], dim=1), cache, {})
         first = rows.stop
