@@ -25,6 +25,7 @@ from mirage.checkpoint.io import AtomicCheckpointIO, CheckpointNotFoundError, Ch
 from mirage.checkpoint.resume import ResumeCheck, RNGState
 from mirage.commands.arguments import CHOICES, Choices, Explaining, explained
 from mirage.data.module import AlignmentData
+from mirage.errors import DataError
 from mirage.evaluation.run.callbacks import Accuracy, OneWordAttack, refuse_duplicates
 from mirage.evaluation.run.results import Results
 from mirage.evaluation.run.runner import RankFailedError
@@ -134,7 +135,13 @@ class FormGate(Callback):
         data: AlignmentData = trainer.datamodule
         if stage != "fit" or data.crossed is None or not data.unsafe_set or not trainer.is_global_zero:
             return
-        before, after = (form_only_accuracy(Asked(*each) for each in data.asked(crossed=on)) for on in (False, True))
+        try:
+            before, after = (
+                form_only_accuracy(Asked(*each) for each in data.asked(crossed=on)) for on in (False, True)
+            )
+        except DataError as error:  # too few pictures to hold some out
+            print(f"data.crossing: {error}")
+            return
         data.form_only_accuracy = {"before": before, "after": after}
         print(f"form alone labels {before:.1%} of the questions rightly, {after:.1%} with crossed forms (chance: 50 %)")
         if after > FORM_GATE:

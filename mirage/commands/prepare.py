@@ -14,9 +14,9 @@ from mirage.prepare.preparation import prepare
 def run(arguments: Sequence[str]) -> None:
     """Parses the arguments and prepares; `paraphrases` before them makes paraphrases of the questions instead."""
     if arguments[:1] == ["paraphrases"]:
-        given = keywords(paraphrase, "prepare paraphrases", arguments[1:])
-        check_file(given["out"])
-        return paraphrase(**given)
+        paraphrasing = keywords(paraphrase, "prepare paraphrases", arguments[1:])
+        check_file(paraphrasing["out"])
+        return paraphrase(**paraphrasing)
     by_hand: ByHand = {"--answers_from": {"nargs": "+", "required": True, "metavar": "WHO"}}
     parser = command_parser(prepare, "prepare", by_hand, skip={"settings"})
     given = parser.parse_args(list(arguments))

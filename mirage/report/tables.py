@@ -157,10 +157,10 @@ def start_vs_aligned(results: Mapping[str, Any]) -> Table:
     both = (results, {}) if untrained else (results.get("start") or {}, results)
     sections: dict[str, dict[str, list[Cell]]] = {}
     for side in _attacked_sets(both):
-        heads = ("RR", "IR", "helpful") if _is_benign(both, side) else ("ASR", "RR", "IR")
+        measures = ("RR", "IR", "helpful") if _is_benign(both, side) else ("ASR", "RR", "IR")
         lines = {
             head: [cell_of(model, Column(head, when, side)) for model in both for when in ("before", "after")]
-            for head in (*heads, AGREEMENT)
+            for head in (*measures, AGREEMENT)
         }
         if all(cell.rate is None for cell in lines[AGREEMENT]):
             del lines[AGREEMENT]
