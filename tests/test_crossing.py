@@ -256,7 +256,14 @@ def test_paraphrases_are_made_by_a_model_checked_and_used(
 @pytest.mark.parametrize("method", ["npo", "mixed_sft"])
 def test_training_on_crossed_forms_sees_each_form_with_its_reference(method: str, tmp_path: Path) -> None:
     """Two epochs end without a missing reference, and results.json says what was crossed."""
-    options = "--trainer.max_epochs 2 --trainer.check_val_every_n_epoch 2 --data.source.init_args.num_eval 20".split()
+    options = [
+        "--trainer.max_epochs",
+        "2",
+        "--trainer.check_val_every_n_epoch",
+        "2",
+        "--data.source.init_args.num_eval",
+        "20",
+    ]
     run = tmp_path / "run"
     assert main(["fit", "--config", f"{method}_crossed.yaml", "--trainer.default_root_dir", str(run), *options]) == 0
     results = json.loads((run / "results.json").read_text())
