@@ -7,13 +7,14 @@ METHODS := mixed_sft posthoc_sft npo rmu
 BROWSER ?= chromium
 SEED ?= 0
 RUNS := runs/table/seed$(SEED)
+ROWS := $(addprefix $(RUNS)/,$(METHODS) $(METHODS:%=%_crossed))
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-.PHONY: install demo test test-fast table pictures lint format help bench-eval gpu-check
+.PHONY: install demo test test-fast table table-crossed pictures lint format help bench-eval gpu-check
 
 install: $(INSTALLED)  ## create .venv with the pinned dependencies
 
@@ -33,9 +34,18 @@ table: $(INSTALLED)  ## the starting model and all four methods on the mini sett
 	done
 	$(BIN)/mirage report $(addprefix $(RUNS)/,$(METHODS)) --out $(RUNS)/report
 
-pictures: $(INSTALLED)  ## the README's pictures from the runs of `make table` (BROWSER=chromium takes the page's)
+table-crossed: $(INSTALLED)  ## the same on crossed forms, with the attack's words in training and without (SEED=0)
+	for method in $(METHODS); do \
+	  $(BIN)/mirage fit --config $${method}_crossed.yaml --seed_everything $(SEED) \
+	    --trainer.default_root_dir $(RUNS)/$${method}_crossed || exit 1; \
+	  $(BIN)/mirage fit --config $${method}_crossed.yaml --seed_everything $(SEED) --data.crossing.exclude attack \
+	    --trainer.default_root_dir $(RUNS)/$${method}_crossed_unseen || exit 1; \
+	done
+	$(BIN)/mirage report $(ROWS) --out $(RUNS)/report
+
+pictures: $(INSTALLED)  ## the README's pictures from the runs of `make table table-crossed` (BROWSER=chromium takes the page's)
 	mkdir -p docs/images
-	$(BIN)/mirage report $(addprefix $(RUNS)/,$(METHODS)) --out $(RUNS)/report
+	$(BIN)/mirage report $(ROWS) --out $(RUNS)/report
 	cp $(RUNS)/report/curves.png docs/images/curves.png
 	$(BROWSER) --headless --no-sandbox --hide-scrollbars --window-size=1200,1500 \
 	  --screenshot=$(CURDIR)/docs/images/report.png file://$(CURDIR)/$(RUNS)/report/report.html
@@ -56,4 +66,4 @@ gpu-check: $(INSTALLED)  ## LLaVA-1.5-7B's shape on this GPU: seconds, tokens/s,
 	$(BIN)/python benchmarks/gpu_check.py --out runs/gpu_check.json
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F '\t' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F '\t' '{printf "  make %-14s %s\n", $$1, $$2}'

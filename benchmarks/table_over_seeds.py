@@ -1,4 +1,7 @@
-"""Mean and range over seeds of what `make table SEED=...` measured, as Markdown: python benchmarks/table_over_seeds.py"""
+"""Mean and range over seeds of what `make table` and `make table-crossed` measured, as Markdown.
+
+python benchmarks/table_over_seeds.py [runs/table]
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from statistics import mean
 from typing import Any
 
 METHODS = ("mixed_sft", "posthoc_sft", "npo", "rmu")
+VARIANTS = ("", "_crossed", "_crossed_unseen")  # of a method: as it is, on crossed forms, without the attack's words
 COLUMNS: dict[str, Callable[[dict[str, Any]], float]] = {
     "ASR before": lambda block: block["unsafe"]["before"]["asr"]["rate"],
     "ASR after": lambda block: block["unsafe"]["after"]["asr"]["rate"],
@@ -30,12 +34,15 @@ def cell(values: list[float]) -> str:
 
 
 def table(root: Path) -> str:
-    """The Markdown table: a row for the starting model and one for each method."""
+    """The Markdown table: a row for the starting model and one for each method and variant that was run."""
     seeds = sorted(root.glob("seed*"))
-    results = {
-        method: [json.loads((seed / method / "results.json").read_text()) for seed in seeds] for method in METHODS
-    }
-    rows = {"start": [run["start"] for run in results["rmu"]], **results}
+    names = [method + variant for variant in VARIANTS for method in METHODS]
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for name in names:
+        runs = [json.loads((seed / name / "results.json").read_text()) for seed in seeds if (seed / name).is_dir()]
+        if runs:
+            rows.setdefault("start", [run["start"] for run in runs])
+            rows[name] = runs
     lines = ["| | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
     for name, runs in rows.items():
         lines.append(f"| {name} | " + " | ".join(cell([read(run) for run in runs]) for read in COLUMNS.values()) + " |")
