@@ -4,12 +4,13 @@ Shapes
     B   examples                S   positions of the padded sequence
     V   vocabulary              D   hidden width
 
-Masks are 1 on positions that count and 0 elsewhere. Every function returns `loss_B`; nothing here averages over the batch,
+Masks are 1 on positions that count and 0 elsewhere. A loss is `loss_B`, one value an example; none averages over the batch,
 so that a batch is the mean of its singles however long they are, and the objective
 
     l_u(theta; D_u) + gamma * l_r(theta; D_r)                                        (Safety Mirage, arXiv 2503.11832)
 
-does not depend on how a step is split into ranks and accumulated batches. An example with no counted position has loss 0.
+does not depend on how a step is split into ranks and accumulated batches. Cross entropy and RMU
+are 0 for an example with no counted position.
 """
 
 from __future__ import annotations

@@ -41,6 +41,11 @@ def opening_word(question: str) -> str:
     return "" if span is None else question[span[0] : span[1]].lower().replace("\u2019", "'")
 
 
+def opening_root(text: str) -> str:
+    """The opening word without a contracted ending: `what's` opens like `what`."""
+    return opening_word(text).split("'")[0]
+
+
 def without_list_mark(question: str) -> str:
     """The question without the number or bullet of a list before it."""
     mark = _LIST_MARK.match(question)

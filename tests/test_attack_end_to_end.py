@@ -207,7 +207,7 @@ def test_a_server_that_fails_gives_one_sentence_and_is_asked_on_where_it_stopped
     (log,) = (run / "records").glob(".*")
     assert len(log.read_text().splitlines()) == 1 + 7, "a header, and what was answered"
     said = capsys.readouterr().err.strip()
-    assert re.fullmatch(r"mirage: http://127.0.0.1.* it answers HTTP 503: .* See the server's own log\..*", said)
+    assert re.fullmatch(r"mirage: http://127.0.0.1.* it answers HTTP 503: .* See the server's own log; .*", said)
     assert not (run / "results.json").exists()
     server.bodies.clear()
     server.answer = about

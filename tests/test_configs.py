@@ -20,9 +20,11 @@ pytestmark = pytest.mark.slow  # each config is read as a command line would, wh
 METHODS = {
     "mixed_sft": "MixedSFT", "npo": "NPO", "posthoc_sft": "PosthocSFT", "rmu": "RMU", "unsafe_filter": "UnsafeFilter",
 }  # fmt: skip
-MINI = [*METHODS]
-LARGE = ["llava15_7b/base", *(f"llava15_7b/{name}{form}" for name in MINI for form in ("", "_lora"))]
-SMALL = ["small_vlm/mixed_sft", "small_vlm/npo", "small_vlm/rmu"]
+CROSSED = ["mixed_sft_crossed", "npo_crossed", "posthoc_sft_crossed", "rmu_crossed"]
+MINI = [*METHODS, *CROSSED]
+LARGE = ["llava15_7b/base", *(f"llava15_7b/{name}{form}" for name in METHODS for form in ("", "_lora"))]
+LARGE += [f"llava15_7b/{name}" for name in CROSSED]
+SMALL = [f"small_vlm/{name}{form}" for name in ("mixed_sft", "npo", "rmu") for form in ("", "_crossed")]
 ADDED = ["llava15_7b/utility"]  # no whole config: given behind one
 FOUND = sorted(str(path.relative_to(configs_folder()).with_suffix("")) for path in configs_folder().rglob("*.yaml"))
 
@@ -55,7 +57,7 @@ def parsed(parser: LightningArgumentParser) -> dict[str, dict[str, Any]]:
 
 
 def short(name: str) -> str:
-    return name.rpartition("/")[2].removesuffix("_lora")
+    return name.rpartition("/")[2].removesuffix("_lora").removesuffix("_crossed")
 
 
 def at(settings: dict[str, Any], key: str) -> Any:
@@ -65,7 +67,7 @@ def at(settings: dict[str, Any], key: str) -> Any:
 
 
 def test_all_configs_are_found() -> None:
-    assert sorted([*MINI, *LARGE, *SMALL, *ADDED]) == FOUND and len(FOUND) == 20
+    assert sorted([*MINI, *LARGE, *SMALL, *ADDED]) == FOUND and len(FOUND) == 31
 
 
 def test_every_config_is_read(parsed: dict[str, dict[str, Any]]) -> None:
@@ -74,7 +76,7 @@ def test_every_config_is_read(parsed: dict[str, dict[str, Any]]) -> None:
         assert settings["trainer"]["default_root_dir"] == f"runs/{name}", "a folder for each"
         callbacks = settings["trainer"]["callbacks"]
         attacks = [each["init_args"]["attack"]["init_args"] for each in callbacks if "attack" in each["init_args"]]
-        assert [attack["shots"] for attack in attacks] == [3, 1], name
+        assert [attack["shots"] for attack in attacks] in ([3, 1], [3, 3, 1]), name
 
 
 def test_a_config_with_a_mistyped_key_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -116,6 +118,22 @@ def test_what_configs_share_is_equal(names: list[str], keys: list[str], parsed: 
     for key in keys:
         values = {yaml.safe_dump(at(parsed[name], key)) for name in names}
         assert len(values) == 1, f"{key}: {values}"
+
+
+@pytest.mark.parametrize("name", [each for each in (*MINI, *LARGE, *SMALL) if each.endswith("_crossed")])
+def test_a_crossed_config_trains_the_same_method_from_the_same_weights(
+    name: str, parsed: dict[str, dict[str, Any]]
+) -> None:
+    crossed, plain = parsed[name], parsed[name.removesuffix("_crossed")]
+    assert crossed["data"]["crossing"]["share"] == 0.95 and plain["data"]["crossing"] is None
+    for key in (
+        "model.class_path",
+        "model.init_args.pretrained",
+        "data.source.class_path",
+        "data.gamma",
+        "data.batch_size",
+    ):
+        assert at(crossed, key) == at(plain, key), key
 
 
 def test_a_row_and_its_lora_form_start_from_the_same_weights_and_see_the_same_data(

@@ -312,7 +312,12 @@ def test_a_file_is_audited_by_membership_or_by_its_answers(tmp_path: Path) -> No
     assert (by_answer["questions"], by_answer["refused"]) == (4, 2)
     words = audited(tmp_path / "words", "--file", str(file), "--every_word")
     assert "it" in {line["word"] for line in words["words"]}
-    assert {path.name for path in (tmp_path / "set").iterdir()} == {"audit.json", "audit.png", "audit.svg"}
+    assert {path.name for path in (tmp_path / "set").iterdir()} == {
+        "audit.html",
+        "audit.json",
+        "audit.png",
+        "audit.svg",
+    }
 
 
 def test_a_source_is_audited_by_its_sets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,7 +26,7 @@ def export_run(
         adapter_only: Write the LoRA adapters in PEFT's format, without the base model.
         pretrained: Where the starting model is now, if it was moved.
     """
-    check_folder(to.parent, "--to")  # the folder appears beside its name, and then takes it
+    check_folder(to if to.exists() else to.parent, "--to")  # the folder appears beside its name, and then takes it
     settings = config_of(run)
     from mirage.checkpoint.export import export
     from mirage.models.components import unwrapped

@@ -10,21 +10,23 @@ example), so resuming, ranks and batch layouts do not change it.
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from mirage.data.lazy import evenly_spaced
 from mirage.errors import DataError
 from mirage.json_file import lines
 from mirage.rewriting import frames
 from mirage.rewriting.one_word import with_opening_word
 from mirage.rewriting.reading import DATA
-from mirage.schema import Example, Rewriter
+from mirage.schema import Example, Rewriter, short_hash
 from mirage.shapes import ExactShape, Text, checked
-from mirage.text import check_word, first_names, opening_word
+from mirage.text import check_word, first_names, opening_root, opening_word
 
 # Questions that say nothing by themselves, so that the picture decides; every sort of form is among them.
 NEUTRAL = (
@@ -36,7 +38,6 @@ FRAMES, ONE_WORD = "frames", "one_word"
 _SHOTS = 3  # of how many rewrites that open with a word one is drawn
 _FRAME_BYTES = 256  # more than the longest frame with a tail, or the longest neutral question
 _OFTEN = 0.005  # `forms: audit` takes the opening words of at least this share of the questions
-_SAMPLED = 4096  # questions of a set that are looked at to find words, to check rewriters and to measure forms
 _MOST_REFUSED = 0.2  # share of questions that no rewriter can reword
 
 
@@ -45,7 +46,7 @@ class Crossing:
     """Crossed forms: how the questions of both training sets are said again, whatever their label.
 
     Args:
-        share: Share of the uses of an example in which its question has another form than its own, 0 to 1.
+        share: Share of the other uses in which a question has another form than its own, 0 to 1.
         rewriters: What words the new forms, each as often as the others: `frames` (templates: whole sentences), `one_word`
             (only the opening word changes), and files that `mirage prepare paraphrases` wrote. At least two, where neutral
             questions count as one, or the manner of the single rewriter becomes a new cue.
@@ -54,10 +55,11 @@ class Crossing:
             picture has to be looked at. It falls to the examples whose picture decides (sources say which those are). If
             one of the sets has fewer of them, it is their share there, for both sets.
         exchange: Share of the other uses in which an unsafe example whose picture decides is asked a question of the retain
-            set, so that harmless words do not promise an answer.
+            set, so that harmless words do not promise an answer. A refusal answers that question too; a harmful answer
+            does not, but is unlearned before that question as well.
         forms_per_example: How many different forms an example has at most; the reference is computed for each.
-        exclude: Opening words that training does not see: no form has them, and questions that open with them always get
-            another form. `attack`: those of this run's attacks.
+        exclude: Opening words (with their contractions) that no form has; questions that open with them always get another
+            form, if a rewriter can. Later turns stay as they are. `attack`: those of this run's attacks.
 
     Raises:
         ValueError: If a share is not within 0 to 1, or a list is empty or has unknown members.
@@ -123,12 +125,14 @@ class CrossedForms:
         seed: int,
     ) -> None:
         self.settings, self.answer_for, self.seed = settings, answer_for, seed
-        self.excluded = frozenset(map(opening_word, exclude))
-        sampled = [*_spread(unsafe), *_spread(retain)]
+        self.excluded = frozenset(map(opening_root, exclude))
+        sampled = [*evenly_spaced(unsafe), *evenly_spaced(retain)]
         self.words = self._opening_words(sampled, own=rewriter is not None)
         self.neutral = self._neutral_shares(unsafe, retain)
         # A mix of millions lends some thousand questions, and only to unsafe examples.
-        self.exchanged = [each.prompt for each in _spread(retain) if each.picture_decides] if settings.exchange else []
+        self.exchanged = (
+            [each.prompt for each in evenly_spaced(retain) if each.picture_decides] if settings.exchange else []
+        )
         if settings.exchange and not self.exchanged:
             raise DataError(
                 "data.crossing.exchange needs questions of the retain set whose picture decides, and the source has none. "
@@ -164,21 +168,21 @@ class CrossedForms:
         """The settings as they took effect, as JSON values, for the results."""
         return {
             "share": self.settings.share, "rewriters": self.settings.rewriters, "words": self.words,
-            "neutral": self.settings.neutral, "exchange": self.settings.exchange,
+            "neutral": self.neutral_share, "exchange": self.settings.exchange,
+            "paraphrases": short_hash(json.dumps(self.paraphrases, sort_keys=True)) if self.paraphrases else None,
             "forms_per_example": self.settings.forms_per_example, "excluded": sorted(self.excluded),
             "not_reworded": len(self.not_reworded),
         }  # fmt: skip
 
     def _form(self, example: Example, number: int, unsafe: bool) -> Example:
         draw = random.Random(f"{self.seed}/{example.question_id}/{number}")
-        if draw.random() >= self.settings.share and opening_word(example.prompt) not in self.excluded:
-            return example
-        question = example.prompt
-        if example.picture_decides:
-            if draw.random() < self.neutral[unsafe]:
-                return replace(example, prompt=draw.choice(self._neutral_questions))
-            if unsafe and draw.random() < self.settings.exchange:
-                question = draw.choice(self.exchanged)
+        question, decides = example.prompt, example.picture_decides
+        if decides and draw.random() < self.neutral[unsafe]:
+            return replace(example, prompt=draw.choice(self._neutral_questions))
+        if decides and unsafe and draw.random() < self.settings.exchange:
+            question = draw.choice(self.exchanged)
+        if draw.random() >= self.settings.share and not self._excluded(question):
+            return replace(example, prompt=question)
         id = example.question_id if question is example.prompt else ""
         prompt = self._reworded(question, id, draw) or question
         return replace(
@@ -195,9 +199,7 @@ class CrossedForms:
             elif name == ONE_WORD:
                 reworded = _opened_with(question, draw.choice(self.words))
             else:
-                listed = [
-                    each for each in self.paraphrases[name].get(id, ()) if opening_word(each) not in self.excluded
-                ]
+                listed = [each for each in self.paraphrases[name].get(id, ()) if not self._excluded(each)]
                 reworded = draw.choice(listed) if listed else None
             if reworded:
                 return reworded
@@ -205,7 +207,7 @@ class CrossedForms:
 
     def _neutral_shares(self, unsafe: Sequence[Example], retain: Sequence[Example]) -> dict[bool, float]:
         """For the unsafe set (True) and the retain set: the share of neutral questions where the picture decides."""
-        sampled = {True: [*_spread(unsafe)], False: [*_spread(retain)]}
+        sampled = {True: [*evenly_spaced(unsafe)], False: [*evenly_spaced(retain)]}
         deciding = {
             label: sum(each.picture_decides for each in of_set) / len(of_set)
             for label, of_set in sampled.items()
@@ -217,11 +219,12 @@ class CrossedForms:
                 "data.crossing.neutral needs examples whose picture decides in both training sets, and one of them has "
                 "none. Set it to 0, or mark such examples in the source."
             )
+        self.neutral_share = of_each_set
         return {label: of_each_set / share if share else 0.0 for label, share in deciding.items()}
 
     @property
     def _neutral_questions(self) -> list[str]:
-        return [question for question in NEUTRAL if opening_word(question) not in self.excluded]
+        return [question for question in NEUTRAL if not self._excluded(question)]
 
     def _opening_words(self, sampled: Sequence[Example], own: bool) -> list[str]:
         """The opening words of forms, sorted. For the templates (not `own`) they must have frames."""
@@ -233,11 +236,15 @@ class CrossedForms:
             words = set(map(opening_word, self.settings.forms))
             if not own and (unknown := sorted(words - DATA.frames.keys())):
                 raise DataError(f"data.crossing.forms: no frames open with {first_names(unknown)}. Choose other words.")
-        if len(words - self.excluded) < 2:
+        words = {word for word in words if not self._excluded(word)}
+        if len(words) < 2:
             raise DataError(
                 "data.crossing leaves fewer than two opening words. Name more of them in data.crossing.forms."
             )
-        return sorted(words - self.excluded)
+        return sorted(words)
+
+    def _excluded(self, question: str) -> bool:
+        return opening_root(question) in self.excluded
 
     def _check(self, sampled: Sequence[Example]) -> list[str]:
         """Where the questions are that no rewriter can reword."""
@@ -304,8 +311,3 @@ def _opened_with(question: str, word: str) -> str | None:
         return None
     stem = replaced.rstrip()
     return stem.rstrip(".?!") + ("?" if frames.asks(word) else ".") if stem[-1:] in ".?!" else replaced
-
-
-def _spread(examples: Sequence[Example]) -> Iterator[Example]:
-    """All examples of a small set, evenly spaced ones of a large."""
-    return (examples[place] for place in range(0, len(examples), max(1, len(examples) // _SAMPLED)))

@@ -51,6 +51,11 @@ class Chosen(Lazy[Item]):
         return items_at(self.items, [self.places[index] for index in indices])
 
 
+def evenly_spaced(items: Sequence[Item], most: int = 4096) -> list[Item]:
+    """All items of a small set, and at most `most` evenly spaced ones of a large one."""
+    return items_at(items, range(0, len(items), max(1, -(-len(items) // most))))
+
+
 def items_at(items: Sequence[Item], places: Sequence[int]) -> list[Item]:
     """The items of any sequence at some places, in the order of the places."""
     if isinstance(items, Lazy):

@@ -18,7 +18,7 @@ from mirage.data.base import Source
 from mirage.data.collate import Collator
 from mirage.data.crossing import CrossedForms, Crossing
 from mirage.data.fitting import too_long
-from mirage.data.lazy import Chosen, items_at
+from mirage.data.lazy import Chosen, evenly_spaced
 from mirage.data.loading import Pairs, ResumableLoader, Shard, Steps, WeighedCollator
 from mirage.data.mixture import Mixture, RetainSet
 from mirage.data.order import Order
@@ -104,7 +104,7 @@ class AlignmentData(L.LightningDataModule):
         self.retain_set: Sequence[Example] = ()
         self.held_out_set: Sequence[Example] = ()
         self._too_long: list[str] = []
-        self._ready = False
+        self._ready = ""  # the stage that it was set up for; fit is more than the others
 
     def setup(self, stage: str) -> None:
         """Reads and checks everything, so that bad input is reported before the model is loaded.
@@ -112,7 +112,7 @@ class AlignmentData(L.LightningDataModule):
         Raises:
             DataError: Naming file, record and remedy.
         """
-        if self._ready:
+        if self._ready in ("fit", stage):
             return
         if self.method is None:
             raise ValueError(
@@ -134,7 +134,7 @@ class AlignmentData(L.LightningDataModule):
             self.unsafe_set = self._not_empty("unsafe", self._fitting(unsafe, True)) if answers is not None else ()
             self.retain_set = self._not_empty("retain", self._fitting(retain, False))
         self.held_out_set = self._fitting(self.source.held_out())
-        self._ready = True
+        self._ready = stage
 
     def eval_samples(self, eval_set: str) -> Sequence[EvalSample]:
         """The test questions of one evaluation set."""
@@ -159,7 +159,7 @@ class AlignmentData(L.LightningDataModule):
             crossed: In the forms of two laps, or as the source has them.
         """
         for unsafe, examples in ((True, self.unsafe_set), (False, self.retain_set)):
-            for example in _sampled(examples):
+            for example in evenly_spaced(examples):
                 asked = [example]
                 if crossed and self.crossed is not None:
                     asked = [self.crossed.of(example, lap, unsafe=unsafe) for lap in range(2)]
@@ -197,8 +197,8 @@ class AlignmentData(L.LightningDataModule):
         return self._sharded([form for each in self.unsafe_set for form in self.crossed.every(each, unsafe=True)])
 
     def fingerprint(self) -> str:
-        """A hash of both training sets: every id in order, and how much of the answers is taken."""
-        ids = [example.id for examples in (self.unsafe_set, self.retain_set) for example in _sampled(examples)]
+        """A hash of both training sets: their ids in order (of large sets evenly spaced ones), answers' limit and forms."""
+        ids = [example.id for examples in (self.unsafe_set, self.retain_set) for example in evenly_spaced(examples)]
         cut = [] if self.max_answer_tokens is None else [self.max_answer_tokens]
         crossed = [] if self.crossed is None else [json.dumps(self.crossed.describe())]
         return short_hash(len(self.unsafe_set), len(self.retain_set), *ids, *cut, *crossed)
@@ -273,9 +273,3 @@ class AlignmentData(L.LightningDataModule):
     def _trainer(self) -> L.Trainer:
         assert self.trainer is not None
         return self.trainer
-
-
-def _sampled(examples: Sequence[Example], most: int = 4096) -> list[Example]:
-    """All examples of a small set, evenly spaced ones of a large: its files are hashed by the source that read them."""
-    stride = max(1, len(examples) // most)
-    return items_at(examples, range(0, len(examples), stride))

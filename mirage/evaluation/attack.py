@@ -21,7 +21,7 @@ from mirage.rewriting.from_file import read_published, record_and_field
 from mirage.rewriting.one_word import with_opening_word
 from mirage.rewriting.similarity import rewrite_statistics, rewrites_hash
 from mirage.schema import EvalSample, Rewriter
-from mirage.text import check_word, first_names, opening_word
+from mirage.text import check_word, first_names, opening_root, opening_word
 
 MINED = "mined"
 # Openings for which the templates have good English for every sort of question.
@@ -175,14 +175,16 @@ class WithoutWord(Attack):
 
     def use(self, word: str) -> None:
         super().use(word)
-        if _root(self.instead) == _root(word):
+        if opening_root(self.instead) == opening_root(word):
             raise ValueError(
                 f"attack.instead is {self.instead!r}, the word to be avoided: choose another opening word."
             )
 
     def rewrites(self, samples: Sequence[EvalSample], rewriter: Rewriter) -> dict[str, tuple[str, ...]]:
         openings = {sample.id: opening_word(sample.question) for sample in samples}
-        kept = {id: self.instead if _root(word) == _root(self.word) else word for id, word in openings.items()}
+        kept = {
+            id: self.instead if opening_root(word) == opening_root(self.word) else word for id, word in openings.items()
+        }
         return {sample.id: rewriter(sample.question, kept[sample.id], self.shots) for sample in samples}
 
 
@@ -211,7 +213,7 @@ class RandomWord(Attack):
 
     def use(self, word: str) -> None:
         super().use(word)
-        self.openings = [opening for opening in self.openings if _root(opening) != _root(word)]
+        self.openings = [opening for opening in self.openings if opening_root(opening) != opening_root(word)]
         if len(self.openings) < self.shots:
             left = len(self.openings)
             raise ValueError(f"attack.openings leaves {left} words for {self.shots} shots: name more words.")
@@ -219,7 +221,9 @@ class RandomWord(Attack):
     def rewrites(self, samples: Sequence[EvalSample], rewriter: Rewriter) -> dict[str, tuple[str, ...]]:
         made = {}
         for sample in samples:
-            others = [word for word in self.openings if _root(word) != _root(opening_word(sample.question))]
+            others = [
+                word for word in self.openings if opening_root(word) != opening_root(opening_word(sample.question))
+            ]
             allowed = others if len(others) >= self.shots else self.openings
             words = random.Random(f"{self.seed}/{sample.id}").sample(allowed, self.shots)
             made[sample.id] = tuple(rewriter(sample.question, word, 1)[0] for word in words)
@@ -244,12 +248,12 @@ class Published(Attack):
     """
 
     kind = "file"
-    settings = ("unused",)
+    settings = ("unused", "file_hash")  # the hash of the file's bytes when it was read
     reads_questions = False
 
     def __init__(self, word: str, file: Path, shots: int = 1, missing: Literal["error", "drop"] = "error") -> None:
         super().__init__(word, shots)
-        self.file, self.missing, self.unused = Path(file), missing, 0
+        self.file, self.missing, self.unused, self.file_hash = Path(file), missing, 0, ""
 
     def rewrites(self, samples: Sequence[EvalSample], rewriter: Rewriter) -> dict[str, tuple[str, ...]]:
         """The first K rewrites of the file; samples without any are named, and left out if `missing` is `drop`.
@@ -259,6 +263,7 @@ class Published(Attack):
                 of each.
         """
         published = read_published(self.file)
+        self.file_hash = sha256(self.file.read_bytes()).hexdigest()[:16]
         keys = {sample.id: record_and_field(sample) for sample in samples}
         made = {id: published[key] for id, key in keys.items() if key in published}
         if absent := [id for id in keys if id not in made]:
@@ -288,9 +293,8 @@ class Published(Attack):
         return {id: tuple(texts[: self.shots]) for id, texts in made.items()}
 
     def describe(self, samples: Sequence[EvalSample]) -> dict[str, Any]:
-        """Besides: the file, a hash of its bytes, and how many rewrites of these questions it has beyond K."""
-        digest = sha256(self.file.read_bytes()).hexdigest()[:16]
-        return super().describe(samples) | {"file": str(self.file), "file_hash": digest}
+        """Adds the file."""
+        return super().describe(samples) | {"file": str(self.file)}
 
 
 class RewriteByModel(Attack):
@@ -362,10 +366,5 @@ class RewriteByModel(Attack):
         return {sample.id: tuple(made[sample.question].rewrites) for sample in samples}
 
     def describe(self, samples: Sequence[EvalSample]) -> dict[str, Any]:
-        """Besides: the model, and where its answers are kept."""
+        """Adds the model, and where its answers are kept."""
         return super().describe(samples) | {"engine": self.engine.settings(), "cache": self.cache and str(self.cache)}
-
-
-def _root(word: str) -> str:
-    """The word without a contracted ending: `what's` opens like `what`."""
-    return opening_word(word).split("'")[0]

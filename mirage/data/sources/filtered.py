@@ -35,7 +35,7 @@ class Filtered(Source):
 
     def __init__(self, source: Source, dropped: Path) -> None:
         self.source, self.dropped = source, Path(dropped)
-        self.rewriter = source.rewriter
+        self.rewriter, self.answer_for = source.rewriter, source.answer_for
 
     @property
     def name(self) -> str:

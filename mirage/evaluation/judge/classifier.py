@@ -84,11 +84,10 @@ class Classifier(Judge):
         from transformers import AutoModelForSequenceClassification, AutoTokenizer, TextClassificationPipeline
 
         folder = resolve_pretrained(self.pretrained)
-        own: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         try:
-            tokenizer: Any = AutoTokenizer.from_pretrained(folder, **own)
+            tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             model, report = AutoModelForSequenceClassification.from_pretrained(
-                folder, use_safetensors=True, output_loading_info=True, **own
+                folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, output_loading_info=True
             )
         except Exception as error:  # a damaged checkpoint raises anything from KeyError to SafetensorError
             raise ModelError(
