@@ -158,7 +158,7 @@ ADAPTERS_OF_A_LAYER = 128 * (4 * (4096 + 4096) + 3 * (4096 + 11008))
 
 def trained(name: str) -> int:
     """How many parameters the row's method trains, worked out by hand."""
-    if name.endswith("rmu"):
+    if name.removesuffix("_crossed").endswith("rmu"):
         return 3 * DOWN
     if name.endswith("_lora"):
         return (16 if "rmu" in name else 32) * ADAPTERS_OF_A_LAYER

@@ -57,6 +57,8 @@ class Crossing:
         exchange: Share of the other uses in which an unsafe example whose picture decides is asked a question of the retain
             set, so that harmless words do not promise an answer. A refusal answers that question too; a harmful answer
             does not, but is unlearned before that question as well.
+        plain: Share of the uses in which a question that both sets ask (a harmless one, with `exchange`) keeps its own
+            form, instead of 1 - share: that form says nothing about the label.
         forms_per_example: How many different forms an example has at most; the reference is computed for each.
         exclude: Opening words (with their contractions) that no form has; questions that open with them always get another
             form, if a rewriter can. Later turns stay as they are. `attack`: those of this run's attacks.
@@ -70,11 +72,13 @@ class Crossing:
     forms: Literal["audit"] | list[str] = "audit"
     neutral: float = 0.0
     exchange: float = 0.0
+    plain: float = 0.5
     forms_per_example: int = 8
     exclude: Literal["attack"] | list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        for name, share in {"share": self.share, "neutral": self.neutral, "exchange": self.exchange}.items():
+        for name in ("share", "neutral", "exchange", "plain"):
+            share = getattr(self, name)
             if not 0 <= share <= 1:
                 raise ValueError(f"data.crossing.{name} is {share}: it is a share, from 0 to 1.")
         if self.forms_per_example < 1:
@@ -169,6 +173,7 @@ class CrossedForms:
         return {
             "share": self.settings.share, "rewriters": self.settings.rewriters, "words": self.words,
             "neutral": self.neutral_share, "exchange": self.settings.exchange,
+            "plain": self.settings.plain,
             "paraphrases": short_hash(json.dumps(self.paraphrases, sort_keys=True)) if self.paraphrases else None,
             "forms_per_example": self.settings.forms_per_example, "excluded": sorted(self.excluded),
             "not_reworded": len(self.not_reworded),
@@ -176,12 +181,14 @@ class CrossedForms:
 
     def _form(self, example: Example, number: int, unsafe: bool) -> Example:
         draw = random.Random(f"{self.seed}/{example.question_id}/{number}")
-        question, decides = example.prompt, example.picture_decides
+        question, share, decides = example.prompt, self.settings.share, example.picture_decides
         if decides and draw.random() < self.neutral[unsafe]:
             return replace(example, prompt=draw.choice(self._neutral_questions))
         if decides and unsafe and draw.random() < self.settings.exchange:
             question = draw.choice(self.exchanged)
-        if draw.random() >= self.settings.share and not self._excluded(question):
+        if decides and self.exchanged and not (unsafe and question is example.prompt):
+            share = 1 - self.settings.plain
+        if draw.random() >= share and not self._excluded(question):
             return replace(example, prompt=question)
         id = example.question_id if question is example.prompt else ""
         prompt = self._reworded(question, id, draw) or question

@@ -53,19 +53,21 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 def build_processor() -> LlavaProcessor:
     """Tokenizer, image processor and chat template in one."""
-    processor = LlavaProcessor.from_pretrained(SHIPPED)
-    processor.image_processor = CLIPImageProcessorPil.from_pretrained(SHIPPED)  # which does without torchvision
+    processor = LlavaProcessor.from_pretrained(SHIPPED, trust_remote_code=False)
+    processor.image_processor = CLIPImageProcessorPil.from_pretrained(
+        SHIPPED, trust_remote_code=False
+    )  # which does without torchvision
     processor.tokenizer = build_tokenizer()
     return processor
 
 
 def build_model(processor: LlavaProcessor, seed: int) -> LlavaForConditionalGeneration:
     """The untrained model."""
-    config = LlavaConfig.from_pretrained(SHIPPED)
+    config = LlavaConfig.from_pretrained(SHIPPED, trust_remote_code=False)
     config.get_text_config(decoder=True).vocab_size = len(processor.tokenizer)
     torch.manual_seed(seed)
     model = LlavaForConditionalGeneration(config)
-    model.generation_config = GenerationConfig.from_pretrained(SHIPPED)
+    model.generation_config = GenerationConfig.from_pretrained(SHIPPED, trust_remote_code=False)
     return model
 
 
