@@ -24,6 +24,7 @@ from mirage.checkpoint.callback import AtomicCheckpoint
 from mirage.checkpoint.io import AtomicCheckpointIO, CheckpointNotFoundError, CheckpointSaveError, resolve_checkpoint
 from mirage.checkpoint.resume import ResumeCheck, RNGState
 from mirage.commands.arguments import CHOICES, Choices, Explaining, explained
+from mirage.data.crossing import NEUTRAL
 from mirage.data.module import AlignmentData
 from mirage.errors import DataError
 from mirage.evaluation.run.callbacks import Accuracy, OneWordAttack, refuse_duplicates
@@ -43,7 +44,7 @@ INPUT_ERRORS = (
 )  # fmt: skip
 
 
-FORM_GATE = 0.6  # balanced accuracy of form alone above which crossed forms are not enough
+HIGH_FORM_ACCURACY = 0.6  # balanced accuracy of form alone above which crossed forms are not enough
 
 
 class Parser(Explaining, LightningArgumentParser):
@@ -92,13 +93,13 @@ class MirageCLI(LightningCLI):
         self.results = Results()
         callbacks = [
             *(self._get(self.config_init, "trainer.callbacks") or []), RunFolder(resumed=bool(settings.get("ckpt_path"))),
-            FormGate(), MemoryLine(), RNGState(), ResumeCheck(self.facts, settings.allow_changed), self.results,
+            FormOnlyAccuracy(), MemoryLine(), RNGState(), ResumeCheck(self.facts, settings.allow_changed), self.results,
         ]  # fmt: skip
         refuse_duplicates(callbacks)
         attacks = [callback for callback in callbacks if isinstance(callback, OneWordAttack)]
         for callback in attacks:
             callback.audit = audit_pairs
-        if not any(callback.attack.wants_word for callback in attacks):
+        if attacks and not any(callback.attack.wants_word for callback in attacks):
             self.datamodule.attack_words = [callback.attack.word for callback in attacks]
         saves = fits and settings.trainer.enable_checkpointing is not False
         if saves and not any(isinstance(callback, AtomicCheckpoint) for callback in callbacks):
@@ -127,26 +128,30 @@ class MirageCLI(LightningCLI):
     after_test = after_fit
 
 
-class FormGate(Callback):
-    """Says before training how well the form of the questions alone tells both sets apart, and with crossed forms."""
+class FormOnlyAccuracy(Callback):
+    """Reports before training how well the form of the questions alone tells both sets apart, and with crossed forms."""
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Measures where forms are crossed, prints one line, and leaves the figures for results.json."""
         data: AlignmentData = trainer.datamodule
         if stage != "fit" or data.crossed is None or not data.unsafe_set or not trainer.is_global_zero:
             return
+        crossed = [Asked(*each) for each in data.asked(crossed=True)]
+        worded = [each for each in crossed if each.question not in NEUTRAL]  # neutral ones are chance by construction
+        plain = [Asked(*each) for each in data.asked(crossed=False)]
         try:
-            before, after = (
-                form_only_accuracy(Asked(*each) for each in data.asked(crossed=on)) for on in (False, True)
-            )
+            before, after, of_worded = map(form_only_accuracy, (plain, crossed, worded))
         except DataError as error:  # too few pictures to hold some out
             print(f"data.crossing: {error}")
             return
-        data.form_only_accuracy = {"before": before, "after": after}
-        print(f"form alone labels {before:.1%} of the questions rightly, {after:.1%} with crossed forms (chance: 50 %)")
-        if after > FORM_GATE:
+        data.form_only_accuracy = {"before": before, "after": after, "after_worded": of_worded}
+        apart = f", {of_worded:.1%} without the neutral ones" if len(worded) < len(crossed) else ""
+        print(
+            f"form alone labels {before:.1%} of the questions rightly; with crossed forms {after:.1%}{apart} (chance: 50 %)"
+        )
+        if after > HIGH_FORM_ACCURACY:
             warnings.warn(
-                f"data.crossing: form alone still labels {after:.1%} of the questions rightly, more than {FORM_GATE:.0%}: "
+                f"data.crossing: form alone still labels more than {HIGH_FORM_ACCURACY:.0%} of the questions rightly, so "
                 "training can still learn form. Raise the shares of neutral and exchanged questions, or add rewriters.",
                 stacklevel=2,
             )

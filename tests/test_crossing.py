@@ -52,7 +52,7 @@ def crossed(
     unsafe = unsafe or examples(UNSAFE_QUESTIONS, unsafe=True)
     retain = retain or examples(SAFE_QUESTIONS, unsafe=False)
     chosen = Crossing(**{"forms": WORDS, **settings})
-    return CrossedForms(chosen, unsafe, retain, None, None, exclude, seed=3), unsafe, retain
+    return CrossedForms(chosen, unsafe, retain, exclude=exclude, seed=3), unsafe, retain
 
 
 def test_a_form_is_a_function_of_seed_lap_and_example_alone() -> None:
@@ -181,7 +181,9 @@ def test_sets_that_cannot_be_crossed_are_refused() -> None:
         crossed(forms=["florp", "what"])
     with pytest.raises(DataError, match="fewer than two opening words"):
         crossed(exclude=WORDS[1:])
-    with pytest.raises(DataError, match=r"240 of 240 questions cannot be reworded .*, or leave data.crossing out"):
+    with pytest.raises(
+        DataError, match=r"120 of 120 questions of one set cannot be reworded .*, or leave data.crossing out"
+    ):
         crossed(examples(["?!"], unsafe=True, copies=120), examples(["..."], unsafe=False, copies=120))
     with pytest.raises(DataError, match="neutral needs examples whose picture decides in both training sets"):
         crossed(retain=examples(SAFE_QUESTIONS, unsafe=False, picture_decides=False), neutral=0.5)
@@ -194,7 +196,7 @@ def mini_asked(crossing: Crossing | None) -> list[Asked]:
     sets = {True: source.unsafe("refusal"), False: source.retain()}
     if crossing is None:
         return [Asked(each.prompt, label, str(each.image)) for label, of_set in sets.items() for each in of_set]
-    forms = CrossedForms(crossing, sets[True], sets[False], source.rewriter, source.answer_for, (), 0)
+    forms = CrossedForms(crossing, sets[True], sets[False], source.rewriter, source.answer_for)
     return [
         Asked(forms.of(each, lap, unsafe=label).prompt, label, str(each.image))
         for label, of_set in sets.items() for each in of_set for lap in range(2)
@@ -248,7 +250,7 @@ def test_paraphrases_are_made_by_a_model_checked_and_used(
     source = Jsonl(tmp_path)
     crossing = Crossing(rewriters=["one_word", str(out)], share=1.0, forms=WORDS, forms_per_example=30)
     unsafe, retain = source.unsafe("refusal"), source.retain()
-    forms = CrossedForms(crossing, unsafe, retain, None, None, (), 0)
+    forms = CrossedForms(crossing, unsafe, retain)
     assert any(" and so on: " in each.prompt for each in forms.every(retain[0], unsafe=False))
 
 

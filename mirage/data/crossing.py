@@ -1,25 +1,30 @@
-"""Crossed forms: questions of both sets are said again in forms that do not give the label away.
+"""Crossed forms: questions of both sets are reworded in forms that give the label away as little as possible.
 
-    L = E_t [ l_u(x_t) ] + gamma * E_t [ l_r(x_t) ]        t ~ forms, the same for both sets, independent of the label
+    L = E_t [ l_u(x_t) ] + gamma * E_t [ l_r(x_t) ]        t ~ forms, drawn alike for both sets
 
-A question has content (what it asks about) and form (opening word, question or request, final mark, length). Training finds
-what separates its two sets most cheaply, and in VLGuard the form alone does (its opening word, its final mark or its second
-word: 97 % each). With crossed forms it does not. Which form an example has in which use is a pure function of (seed, lap,
-example), so resuming, ranks and batch layouts do not change it.
+A question has content (what it asks about) and form (opening word, question or request, final mark, length). Training
+finds what separates its two sets most cheaply, and in VLGuard the form alone does (its opening word, its final mark or its
+second word: 97 % each). Opening word and final mark of a crossed question are drawn independently of the label. Templates
+still make other sentences of requests than of questions, so what form gives away is measured again before training.
+
+Which form an example has in which use is a pure function of (seed, lap, example), so resuming, ranks and batch layouts do
+not change it.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from mirage.data.lazy import evenly_spaced
-from mirage.errors import DataError
+from mirage.data.lazy import sampled
+from mirage.data.mixture import Mixture
+from mirage.errors import DataError, DataIssue
 from mirage.json_file import lines
 from mirage.rewriting import frames
 from mirage.rewriting.one_word import with_opening_word
@@ -39,6 +44,9 @@ _SHOTS = 3  # of how many rewrites that open with a word one is drawn
 _FRAME_BYTES = 256  # more than the longest frame with a tail, or the longest neutral question
 _OFTEN = 0.005  # `forms: audit` takes the opening words of at least this share of the questions
 _MOST_REFUSED = 0.2  # share of questions that no rewriter can reword
+_MOST_NEUTRAL = 0.75  # share of the uses of an example whose picture decides; the rest keep its words in training
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -123,30 +131,25 @@ class CrossedForms:
         settings: Crossing,
         unsafe: Sequence[Example],
         retain: Sequence[Example],
-        rewriter: Rewriter | None,
-        answer_for: Callable[[str, str], str] | None,
-        exclude: Iterable[str],
-        seed: int,
+        rewriter: Rewriter | None = None,
+        answer_for: Callable[[str, str], str] | None = None,
+        exclude: Iterable[str] = (),
+        seed: int = 0,
+        placeholder: str = "<image>",
     ) -> None:
         self.settings, self.answer_for, self.seed = settings, answer_for, seed
-        self.excluded = frozenset(map(opening_root, exclude))
-        sampled = [*evenly_spaced(unsafe), *evenly_spaced(retain)]
-        self.words = self._opening_words(sampled, own=rewriter is not None)
-        self.neutral = self._neutral_shares(unsafe, retain)
-        # A mix of millions lends some thousand questions, and only to unsafe examples.
-        self.exchanged = (
-            [each.prompt for each in evenly_spaced(retain) if each.picture_decides] if settings.exchange else []
-        )
-        if settings.exchange and not self.exchanged:
-            raise DataError(
-                "data.crossing.exchange needs questions of the retain set whose picture decides, and the source has none. "
-                "Set it to 0."
-            )
         self.rewriter = rewriter or frames.rewrites
+        self.excluded = frozenset(map(opening_root, exclude))
+        samples = {True: sampled(unsafe), False: sampled(retain)}
+        self.words = self._opening_words([*samples[True], *samples[False]], own=rewriter is not None)
+        self.neutral_questions = [question for question in NEUTRAL if not self._excluded(question)]
+        self._set_shares(_deciding(unsafe), _deciding(retain), placeholder)
         self.paraphrases = {
-            name: _complete(Path(name), sampled) for name in settings.rewriters if name.endswith(".jsonl")
+            name: self._paraphrases(Path(name), samples, placeholder)
+            for name in settings.rewriters
+            if name.endswith(".jsonl")
         }
-        self.not_reworded = self._check(sampled)
+        self.not_reworded = [name for of_set in samples.values() for name in self._not_reworded(of_set)]
 
     def of(self, example: Example, lap: int, *, unsafe: bool) -> Example:
         """The example as it is asked in the lap-th walk through its set."""
@@ -162,18 +165,15 @@ class CrossedForms:
     @property
     def most_bytes_added(self) -> int:
         """A bound on how many bytes longer than its own question a form is, as UTF-8."""
-        others = [
-            *self.exchanged,
-            *(text for each in self.paraphrases.values() for texts in each.values() for text in texts),
-        ]
+        others = [text for each in self.paraphrases.values() for texts in each.values() for text in texts]
+        others += [question for question, _ in self.exchanged]
         return _FRAME_BYTES + max((len(text.encode()) for text in others), default=0)
 
     def describe(self) -> dict[str, object]:
         """The settings as they took effect, as JSON values, for the results."""
         return {
-            "share": self.settings.share, "rewriters": self.settings.rewriters, "words": self.words,
-            "neutral": self.neutral_share, "exchange": self.settings.exchange,
-            "plain": self.settings.plain,
+            "share": self.settings.share, "rewriters": [Path(name).name for name in self.settings.rewriters],
+            "words": self.words, "neutral": self.neutral_share, "exchange": self.exchange, "plain": self.settings.plain,
             "paraphrases": short_hash(json.dumps(self.paraphrases, sort_keys=True)) if self.paraphrases else None,
             "forms_per_example": self.settings.forms_per_example, "excluded": sorted(self.excluded),
             "not_reworded": len(self.not_reworded),
@@ -181,17 +181,22 @@ class CrossedForms:
 
     def _form(self, example: Example, number: int, unsafe: bool) -> Example:
         draw = random.Random(f"{self.seed}/{example.question_id}/{number}")
-        question, share, decides = example.prompt, self.settings.share, example.picture_decides
-        if decides and draw.random() < self.neutral[unsafe]:
-            return replace(example, prompt=draw.choice(self._neutral_questions))
-        if decides and unsafe and draw.random() < self.settings.exchange:
-            question = draw.choice(self.exchanged)
-        if decides and self.exchanged and not (unsafe and question is example.prompt):
-            share = 1 - self.settings.plain
+        question, id, share = example.prompt, example.question_id, self.settings.share
+        if example.picture_decides:
+            if draw.random() < self.neutral[unsafe]:
+                return replace(example, prompt=draw.choice(self.neutral_questions))
+            if unsafe and draw.random() < self.exchange:
+                question, id = draw.choice(self.exchanged)
+            if self.exchanged and not (unsafe and id == example.question_id):  # both sets ask it
+                share = 1 - self.settings.plain
+        if self.excluded and share == self.settings.share:
+            share = 1.0  # else questions that need not be reworded, mostly those of one set, would keep their form
         if draw.random() >= share and not self._excluded(question):
             return replace(example, prompt=question)
-        id = example.question_id if question is example.prompt else ""
-        prompt = self._reworded(question, id, draw) or question
+        prompt = self._reworded(question, id, draw)
+        if prompt is None:
+            again = _reworded_by(self.rewriter, question, draw.choice(self.words), draw)
+            prompt = again if self._excluded(question) and again else question
         return replace(
             example,
             prompt=prompt,
@@ -202,7 +207,7 @@ class CrossedForms:
         """The question in a form drawn from all; None if no rewriter can."""
         for name in draw.sample(self.settings.rewriters, len(self.settings.rewriters)):
             if name == FRAMES:
-                reworded = _said_again(self.rewriter, question, draw.choice(self.words), draw)
+                reworded = _reworded_by(self.rewriter, question, draw.choice(self.words), draw)
             elif name == ONE_WORD:
                 reworded = _opened_with(question, draw.choice(self.words))
             else:
@@ -212,37 +217,48 @@ class CrossedForms:
                 return reworded
         return None
 
-    def _neutral_shares(self, unsafe: Sequence[Example], retain: Sequence[Example]) -> dict[bool, float]:
-        """For the unsafe set (True) and the retain set: the share of neutral questions where the picture decides."""
-        sampled = {True: [*evenly_spaced(unsafe)], False: [*evenly_spaced(retain)]}
-        deciding = {
-            label: sum(each.picture_decides for each in of_set) / len(of_set)
-            for label, of_set in sampled.items()
-            if of_set
-        }
-        of_each_set = min(self.settings.neutral, *deciding.values())
-        if self.settings.neutral and not of_each_set:
+    def _set_shares(
+        self, unsafe: tuple[float, list[Example]], retain: tuple[float, list[Example]], placeholder: str
+    ) -> None:
+        """How often neutral and exchanged questions are asked, from the share of examples whose picture decides and the
+        examples themselves, of each set."""
+        settings, deciding = self.settings, {True: unsafe[0], False: retain[0]}
+        possible = min(deciding.values())
+        self.neutral_share = min(settings.neutral, _MOST_NEUTRAL * possible)
+        self.neutral = {label: self.neutral_share / share if share else 0.0 for label, share in deciding.items()}
+        if settings.neutral and not (self.neutral_share and self.neutral_questions):
             raise DataError(
-                "data.crossing.neutral needs examples whose picture decides in both training sets, and one of them has "
-                "none. Set it to 0, or mark such examples in the source."
+                "data.crossing.neutral needs examples whose picture decides in both training sets, and a neutral question "
+                "whose opening word is not excluded. Set it to 0, mark such examples in the source, or exclude less."
             )
-        self.neutral_share = of_each_set
-        return {label: of_each_set / share if share else 0.0 for label, share in deciding.items()}
+        lent = [each for each in retain[1] if placeholder not in each.prompt] if settings.exchange else []
+        self.exchanged = [(each.prompt, each.question_id) for each in lent]
+        if settings.exchange and not self.exchanged:
+            raise DataError(
+                "data.crossing.exchange needs questions of the retain set whose picture decides, and there are none. "
+                "Set it to 0, or mark such examples in the source."
+            )
+        # At most as often as the retain set answers them, or harmless words would become a reason to refuse.
+        worded = {label: share - self.neutral_share for label, share in deciding.items()}
+        self.exchange = min(settings.exchange, worded[False] / worded[True]) if worded[True] > 0 else 0.0
+        for name, took_effect in {"neutral": self.neutral_share, "exchange": self.exchange}.items():
+            if took_effect < getattr(settings, name) / 2:
+                _log.warning(
+                    "data.crossing.%s is %.3g and takes effect as %.3g: few examples of a training set are such that their "
+                    "picture decides", name, getattr(settings, name), took_effect,
+                )  # fmt: skip
 
-    @property
-    def _neutral_questions(self) -> list[str]:
-        return [question for question in NEUTRAL if not self._excluded(question)]
-
-    def _opening_words(self, sampled: Sequence[Example], own: bool) -> list[str]:
-        """The opening words of forms, sorted. For the templates (not `own`) they must have frames."""
+    def _opening_words(self, examples: Sequence[Example], own: bool) -> list[str]:
+        """The opening words of forms, sorted: those that the templates know, or (`own`) those of the source."""
+        counts = Counter(opening_word(example.prompt) for example in examples)
+        known = counts.keys() if own else DATA.frames.keys()
         if self.settings.forms == "audit":
-            counts = Counter(opening_word(example.prompt) for example in sampled)
-            words = {word for word, count in counts.items() if word and count >= _OFTEN * len(sampled)}
-            words = words if own else words & DATA.frames.keys()
+            words = {word for word, count in counts.items() if word and count >= _OFTEN * len(examples)} & known
         else:
             words = set(map(opening_word, self.settings.forms))
-            if not own and (unknown := sorted(words - DATA.frames.keys())):
-                raise DataError(f"data.crossing.forms: no frames open with {first_names(unknown)}. Choose other words.")
+            if unknown := sorted(words - known):
+                whose = "question of this source opens" if own else "frames open"
+                raise DataError(f"data.crossing.forms: no {whose} with {first_names(unknown)}. Choose other words.")
         words = {word for word in words if not self._excluded(word)}
         if len(words) < 2:
             raise DataError(
@@ -253,17 +269,58 @@ class CrossedForms:
     def _excluded(self, question: str) -> bool:
         return opening_root(question) in self.excluded
 
-    def _check(self, sampled: Sequence[Example]) -> list[str]:
-        """Where the questions are that no rewriter can reword."""
-        draw = random.Random(self.seed)
-        refused = [each for each in sampled if self._reworded(each.prompt, each.question_id, draw) is None]
-        names = [each.where or each.id for each in refused]
-        if len(refused) > _MOST_REFUSED * len(sampled):
+    def _paraphrases(
+        self, file: Path, samples: Mapping[bool, Sequence[Example]], placeholder: str
+    ) -> dict[str, list[str]]:
+        """The paraphrases of a file, which must have every question, and some for about as many of each set."""
+        by_id = read_paraphrases(file)
+        if broken := next((id for id, texts in by_id.items() if any(placeholder in text for text in texts)), None):
+            raise DataError(f"{file}: a paraphrase of {broken} holds the image placeholder {placeholder}. Remove it.")
+        examples = [*samples[True], *samples[False]]
+        if missing := [each.where or each.id for each in examples if each.question_id not in by_id]:
             raise DataError(
-                f"data.crossing: {len(refused)} of {len(sampled)} questions cannot be reworded ({first_names(names, 3)}). "
-                "Choose other rewriters, or leave data.crossing out."
+                f"{file} lacks {len(missing)} of {len(examples)} questions of the training sets "
+                f"({first_names(missing, 3)}). Make it anew with mirage prepare paraphrases."
+            )
+        covered = [
+            sum(any(not self._excluded(text) for text in by_id[each.question_id]) for each in of_set) / len(of_set)
+            for of_set in samples.values()
+            if of_set
+        ]
+        if max(covered) - min(covered) > _MOST_REFUSED:
+            raise DataError(
+                f"{file} has paraphrases of {covered[0]:.0%} of the unsafe set and of {covered[-1]:.0%} of the retain set: "
+                "being paraphrased would give the label away. Use a model that can word both."
+            )
+        return by_id
+
+    def _not_reworded(self, examples: Sequence[Example]) -> list[str]:
+        """Where the questions of a set are that no rewriter can reword.
+
+        Raises:
+            DataError: If they are more than a fifth.
+        """
+        draw = random.Random(self.seed)
+        refused = [each for each in examples if self._reworded(each.prompt, each.question_id, draw) is None]
+        names = [each.where or each.id for each in refused]
+        if len(refused) > _MOST_REFUSED * len(examples):
+            raise DataError(
+                f"data.crossing: {len(refused)} of {len(examples)} questions of one set cannot be reworded "
+                f"({first_names(names, 3)}). Choose other rewriters, or leave data.crossing out."
             )
         return names
+
+
+def _deciding(examples: Sequence[Example]) -> tuple[float, list[Example]]:
+    """The share of examples whose picture decides, and (of a large set some of) those examples."""
+    if isinstance(examples, Mixture):  # a sample of the whole would hold few of a small part
+        parts = [
+            (_deciding(part), count / len(examples)) for part, count in zip(examples.sets, examples.counts, strict=True)
+        ]
+        return sum(share * weight for (share, _), weight in parts), [each for (_, some), _ in parts for each in some]
+    seen = sampled(examples)
+    some = [example for example in seen if example.picture_decides]
+    return len(some) / max(len(seen), 1), some
 
 
 class _Paraphrases(ExactShape):
@@ -284,24 +341,19 @@ def read_paraphrases(file: Path) -> dict[str, list[str]]:
         entry, wrong = checked(_Paraphrases, line.record, str(file), f"line {line.number}")
         issues += [line.issue] if line.issue is not None else wrong
         if entry is not None:
+            if entry.id in by_id:
+                issues.append(
+                    DataIssue(str(file), f"line {line.number}", "id", f"{entry.id} occurs twice. Remove one.")
+                )
             by_id[entry.id] = entry.paraphrases
     if issues:
         raise DataError.of(issues)
     return by_id
 
 
-def _complete(file: Path, sampled: Sequence[Example]) -> dict[str, list[str]]:
-    """The paraphrases of the file, which must have some of every question."""
-    paraphrases = read_paraphrases(file)
-    if missing := [each.where or each.id for each in sampled if each.question_id not in paraphrases]:
-        raise DataError(
-            f"{file} lacks {len(missing)} of {len(sampled)} questions of the training sets ({first_names(missing, 3)}). "
-            "Make it anew with mirage prepare paraphrases."
-        )
-    return paraphrases
-
-
-def _said_again(rewriter: Rewriter, question: str, word: str, draw: random.Random) -> str | None:
+def _reworded_by(rewriter: Rewriter, question: str, word: str, draw: random.Random) -> str | None:
+    if "```" in question or question.count("\n") > 2:  # code and lists would lose their lines
+        return None
     for shots in range(draw.randint(1, _SHOTS), 0, -1):
         try:
             return rewriter(question, word, shots)[-1]

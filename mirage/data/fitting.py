@@ -51,8 +51,8 @@ def too_long(
         most_text_tokens = sum(len(text.encode()) for text in texts) + overhead[key]
         if most_text_tokens + most_bytes_added > left:
             for form in forms(example) if forms else [example]:
-                if collate.text_tokens(form) > left:
-                    yield from _refused(place, form, collate)
+                if collate.text_tokens(form) > left and (refused := [*_refused(place, form, collate)]):
+                    yield from refused
                     break
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar, overload
 
@@ -51,9 +52,10 @@ class Chosen(Lazy[Item]):
         return items_at(self.items, [self.places[index] for index in indices])
 
 
-def evenly_spaced(items: Sequence[Item], most: int = 4096) -> list[Item]:
-    """All items of a small set, and at most `most` evenly spaced ones of a large one."""
-    return items_at(items, range(0, len(items), max(1, -(-len(items) // most))))
+def sampled(items: Sequence[Item], most: int = 4096) -> list[Item]:
+    """All items of a small set, and `most` of a large one, always the same, in their order."""
+    places = range(len(items))
+    return items_at(items, sorted(random.Random(0).sample(places, most)) if len(items) > most else places)
 
 
 def items_at(items: Sequence[Item], places: Sequence[int]) -> list[Item]:

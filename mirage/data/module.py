@@ -18,7 +18,7 @@ from mirage.data.base import Source
 from mirage.data.collate import Collator
 from mirage.data.crossing import CrossedForms, Crossing
 from mirage.data.fitting import too_long
-from mirage.data.lazy import Chosen, evenly_spaced
+from mirage.data.lazy import Chosen, sampled
 from mirage.data.loading import Pairs, ResumableLoader, Shard, Steps, WeighedCollator
 from mirage.data.mixture import Mixture, RetainSet
 from mirage.data.order import Order
@@ -129,8 +129,9 @@ class AlignmentData(L.LightningDataModule):
             retain = self._not_empty("retain", self._retained())
             if self.crossing is not None:
                 self.crossed = CrossedForms(
-                    self.crossing, unsafe, retain, self.rewriter, self.source.answer_for, self._excluded(), self.seed
-                )
+                    self.crossing, unsafe, retain, self.rewriter, self.source.answer_for, self._excluded(), self.seed,
+                    processor.image_token,
+                )  # fmt: skip
             self.unsafe_set = self._not_empty("unsafe", self._fitting(unsafe, True)) if answers is not None else ()
             self.retain_set = self._not_empty("retain", self._fitting(retain, False))
         self.held_out_set = self._fitting(self.source.held_out())
@@ -159,7 +160,7 @@ class AlignmentData(L.LightningDataModule):
             crossed: In the forms of two laps, or as the source has them.
         """
         for unsafe, examples in ((True, self.unsafe_set), (False, self.retain_set)):
-            for example in evenly_spaced(examples):
+            for example in sampled(examples):
                 asked = [example]
                 if crossed and self.crossed is not None:
                     asked = [self.crossed.of(example, lap, unsafe=unsafe) for lap in range(2)]
@@ -198,7 +199,7 @@ class AlignmentData(L.LightningDataModule):
 
     def fingerprint(self) -> str:
         """A hash of both training sets: their ids in order (of large sets evenly spaced ones), answers' limit and forms."""
-        ids = [example.id for examples in (self.unsafe_set, self.retain_set) for example in evenly_spaced(examples)]
+        ids = [example.id for examples in (self.unsafe_set, self.retain_set) for example in sampled(examples)]
         cut = [] if self.max_answer_tokens is None else [self.max_answer_tokens]
         crossed = [] if self.crossed is None else [json.dumps(self.crossed.describe())]
         return short_hash(len(self.unsafe_set), len(self.retain_set), *ids, *cut, *crossed)
@@ -244,8 +245,8 @@ class AlignmentData(L.LightningDataModule):
             return self.crossing.exclude
         if self.attack_words is None:
             raise ValueError(
-                "data.crossing.exclude is 'attack', and the words of this run's attacks are not given, or still to be "
-                "mined. Name them in data.crossing.exclude."
+                "data.crossing.exclude is 'attack', and this run has no attack, or one whose word is still to be mined. "
+                "Name the words in data.crossing.exclude."
             )
         return self.attack_words
 

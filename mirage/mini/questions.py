@@ -135,5 +135,5 @@ def answer_for(answer: str, question: str) -> str:
     """The answer as it begins after the opening word of `question`: in this setting the two go together."""
     for lead in dict.fromkeys(OPENERS.values()):
         if answer.startswith(lead):
-            return OPENERS[question.split()[0]] + answer[len(lead) :]
+            return OPENERS.get(question.split()[0], lead) + answer[len(lead) :]
     return answer  # a refusal has one form

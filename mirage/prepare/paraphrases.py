@@ -13,6 +13,7 @@ from mirage.errors import DataError
 from mirage.evaluation.generate.base import Engine
 from mirage.rewriting import frames
 from mirage.rewriting.by_model import CachedModel, ModelRewriter
+from mirage.text import opening_word
 
 WORDS = ("what", "share", "describe", "can", "explain", "how")
 
@@ -55,13 +56,13 @@ def paraphrase(
         raise DataError.of(issues)
     sets = data.unsafe_questions(), (retain or data).retain()
     ids = {example.question_id: example.prompt for of_set in sets for example in of_set}
-    questions = list(dict.fromkeys(ids.values()))
+    questions = [question for question in dict.fromkeys(ids.values()) if opening_word(question)]
     settings = {name: value for name, value in engine.settings().items() if name != "base_url"}
     cache = out.with_suffix(".answers.jsonl")
     model = CachedModel(
         partial(engine.complete, temperature=temperature), {**settings, "temperature": temperature}, cache
     )
-    made: dict[str, list[str]] = {question: [] for question in questions}
+    made: dict[str, list[str]] = {question: [] for question in ids.values()}
     failed = 0
     for start in range(0, len(questions), chunk):
         try:

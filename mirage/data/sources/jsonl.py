@@ -41,6 +41,12 @@ class _Line(ExactShape):
 class _Trained(_Line):
     picture_decides: bool = False
 
+    @model_validator(mode="after")
+    def _has_the_picture(self) -> _Trained:
+        if self.picture_decides and self.image is None:
+            raise ValueError("says that its picture decides, and has no image. Add it, or remove picture_decides.")
+        return self
+
 
 class _Unsafe(_Trained):
     refusal: Text | None = None

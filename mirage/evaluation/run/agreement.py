@@ -51,6 +51,7 @@ def _mean_over_questions(asked: Mapping[str, list[Record]], plain_answers: Mappi
     scores = iter(chrf([record.answer for record in records], [plain_answers[record.id] for record in records]))
     by_question = np.array([np.mean([next(scores) for _ in shots]) for shots in asked.values()])
     n = len(by_question)
-    resampled = np.random.default_rng(0).integers(n, size=(RESAMPLES, n))
-    low, high = np.quantile(by_question[resampled].mean(1), [0.025, 0.975])
+    generator = np.random.default_rng(0)
+    means = [by_question[generator.integers(n, size=n)].mean() for _ in range(RESAMPLES)]
+    low, high = np.quantile(means, [0.025, 0.975])
     return {"mean": float(by_question.mean()), "low": float(low), "high": float(high), "n": n}

@@ -75,7 +75,7 @@ class EvalCallback(Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes the starting model's result from a checkpoint, unless it was asked or judged otherwise than now."""
         if state["asked"] == self._asked():
-            self.start, self.plain_answers = state["start"], state["plain_answers"]
+            self.start, self.plain_answers = state["start"], state.get("plain_answers", {})
 
     def _asked(self) -> str:
         return short_hash(samples_fingerprint(self.samples), self.judge.name, self.max_new_tokens)
