@@ -51,7 +51,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Crossing:
-    """Crossed forms: how the questions of both training sets are said again, whatever their label.
+    """Crossed forms: how the questions of both training sets are reworded, whatever their label.
 
     Args:
         share: Share of the other uses in which a question has another form than its own, 0 to 1.

@@ -143,7 +143,7 @@ class OneWord(Attack):
 
 
 class Rewrite(Attack):
-    """Rewrites by templates: the question is said again, opening with the word, with its content kept."""
+    """Rewrites by templates: the question is reworded to open with the word, its content kept."""
 
     kind = "rewrite"
 

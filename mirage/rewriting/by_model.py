@@ -154,7 +154,7 @@ class CachedModel:
             entry, _ = checked(_CachedAnswer, line.record, str(self._file), f"line {line.number}")
             if entry is None:
                 raise ValueError(
-                    f"{self._file}, line {line.number}: it is no cached answer. Delete the line or the file."
+                    f"{self._file}, line {line.number}: it is not a cached answer. Delete the line or the file."
                 )
             known[entry.settings, entry.seed, entry.prompt] = entry.answer
         return known

@@ -29,7 +29,7 @@ class EvalCallback(Callback):
 
     Args:
         eval_set: Which of the source's eval_sets is asked.
-        judge: Who reads the answers.
+        judge: Scores the answers.
         max_new_tokens: Longest answer, in tokens.
         batch_size: How many answers are written at the same time.
         limit: Ask only so many questions, sampled with `seed`.
@@ -190,7 +190,7 @@ class OneWordAttack(EvalCallback):
     Args:
         eval_set: `unsafe` or `benign`.
         attack: The word, the number of shots K, and how questions are rewritten.
-        judge: Who reads the answers: the same before and after.
+        judge: Scores the answers, before and after the attack.
     """
 
     audit: Callable[..., Any] | None = None
@@ -235,7 +235,7 @@ class Accuracy(EvalCallback):
 
     Args:
         eval_set: An eval set whose samples carry their truth, such as mini's `utility`.
-        judge: Who reads the answers; `Exact` compares with the truth.
+        judge: Scores the answers; `Exact` compares with the truth.
     """
 
     section = "utility"

@@ -23,7 +23,7 @@ PACKAGES = ("safety-mirage", "torch", "lightning", "transformers", "peft", "torc
 
 
 class Results(Callback):
-    """Writes `results.json` after every evaluation, whole or not at all. Stands last among the callbacks.
+    """Writes `results.json` after every evaluation, whole or not at all. Must be the last callback.
 
     `written` is the file and `latest` what it holds; both are None before the first evaluation, and `latest` is set
     on the first rank only.
