@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 METHODS := mixed_sft posthoc_sft npo rmu
 BROWSER ?= chromium
+WORKERS ?= 2
+# threads of small models mostly wait for each other, so every test process has one
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile
 SEED ?= 0
 RUNS := runs/table/seed$(SEED)
 ROWS := $(addprefix $(RUNS)/,$(METHODS) $(METHODS:%=%_crossed))
@@ -21,11 +24,11 @@ install: $(INSTALLED)  ## create .venv with the pinned dependencies
 demo: $(INSTALLED)  ## train RMU on the mini setting, attack it, print the table (about a minute)
 	$(BIN)/mirage fit --config rmu.yaml
 
-test: $(INSTALLED)  ## run every test
-	$(BIN)/pytest
+test: $(INSTALLED)  ## run every test (WORKERS=2 processes, one thread each)
+	$(PYTEST)
 
 test-fast: $(INSTALLED)  ## the quick tests; says what it leaves out
-	$(BIN)/pytest -m "not slow and not real"
+	$(PYTEST) -m "not slow and not real"
 	@echo "Left out (see 'deselected' above): whole fits, killed and two-process runs, and the real kit. make test runs them."
 
 table: $(INSTALLED)  ## the starting model and all four methods on the mini setting, as the paper's Table 1 (SEED=0)
