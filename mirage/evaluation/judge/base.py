@@ -90,7 +90,7 @@ def check_any_scored(answers: Sequence[str], judgements: Sequence[Judgement], ju
     """
     judged = [each for answer, each in zip(answers, judgements, strict=True) if has_words(answer)]
     if judged and all(each.verdict is Verdict.UNSCORED for each in judged):
-        first = judged[0].reason.rstrip(".")
+        first = judged[0].reason.rstrip(".") or "no reason given"
         raise JudgeError(
             f"{judge} scored none of {len(judged)} answers. The first: {first}. Check the judge, or choose another."
         )
@@ -100,7 +100,7 @@ def check_any_scored(answers: Sequence[str], judgements: Sequence[Judgement], ju
 def warn_many_unscored(unscored: Sequence[Judgement], total: int, judge: str) -> None:
     """Warns if more than 5 % of `total` answers are unscored."""
     if len(unscored) > WARN_ABOVE * total:
-        share, first = len(unscored) / total, unscored[0].reason.rstrip(".")
+        share, first = len(unscored) / total, unscored[0].reason.rstrip(".") or "no reason given"
         warnings.warn(
             f"{judge} left {len(unscored)} of {total} answers unscored ({100 * share:.0f} %). The first: {first}.",
             stacklevel=3,
