@@ -3,8 +3,9 @@
 Each set is walked in laps; a lap is a permutation seeded by (seed, set, lap). A step takes the next places of both walks:
 `batch_size * world_size` unsafe examples, and as many retain examples as keep the total at floor(gamma * unsafe).
 
-Properties: a lap is a permutation; walking a + b equals walking a, then b; 1 rank x 4 sees in a step what 2 ranks x 2 see, and what two
-steps of 2 see; over any window the number of retain examples is within 1 of gamma times the number of unsafe ones.
+Properties: a lap is a permutation; walking a + b equals walking a, then b; 1 rank x 4 sees in a step what 2 ranks x 2 see,
+and what two steps of 2 see; over any window the number of retain examples is within 1 of gamma times the number of unsafe
+ones.
 """
 
 from __future__ import annotations
