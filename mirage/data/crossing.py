@@ -25,12 +25,12 @@ from typing import Literal
 from mirage.data.lazy import sampled
 from mirage.data.mixture import Mixture
 from mirage.errors import DataError, DataIssue
-from mirage.json_file import lines
+from mirage.json_file import sound_records
 from mirage.rewriting import frames
 from mirage.rewriting.one_word import with_opening_word
 from mirage.rewriting.reading import DATA
 from mirage.schema import Example, Rewriter, short_hash
-from mirage.shapes import ExactShape, Text, checked
+from mirage.shapes import ExactShape, Text
 from mirage.text import check_word, first_names, opening_root, opening_word
 
 # Questions that say nothing by themselves, so that the picture decides; every sort of form is among them.
@@ -335,17 +335,10 @@ def read_paraphrases(file: Path) -> dict[str, list[str]]:
     Raises:
         DataError: If the file is missing or has a faulty line; names the first ten.
     """
-    by_id: dict[str, list[str]] = {}
-    issues = []
-    for line in lines(file, 'lines like {"id": "...", "question": "...", "paraphrases": ["...", "..."]}'):
-        entry, wrong = checked(_Paraphrases, line.record, str(file), f"line {line.number}")
-        issues += [line.issue] if line.issue is not None else wrong
-        if entry is not None:
-            if entry.id in by_id:
-                issues.append(
-                    DataIssue(str(file), f"line {line.number}", "id", f"{entry.id} occurs twice. Remove one.")
-                )
-            by_id[entry.id] = entry.paraphrases
+    issues: list[DataIssue] = []
+    expected = 'lines like {"id": "...", "question": "...", "paraphrases": ["...", "..."]}'
+    entries = sound_records(file, _Paraphrases, expected, issues, "lines", may_repeat=())
+    by_id = {entry.value.id: entry.value.paraphrases for entry in entries}
     if issues:
         raise DataError.of(issues)
     return by_id
