@@ -7,9 +7,9 @@ from pathlib import Path
 from pydantic import Field
 
 from mirage.errors import DataError, DataIssue
-from mirage.json_file import records
+from mirage.json_file import sound_records
 from mirage.schema import EvalSample
-from mirage.shapes import Shape, Text, checked
+from mirage.shapes import Shape, Text
 
 FIELDS = ("instruction", "safe_instruction", "unsafe_instruction")
 
@@ -42,14 +42,10 @@ def read_published(file: Path) -> dict[tuple[str, str], list[str]]:
     rewrites: dict[tuple[str, str], list[str]] = {}
     issues: list[DataIssue] = []
     shape = "a JSON list of records with 'id' and 'instr-resp', as VLGuard's test.json is"
-    for number, record in enumerate(records(file, shape), start=1):
-        name = f" (id {record['id']})" if isinstance(record, dict) and "id" in record else ""
-        published, wrong = checked(_Published, record, str(file), f"record {number}{name}")
-        issues += wrong
-        if published is not None:
-            for pair in published.pairs:
-                for field, text in pair.model_dump(exclude_unset=True).items():
-                    rewrites.setdefault((published.id, field), []).append(text.strip())
+    for entry in sound_records(file, _Published, shape, issues):
+        for pair in entry.value.pairs:
+            for field, text in pair.model_dump(exclude_unset=True).items():
+                rewrites.setdefault((entry.value.id, field), []).append(text.strip())
     if issues or not rewrites:
         raise DataError.of(issues or [f"{file}: it holds no rewrite. Set attack.file to {shape}."])
     return rewrites
