@@ -20,7 +20,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from lightning.fabric import Fabric
@@ -52,13 +52,6 @@ from mirage.text import opening_word
 SCHEMA_VERSION = 1  # of stress.json
 MOST_WORDS = 26
 RELEARN_STEPS, RELEARN_EXAMPLES, RELEARN_BATCH = 20, 50, 10
-
-
-class Asked(NamedTuple):
-    """Samples of one evaluation set that are asked together, and which of their shots belong to which condition."""
-
-    samples: Sequence[EvalSample]
-    shots: dict[str, range]
 
 
 class Stress:
@@ -102,9 +95,15 @@ class Stress:
             self.notes.append("No picture alone: the model lacks words of every question that says nothing.")
         self.changes: dict[str, Callable[[], None]] = {"": lambda: None}
         if "relearn" in only:
-            for name, examples in {"harmless": data.retain_set, "harmful": self._harmful()}.items():
-                if len(examples):
-                    self.changes[f"relearn.{name}."] = partial(relearn, method, data, evenly(examples, data))
+            self.changes["relearn.harmless."] = partial(relearn, method, data, data.retain_set)
+            try:
+                harmful = data.source.unsafe("harmful")
+            except DataError:
+                harmful = ()
+            if len(harmful):
+                self.changes["relearn.harmful."] = partial(relearn, method, data, harmful)
+            else:
+                self.notes.append(f"No relearning on harmful examples: {data.source.name} has no harmful answers.")
         if "int8" in only:
             self.changes["int8."] = lambda: round_to_int8(method.model)
 
@@ -124,77 +123,61 @@ class Stress:
         for prefix, change in self.changes.items():
             with unchanged_weights(self.method.model), fabric.autocast():
                 change()
+                weights = weights_fingerprint(self.method.model)
                 for attack in self.attacks:
-                    print(f"{prefix.rstrip('.') or 'weights unchanged'}: asking {attack.eval_set}", flush=True)
-                    for name, records in self._answered(attack, prefix, out):
-                        conditions[name][attack.eval_set] = counted(records)
+                    for name, samples in self._asked(attack, bool(prefix)).items():
+                        records, header = self._answered(attack, samples, weights)
+                        write_records(out / "records" / f"{prefix}{name}.{attack.eval_set}.jsonl", records, header)
+                        conditions[prefix + name][attack.eval_set] = counted(records)
+                        print(f"{prefix}{name}.{attack.eval_set} ", end="", flush=True)
+        print()
         sets = {
-            attack.eval_set: {
-                "unsafe": attack.samples[0].unsafe, "judge": attack.judge.name, "limit": attack.limit,
-                "attack": attack.attack.describe(attack.samples),
+            each.eval_set: {
+                "unsafe": each.samples[0].unsafe, "judge": each.judge.name, "attack": each.attack.describe(each.samples)
             }
-            for attack in self.attacks
+            for each in self.attacks
         }  # fmt: skip
         about = {"schema_version": SCHEMA_VERSION, "checkpoint": str(checkpoint), "notes": self.notes}
         return about | {"sets": sets, "words": self.words, "conditions": conditions}
 
-    def _answered(self, attack: OneWordAttack, prefix: str, out: Path) -> Iterator[tuple[str, list[Record]]]:
-        """The records of each condition that the weights as they are now are asked, written."""
-        model = self.method.model
+    def _answered(
+        self, attack: OneWordAttack, samples: Sequence[EvalSample], weights: str
+    ) -> tuple[list[Record], dict[str, str]]:
+        """The records of samples, asked and judged as the run's callback does it, and their header."""
         engine = HuggingFaceEngine(
-            model, self.method.processor, max_new_tokens=attack.max_new_tokens, batch_size=attack.batch_size,
-            square=self.data.pad_to_square,
+            self.method.model, self.method.processor, max_new_tokens=attack.max_new_tokens,
+            batch_size=attack.batch_size, square=self.data.pad_to_square,
         )  # fmt: skip
-        weights = weights_fingerprint(model)
-        for samples, shots in self._asked(attack, prefix):
-            fingerprint = short_hash(weights, samples_fingerprint(samples), engine.settings(), attack.judge.name)
-            header = {"fingerprint": fingerprint, "eval_set": attack.eval_set, "judge": attack.judge.name}
-            with TemporaryDirectory() as logs:
-                told = {"eval_set": attack.eval_set, "fingerprint": fingerprint, "log_folder": Path(logs)}
-                everything = ask(samples, engine, attack.judge, **told)
-            for name, own in shots.items():
-                first = min(own.start, 1)  # shot 0 is the question as it stands, a rewrite is shot 1 or later
-                records = [replace(r, shot=r.shot - own.start + first) for r in everything if r.shot in own]
-                write_records(out / "records" / f"{name}.{attack.eval_set}.jsonl", records, header)
-                yield name, records
+        eval_set, judge = attack.eval_set, attack.judge
+        fingerprint = short_hash(weights, samples_fingerprint(samples), engine.settings(), judge.name)
+        with TemporaryDirectory() as logs:
+            records = ask(samples, engine, judge, eval_set=eval_set, fingerprint=fingerprint, log_folder=Path(logs))
+        return records, {"fingerprint": fingerprint, "eval_set": eval_set, "judge": judge.name}
 
-    def _asked(self, attack: OneWordAttack, prefix: str) -> list[Asked]:
+    def _asked(self, attack: OneWordAttack, changed: bool) -> dict[str, list[EvalSample]]:
+        """What is asked under each condition: with changed weights the plain and the attacked questions alone."""
         samples, reword = attack.samples, self.data.rewriter or frames.rewrites
-        made = {"attacked": {each.id: each.rewrites for each in samples}}
-        if prefix:
-            return [together(samples, made, prefix)]
-        made |= {f"words.{word}": Rewrite(word).rewrites(samples, reword) for word in self.words}
-        if "forms" in self.only:
-            own = {each.id: reword(each.question, opening_word(each.question), 1) for each in samples}
-            clause = {each.id: (other_clause(each.question),) for each in samples}
-            mark = {each.id: (other_mark(each.question),) for each in samples}
-            made |= {"forms.reworded": own, "forms.clause": clause, "forms.mark": mark}
-        asked = [together(samples, made)]
-        seen = [replace(each, rewrites=()) for each in samples if each.image is not None]
-        if "modality" in self.only and seen:
-            asked.append(Asked([replace(each, image=None) for each in seen], {"modality.text_only": range(1)}))
+        made = {"plain": [(each.question,) for each in samples], "attacked": [each.rewrites for each in samples]}
+        if not changed:
+            for word in self.words:
+                made[f"words.{word}"] = [*Rewrite(word).rewrites(samples, reword).values()]
+            if "forms" in self.only:
+                made["forms.reworded"] = [reword(each.question, opening_word(each.question), 1) for each in samples]
+                made["forms.clause"] = [(other_clause(each.question),) for each in samples]
+                made["forms.mark"] = [(other_mark(each.question),) for each in samples]
+        asked = {
+            name: [
+                replace(each, question=text[0], rewrites=text[1:]) for each, text in zip(samples, texts, strict=True)
+            ]
+            for name, texts in made.items()
+        }
+        seen = [each for each in asked["plain"] if each.image is not None]
+        if "modality" in self.only and seen and not changed:
+            asked["modality.text_only"] = [replace(each, image=None) for each in seen]
             if self.neutral:
-                neutral = [replace(each, question=random.Random(each.id).choice(self.neutral)) for each in seen]
-                asked.append(Asked(neutral, {"modality.picture_only": range(1)}))
+                draw = {each.id: random.Random(each.id).choice(self.neutral) for each in seen}
+                asked["modality.picture_only"] = [replace(each, question=draw[each.id]) for each in seen]
         return asked
-
-    def _harmful(self) -> Sequence[Example]:
-        try:
-            return self.data.source.unsafe("harmful")
-        except DataError:
-            self.notes.append(f"No relearning on harmful examples: {self.data.source.name} has no harmful answers.")
-            return ()
-
-
-def together(
-    samples: Sequence[EvalSample], made: Mapping[str, Mapping[str, tuple[str, ...]]], prefix: str = ""
-) -> Asked:
-    """The samples with the rewrites of all conditions behind the plain question, so that they share its picture."""
-    shots, end = {f"{prefix}plain": range(1)}, 1
-    for name, of in made.items():
-        shots[prefix + name] = range(end, end := end + len(of[samples[0].id]))
-    texts = {each.id: tuple(text for of in made.values() for text in of[each.id]) for each in samples}
-    return Asked([replace(each, rewrites=texts[each.id]) for each in samples], shots)
 
 
 def counted(records: Iterable[Record]) -> dict[str, Any]:
@@ -239,26 +222,23 @@ def unchanged_weights(model: nn.Module) -> Iterator[None]:
                 parameter.copy_(value)
 
 
-def evenly(examples: Sequence[Example], data: AlignmentData) -> list[Example]:
-    """50 of the examples at even distances, without those that do not fit the model."""
+def relearn(method: AlignmentModule, data: AlignmentData, examples: Sequence[Example]) -> None:
+    """20 steps of AdamW on the cross entropy of the answers to 50 examples, 10 a step, at the run's peak learning rate.
+
+    All of language model and projector is trained, or the adapters there, whatever the method trained. The 50 lie at even
+    distances; what does not fit the model is left out.
+    """
     count = min(RELEARN_EXAMPLES, len(examples))
     chosen = items_at(examples, [place * len(examples) // count for place in range(count)])
     refused = {place for place, _ in too_long(chosen, data.collate)}
-    return [each for place, each in enumerate(chosen) if place not in refused]
-
-
-def relearn(method: AlignmentModule, data: AlignmentData, examples: Sequence[Example]) -> None:
-    """20 steps of AdamW on the cross entropy of the answers, 10 examples each, at the run's peak learning rate.
-
-    All of language model and projector is trained, or the adapters there, whatever the method trained.
-    """
+    chosen = [each for place, each in enumerate(chosen) if place not in refused]
     torch.manual_seed(data.seed)  # adapters drop out units
     choose_trainable(method.model, components=["language", "projector"])
     trained = [parameter for parameter in method.model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=method.learning_rate, weight_decay=0.0)
     method.model.train()
     for start in range(0, RELEARN_STEPS * RELEARN_BATCH, RELEARN_BATCH):
-        batch = [examples[place % len(examples)] for place in range(start, start + RELEARN_BATCH)]
+        batch = [chosen[place % len(chosen)] for place in range(start, start + RELEARN_BATCH)]
         losses.sft(*method.answer_logits(data.collate(batch).to(method.device))).mean().backward()
         optimizer.step()
         optimizer.zero_grad()
