@@ -48,7 +48,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def stress_of(run: Path, *only: str, limit: int = 8) -> Stress:
     """The stress tests of the run, its model not loaded."""
-    return Stress(*parts_of(config_of(run), {"limit": limit}), {}, only)
+    return Stress(*parts_of(config_of(run), limit=limit), {}, only)
 
 
 @pytest.mark.slow
@@ -131,7 +131,7 @@ class RefusalsOnly(Mini):
 
 @pytest.mark.slow
 def test_a_source_without_harmful_answers_is_not_relearned_on_them(run: Path) -> None:
-    method, data, attacks = parts_of(config_of(run), {})
+    method, data, attacks = parts_of(config_of(run))
     data.source = RefusalsOnly(num_eval=4)
     tests = Stress(method, data, attacks, {}, ["relearn"])
     assert set(tests.changes) == {"", "relearn.harmless."} and "no harmful answers" in tests.notes[0]
@@ -184,6 +184,7 @@ def config_with(run: Path, folder: Path, **callback: Any) -> Path:
         (["{run}", "--ckpt=best.ckpt"], "There is no checkpoint best.ckpt"),
         (["{run}", "--only", "words", "colours"], "colours"),
         (["{run}", "--limit=0"], "limit is 0"),
+        (["{run}", "--learning_rate=0"], "learning_rate is 0.0"),
         (["{run}", "--out={run}/config.yaml"], "is a file, not a folder"),
         (["{run}", "classifier"], "nowhere"),
         (["{run}", "utility"], "must have a OneWordAttack"),

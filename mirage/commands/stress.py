@@ -29,6 +29,9 @@ def run(arguments: Sequence[str]) -> None:
     parser.add_argument("run", type=Path, help="Run folder, such as runs/rmu.")
     parser.add_argument("--only", nargs="+", choices=GROUPS, default=[*GROUPS], help="Which changes; all by default.")
     parser.add_argument("--limit", type=int, default=None, help="Ask only so many questions of each set, sampled.")
+    parser.add_argument(
+        "--learning_rate", type=float, default=None, help="Of relearning; the peak rate of the run by default."
+    )
     parser.add_argument("--out", type=Path, default=None, help="Folder for the files; RUN/stress by default.")
     parser.add_argument("--ckpt", default="last", help="last, best, or a checkpoint file of the run.")
     given = parser.parse_args(list(arguments))
@@ -44,13 +47,13 @@ def run(arguments: Sequence[str]) -> None:
     from mirage.report.stress import figure, table
 
     checkpoint = resolve_checkpoint(given.ckpt, given.run)
-    method, data, attacks = parts_of(config, {} if given.limit is None else {"limit": given.limit})
+    method, data, attacks = parts_of(config, limit=given.limit, learning_rate=given.learning_rate)
     for attack in attacks:
         attack.audit = audit_pairs
     counts = audit_pairs(data.labelled_questions(), min_count=1).words
     tests = Stress(method, data, attacks, {each.word: each.p_refused.rate for each in counts}, given.only)
     trainer = config["trainer"]
-    precision = trainer.get("precision") or "32-true"
+    precision: Any = trainer.get("precision") or "32-true"
     fabric = Fabric(accelerator=trainer.get("accelerator") or "auto", devices=1, precision=precision)
     results = {"run": str(given.run), **tests.measure(checkpoint, fabric, out)}
     files = {"stress.png": figure(results, "png"), "stress.svg": figure(results, "svg")}
@@ -62,12 +65,12 @@ def run(arguments: Sequence[str]) -> None:
     print(f"{out} holds {', '.join(files)} and, in records/, every answer.")
 
 
-def parts_of(config: dict[str, Any], changed: dict[str, Any]) -> tuple[Any, Any, Any]:
+def parts_of(config: dict[str, Any], **changed: float | None) -> tuple[Any, Any, Any]:
     """Method, data and `OneWordAttack`s as a run's config describes them; neither model nor data are read.
 
     Args:
         config: The config.yaml of the run.
-        changed: Settings of the attacks that replace theirs.
+        changed: `limit` and `learning_rate` in place of the run's, unless None.
 
     Raises:
         ValueError: If the config does not describe them.
@@ -81,14 +84,14 @@ def parts_of(config: dict[str, Any], changed: dict[str, Any]) -> tuple[Any, Any,
     parser.add_class_arguments(AlignmentData, "data", skip={"method", "crossing"})  # relearning crosses nothing
     parser.add_argument("--attacks", type=list[OneWordAttack])
     try:
+        model, callbacks = config["model"], config["trainer"]["callbacks"] or ()
         data = {name: value for name, value in config["data"].items() if name != "crossing"}
-        attacks = [
-            each for each in config["trainer"]["callbacks"] or () if each["class_path"].endswith("OneWordAttack")
-        ]
-        attacks = [each | {"init_args": each["init_args"] | changed} for each in attacks]
+        attacks = [each for each in callbacks if each["class_path"].endswith("OneWordAttack")]
+        for name, described in (("learning_rate", [model]), ("limit", attacks)):
+            for each in described if changed.get(name) is not None else ():
+                each["init_args"][name] = changed[name]
         data["seed"] = int(config["seed_everything"] or 0)
-        described = parser.parse_object({"model": config["model"], "data": data, "attacks": attacks})
-        parts = parser.instantiate_classes(described)
+        parts = parser.instantiate_classes(parser.parse_object({"model": model, "data": data, "attacks": attacks}))
     except Exception as error:  # whatever a config may hold
         raise ValueError(
             f"The run's config.yaml describes no method, data and attacks: {explained(str(error))}"

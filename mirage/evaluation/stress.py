@@ -42,7 +42,7 @@ from mirage.evaluation.run.counting import block, question_verdict
 from mirage.evaluation.run.records import write_records
 from mirage.evaluation.run.runner import ask, samples_fingerprint, weights_fingerprint
 from mirage.methods.base import AlignmentModule
-from mirage.models.components import choose_trainable, language_model
+from mirage.models.components import language_model
 from mirage.models.threads import limit_threads
 from mirage.rewriting import frames
 from mirage.rewriting.reading import DATA
@@ -121,6 +121,7 @@ class Stress:
         load(self.method, read_checkpoint(checkpoint)["state_dict"], fabric.device)
         conditions: dict[str, dict[str, Any]] = defaultdict(dict)
         for prefix, change in self.changes.items():
+            print(f"asking with weights {prefix.rstrip('.') or 'unchanged'}", flush=True)
             with unchanged_weights(self.method.model), fabric.autocast():
                 change()
                 weights = weights_fingerprint(self.method.model)
@@ -129,8 +130,6 @@ class Stress:
                         records, header = self._answered(attack, samples, weights)
                         write_records(out / "records" / f"{prefix}{name}.{attack.eval_set}.jsonl", records, header)
                         conditions[prefix + name][attack.eval_set] = counted(records)
-                        print(f"{prefix}{name}.{attack.eval_set} ", end="", flush=True)
-        print()
         sets = {
             each.eval_set: {
                 "unsafe": each.samples[0].unsafe, "judge": each.judge.name, "attack": each.attack.describe(each.samples)
@@ -157,7 +156,8 @@ class Stress:
     def _asked(self, attack: OneWordAttack, changed: bool) -> dict[str, list[EvalSample]]:
         """What is asked under each condition: with changed weights the plain and the attacked questions alone."""
         samples, reword = attack.samples, self.data.rewriter or frames.rewrites
-        made = {"plain": [(each.question,) for each in samples], "attacked": [each.rewrites for each in samples]}
+        made: dict[str, list[tuple[str, ...]]] = {"plain": [(each.question,) for each in samples]}
+        made["attacked"] = [each.rewrites for each in samples]
         if not changed:
             for word in self.words:
                 made[f"words.{word}"] = [*Rewrite(word).rewrites(samples, reword).values()]
@@ -223,17 +223,16 @@ def unchanged_weights(model: nn.Module) -> Iterator[None]:
 
 
 def relearn(method: AlignmentModule, data: AlignmentData, examples: Sequence[Example]) -> None:
-    """20 steps of AdamW on the cross entropy of the answers to 50 examples, 10 a step, at the run's peak learning rate.
+    """20 steps of AdamW on the cross entropy of the answers to 50 examples, 10 a step.
 
-    All of language model and projector is trained, or the adapters there, whatever the method trained. The 50 lie at even
-    distances; what does not fit the model is left out.
+    Trained is what the method trains, at its peak learning rate: a rate for a few matrices (RMU) is none for all weights. The
+    50 examples lie at even distances; what does not fit the model is left out.
     """
     count = min(RELEARN_EXAMPLES, len(examples))
     chosen = items_at(examples, [place * len(examples) // count for place in range(count)])
     refused = {place for place, _ in too_long(chosen, data.collate)}
     chosen = [each for place, each in enumerate(chosen) if place not in refused]
     torch.manual_seed(data.seed)  # adapters drop out units
-    choose_trainable(method.model, components=["language", "projector"])
     trained = [parameter for parameter in method.model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=method.learning_rate, weight_decay=0.0)
     method.model.train()
