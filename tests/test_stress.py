@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ import torch
 import yaml
 from builders import results_of
 from lightning.fabric import Fabric
+from rich.console import Console
 
 from mirage.checkpoint.io import read_checkpoint, resolve_checkpoint
 from mirage.cli import main
@@ -21,13 +23,15 @@ from mirage.commands.stress import parts_of
 from mirage.data.base import Answers
 from mirage.data.sources.mini import Mini
 from mirage.errors import DataError
+from mirage.evaluation.run.counting import block
 from mirage.evaluation.run.records import read_records
 from mirage.evaluation.stress import Stress, other_clause, other_mark, round_to_int8
 from mirage.methods.base import AlignmentModule
 from mirage.mini.words import OPENERS
 from mirage.models.components import language_model
 from mirage.models.load import load_model
-from mirage.schema import Example
+from mirage.report.stress import figure, table
+from mirage.schema import Example, Verdict
 from mirage.text import opening_word
 
 FIT = (
@@ -164,6 +168,20 @@ def test_int8_rounds_the_linear_layers_of_the_language_model_and_nothing_else() 
         steps = model.state_dict()[name] / scale
         torch.testing.assert_close(steps, steps.round(), atol=1e-3, rtol=0)
         assert ((model.state_dict()[name] - before[name]).abs() <= 0.501 * scale).all()
+
+
+def test_three_sets_fit_the_terminal_and_the_figure() -> None:
+    unsafe, benign = (block([Verdict.REFUSED] * 9 + [Verdict.UNSCORED], benign=benign) for benign in (False, True))
+    sets = {"unsafe": unsafe, "unsafe_safe_image": unsafe, "benign": benign}
+    results = {
+        "run": "runs/x", "words": {}, "notes": ["A note."], "conditions": {"plain": sets, "int8.plain": {"benign": benign}},
+        "sets": {name: {"unsafe": counts is unsafe, "judge": "exact", "attack": {}} for name, counts in sets.items()},
+    }  # fmt: skip
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(table(results))
+    shown = console.export_text()
+    assert "A note." in shown and shown.count("100.0") == 4 and "n=9" in shown  # RR of three sets, and of one
+    assert figure(results, "png")[1:4] == b"PNG"
 
 
 def config_with(run: Path, folder: Path, **callback: Any) -> Path:

@@ -3,39 +3,41 @@
 from __future__ import annotations
 
 import json
-from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mirage.commands.arguments import Parser, explained
+from mirage.commands.arguments import ByHand, Parser, explained, keywords
 from mirage.commands.outputs import check_folder
 from mirage.commands.run_config import config_of
 
 GROUPS = ("words", "forms", "relearn", "int8", "modality")
-_DESCRIPTION = """Asks the model of a finished run its test questions again, after one change at a time:
-  words     each opening word of the training set in turn (at most 26)
-  forms     other words, clause or final mark behind the same opening word
-  relearn   20 steps of fine-tuning on 50 harmless, or on 50 harmful examples
-  int8      weights of the language model rounded to int8
-  modality  text alone, and picture alone
-Prints a table and writes stress.json, stress.png, stress.svg and records/. The run is
-left as it is. Runs on one device; a command that was killed starts over."""
 
 
-def run(arguments: Sequence[str]) -> None:
-    """Parses the arguments, measures, prints and writes."""
-    parser = Parser(prog="mirage stress", description=_DESCRIPTION, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="Run folder, such as runs/rmu.")
-    parser.add_argument("--only", nargs="+", choices=GROUPS, default=[*GROUPS], help="Which changes; all by default.")
-    parser.add_argument("--limit", type=int, default=None, help="Ask only so many questions of each set, sampled.")
-    parser.add_argument(
-        "--learning_rate", type=float, default=None, help="Of relearning; the peak rate of the run by default."
-    )
-    parser.add_argument("--out", type=Path, default=None, help="Folder for the files; RUN/stress by default.")
-    parser.add_argument("--ckpt", default="last", help="last, best, or a checkpoint file of the run.")
-    given = parser.parse_args(list(arguments))
-    config, out = config_of(given.run), given.out or given.run / "stress"
+def stress_run(
+    run: Path,
+    only: Sequence[str] = GROUPS,
+    limit: int | None = None,
+    out: Path | None = None,
+    ckpt: str = "last",
+    learning_rate: float | None = None,
+) -> None:
+    """Asks the model of a finished run its test questions again, after one change at a time.
+
+    Changes: words (each opening word of the training set in turn, at most 26), forms (other words, clause or final mark
+    behind the same opening word), relearn (20 steps of fine-tuning on 50 harmless or 50 harmful examples), int8 (weights of
+    the language model rounded) and modality (text alone, picture alone). Prints a table and writes stress.json, stress.png,
+    stress.svg and records/. The run is left as it is. Runs on one device; a command that was killed starts over.
+
+    Args:
+        run: Run folder, such as runs/rmu.
+        only: Which changes; all by default.
+        limit: Ask only so many questions of each set, sampled.
+        out: Folder for the files; RUN/stress by default.
+        ckpt: last, best, or a checkpoint file of the run.
+        learning_rate: Of relearning; the peak rate of the run by default.
+    """
+    config, out = config_of(run), out or run / "stress"
     check_folder(out)
     from lightning.fabric import Fabric
     from rich.console import Console
@@ -46,16 +48,16 @@ def run(arguments: Sequence[str]) -> None:
     from mirage.evaluation.stress import Stress
     from mirage.report.stress import figure, table
 
-    checkpoint = resolve_checkpoint(given.ckpt, given.run)
-    method, data, attacks = parts_of(config, limit=given.limit, learning_rate=given.learning_rate)
+    checkpoint = resolve_checkpoint(ckpt, run)
+    method, data, attacks = parts_of(config, limit=limit, learning_rate=learning_rate)
     for attack in attacks:
         attack.audit = audit_pairs
     counts = audit_pairs(data.labelled_questions(), min_count=1).words
-    tests = Stress(method, data, attacks, {each.word: each.p_refused.rate for each in counts}, given.only)
+    tests = Stress(method, data, attacks, {each.word: each.p_refused.rate for each in counts}, only)
     trainer = config["trainer"]
     precision: Any = trainer.get("precision") or "32-true"
     fabric = Fabric(accelerator=trainer.get("accelerator") or "auto", devices=1, precision=precision)
-    results = {"run": str(given.run), **tests.measure(checkpoint, fabric, out)}
+    results = {"run": str(run), **tests.measure(checkpoint, fabric, out)}
     files = {"stress.png": figure(results, "png"), "stress.svg": figure(results, "svg")}
     files["stress.json"] = json.dumps(results, indent=1).encode()
     for name, content in files.items():
@@ -63,6 +65,12 @@ def run(arguments: Sequence[str]) -> None:
             file.write(content)
     Console().print(table(results))
     print(f"{out} holds {', '.join(files)} and, in records/, every answer.")
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Parses the arguments, measures, prints and writes."""
+    by_hand: ByHand = {"run": {"type": Path}, "--only": {"nargs": "+", "choices": GROUPS, "default": [*GROUPS]}}
+    stress_run(**keywords(stress_run, "stress", arguments, by_hand))
 
 
 def parts_of(config: dict[str, Any], **changed: float | None) -> tuple[Any, Any, Any]:

@@ -225,8 +225,8 @@ def unchanged_weights(model: nn.Module) -> Iterator[None]:
 def relearn(method: AlignmentModule, data: AlignmentData, examples: Sequence[Example]) -> None:
     """20 steps of AdamW on the cross entropy of the answers to 50 examples, 10 a step.
 
-    Trained is what the method trains, at its peak learning rate: a rate for a few matrices (RMU) is none for all weights. The
-    50 examples lie at even distances; what does not fit the model is left out.
+    Trained is what the method trains, at its peak learning rate: a rate for a few matrices (RMU) is none for all weights.
+    The 50 examples lie at even distances; what does not fit the model is left out.
     """
     count = min(RELEARN_EXAMPLES, len(examples))
     chosen = items_at(examples, [place * len(examples) // count for place in range(count)])
