@@ -75,10 +75,10 @@ def test_a_condition_has_the_figures_of_the_runs_own_evaluation(run: Path, capsy
         *(f"{change}.{arm}" for change in ("relearn.harmless", "relearn.harmful", "int8") for arm in ("plain", "attacked")),
     }  # fmt: skip
     for name, blocks in conditions.items():
-        for eval_set, block in blocks.items():
+        for eval_set, counts in blocks.items():
             header, records = read_records(out / "records" / f"{name}.{eval_set}.jsonl")
             shots = 3 if name.endswith("attacked") and eval_set == "unsafe" else 1
-            assert len(records) == shots * block["n"] == shots * 24 and header["judge"] == "exact"
+            assert len(records) == shots * counts["n"] == shots * 24 and header["judge"] == "exact"
             if name.startswith("words."):
                 assert {opening_word(record.question) for record in records} == {name.removeprefix("words.")}
             if name.startswith("forms."):
