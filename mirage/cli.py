@@ -24,6 +24,7 @@ COMMANDS = {
     "export": "a Hugging Face folder from a finished run: mirage export RUN --to DIR",
     "audit": "how far words and form of a training set's questions give its labels away",
     "judge": "score a finished run again with another judge, without generating",
+    "stress": "a finished run under other words, forms, weights and carriers of harm",
     "calibrate": "how far a judge agrees with another, or with labels",
     "report": "tables, curves and one HTML page from finished runs",
     "mini": "build the embedded checkpoint: mirage mini build --out DIR",

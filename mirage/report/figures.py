@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import matplotlib
@@ -85,11 +85,20 @@ _STYLE: Any = {  # matplotlib types the keys by a list of 300 names
 
 def _drawn(panels: Sequence[Panel], size: tuple[float, float], kind: str, transparent: bool = False) -> bytes:
     """The panels side by side, each `size` inches large, as a file of this kind."""
-    file = io.BytesIO()
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(size[0] * len(panels), size[1]), layout="constrained")
+
+    def paint(figure: Figure) -> None:
         for panel, axes in zip(panels, figure.subplots(1, len(panels), squeeze=False)[0], strict=True):
             _plot(panel, axes)
+
+    return drawn(paint, (size[0] * len(panels), size[1]), kind, transparent)
+
+
+def drawn(paint: Callable[[Figure], None], size: tuple[float, float], kind: str, transparent: bool = False) -> bytes:
+    """What `paint` makes of a figure of `size` inches, as a file of this kind; the same bytes for the same painting."""
+    file = io.BytesIO()
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        paint(figure)
         figure.savefig(file, format=kind, dpi=200, transparent=transparent, metadata=_METADATA[kind])
     return file.getvalue()
 
