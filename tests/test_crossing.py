@@ -17,6 +17,7 @@ from local_server import Body, Reply, Serve, asked, completion
 from mirage.audit.forms import Asked, form_only_accuracy
 from mirage.cli import main
 from mirage.data.crossing import NEUTRAL, CrossedForms, Crossing
+from mirage.data.mixture import Mixture
 from mirage.data.order import Order, step_at
 from mirage.data.sources.jsonl import Jsonl
 from mirage.data.sources.mini import Mini
@@ -151,7 +152,15 @@ def test_paraphrases_from_a_file_are_used_for_their_question_alone(tmp_path: Pat
     asked = [form.prompt for form in forms.every(unsafe[0], unsafe=True)]
     assert {each for each in asked if each.startswith("Say")} == set(listed[0]["paraphrases"])
 
-    file.write_text(file.read_text().splitlines()[0] + "\n")
+    before = forms.describe()["paraphrases"]
+    file.write_text(file.read_text().replace("Say 0", "Tell 0"))
+    changed = crossed(unsafe, retain, rewriters=["one_word", str(file)])[0]
+    assert changed.describe()["paraphrases"] != before, "a resumed run must not go on with other paraphrases"
+    file.write_text(file.read_text().replace("Tell 0", "<image>"))
+    with pytest.raises(DataError, match=r"a paraphrase of \w+ holds the image placeholder <image>"):
+        crossed(unsafe, retain, rewriters=["one_word", str(file)])
+
+    file.write_text(file.read_text().splitlines()[0].replace("<image>", "Say 0") + "\n")
     with pytest.raises(DataError, match=r"paraphrases.jsonl lacks 5 of 6 questions .* mirage prepare paraphrases"):
         crossed(unsafe, retain, rewriters=["one_word", str(file)])
     file.write_text('{"id": "a", "question": "b"}\n')
@@ -254,9 +263,34 @@ def test_paraphrases_are_made_by_a_model_checked_and_used(
     assert any(" and so on: " in each.prompt for each in forms.every(retain[0], unsafe=False))
 
 
+def test_a_large_mix_lends_its_few_questions_and_no_share_exceeds_what_it_allows(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    few = examples(SAFE_QUESTIONS, unsafe=False, copies=10)
+    mix = examples(["Write a poem about rain."], unsafe=False, picture_decides=False, copies=20_000)
+    retain = Mixture([few, mix], [1, 99])
+    forms, unsafe, _ = crossed(retain=retain, neutral=0.3, exchange=0.7)
+    assert {question for question, _ in forms.exchanged} == set(SAFE_QUESTIONS)
+    shares = forms.describe()
+    assert shares["neutral"] <= 0.01 and shares["exchange"] <= 0.01, (
+        "harmless words are answered more often than refused"
+    )
+    assert "data.crossing.neutral is 0.3 and takes effect as 0.00" in caplog.text
+    asked = [forms.of(each, lap, unsafe=True).prompt for each in unsafe for lap in range(8)]
+    assert sum(each in NEUTRAL for each in asked) < 0.02 * len(asked)
+
+
+def test_a_method_without_an_unsafe_set_is_crossed_too() -> None:
+    retain = examples(SAFE_QUESTIONS, unsafe=False)
+    forms = CrossedForms(Crossing(forms=WORDS, share=1.0), (), retain)
+    assert {opening_word(form.prompt) for each in retain for form in forms.every(each, unsafe=False)} == set(WORDS)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["npo", "mixed_sft"])
-def test_training_on_crossed_forms_sees_each_form_with_its_reference(method: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("method", "exclude"), [("npo", []), ("mixed_sft", ["--data.crossing.exclude", "attack"])])
+def test_training_on_crossed_forms_sees_each_form_with_its_reference(
+    method: str, exclude: list[str], tmp_path: Path
+) -> None:
     """Two epochs end without a missing reference, and results.json says what was crossed."""
     options = [
         "--trainer.max_epochs",
@@ -267,10 +301,14 @@ def test_training_on_crossed_forms_sees_each_form_with_its_reference(method: str
         "20",
     ]
     run = tmp_path / "run"
-    assert main(["fit", "--config", f"{method}_crossed.yaml", "--trainer.default_root_dir", str(run), *options]) == 0
+    assert (
+        main(["fit", "--config", f"{method}_crossed.yaml", "--trainer.default_root_dir", str(run), *options, *exclude])
+        == 0
+    )
     results = json.loads((run / "results.json").read_text())
     crossing = results["data"]["crossing"]
-    assert crossing["share"] == 0.95 and "share" in crossing["words"] and crossing["excluded"] == []
+    assert crossing["share"] == 0.95 and crossing["excluded"] == (["share", "what"] if exclude else [])
+    assert ("share" in crossing["words"]) is (not exclude)
     assert crossing["form_only_accuracy"]["after"] < 0.58 < 0.85 < crossing["form_only_accuracy"]["before"]
     assert results["start"]["benign"]["agreement"]["before"]["mean"] == 1.0
     assert results["benign"]["agreement"]["after"]["n"] == 20
