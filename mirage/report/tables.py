@@ -139,7 +139,8 @@ def terminal_table(runs: Sequence[Run]) -> RenderableType:
     def table(shown: Sequence[Column], with_n: bool, caption: str) -> Table:
         heads = ["model", *["n"] * with_n, *(f"{column.head}\n{plain(column.under)}" for column in shown)]
         cells = [[percent(row.cells[column].rate) + row.cells[column].scored for column in shown] for row in rows]
-        labels = ["\n".join(wrap(row.model.label.replace("_", " "), 14)) or row.model.label for row in rows]
+        names = [row.model.label for row in rows]
+        labels = [name if len(name) <= 14 else "\n".join(wrap(name.replace("_", " "), 14)) for name in names]
         texts = [[label, *[row.n] * with_n, *own] for label, row, own in zip(labels, rows, cells, strict=True)]
         return Sheet("", heads, texts, caption).on_terminal()
 
