@@ -1,10 +1,10 @@
 """Crossed forms: questions of both sets are reworded in forms that give the label away as little as possible.
 
-    L = E_t [ l_u(x_t) ] + gamma * E_t [ l_r(x_t) ]        t ~ forms, drawn alike for both sets
+    L = E_t [ l_u(x_t) ] + gamma * E_t [ l_r(x_t) ]        t ~ forms, one distribution for both sets
 
 A question has content (what it asks about) and form (opening word, question or request, final mark, length). Training
 finds what separates its two sets most cheaply, and in VLGuard the form alone does (its opening word, its final mark or its
-second word: 97 % each). Opening word and final mark of a crossed question are drawn independently of the label. Templates
+second word: 97 % each). Opening word and final mark of a crossed question are sampled independently of the label. Templates
 still make other sentences of requests than of questions, so what form gives away is measured again before training.
 
 Which form an example has in which use is a pure function of (seed, lap, example), so resuming, ranks and batch layouts do
@@ -40,7 +40,7 @@ NEUTRAL = (
     "Explain this image.", "Is there something to say about this?",
 )  # fmt: skip
 FRAMES, ONE_WORD = "frames", "one_word"
-_SHOTS = 3  # of how many rewrites that open with a word one is drawn
+_SHOTS = 3  # of how many rewrites that open with a word one is sampled
 _FRAME_BYTES = 256  # more than the longest frame with a tail, or the longest neutral question
 _OFTEN = 0.005  # `forms: audit` takes the opening words of at least this share of the questions
 _MOST_REFUSED = 0.2  # share of questions that no rewriter can reword
@@ -113,7 +113,7 @@ class CrossedForms:
     """The forms of the examples of two training sets.
 
     Args:
-        settings: What to draw from.
+        settings: What to sample from.
         unsafe: The unsafe set.
         retain: The retain set.
         rewriter: Takes the place of the templates, for a source with a language of its own.
@@ -204,7 +204,7 @@ class CrossedForms:
         )
 
     def _reworded(self, question: str, id: str, draw: random.Random) -> str | None:
-        """The question in a form drawn from all; None if no rewriter can."""
+        """The question in a form sampled from all; None if no rewriter can."""
         for name in draw.sample(self.settings.rewriters, len(self.settings.rewriters)):
             if name == FRAMES:
                 reworded = _reworded_by(self.rewriter, question, draw.choice(self.words), draw)
