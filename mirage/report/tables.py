@@ -35,8 +35,10 @@ class Cell(NamedTuple):
 
     @property
     def interval(self) -> str:
-        """The rate in percent with its 95 % interval, or a dash."""
-        return percent(self.rate) + ("" if self.low is None else f" ({percent(self.low)}-{percent(self.high)})")
+        """The rate in percent with its 95 % interval if that has any width, or a dash."""
+        if self.low is None or self.low == self.high:
+            return percent(self.rate)
+        return f"{percent(self.rate)} ({percent(self.low)}-{percent(self.high)})"
 
     @property
     def scored(self) -> str:
