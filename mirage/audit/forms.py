@@ -87,7 +87,7 @@ class FormAudit:
 
 
 class Sample:
-    """At most `limit` questions, half of them of each label, drawn evenly in one pass; a label with fewer is kept whole.
+    """At most `limit` questions, half of them of each label, sampled evenly in one pass; a label with fewer is kept whole.
 
     Balanced accuracy does not depend on how many there are of each label, so that of the sample estimates that of all.
     """

@@ -159,8 +159,8 @@ class CrossedForms:
 
     def every(self, example: Example, *, unsafe: bool) -> list[Example]:
         """The example in each of its forms, equal ones once."""
-        drawn = (self._form(example, number, unsafe) for number in range(self.settings.forms_per_example))
-        return list({each.prompt: each for each in drawn}.values())
+        forms = (self._form(example, number, unsafe) for number in range(self.settings.forms_per_example))
+        return list({form.prompt: form for form in forms}.values())
 
     @property
     def most_bytes_added(self) -> int:

@@ -198,7 +198,7 @@ class AlignmentData(L.LightningDataModule):
         return self._sharded([form for each in self.unsafe_set for form in self.crossed.every(each, unsafe=True)])
 
     def fingerprint(self) -> str:
-        """A hash of both training sets: their ids in order (of large sets evenly spaced ones), answers' limit and forms."""
+        """A hash of both training sets: their ids in order (of large sets a sample), answers' limit and forms."""
         ids = [example.id for examples in (self.unsafe_set, self.retain_set) for example in sampled(examples)]
         cut = [] if self.max_answer_tokens is None else [self.max_answer_tokens]
         crossed = [] if self.crossed is None else [json.dumps(self.crossed.describe())]

@@ -41,6 +41,7 @@ class EvalCallback(Callback):
     """
 
     section: ClassVar[str | None] = None  # of results.json; None: its top
+    compares_with_start: ClassVar[bool] = False  # True: the starting model's answers are kept, in checkpoints too
 
     def __init__(
         self,
@@ -159,7 +160,7 @@ class EvalCallback(Callback):
                 self.samples, engine, self.judge, eval_set=self.eval_set, fingerprint=fingerprint,
                 rank=trainer.global_rank, world_size=trainer.world_size, log_folder=folder / "records", finish=finish,
             )  # fmt: skip
-        if prefix:
+        if prefix and self.compares_with_start:
             self.plain_answers = {record.id: record.answer for record in records if not record.shot}
         key = "start" if prefix else self.key
         self.seconds[key] = self.seconds.get(key, 0.0) + time.perf_counter() - started
@@ -193,6 +194,7 @@ class OneWordAttack(EvalCallback):
         judge: Scores the answers, before and after the attack.
     """
 
+    compares_with_start = True
     audit: Callable[..., Any] | None = None
     """`mirage.audit.counts.audit_pairs`, for a word that is `mined`; whoever builds the trainer sets it."""
 
