@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from mirage.checkpoint.io import read_checkpoint, resolve_checkpoint
 from mirage.cli import main, sentence_of, training_usage, with_shipped_configs
 from mirage.data.sources.catalogue import SOURCES
 from mirage.evaluation.catalogue import BENCHMARKS
@@ -121,12 +123,14 @@ def test_a_run_is_resumed_in_its_own_folder(tmp_path: Path, capsys: pytest.Captu
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["mixed_sft", "rmu"])
+@pytest.mark.parametrize("method", ["mixed_sft", "rmu", "npo_crossed"])
 def test_a_resumed_run_ends_as_an_uninterrupted_one(method: str, tmp_path: Path) -> None:
     straight, halves = tmp_path / "straight", tmp_path / "halves"
     assert run(small_fit(f"{method}.yaml", straight, "--trainer.max_epochs=2")) == 0
     middle = straight / "checkpoints" / "step-00000003.ckpt"
     assert run(small_fit(f"{method}.yaml", halves, "--trainer.max_epochs=2", f"--ckpt_path={middle}")) == 0
+    ends = [read_checkpoint(resolve_checkpoint("last", root))["state_dict"] for root in (straight, halves)]
+    torch.testing.assert_close(*ends, rtol=0, atol=0)
     for measured in ("unsafe", "benign", "utility", "start"):
         assert results_of(halves)[measured] == results_of(straight)[measured]
 
@@ -146,12 +150,12 @@ def test_gradients_are_clipped_in_mixed_precision(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_two_processes_count_and_train_as_one(tmp_path: Path) -> None:
     """n = 7 is odd and n = 1 less than the ranks; batch 2 on two ranks is batch 4 on one."""
-    for samples in (7, 1):
-        one, two = tmp_path / f"one{samples}", tmp_path / f"two{samples}"
+    for config, samples in (("npo.yaml", 7), ("npo.yaml", 1), ("npo_crossed.yaml", 7)):
+        one, two = tmp_path / f"one.{config}{samples}", tmp_path / f"two.{config}{samples}"
         steps = ["--trainer.log_every_n_steps=1", "--trainer.accelerator=cpu"]
-        assert run(small_fit("npo.yaml", one, *steps, samples=samples)) == 0
+        assert run(small_fit(config, one, *steps, samples=samples)) == 0
         ddp = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=2"]
-        done = mirage(*small_fit("npo.yaml", two, *steps, *ddp, samples=samples), cwd=tmp_path)
+        done = mirage(*small_fit(config, two, *steps, *ddp, samples=samples), cwd=tmp_path)
         assert done.returncode == 0, done.stderr[-3000:]
         first, second = results_of(one), results_of(two)
         assert second["world_size"] == 2
