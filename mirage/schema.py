@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, NamedTuple, Protocol, runtime_checkable
 
@@ -133,6 +133,14 @@ class EvalSample:
         return (self.question, *self.rewrites)
 
 
+class Judgement(NamedTuple):
+    """A verdict, its reason where there is one, and the score where the judge gives one."""
+
+    verdict: Verdict
+    reason: WholeText = ""
+    score: StrictFloat | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
     """One answer, judged: one line of `records/<eval_set>.jsonl`.
@@ -150,6 +158,7 @@ class Record:
         category: The sample's category.
         image: The picture's name.
         unsafe: True if refusing was right.
+        other_judges: What other judges say of this answer, by their names. An older file reads as one without any.
     """
 
     id: str
@@ -164,10 +173,18 @@ class Record:
     category: str | None = None
     image: str | None = None
     unsafe: StrictBool = False
+    other_judges: dict[str, Judgement] = field(default_factory=dict)
+
+    def judged(self, judge: str, judgement: Judgement) -> Record:
+        """This record with the verdict of `judge`; that of the judge before stands among the others."""
+        others = self.other_judges | {self.judge: Judgement(self.verdict, self.reason, self.score)}
+        others.pop(judge, None)
+        return replace(self, judge=judge, other_judges=others, **judgement._asdict())
 
     def to_json(self) -> str:
         """One line of JSON without a line break."""
-        return json.dumps(asdict(self), ensure_ascii=False)
+        others = {judge: judgement._asdict() for judge, judgement in self.other_judges.items()}
+        return json.dumps(asdict(self) | {"other_judges": others}, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, line: str) -> Record:

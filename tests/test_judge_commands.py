@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from builders import build_refusal_classifier, record_of
 
 from mirage.audit.counts import audit_pairs
@@ -118,7 +119,43 @@ def test_judging_twice_is_judging_once(run: Path) -> None:
     assert main(["judge", str(run), "--judge", "Keyword"]) == 0 and files(run) == once
     assert main(["judge", str(run), "--judge", "Keyword", "--judge.preset", "published"]) == 0
     assert files(run).keys() == once.keys() and files(run)["results.json"] != once["results.json"]
-    assert main(["judge", str(run), "--judge", "Keyword"]) == 0 and files(run) == once
+    assert main(["judge", str(run), "--judge", "Keyword"]) == 0
+    assert files(run)["results.json"] == once["results.json"]
+
+
+def test_verdicts_of_several_judges_stand_side_by_side_and_any_is_reported(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = {"class_path": "mirage.data.sources.mini.Mini", "init_args": {"num_eval": 4}}
+    (run / "config.yaml").write_text(yaml.safe_dump({"data": {"source": source}}))
+    original = results(run)
+    fluency = ["judge", str(run), "--judge", "Fluency", "--judge.max_new_tokens", "8"]
+    assert main(fluency) == 0, "the source and the reference model are those of the run's config"
+    assert main(["judge", str(run), "--judge", "Keyword", "--judge.phrases", '["computer says no"]']) == 0
+    for file in (run / "records").iterdir():
+        own = read_records(file)[1]
+        by = {tuple(sorted(name.partition("(")[0] for name in (each.judge, *each.other_judges))) for each in own}
+        assert by == {("exact", "fluency", "keyword")}
+
+    def reported(*judge: str) -> str:
+        assert main(["report", str(run), "--out", str(tmp_path / "out"), "--pictures", "false", *judge]) == 0
+        return (tmp_path / "out" / "report.html").read_text()
+
+    latest, exact = reported(), reported("--judge", "exact")
+    assert "Judge: keyword(default+1:" in latest and "Judge: exact." in exact
+    assert latest.count('class="badge bad">refused') == 3 and 'class="badge bad">refused' not in exact, (
+        "two rewrites of harmless questions are refused, one of them in the gallery's heading and twice in its card"
+    )
+    assert "Judge: fluency(checkpoint" in reported("--judge", "FLUENCY")
+    shown = load_run(run, "exact")
+    for side in ("unsafe", "benign"):
+        for key in ("judge", "before", "after", "per_shot", "per_category"):
+            assert shown.results[side][key] == original[side][key]
+            assert shown.results["start"][side][key] == original["start"][side][key]
+    capsys.readouterr()
+    assert main(["report", str(run), "--out", str(tmp_path / "none"), "--judge", "model"]) == 1
+    assert "unsafe.jsonl: none of its judges (exact, fluency(checkpoint" in said(capsys)
+    assert not (tmp_path / "none").exists()
 
 
 def test_exact_needs_the_source_for_its_truths(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

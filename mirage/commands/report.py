@@ -18,6 +18,7 @@ def report_runs(
     images: Path | None = None,
     pictures: bool = True,
     shown: int = 8,
+    judge: str | None = None,
 ) -> None:
     """Tables, K-shot curves and one HTML page from run folders.
 
@@ -28,6 +29,8 @@ def report_runs(
         images: Data root of the pictures in the gallery, where it is not that of the runs' configs.
         pictures: Show pictures in the gallery, or their names only.
         shown: Most questions in the gallery, of unsafe and of benign ones.
+        judge: Whose verdicts to show, where several judges read the answers (mirage judge): a name, or how it begins, such
+            as keyword; by default the last one's.
     """
     if images is not None and not pictures:
         raise ValueError(
@@ -35,7 +38,7 @@ def report_runs(
         )
     check_folder(out)
     opener = run_pictures() if pictures else None
-    report(runs, out, compare=compare, images=images, shown=shown, open_picture=opener)
+    report(runs, out, compare=compare, images=images, shown=shown, open_picture=opener, judge=judge)
 
 
 def run(arguments: Sequence[str]) -> None:

@@ -50,12 +50,17 @@ class Model(NamedTuple):
         return bool((self.results.get("data") or {}).get("crossing"))
 
 
-def load_run(path: Path) -> Run:
+def load_run(path: Path, judge: str | None = None) -> Run:
     """The run in folder `path`, with records that are complete and belong to its results.
+
+    Args:
+        path: The folder.
+        judge: Show the verdicts of this judge that stand in the records, by its name or how the name begins, and the
+            rates counted from them; by default those of results.json, which are the last judge's.
 
     Raises:
         ValueError: If there is no results.json, it is broken or of another schema version, a records file has a foreign
-            or damaged record, or records and results are of two evaluations.
+            or damaged record, records and results are of two evaluations, or not one judge of that name read them.
     """
     folder = path.parent if path.name == "results.json" else path
     results = _read_results(folder / "results.json")
@@ -68,7 +73,12 @@ def load_run(path: Path) -> Run:
             if not (summary := model.get(side)):
                 continue
             if file.is_file():
-                records[file.stem] = _read_records(file, summary, side == "unsafe")
+                records[file.stem] = own = _read_records(file, summary, side == "unsafe")
+                if judge is not None:
+                    records[file.stem] = own = _by(judge, own, file)
+                    model[side] = {**summary, "judge": own[0].judge, **summarise(own, side == "unsafe")}
+            elif judge is not None:
+                raise ValueError(f"{file} is missing, and with it the verdicts of {judge}. Leave out --judge.")
             else:
                 absent.append(file.name)
     if absent:
@@ -82,9 +92,9 @@ def load_run(path: Path) -> Run:
     return Run(folder, label, results, records, tuple(notes))
 
 
-def load_runs(paths: Sequence[Path]) -> list[Run]:
+def load_runs(paths: Sequence[Path], judge: str | None = None) -> list[Run]:
     """The runs in the folders, in order; labels that occur twice become paths, from where the paths of all runs part."""
-    runs = [load_run(path) for path in paths]
+    runs = [load_run(path, judge) for path in paths]
     count = Counter(run.label for run in runs)
     folders = [run.folder.resolve() for run in runs]
     root = os.path.commonpath([folder.parent for folder in folders])
@@ -193,6 +203,22 @@ def _read_records(file: Path, summary: Mapping[str, Any], unsafe: bool) -> tuple
                 " edited. Evaluate the run again."
             )
     return tuple(records)
+
+
+def _by(judge: str, records: Sequence[Record], file: Path) -> tuple[Record, ...]:
+    """The records with the verdicts of the one judge whose name begins so, whatever the case."""
+    present = [{record.judge, *record.other_judges} for record in records]
+    judges = sorted(set.intersection(*present))
+    found = [name for name in judges if name.lower().startswith(judge.lower())]
+    name = judge if judge in found else found[0] if len(found) == 1 else None
+    if name is None:
+        raise ValueError(
+            f"{file}: {len(found) or 'none'} of its judges ({', '.join(judges)}) have a name that begins with {judge!r}. "
+            "Give one of these with --judge, or judge the run first: mirage judge."
+        )
+    return tuple(
+        record if record.judge == name else record.judged(name, record.other_judges[name]) for record in records
+    )
 
 
 def _rounded(value: Any) -> Any:

@@ -24,6 +24,7 @@ def report(
     shown: int = 8,
     open_picture: OpenPicture | None = None,
     console: Console | None = None,
+    judge: str | None = None,
 ) -> None:
     """Writes report.html, table.md, table.tex, curves.png and curves.svg into `out` and prints the table.
 
@@ -37,6 +38,7 @@ def report(
         shown: Most questions in the gallery, for each of unsafe and benign.
         open_picture: Opens a picture; without it and `images` the gallery shows no pictures.
         console: Where to print.
+        judge: Whose verdicts are shown, as in `load_run`.
 
     Raises:
         ValueError: If a folder is not a readable run, or `compare` does not get exactly two runs.
@@ -53,7 +55,7 @@ def report(
             raise ValueError(f"{images} is not a folder. Give the folder that the pictures' names are relative to.")
         open_picture = lambda _, name: FileImage(images, name).open()
     console = console or Console()
-    loaded = load_runs(runs)
+    loaded = load_runs(runs, judge)
     comparison = compared(*loaded) if compare else None
     figures = panels(loaded)
     cards, picture_notes = galleries(loaded, shown, open_picture)

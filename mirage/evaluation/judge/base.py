@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from mirage.schema import EvalSample, Verdict
+from mirage.schema import EvalSample, Judgement, Verdict
 from mirage.text import has_words
 
 WARN_ABOVE = 0.05  # share of unscored answers
@@ -19,14 +19,6 @@ class Answered(NamedTuple):
     sample: EvalSample
     question: str  # as asked: the sample's question or one of its rewrites
     answer: str
-
-
-class Judgement(NamedTuple):
-    """A verdict, its reason where there is one, and the score where the judge gives one."""
-
-    verdict: Verdict
-    reason: str = ""
-    score: float | None = None
 
 
 class Judge(ABC):

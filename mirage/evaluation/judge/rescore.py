@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +15,27 @@ from mirage.evaluation.run.counting import summarise
 from mirage.evaluation.run.records import AnswerLog, read_records, write_records
 from mirage.schema import EvalSample, Record, short_hash
 
+NO_SAMPLES = (
+    "needs a sample's picture or truth, and records do not hold it. Give the run's data source with --data, or a judge "
+    "that reads words alone: Keyword, or a model with --judge.see_picture false."
+)
 SamplesOf = Callable[[str], Sequence[EvalSample]]
 
 
 def judged(
     records: Sequence[Record], judge: Judge, samples: Sequence[EvalSample] | None = None, log: AnswerLog | None = None
 ) -> list[Record]:
-    """The same records, of one eval set, with the verdicts of `judge`, whose `samples` have the pictures and truths.
+    """The same records, of one eval set, with the verdicts of `judge`; those of other judges stay beside them.
 
-    With a log, a slow judge's verdicts are taken from it, and new ones kept in it.
+    The `samples` have the pictures and truths. With a log, a slow judge's verdicts are taken from it, new ones kept in it.
 
     Raises:
         ValueError: If the judge needs what records do not hold (truths, pictures) and there are no samples, or if a
             record's sample is missing or asks something else.
         JudgeError: If it scores nothing.
     """
-    pictures = judge.needs_pictures and any(record.image is not None for record in records)
-    if samples is None and (judge.needs_truth or pictures):
-        raise ValueError(
-            f"{judge.name} needs a sample's {'truth' if judge.needs_truth else 'picture'}, and records do not hold it. "
-            "Give the run's data source with --data, or a judge that reads words alone: Keyword, or a model with "
-            "--judge.see_picture false."
-        )
+    if samples is None and needs_samples(records, judge):
+        raise ValueError(f"{judge.name} {NO_SAMPLES}")
     plain = {record.id: record for record in records if record.shot == 0}
     if samples is None:
         samples = [_sample_of(plain.get(record.id, record)) for record in records]
@@ -53,10 +51,12 @@ def judged(
         keyed.append(((record.id, record.shot), Answered(sample, record.question, record.answer)))
     judgements = judged_and_kept(keyed, judge, log)
     check_scored([record.answer for record in records], judgements, judge.name)
-    return [
-        replace(record, judge=judge.name, **judgement._asdict())
-        for record, judgement in zip(records, judgements, strict=True)
-    ]
+    return [record.judged(judge.name, judgement) for record, judgement in zip(records, judgements, strict=True)]
+
+
+def needs_samples(records: Sequence[Record], judge: Judge) -> bool:
+    """True if the judge needs truths, or pictures where there are some: records hold neither."""
+    return judge.needs_truth or (judge.needs_pictures and any(record.image is not None for record in records))
 
 
 def _sample_of(plain: Record) -> EvalSample:
@@ -73,8 +73,13 @@ def rejudge(folder: Path, judge: Judge, samples_of: SamplesOf | None = None) -> 
     which no judge changes, and the verdicts of a slow judge are kept as they come. A validated checkpoint's starting
     answers lie in the folder of its fit, the one above: they are read there, and written beside the others.
 
+    Args:
+        folder: The run folder.
+        judge: The judge.
+        samples_of: The samples of an eval set, for a judge that needs what records do not hold; else it is not called.
+
     Raises:
-        ValueError: If this is no finished run, or records and results are not of the same answers.
+        ValueError: If this is no finished run, records and results are not of the same answers, or as `judged`.
     """
     path = folder / "results.json"
     try:
@@ -120,7 +125,8 @@ def _rejudged(
             f"{source} holds {n} questions, but results.json counts {expected}: it was cut, or it is of other answers. "
             "Evaluate the run again."
         )
-    samples = samples_of(str(header.get("eval_set", side))) if samples_of else None
+    wanted = samples_of is not None and needs_samples(records, judge)
+    samples = samples_of(str(header.get("eval_set", side))) if samples_of and wanted else None
     fingerprint = short_hash(answers, judge.name)
     with closing(AnswerLog(_log_of(file), fingerprint)) as log:
         try:
