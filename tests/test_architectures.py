@@ -6,17 +6,20 @@ Real processors, collated batches and pictures of several shapes; random weights
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image, ImageDraw
-from tiny_models import KINDS
+from tiny_models import FURTHER, KINDS
 
 from mirage import losses
 from mirage.batch import Pair
 from mirage.data.collate import Collator
+from mirage.errors import DataError
 from mirage.methods.base import AlignmentModule
 from mirage.methods.npo import NPO
 from mirage.methods.rmu import RMU
@@ -98,9 +101,13 @@ def answer(method: AlignmentModule, asked: Example, tokens: int = 3) -> list[int
     return ids[0, inputs["input_ids"].shape[1] :].tolist()
 
 
-@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
-@pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("kind", KINDS)
+CASES = [*product(KINDS, METHODS, (None, LORA))]
+CASES += [(kind, name, lora) for kind in FURTHER for name, lora in (("MixedSFT", None), ("NPO", LORA), ("RMU", None))]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "lora"), CASES, ids=[f"{kind}-{name}-{'lora' if lora else 'full'}" for kind, name, lora in CASES]
+)
 def test_an_architecture_trains_and_answers(
     kind: str, name: str, lora: LoraSettings | None, checkpoints: Callable[[str], Path]
 ) -> None:
@@ -133,12 +140,16 @@ def test_recomputed_activations_give_the_same_losses(
     assert trajectories[1] == pytest.approx(trajectories[0], abs=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *FURTHER])
 def test_text_alone_may_stand_beside_pictures(kind: str, checkpoints: Callable[[str], Path]) -> None:
     method = MixedSFT(str(checkpoints(kind)))
     collate = Collator(method.processor)
     retain = [RETAIN[0], example("grey", "No picture was shown.", None)]
-    pair = Pair(collate(UNSAFE[:1]), collate(retain))
+    refused = pytest.raises(DataError, match="no picture, and models with cross attention train on pictures")
+    with refused if kind == "mllama" else nullcontext():
+        pair = Pair(collate(UNSAFE[:1]), collate(retain))
+    if kind == "mllama":
+        return
     started(method, pair)
     together = method.loss_terms(pair).retain_B
     alone = method.loss_terms(Pair(None, collate(retain[1:]))).retain_B

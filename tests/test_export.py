@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -111,7 +112,11 @@ def test_the_card_says_what_was_done_and_measured_and_when_that_was_at_another_s
     table = [line for line in card.splitlines() if line.startswith("| run |") or line.startswith("| start |")]
     assert len(table) == 2, "the starting and the aligned model"
     assert all(line.count("(") >= 6 for line in table), "rates stand with their intervals"
-    assert "weights here" not in card
+    assert "weights here" not in card and "torchvision" not in card
+    for file in (moved := Path(shutil.copytree(MINI, tmp_path / "moved"))).glob("*processor*.json"):
+        file.write_text(re.sub(r'("image_processor_type": ")\w+', r"\1Llama4ImageProcessorFast", file.read_text()))
+    assert main(["export", str(run), "--to", str(tmp_path / "needs"), "--pretrained", str(moved)]) == 0
+    assert "pip install torchvision" in (tmp_path / "needs" / "README.md").read_text()
     results = (run / "results.json").read_text()
     (run / "results.json").write_text(results.replace('"step": 2', '"step": 1'))
     assert main(["export", str(run), "--to", str(tmp_path / "other")]) == 0

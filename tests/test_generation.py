@@ -38,8 +38,9 @@ pytestmark = pytest.mark.slow
 
 MINI = "package:mirage.mini/checkpoint"
 NEW_TOKENS = 10
-PLAIN = ["llava", "llava_next", "idefics3", "smolvlm", "internvl"]
-OTHERWISE = ["qwen2_5_vl", "paligemma"]  # positions, or attention, of their own
+PLAIN = ["llava", "llava_next", "idefics3", "smolvlm", "internvl", "vipllava", "llava_onevision"]
+# positions, attention or caches of their own
+OTHERWISE = ["qwen2_5_vl", "paligemma", "qwen2_vl", "qwen3_vl", "glm4v", "aya_vision", "idefics2", "gemma3", "mllama"]
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import torch
 from builders import counted_calls, llava_1_5_7b
 from PIL import Image
 from torch import nn
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 import mirage
 from mirage.errors import ModelError
@@ -42,6 +43,7 @@ from mirage.models.processor import (
     adds_special_tokens,
     end_of_answer,
     load_processor,
+    needs_torchvision,
     pad_to_square,
     time_limit,
     user_message,
@@ -600,6 +602,33 @@ def test_padding_to_a_square_keeps_the_picture_and_fills_with_the_mean(checkpoin
     tall = pad_to_square(Image.new("RGB", (1, 4)), processor)
     assert tall.size == (4, 4) and [tall.getpixel((x, 0)) for x in range(4)] == [mean, (0, 0, 0), mean, mean]
     assert pad_to_square(padded, processor) is padded
+
+
+@pytest.mark.skipif(find_spec("torchvision") is not None, reason="torchvision is installed")
+@pytest.mark.parametrize("kind", tiny_models.WITH_TORCHVISION)
+def test_without_torchvision_a_processor_that_needs_it_says_so_and_the_language_model_is_found(
+    kind: str, checkpoints: Callable[[str], Path]
+) -> None:
+    folder = str(checkpoints(kind))
+    with pytest.raises(
+        ModelError, match=r"torchvision, which is not installed: pip install torchvision, or .*\[vision\]"
+    ):
+        load_processor(folder)
+    assert needs_torchvision(folder) and not needs_torchvision(str(checkpoints("llava")))
+    model = load_model(folder)
+    inputs = dict(AutoTokenizer.from_pretrained(folder)(["What is red?"], return_tensors="pt"))
+    inputs.pop("token_type_ids", None)
+    components = component_parameters(model)
+    assert sorted(name for names in components.values() for name in names) == sorted(dict(model.named_parameters()))
+    with torch.no_grad():
+        whole, stopped = (activations(model, inputs, 1, stop=stop)[0] for stop in (False, True))
+    assert torch.equal(stopped, whole)
+    choose_trainable(model, components=["language"], layers=[1])
+    activations(model, inputs, 1, stop=True)[0].square().sum().backward()
+    trained = {name for name in trained_names(model) if "experts" not in name}  # one of two is asked
+    assert all(dict(model.named_parameters())[name].grad is not None for name in trained)
+    adapted = trained_names(add_lora(model, LoraSettings(r=2)))
+    assert adapted and not any("vision" in name for name in adapted)
 
 
 # Memory

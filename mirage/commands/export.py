@@ -31,12 +31,14 @@ def export_run(
     from mirage.checkpoint.export import export
     from mirage.models.components import unwrapped
     from mirage.models.memory import count_parameters
+    from mirage.models.processor import needs_torchvision
     from mirage.report.card import model_card
 
     def card(model: Any, step: int) -> str:
         return model_card(
             settings, run, name=to.name, adapter_only=adapter_only, step=step,
             architecture=type(unwrapped(model)).__name__, num_parameters=count_parameters(model)[1],
+            needs_torchvision=needs_torchvision(unwrapped(model).name_or_path),
         )  # fmt: skip
 
     export(run, settings, to, card, ckpt=ckpt, adapter_only=adapter_only, pretrained=pretrained)

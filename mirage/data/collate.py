@@ -84,6 +84,9 @@ class Collator:
 
     def conversation(self, example: Example) -> Conversation:
         """The example as the chat template writes it, and where its answers stand."""
+        if example.image is None and "cross_attention_mask" in self.processor.model_input_names:
+            # its losses would depend on the pictures beside it
+            raise _error(example, "it has no picture, and models with cross attention train on pictures. Leave it out.")
         messages: list[dict[str, Any]] = []
         spans: list[tuple[int, int]] = []
         text = ""

@@ -30,6 +30,7 @@ def language_model(model: nn.Module) -> nn.Module:
     """
     base = unwrapped(model)
     decoder = base.get_decoder()  # type: ignore[no-untyped-call]
+    decoder = getattr(decoder, "model", decoder)  # Llama 4 gives its decoder with the output head around it
     if not isinstance(decoder, nn.Module) or decoder is base:
         raise ModelError(f"{type(base).__name__} names no language decoder (get_decoder). Use another model.")
     return decoder

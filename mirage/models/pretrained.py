@@ -185,6 +185,11 @@ def repairable(what: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's; not imported here
             raise
+        if isinstance(error, ImportError) and "torchvision" in str(error).lower():
+            raise ModelError(
+                f"{what} prepares pictures with torchvision, which is not installed: pip install torchvision, or this "
+                "package with its extra, safety-mirage[vision]."
+            ) from error
         raise ModelError(f"{what} cannot be loaded ({first_line(error)}). Repair its files.") from error
 
 

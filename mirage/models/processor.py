@@ -69,6 +69,18 @@ def _load(where: str, revision: str, local_files_only: bool) -> Any:
     return processor
 
 
+def needs_torchvision(where: str) -> bool:
+    """True if the processor in this folder prepares pictures with torchvision, though it is asked for PIL."""
+    from transformers.image_processing_backends import TorchvisionBackend
+
+    try:
+        processor = _load(where, "main", local_files_only=True)
+    except ModelError as error:
+        return isinstance(error.__cause__, ImportError)
+    declared = getattr(type(processor), "__backends", ())  # left on the class by transformers' decorator `requires`
+    return "torchvision" in declared or isinstance(processor.image_processor, TorchvisionBackend)
+
+
 def _without_video(parts: list[str]) -> list[str]:
     return [part for part in parts if "video" not in part]
 

@@ -31,6 +31,7 @@ def model_card(
     architecture: str,
     num_parameters: int,
     step: int,
+    needs_torchvision: bool = False,
 ) -> str:
     """README.md in Markdown, front matter included.
 
@@ -42,6 +43,7 @@ def model_card(
         architecture: The class of the model, such as LlavaForConditionalGeneration.
         num_parameters: Its size, adapters included if they are not merged.
         step: How many optimizer steps it was trained for.
+        needs_torchvision: Whether its processor does.
 
     Raises:
         ValueError: If results.json is damaged.
@@ -68,6 +70,7 @@ def model_card(
         version=__version__, step=step, seed=settings.get("seed_everything"), training=_yaml(training),
         data=_yaml({key: value for key, value in (settings.get("data") or {}).items() if key != "num_workers"}),
         table=markdown_table([evaluated]).rstrip() if evaluated else "", results=evaluated.results if evaluated else {},
+        needs_torchvision=needs_torchvision,
     )  # fmt: skip
 
 
