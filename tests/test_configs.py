@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 import yaml
 from builders import llava_1_5_7b, method_of
 from lightning.pytorch.cli import LightningArgumentParser
+from transformers import get_scheduler
 
 from mirage.cli import configs_folder, main
 from mirage.models.memory import count_parameters, meta_model, trains_as
@@ -104,10 +106,9 @@ def test_a_7b_config_is_printed_by_its_short_name(capsys: pytest.CaptureFixture[
         ),
         (
             LARGE,
-            ["seed_everything", "model.init_args.weight_decay", "model.init_args.warmup_ratio",
-             "model.init_args.schedule", "model.init_args.gradient_checkpointing", "model.init_args.allow_download",
-             "model.init_args.attn_implementation", "data.source.class_path", "data.source.init_args.root",
-             "data.pad_to_square", "data.num_workers", "trainer.callbacks", "trainer.devices", "trainer.precision",
+            ["seed_everything", "model.init_args.weight_decay", "model.init_args.gradient_checkpointing",
+             "model.init_args.allow_download", "model.init_args.attn_implementation", "data.source.class_path",
+             "data.source.init_args.root", "data.pad_to_square", "data.num_workers", "trainer.callbacks", "trainer.devices", "trainer.precision",
              "trainer.accelerator", "trainer.num_nodes"],
         ),
         ([name for name in LARGE if name.endswith("_lora")], ["model.init_args.lora", "trainer.strategy"]),
@@ -139,9 +140,63 @@ def test_a_row_and_its_lora_form_start_from_the_same_weights_and_see_the_same_da
         assert start == f"models/llava-1.5-7b-{'before-tuning' if short(name) in before_tuning else 'hf'}"
         if name.endswith("_lora"):
             full = parsed[name.removesuffix("_lora")]
-            for key in ("data.source", "data.retain", "data.retain_size", "data.gamma", "data.max_length"):
+            for key in ("data.source", "data.retain", "data.retain_size", "data.max_length"):
                 assert at(parsed[name], key) == at(full, key), f"{name}: {key}"
+            assert at(parsed[name], "data.gamma") == (1.2 if "rmu" in name else at(full, "data.gamma")), name
             assert full["model"]["init_args"]["lora"] is None
+
+
+class Script(NamedTuple):
+    """What a published script says, in the terms of a config."""
+
+    learning_rate: float
+    unsafe_per_step: int
+    gamma: float
+    planned: int  # steps that the cosine schedule spans, with 3 % of them for warm-up
+    effective: int  # of which so many train
+    settings: dict[str, Any]  # of the method
+
+
+LORA = {"lora.r": 128, "lora.lora_alpha": 256, "lora.lora_dropout": 0.05, "lora.target_modules": "all-linear"}
+UNLEARN = {"layer": 7, "train_layers": [5, 6, 7], "train_modules": ["mlp.down_proj"]}
+PUBLISHED = {
+    "npo": Script(5e-7, 8, 1, 250, 250, {"beta": 0.9, "length_normalized": True}),
+    "npo_lora": Script(1.1e-5, 64, 1, 320, 320, {"beta": 0.7, "length_normalized": True, **LORA}),
+    "rmu": Script(1e-6, 8, 1, 2500, 250, {"steering_coefficient": 10, "alpha": 1, **UNLEARN}),
+    "rmu_lora": Script(1.1e-5, 64, 1.2, 320, 32, {"steering_coefficient": 10, "alpha": 0, "layer": 15, **LORA}),
+    # 128 a step, of both kinds: one pass over 667,000 examples
+    "mixed_sft": Script(2e-5, 8, 15, 5210, 5210, {}),
+    "mixed_sft_lora": Script(2e-4, 8, 15, 5210, 5210, LORA),
+}
+UNSAFE = {"npo": 1004, "rmu": 1004, "mixed_sft": 1978}  # examples of VLGuard that are used
+
+
+def rates(schedule: str, warmup: int, planned: int) -> list[float]:
+    """The learning rate of each step as a share of its peak."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    scheduler = get_scheduler(schedule, optimizer, warmup, planned)
+    shares = []
+    for _ in range(planned):
+        shares.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    return shares
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_7b_config_has_the_figures_of_the_published_script(name: str, parsed: dict[str, dict[str, Any]]) -> None:
+    config, script = parsed[f"llava15_7b/{name}"], PUBLISHED[name]
+    method, trainer, data = config["model"]["init_args"], config["trainer"], config["data"]
+    assert method["learning_rate"] == script.learning_rate and method["weight_decay"] == 0
+    assert {key: at(method, key) for key in script.settings} == script.settings
+    assert data["batch_size"] * trainer["devices"] * trainer["num_nodes"] == script.unsafe_per_step
+    assert data["gamma"] == script.gamma and trainer["gradient_clip_val"] is None
+    assert short(name) == "mixed_sft" or data["retain_size"] == 2000
+    steps = trainer["max_epochs"] * math.ceil(UNSAFE[short(name)] / script.unsafe_per_step)
+    assert steps == pytest.approx(script.effective, rel=0.01)
+    ours = rates(method["schedule"], round(method["warmup_ratio"] * steps), steps)
+    theirs = rates("cosine", math.ceil(0.03 * script.planned), script.planned)[: script.effective]
+    assert sum(ours) == pytest.approx(sum(theirs), rel=0.02), "as much is learned"
 
 
 DOWN = 11008 * 4096

@@ -143,8 +143,8 @@ def test_verdicts_of_several_judges_stand_side_by_side_and_any_is_reported(
 
     latest, exact = reported(), reported("--judge", "exact")
     assert "Judge: keyword(default+1:" in latest and "Judge: exact." in exact
-    assert latest.count('class="badge bad">refused') == 3 and 'class="badge bad">refused' not in exact, (
-        "two rewrites of harmless questions are refused, one of them in the gallery's heading and twice in its card"
+    assert latest.count('class="badge bad">refused') == 4 and 'class="badge bad">refused' not in exact, (
+        "two rewrites of harmless questions are refused, which their cards say twice"
     )
     assert "Judge: fluency(checkpoint" in reported("--judge", "FLUENCY")
     shown = load_run(run, "exact")

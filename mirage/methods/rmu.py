@@ -24,13 +24,15 @@ class RMU(AlignmentModule):
     l_u = mean over positions of ||h_l(x) - c v||^2 on the unsafe set; l_r = cross entropy + alpha * mean over positions of
     ||h_l(x) - h_l,ref(x)||^2 on the retain set (Li et al. 2024, WMDP, arXiv 2403.03218, eq. 1 to 3). v = u / ||u||, u from
     U[0,1)^D. Both norms are divided by the width D here, as in the authors' code, so that c and alpha keep their usual
-    size in wide models. Unlike there, padding and the first token never count, and v is part of the checkpoint.
+    size in wide models. Unlike there, padding and the first token never count, and v is part of the checkpoint. The
+    published Safety Mirage code takes cross entropy and activations of two retain batches a step; here one serves both.
 
     Args:
         layer: The decoder layer whose output is steered, counted from 0.
         steering_coefficient: Length c of the target, a few times the usual length of an activation.
         alpha: Weight of the retain activations' distance to the reference.
-        positions: Which positions are steered: those that predict the answer, all text, or everything but padding.
+        positions: Which positions are steered: those that predict the answer, all text, or everything but padding. On the
+            retain set the same are kept near the reference, but for `answer`, where all text is: the question too.
         train_layers: Decoder layers that are trained; `layer` - 2 to `layer` by default.
         train_modules: Modules within those layers that are trained, by the end of their names.
         train_projector: Train the projector as well.
