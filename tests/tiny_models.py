@@ -382,7 +382,7 @@ def build(kind: str, folder: Path) -> Path:
         torch.manual_seed(0)
         model = AutoModelForImageTextToText.from_config(recipe.kind(text_config=text, **config))
     for name, parameter in model.named_parameters():
-        if name.endswith("attn_gate"):  # of Mllama: as it starts, at 0, its pictures would change nothing
+        if name.endswith("_gate"):  # of Mllama: as it starts, at 0, its pictures would change nothing
             parameter.data.fill_(1.0)
     model.generation_config = GenerationConfig(do_sample=False, eos_token_id=2, pad_token_id=3)
     folder.mkdir(parents=True, exist_ok=True)

@@ -38,7 +38,7 @@ def export_run(
         return model_card(
             settings, run, name=to.name, adapter_only=adapter_only, step=step,
             architecture=type(unwrapped(model)).__name__, num_parameters=count_parameters(model)[1],
-            needs_torchvision=needs_torchvision(unwrapped(model).name_or_path),
+            needs_torchvision=needs_torchvision(str(unwrapped(model).name_or_path)),
         )  # fmt: skip
 
     export(run, settings, to, card, ckpt=ckpt, adapter_only=adapter_only, pretrained=pretrained)
