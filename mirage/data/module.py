@@ -89,9 +89,15 @@ class AlignmentData(L.LightningDataModule):
             "batch_size": batch_size,
             "max_length": max_length,
             "max_answer_tokens": max_answer_tokens,
+            "retain_size": retain_size,
         }.items():
             if count is not None and count < 1:
                 raise ValueError(f"data.{name} is {count}: it must be at least 1.")
+        if retain_size is not None and retain is None:
+            raise ValueError(
+                f"data.retain_size is {retain_size}, the size of the mixture of data.retain, which is not set. Set it, or "
+                "leave retain_size out."
+            )
         self.source, self.retain, self.retain_size = source, retain, retain_size
         self.gamma, self.batch_size, self.max_length = gamma, batch_size, max_length
         self.max_answer_tokens, self.skip_too_long, self.pad_to_square = max_answer_tokens, skip_too_long, pad_to_square

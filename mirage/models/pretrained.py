@@ -185,6 +185,10 @@ def repairable(what: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's; not imported here
             raise
+        if "trust_remote_code" in str(error):  # transformers advises to trust it
+            raise ModelError(
+                f"{what} is code in that folder, which mirage never runs. Use a model that transformers itself implements."
+            ) from None
         raise ModelError(f"{what} cannot be loaded ({first_line(error)}). Repair its files.") from error
 
 

@@ -84,6 +84,7 @@ class EvalCallback(Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         # here, so that a bad attack or eval_set is an error before the model is loaded
         self._weights = None
+        self.judge.check()
         self.samples = self.samples or self.prepare_samples(trainer.datamodule)  # type: ignore[attr-defined]
         refuse_duplicates(trainer.callbacks)  # type: ignore[attr-defined]
 
