@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from mirage.data.base import Source
 from mirage.data.collate import Collator
 from mirage.data.crossing import CrossedForms, Crossing
-from mirage.data.fitting import too_long
+from mirage.data.fitting import too_long, unfit_questions
 from mirage.data.lazy import Chosen, sampled
 from mirage.data.loading import Pairs, ResumableLoader, Shard, Steps, WeighedCollator
 from mirage.data.mixture import Mixture, RetainSet
@@ -126,9 +126,8 @@ class AlignmentData(L.LightningDataModule):
             )
         if issues := [issue for source in self._sources for issue in source.validate()]:
             raise DataError.of(issues)
-        processor, context = self.method.processor, self.method.context_length
-        model_limit = min(processor.tokenizer.model_max_length, context or math.inf)
-        self.collate = Collator(processor, self.max_length or model_limit, self.pad_to_square, self.max_answer_tokens)
+        processor, limit = self.method.processor, self.max_length or self._model_limit
+        self.collate = Collator(processor, limit, self.pad_to_square, self.max_answer_tokens)
         if stage == "fit":
             answers = self.method.unsafe_answers
             unsafe = () if answers is None else self._not_empty("unsafe", self.source.unsafe(answers))
@@ -146,6 +145,18 @@ class AlignmentData(L.LightningDataModule):
     def eval_samples(self, eval_set: str) -> Sequence[EvalSample]:
         """The test questions of one evaluation set."""
         return self.source.eval_samples(eval_set)
+
+    def check_questions(self, samples: Sequence[EvalSample], max_new_tokens: int) -> None:
+        """Checks that the model can be asked every question and rewrite and has room for its answer.
+
+        Raises:
+            DataError: Naming each that is too long, or holds an image placeholder.
+        """
+        assert self.method is not None
+        most = max(1, self._model_limit - max_new_tokens + 1)  # one token of an answer is in the text that is checked
+        collate = Collator(self.method.processor, most, self.pad_to_square)
+        if issues := [*unfit_questions(samples, collate, self._model_limit, max_new_tokens)]:
+            raise DataError.of(issues)
 
     @property
     def rewriter(self) -> Rewriter | None:
@@ -271,6 +282,12 @@ class AlignmentData(L.LightningDataModule):
         self._too_long += refused.values()
         _log.warning("skipped %d of %d examples that do not fit:\n%s", len(refused), len(examples), error)
         return Chosen(examples, array("L", (place for place in range(len(examples)) if place not in refused)))
+
+    @property
+    def _model_limit(self) -> Any:
+        """The longest sequence that the model takes, in tokens."""
+        assert self.method is not None
+        return min(self.method.processor.tokenizer.model_max_length, self.method.context_length or math.inf)
 
     @property
     def _sources(self) -> list[Source]:

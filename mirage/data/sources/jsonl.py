@@ -169,7 +169,11 @@ class Jsonl(FileSource):
 
     @cached_property
     def _present(self) -> dict[str, _Index]:
-        return {role: _indexed(path, _SHAPES[role]) for role, path in self.files.items() if path.exists()}
+        return {
+            role: _indexed(path, _SHAPES[role], self.misplaced(path))
+            for role, path in self.files.items()
+            if path.exists()
+        }
 
     def _index(self, role: str) -> _Index:
         if role not in self._present:
@@ -194,20 +198,23 @@ class Jsonl(FileSource):
 
     def _item(self, line: Any, name: str, path: Path, number: int) -> Example | EvalSample:
         source, image = f"jsonl/{path.stem}", None if line.image is None else self.picture(line.image)
+        where = f"{path.name}, line {number}"
         if isinstance(line, _Eval):
             return EvalSample(
                 id=line.id, source=source, image=image, question=line.prompt, unsafe=bool(line.unsafe),
-                truth=line.truth, category=line.category,
+                truth=line.truth, category=line.category, where=where,
             )  # fmt: skip
         return Example(
             source=source, image=image, prompt=line.prompt, answer=getattr(line, name),
             later_turns=tuple(Turn(turn.prompt, turn.answer) for turn in getattr(line, "later", ())),
-            where=f"{path.name}, line {number}", picture_decides=getattr(line, "picture_decides", False),
+            where=where, picture_decides=getattr(line, "picture_decides", False),
         )  # fmt: skip
 
 
-def _indexed(path: Path, shape: type[_Line]) -> _Index:
-    index = _Index(path, shape)
+def _indexed(path: Path, shape: type[_Line], misplaced: list[DataIssue]) -> _Index:
+    index = _Index(path, shape, issues=misplaced)
+    if misplaced:
+        return index
     silent: defaultdict[str, list[str]] = defaultdict(list)  # unsafe lines that do not mention this answer
     first_of: dict[str, tuple[bool | None, str]] = {}  # eval set -> whether its first line is unsafe, and its place
     expected = f"one JSON object a line, with the fields {', '.join(shape.model_fields)}"

@@ -85,7 +85,12 @@ class EvalCallback(Callback):
         # here, so that a bad attack or eval_set is an error before the model is loaded
         self._weights = None
         self.judge.check()
-        self.samples = self.samples or self.prepare_samples(trainer.datamodule)  # type: ignore[attr-defined]
+        if not self.samples:
+            datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+            samples = self.prepare_samples(datamodule)
+            if self.engine is None:
+                datamodule.check_questions(samples, self.max_new_tokens)
+            self.samples = samples
         refuse_duplicates(trainer.callbacks)  # type: ignore[attr-defined]
 
     def prepare_samples(self, datamodule: Any) -> list[EvalSample]:
