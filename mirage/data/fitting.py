@@ -59,7 +59,7 @@ def too_long(
 def unfit_questions(
     samples: Sequence[EvalSample], collate: Collator, limit: float, max_new_tokens: int
 ) -> Iterator[DataIssue]:
-    """An issue for each question and rewrite that the model cannot be asked, by the check of training examples.
+    """An issue for each sample whose question or a rewrite the model cannot be asked, by the check of training examples.
 
     Args:
         samples: What is asked.
@@ -69,7 +69,8 @@ def unfit_questions(
     """
     asked = [(sample, shot, question) for sample in samples for shot, question in enumerate(sample.questions)]
     examples = [Example(source="", image=one.image, prompt=question, answer="a") for one, _, question in asked]
-    for place, _ in too_long(examples, collate):
+    first = {asked[place][0].id: place for place, _ in reversed([*too_long(examples, collate)])}
+    for place in sorted(first.values()):
         sample, shot, question = asked[place]
         remedy = (
             f"is too long: with its picture and {max_new_tokens} tokens for the answer (max_new_tokens) it exceeds the "
