@@ -242,7 +242,7 @@ def _decoded(file: BinaryIO, name: str, pixel_limit: int) -> Image.Image:
     picture = _identified(file, name, pixel_limit)
     with _refusing(name, f"is a {picture.format} picture that is damaged or cut off"):
         if picture.format == "JPEG":
-            picture = _complete_jpeg(file, picture)
+            picture = _complete_jpeg(file, picture, name, pixel_limit)
         picture.load()
     try:
         return to_rgb(ImageOps.exif_transpose(picture))
@@ -250,7 +250,7 @@ def _decoded(file: BinaryIO, name: str, pixel_limit: int) -> Image.Image:
         return to_rgb(picture)
 
 
-def _complete_jpeg(file: BinaryIO, picture: Image.Image) -> Image.Image:
+def _complete_jpeg(file: BinaryIO, picture: Image.Image, name: str, pixel_limit: int) -> Image.Image:
     """The opened picture in a form that cannot be loaded if data are missing before its end marker.
 
     There libjpeg would fill the rest with grey and say nothing. Without the marker it asks for more, and Pillow says so.
@@ -264,7 +264,7 @@ def _complete_jpeg(file: BinaryIO, picture: Image.Image) -> Image.Image:
     if end < 0 or (scan >= start and "progressive" not in picture.info):  # Pillow finds the one, several scans are rare
         return picture
     if "progressive" not in picture.info:
-        return Image.open(io.BytesIO(data[:end] + bytes(_JPEG_AHEAD)), formats=("JPEG",))
+        return _identified(io.BytesIO(data[:end] + bytes(_JPEG_AHEAD)), name, pixel_limit)
     if data[scan + 7 + 2 * data[scan + 4]] & 15:
         raise ValueError("scans are missing")
     return picture

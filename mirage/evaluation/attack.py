@@ -272,7 +272,8 @@ class Published(Attack):
         absent = [id for id in keys if id not in made]
         repeating = [id for id, texts in made.items() if _repeats(questions[id], texts[: self.shots])]
         made = {id: texts for id, texts in made.items() if id not in {*repeating}}
-        for lacking, what in ((absent, "no rewrite"), (repeating, "one that repeats the question or another shot")):
+        repeats = "a rewrite that repeats the question or another shot"
+        for lacking, what in ((absent, "no rewrite"), (repeating, repeats)):
             if not lacking:
                 continue
             lacks = f"{self.file}: {len(lacking)} of {len(samples)} samples have {what}: {first_names(lacking)}"

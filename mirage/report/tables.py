@@ -141,7 +141,7 @@ def grid(runs: Sequence[Run]) -> Grid:
 def terminal_table(runs: Sequence[Run]) -> RenderableType:
     """Table 1 for the terminal, 80 columns wide: percentages, and n wherever it is not that of the caption.
 
-    More than two further columns (utility, other evaluation sets) do not fit beside the rest: they are a second table.
+    More than two further columns (utility, other evaluation sets) do not fit beside the rest: they are in further tables.
     """
     columns, rows, caption = grid(runs)
     same_n = len({row.n for row in rows}) == 1
@@ -153,7 +153,7 @@ def terminal_table(runs: Sequence[Run]) -> RenderableType:
         heads = [
             "model",
             *["n"] * with_n,
-            *("\n".join([column.head, *plain(column.label).split()]) for column in shown),
+            *("\n".join([column.head, *plain(column.label).replace("_", " ").split()]) for column in shown),
         ]
         cells = [[percent(row.cells[column].rate) + row.cells[column].scored for column in shown] for row in rows]
         names = [row.model.label for row in rows]
@@ -164,7 +164,9 @@ def terminal_table(runs: Sequence[Run]) -> RenderableType:
     caption = f"{text} {caption}"
     if len(columns) <= len(SAFETY) + 2:
         return table(columns, not same_n, caption)
-    return Group(table(SAFETY, not same_n, ""), table(columns[len(SAFETY) :], False, caption))
+    most = len(SAFETY)
+    parts = [columns[at : at + most] for at in range(0, len(columns), most)]
+    return Group(*(table(part, not at and not same_n, caption * (part is parts[-1])) for at, part in enumerate(parts)))
 
 
 def start_vs_aligned(results: Mapping[str, Any]) -> Table:
