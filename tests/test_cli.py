@@ -276,7 +276,10 @@ OWN_TRAINING = {"unsafe": {"prompt": "What is it?", "refusal": "No."}, "retain":
             {"prompt": "How is it" + " made" * 700},
             "eval.jsonl, line 2, id u2: the question is too long: with its picture",
         ),
-        ({"prompt": "How " * 120}, "eval.jsonl, line 2, id u2: rewrite 1 is too long: with its picture and 32 tokens"),
+        (
+            {"prompt": "How is it" + " big" * 110 + " made?"},
+            "eval.jsonl, line 2, id u2: rewrite 1 is too long: with its picture and 32 tokens",
+        ),
         (
             {"prompt": "How is <image> made?"},
             "eval.jsonl, line 2, id u2: the question holds the image placeholder <image>",
@@ -366,7 +369,10 @@ JUDGES_ARE = "Classifier, Exact, Fluency, Keyword, ModelJudge, TopicFilter"
         ),
         ("fit --config rmu.yaml --data.gamma=nan", "--data.gamma: it must be a number, not nan"),
         ("fit --config rmu.yaml --model.lora.r=few", "--model.lora.r (LoraSettings): it must be a whole number, not few"),
-        ("fit --config rmu.yaml --trainer.max_epochs=few", "--trainer.max_epochs: it must be a whole number or null, not few"),
+        (
+            "fit --config rmu.yaml --trainer.max_epochs=few",
+            "--trainer.max_epochs: it must be a whole number or null, not few",
+        ),
         (
             "fit --config rmu.yaml --model.schedule=flat",
             "--model.schedule (RMU): it must be one of 'cosine', 'linear', 'constant_with_warmup', not flat",

@@ -134,7 +134,7 @@ def explained(message: str, choices: Choices = CHOICES, keys: Iterable[str] = ()
 
 def _wrong_value(problem: str, lines: Sequence[str]) -> str:
     """What a value must be, by every type that was tried, and what it is; any other problem as it is."""
-    if not problem.startswith(("Expected a", "Given value type")):
+    if not problem.startswith(("Expected a <class", "Expected a typing", "Given value type")):
         return problem
     said = problem if "Got value" in problem else "\n".join(lines)
     tried, given = re.split(r"(?:\. Got|^Given) value: ", said, maxsplit=1, flags=re.MULTILINE)
