@@ -195,7 +195,7 @@ class OneWordAttack(EvalCallback):
     helpfulness after "share"). Use it once for each.
 
     Args:
-        eval_set: `unsafe` or `benign`.
+        eval_set: `unsafe`, `benign`, or another set of the source, all of it unsafe or all of it benign.
         attack: The word, the number of shots K, and how questions are rewritten.
         judge: Scores the answers, before and after the attack.
     """
