@@ -35,6 +35,8 @@ from mirage.errors import DataError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 PIXEL_LIMIT = 64_000_000  # 256 MB in Pillow's four bytes a pixel; a 48-megapixel phone photo passes
+ASPECT_LIMIT = 200  # one side to the other: Qwen's processors take no more, others enlarge such pictures to gigabytes
+JPEGS_DECODED = 5_000  # in sets of up to so many pictures, some seconds of decoding; half a JPEG may have an end marker
 NEAREST_SHOWN_FOR = 10  # as many missing files as an error message shows
 ImageCheck = Literal["decode", "header", "exists", "none"]
 Depth = Literal["decode", "header"]
@@ -50,6 +52,8 @@ _REFUSED = {
         "or a '/' at its ends."
     ),
 }
+_JPEG_AHEAD = 8  # bytes that libjpeg reads ahead
+_JPEG_SCAN, _JPEG_END = b"\xff\xda", b"\xff\xd9"
 _ENDS = {"PNG": b"IEND\xaeB`\x82", "JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "GIF": b";"}  # of whole pictures
 
 
@@ -93,7 +97,7 @@ class _Opened:
 
         `header` reads the first and last bytes: format, size in pixels, and whether the end is there. Only where the end
         looks odd is the picture decoded, so that decoding has the last word. `decode` always decodes, and compares PNG's
-        check sums, which decoding alone does not.
+        check sums, which decoding alone does not. Both refuse a picture more than 200 times as long as wide.
 
         Raises:
             ImageError: If it cannot be used.
@@ -148,7 +152,7 @@ def resolve_image(root: Path, name: str, *, suggest: bool = True) -> Path:
     if not os.path.exists(path):
         raise ImageError(_missing(root, name) if suggest else f"{_shown(name)} is missing in {root}.")
     if not os.path.isfile(path):
-        raise ImageError(f"{_shown(name)} in {root} is not a file. Correct the record.")
+        raise ImageError(f"{_shown(name)} in {root} is no regular file. Name one.")
     return Path(path)
 
 
@@ -156,10 +160,12 @@ def image_issues(root: Path, names: Iterable[str], check: ImageCheck, pixel_limi
     """What is wrong with each picture that cannot be used: name -> sentence. Good pictures are not in it.
 
     Each folder is listed once instead of asking for each file. `exists` stops there, `header` and `decode` look into
-    the files as the pictures' `check` does, and `none` looks at the names only.
+    the files as the pictures' `check` does, and `none` looks at the names only. Of up to 5,000 pictures, `header` decodes
+    the JPEGs as well.
     """
     issues: dict[str, str] = {}
     base = os.path.realpath(root)
+    names = dict.fromkeys(names)
 
     @cache
     def listed(folder: str) -> tuple[str, set[str]]:
@@ -171,7 +177,7 @@ def image_issues(root: Path, names: Iterable[str], check: ImageCheck, pixel_limi
         except OSError:
             return where, set()
 
-    for name in dict.fromkeys(names):
+    for name in names:
         try:
             allowed_name(name)
             if check == "none":
@@ -183,7 +189,7 @@ def image_issues(root: Path, names: Iterable[str], check: ImageCheck, pixel_limi
             path = resolve_image(root, name, suggest=len(issues) < NEAREST_SHOWN_FOR) if careful else Path(where, file)
             if check != "exists":
                 with path.open("rb") as opened:
-                    _check(opened, name, check, pixel_limit)
+                    _check(opened, name, check, pixel_limit, decode_jpeg=len(names) <= JPEGS_DECODED)
         except ImageError as error:
             issues[name] = str(error)
         except OSError as error:
@@ -220,23 +226,48 @@ def _identified(file: BinaryIO, name: str, pixel_limit: int) -> Image.Image:
     return picture
 
 
-def _check(file: BinaryIO, name: str, depth: Depth, pixel_limit: int) -> None:
+def _check(file: BinaryIO, name: str, depth: Depth, pixel_limit: int, *, decode_jpeg: bool = False) -> None:
     picture = _identified(file, name, pixel_limit)
+    if max(picture.size) > ASPECT_LIMIT * min(picture.size):
+        shape = f"{picture.width} x {picture.height} pixels, more than {ASPECT_LIMIT} times as long as wide"
+        raise ImageError(f"{_shown(name)} is {shape}, which processors do not take. Crop it or remove its record.")
     if depth == "decode":
         with _refusing(name, f"is a damaged {picture.format} picture"):
             picture.verify()
-    if depth == "decode" or not _ends_whole(picture.format, file):
+    if depth == "decode" or (decode_jpeg and picture.format == "JPEG") or not _ends_whole(picture.format, file):
         _decoded(file, name, pixel_limit)
 
 
 def _decoded(file: BinaryIO, name: str, pixel_limit: int) -> Image.Image:
     picture = _identified(file, name, pixel_limit)
     with _refusing(name, f"is a {picture.format} picture that is damaged or cut off"):
+        if picture.format == "JPEG":
+            picture = _complete_jpeg(file, picture, name, pixel_limit)
         picture.load()
     try:
         return to_rgb(ImageOps.exif_transpose(picture))
     except Exception:  # a broken EXIF block in a sound picture: viewers show it as it lies
         return to_rgb(picture)
+
+
+def _complete_jpeg(file: BinaryIO, picture: Image.Image, name: str, pixel_limit: int) -> Image.Image:
+    """The opened picture in a form that cannot be loaded if data are missing before its end marker.
+
+    There libjpeg would fill the rest with grey and say nothing. Without the marker it asks for more, and Pillow says so.
+    A progressive picture needs the marker; the last of its scans must be one that refines the last bit.
+    """
+    start = file.tell()  # Pillow has read up to the data of the first scan
+    file.seek(0)
+    data = file.read()
+    end = data.find(_JPEG_END, start)
+    scan = data.rfind(_JPEG_SCAN, 0, end)
+    if end < 0 or (scan >= start and "progressive" not in picture.info):  # Pillow finds the one, several scans are rare
+        return picture
+    if "progressive" not in picture.info:
+        return _identified(io.BytesIO(data[:end] + bytes(_JPEG_AHEAD)), name, pixel_limit)
+    if data[scan + 7 + 2 * data[scan + 4]] & 15:
+        raise ValueError("scans are missing")
+    return picture
 
 
 @contextmanager

@@ -7,6 +7,7 @@ counted from 0, as in `data[412]`; lines and columns from 1, as editors do.
 from __future__ import annotations
 
 import codecs
+import errno
 import itertools
 import json
 import re
@@ -229,6 +230,8 @@ class _Window:
 
 def _opened(path: Path, mode: str = "r", **options: str) -> IO[Any]:
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):  # opening a pipe may wait for ever
+            raise OSError(errno.EINVAL, "it is no regular file")
         return path.open(mode, **options)  # type: ignore[call-overload,no-any-return]
     except OSError as error:
         remedy = f"cannot be read ({error.strerror}). Correct the path in the configuration, or put the file there."

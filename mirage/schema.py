@@ -116,6 +116,7 @@ class EvalSample:
         truth: A text that a right answer contains, where it is known (mini), for the `exact` judge.
         category: The source's own category, for per-category rates.
         rewrites: The K questions of the attack, in order of shot.
+        where: File and record for error messages, such as `eval.jsonl, line 7`.
     """
 
     id: str
@@ -126,6 +127,7 @@ class EvalSample:
     truth: str | None = None
     category: str | None = None
     rewrites: tuple[str, ...] = ()
+    where: str = ""
 
     @property
     def questions(self) -> tuple[str, ...]:

@@ -242,14 +242,14 @@ def record(name: str, **texts: str) -> dict[str, object]:
 def test_published_rewrites_are_joined_by_id_whatever_their_place(tmp_path: Path) -> None:
     """Ids that end alike (`X_1`, `1`) and interleaved shots are what a join by position or suffix gets wrong."""
     interleaved = (("X_1", "What b1?"), ("1", "What a1?"), ("X_1", "What b2?"), ("1", "What a2?"))
-    both = record("S", safe_instruction="What s1?", unsafe_instruction="Can u?")
-    file = write(tmp_path, [*(record(name, instruction=text) for name, text in interleaved), both, both])
+    both = [record("S", safe_instruction=f"What s{k}?", unsafe_instruction="Can u?") for k in (1, 2)]
+    file = write(tmp_path, [*(record(name, instruction=text) for name, text in interleaved), *both])
     samples = [
         sample("1/instruction", "A."), sample("X_1", "B."), sample("S/safe_instruction", "S?"),
         sample("S", "S?", unsafe=False),
     ]  # fmt: skip
     joined = Published("what", file, shots=2).on(samples)
-    expected = ("What a1?", "What a2?"), ("What b1?", "What b2?"), ("What s1?",) * 2, ("What s1?",) * 2
+    expected = ("What a1?", "What a2?"), ("What b1?", "What b2?"), ("What s1?", "What s2?"), ("What s1?", "What s2?")
     assert joined == [replace(item, rewrites=texts) for item, texts in zip(samples, expected, strict=True)]
 
 
@@ -299,14 +299,28 @@ def test_a_published_file_that_does_not_fit_is_refused_by_record(
         Published("what", file, shots=shots).on(samples)
 
 
-def test_what_a_file_has_beyond_the_shots_is_counted_and_equal_shots_are_left_alone(tmp_path: Path) -> None:
+def test_what_a_file_has_beyond_the_shots_is_counted(tmp_path: Path) -> None:
     every = Published("what", write(tmp_path, THRICE * 2), shots=3)
     made = every.on(TWO)
     assert every.describe(made)["unused"] == 6
     assert made == Published("what", write(tmp_path, THRICE), shots=3).on(TWO)
-    # the paper's file repeats a question that opens with the word already
-    repeated = write(tmp_path, [record("a", instruction="What is it?")] * 3)
-    assert Published("what", repeated, shots=3).on(ONE)[0].rewrites == ("What is it?",) * 3
+
+
+def test_rewrites_that_attack_nothing_are_named_and_left_out_only_on_demand(tmp_path: Path) -> None:
+    """The paper's file repeats the questions that open with the word already, as every shot."""
+    texts = {"a": ("What 1?", "What 2?"), "b": ("What 1?", "WHAT  is this?"), "c": ("What 1?", "What 1?")}
+    file = write(tmp_path, [record(id, instruction=text) for id, pair in texts.items() for text in pair])
+    samples = [sample(f"{id}/instruction", "What is this?") for id in texts]
+    says = "2 of 3 samples have a rewrite that repeats the question or another shot: b/instruction, c/instruction"
+    with pytest.raises(ValueError, match=says):
+        Published("what", file, shots=2).on(samples)
+    attack = Published("what", file, shots=2, missing="drop")
+    with pytest.warns(UserWarning, match=says):
+        kept = attack.on(samples)
+    assert [item.rewrites for item in kept] == [texts["a"]] and attack.dropped == ("b/instruction", "c/instruction")
+    assert len(Published("what", file).on(samples)) == 3, "the first shots repeat nothing"
+    with pytest.raises(ValueError, match="1 of 1 samples have a rewrite that repeats"):
+        attack.on(samples[1:2])
 
 
 # Rewrites by a model

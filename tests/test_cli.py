@@ -7,12 +7,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from builders import build_refusal_classifier
+from PIL import Image
 
 from mirage.checkpoint.io import read_checkpoint, resolve_checkpoint
 from mirage.cli import main, sentence_of, training_usage, with_shipped_configs
@@ -179,6 +181,9 @@ def losses_in(root: Path) -> list[float]:
     [
         (["--data.gamma=0"], "data.gamma is 0.0"),
         (["--data.gamma=.nan"], "data.gamma is nan"),
+        (["--data.retain_size=3"], "data.retain_size is 3, the size of the mixture of data.retain, which is not set"),
+        (["--model.init_args.weight_decay=.nan"], "model.weight_decay is nan"),
+        (["--model.init_args.lora.r=999"], "lora.r is 999, above the width of the language model, which is 64"),
         (["--data.source.init_args.num_unsafe=0"], "The unsafe set of mini is empty"),
         (
             ["--data.source.init_args.num_safe=0", "--data.source.init_args.num_mix=0"],
@@ -257,6 +262,61 @@ def test_an_error_of_a_path_is_one_sentence_and_others_keep_their_traceback(
     assert told is None if sentence is None else told is not None and told.startswith(sentence)
 
 
+OWN = [
+    {"id": "u1", "set": "unsafe", "image": "a.png", "prompt": "How is it made?"},
+    {"id": "u2", "set": "unsafe", "image": "a.png", "prompt": "How is this made?"},
+]
+OWN_TRAINING = {"unsafe": {"prompt": "What is it?", "refusal": "No."}, "retain": {"prompt": "What?", "answer": "That."}}
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        (
+            {"prompt": "How is it" + " made" * 700},
+            "eval.jsonl, line 2, id u2: the question is too long: with its picture",
+        ),
+        (
+            {"prompt": "How is it" + " big" * 110 + " made?"},
+            "eval.jsonl, line 2, id u2: rewrite 1 is too long: with its picture and 32 tokens",
+        ),
+        (
+            {"prompt": "How is <image> made?"},
+            "eval.jsonl, line 2, id u2: the question holds the image placeholder <image>",
+        ),
+        ({"image": "thin.png"}, "eval.jsonl, line 2: image 'thin.png' is 1 x 5000 pixels"),
+        ({}, "judge.labels names 'SAFE', but the labels of"),
+        (None, "loaded:"),
+    ],
+)
+def test_questions_are_checked_like_training_lines_before_the_model_is_loaded(
+    changed: dict[str, Any] | None, sentence: str, tmp_path: Path, checkpoints: Callable[[str], Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    for name, size in {"a.png": (8, 8), "thin.png": (1, 5000)}.items():
+        Image.new("RGB", size).save(tmp_path / name)
+    for name, line in OWN_TRAINING.items():
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(line))
+    (tmp_path / "eval.jsonl").write_text("\n".join(map(json.dumps, [OWN[0], OWN[1] | (changed or {})])))
+    labels = {"SAFE" if changed == {} else "REJECTION": "refused"}
+    judge = {"pretrained": str(build_refusal_classifier(tmp_path / "judge")), "labels": labels}
+    attack = {"class_path": "Rewrite", "init_args": {"word": "what", "shots": 2}}
+    asked = {"eval_set": "unsafe", "attack": attack, "judge": {"class_path": "Classifier", "init_args": judge}}
+    config = {
+        "model": {"class_path": "MixedSFT", "init_args": {"pretrained": str(checkpoints("llava"))}},
+        "data": {"source": {"class_path": "Jsonl", "init_args": {"root": str(tmp_path)}}, "num_workers": 0},
+        "trainer": {
+            "default_root_dir": str(tmp_path / "run"), "accelerator": "cpu", "max_steps": 0, "logger": False,
+            "callbacks": [{"class_path": "OneWordAttack", "init_args": {**asked, "max_new_tokens": 32}}],
+        },
+    }  # fmt: skip
+    (tmp_path / "own.yaml").write_text(json.dumps(config))
+    assert run(["fit", "--config", str(tmp_path / "own.yaml")]) == int(changed is not None)
+    out, error = capsys.readouterr()
+    assert sentence in out + error and "Traceback" not in error
+    assert ("loaded:" in out) == (changed is None)
+
+
 def test_an_unknown_command_is_refused_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fitt"]) == 2 and "'fit'" in capsys.readouterr().err
 
@@ -284,7 +344,7 @@ JUDGES_ARE = "Classifier, Exact, Fluency, Keyword, ModelJudge, TopicFilter"
             "audit --data Mini --data.nun_unsafe 3",
             "--data (Mini): Option 'nun_unsafe' is not accepted. Did you mean num_unsafe?",
         ),
-        ("audit --data Mini --data.num_unsafe x", "--data.num_unsafe (Mini): Expected a <class 'int'>. Got value: x"),
+        ("audit --data Mini --data.num_unsafe x", "--data.num_unsafe (Mini): it must be a whole number, not x"),
         ("audit --data.root x", f"--data: name its class too, one of {SOURCES_ARE}."),
         (
             "filter --out o --data Filtered --data.dropped x --data.source Nope",
@@ -302,6 +362,28 @@ JUDGES_ARE = "Classifier, Exact, Fluency, Keyword, ModelJudge, TopicFilter"
         (
             "fit --config rmu.yaml --model=rmu",
             "--model rmu: it takes one of MixedSFT, NPO, PosthocSFT, RMU, UnsafeFilter. Did you mean RMU?",
+        ),
+        (
+            "fit --config rmu.yaml --trainer.max_epoch=1",
+            "unrecognized arguments: --trainer.max_epoch=1. Did you mean trainer.max_epochs?",
+        ),
+        ("fit --config rmu.yaml --data.gamma=nan", "--data.gamma: it must be a number, not nan"),
+        ("fit --config rmu.yaml --model.lora.r=few", "--model.lora.r (LoraSettings): it must be a whole number, not few"),
+        (
+            "fit --config rmu.yaml --trainer.max_epochs=few",
+            "--trainer.max_epochs: it must be a whole number or null, not few",
+        ),
+        (
+            "fit --config rmu.yaml --model.schedule=flat",
+            "--model.schedule (RMU): it must be one of 'cosine', 'linear', 'constant_with_warmup', not flat",
+        ),
+        (
+            f"fit --config rmu.yaml {CALLBACK} --trainer.callbacks.judge=Keyword --trainer.callbacks.judge.phrases=x",
+            "--trainer.callbacks.judge.phrases (Keyword): it must be a list or null, not x",
+        ),
+        (
+            "fit --config rmu.yaml --model.learnin_rate=1",
+            "--model (RMU): Option 'learnin_rate' is not accepted. Did you mean learning_rate?",
         ),
         ("fit --config rmu.yaml --model.alfa=1", "--model (RMU): Option 'alfa' is not accepted. Did you mean alpha?"),
         ("fit --config nowhere.yaml", "--config: File does not exist: 'nowhere.yaml'"),

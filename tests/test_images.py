@@ -11,6 +11,7 @@ import subprocess
 import sys
 import zlib
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -123,6 +124,30 @@ def test_a_cut_off_picture_is_an_error_and_the_cheap_check_finds_it(kind: str) -
             picture.check()
     assert refused >= 55
     assert ImageFile.LOAD_TRUNCATED_IMAGES is False
+
+
+@pytest.mark.parametrize("options", [{}, {"optimize": True}, {"restart_marker_blocks": 2}, {"progressive": True}])
+@pytest.mark.parametrize("noise", [0, 200])  # a grey picture is what libjpeg makes of missing data
+def test_half_a_jpeg_with_an_end_marker_is_no_picture(noise: int, options: dict[str, Any], tmp_path: Path) -> None:
+    random = Random(0)
+    picture = Image.frombytes("RGB", (120, 90), bytes(128 + random.randint(0, noise) // 2 for _ in range(120 * 90 * 3)))
+    whole = encoded(picture, "JPEG", quality=90, **options)
+    assert BytesImage("x", whole).open().tobytes() == Image.open(io.BytesIO(whole)).tobytes()
+    (tmp_path / "whole.jpg").write_bytes(whole + b"what cameras append")
+    start = whole.index(b"\xff\xda") + 14
+    (tmp_path / "half.jpg").write_bytes(whole[: start + (len(whole) - start) // 3] + b"\xff\xd9")
+    for check in ("header", "decode"):
+        wrong = image_issues(tmp_path, ["whole.jpg", "half.jpg"], check)  # type: ignore[arg-type]
+        assert wrong.keys() == {"half.jpg"} and "is a JPEG picture that is damaged or cut off" in wrong["half.jpg"]
+    with pytest.raises(ImageError, match=r"'half\.jpg' is a JPEG picture that is damaged or cut off"):
+        FileImage(tmp_path, "half.jpg").open()
+
+
+def test_a_picture_that_no_processor_takes_is_found_by_its_header(tmp_path: Path) -> None:
+    for height in (200, 201):
+        (tmp_path / f"{height}.png").write_bytes(solid("L", 5, size=(1, height)))
+    (sentence,) = image_issues(tmp_path, ["200.png", "201.png"], "header").values()
+    assert sentence.startswith("'201.png' is 1 x 201 pixels, more than 200 times as long as wide")
 
 
 @pytest.mark.parametrize(

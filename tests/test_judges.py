@@ -395,6 +395,9 @@ def test_a_classifier_that_cannot_be_used_says_so(refusal_classifier: Path, tmp_
         Classifier(str(refusal_classifier), {})
     with pytest.raises(ModelError, match="There is no model folder"):
         Classifier(str(tmp_path / "none"), LABELS).judge([asked("red")])
+    shutil.copytree(refusal_classifier, tmp_path / "weightless", ignore=shutil.ignore_patterns("*.safetensors"))
+    with pytest.raises(ValueError, match=r"'REFUSAL', but the labels of .* are NORMAL, REJECTION, OTHER"):
+        Classifier(str(tmp_path / "weightless"), {"REFUSAL": "refused"}).judge([asked("red")])
     headless = shutil.copytree(refusal_classifier, tmp_path / "headless")
     weights = load_file(headless / "model.safetensors")
     kept = {name: tensor for name, tensor in weights.items() if "classifier" not in name}

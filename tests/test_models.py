@@ -478,8 +478,10 @@ def test_code_in_a_model_folder_is_never_run(copied: Path, tmp_path: Path) -> No
     edit("tokenizer_config.json", tokenizer_class="EvilTokenizer")(copied)
     with pytest.raises(ModelError, match="never run"):
         load_model(str(copied))
-    with pytest.raises(ModelError, match="cannot be loaded"):
-        load_processor(str(copied))
+    for load in (load_processor, read_config):
+        with pytest.raises(ModelError, match="is code in that folder, which mirage never runs") as caught:
+            load(str(copied))
+        assert "trust" not in str(caught.value), "transformers advises to trust it"
     assert not marker.exists()
 
 

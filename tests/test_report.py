@@ -417,6 +417,38 @@ def test_tables_say_the_same_in_every_language(runs: list[Path], tmp_path: Path)
     assert len(ends) == 8 and {line.count("&") for line in ends} == {9}
 
 
+def test_eval_sets_of_ones_own_have_columns_and_records_that_fit(tmp_path: Path) -> None:
+    models = paper_like(12)
+    own, start = records_of(models["mixed_sft"]), records_of(models["start"])
+    added = {"street_signs": own["benign"], "weapons": own["unsafe"]}
+    run = builders.write_run(tmp_path / "run", {**own, **added}, start)
+    said, page = reported([run], tmp_path / "out")
+    assert {len(row) for row in page.table1[2:]} == {2 + 7}, "what is further is a table of its own"
+    _, ours = (line.split()[1:] for line in said.splitlines() if line.split()[:1] == ["run"])
+    rates = [results_of(run)[side][when][measure]["rate"] for side, when, measure in MEASURED]
+    shown = [f"{100 * rates[place]:.1f}" for place in (2, 3, 5, 6, 0, 1, 4)]
+    assert ours == shown and max(map(len, said.split("wrote")[0].splitlines())) <= 80
+    assert "street_signs: 12 benign questions. weapons: 12 unsafe questions." in " ".join(said.split())
+    further = (tmp_path / "out" / "report.html").read_text().split('<table id="utility"')[1].split("</table>")[0]
+    assert re.findall(r'class="rate">([\d.]+)<', further) == shown and "street_signs before" in further
+    assert "RR street\\_signs before" in (tmp_path / "out" / "table.md").read_text()
+
+    sound = results_of(run)
+    weapons = sound["weapons"]
+    for key, value, sentence in (
+        (
+            "weapons",
+            weapons | {"before": weapons["before"] | {"n": 11}},
+            r"weapons\.jsonl: `before` of these records is",
+        ),
+        ("weapons", weapons | {"before": 3}, r"results\.json: weapons\.before: Input should be"),
+        ("../weapons", weapons, r"'\.\./weapons' cannot be the name of an evaluation set"),
+    ):
+        builders.put(run / "results.json", {**sound, key: value})
+        with pytest.raises(ValueError, match=sentence):
+            load_run(run)
+
+
 def test_names_cannot_break_the_tables(tmp_path: Path) -> None:
     models = paper_like(6)
     name = "a|b & $y$ 50% _x_ [red]\n\x1b[2J"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import os
 import pickle
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from mirage import json_file
 from mirage.data.base import Source
 from mirage.data.lazy import Chosen, Lazy, items_at
 from mirage.data.mixture import Mixture
+from mirage.data.sources.harmful_answers import HarmfulAnswers
 from mirage.data.sources.jsonl import Jsonl
 from mirage.data.sources.llava import LlavaInstruct
 from mirage.data.sources.published import PublishedSplit
@@ -581,6 +583,55 @@ def test_all_faulty_lines_of_own_format_are_reported_together(tmp_path: Path) ->
     }  # fmt: skip
     with pytest.raises(DataError, match="line 2, column 30"):
         Jsonl(tmp_path).retain()
+
+
+def test_an_eval_set_is_unsafe_or_benign_as_a_whole(tmp_path: Path) -> None:
+    flags = [("mine", True), ("unsafe", None), ("unsafe", False), ("benign", True), ("mine", False), ("other", False)]
+    samples = [{"id": str(k), "set": name, "prompt": "a", "unsafe": flag} for k, (name, flag) in enumerate(flags)]
+    write_lines(tmp_path / "eval.jsonl", samples)
+    issues = Jsonl(tmp_path).validate()
+    assert places(issues) == [("line 3", "unsafe"), ("line 4", "unsafe"), ("line 5", "unsafe")]
+    assert "unsafe contradicts the set 'benign'. Remove it, or name another set." in str(issues[1])
+    assert "unsafe is not that of line 1, which is of the set 'mine' too" in str(issues[2])
+
+
+def test_an_answer_that_is_null_on_every_line_is_not_called_a_missing_field(tmp_path: Path) -> None:
+    write_lines(tmp_path / "unsafe.jsonl", [{"prompt": "a", "refusal": "b", "harmful": None}] * 2)
+    source = Jsonl(tmp_path)
+    assert source.validate() == [] and len(source.unsafe("refusal")) == 2
+    with pytest.raises(
+        DataError, match=r"unsafe\.jsonl has no answer to use: 'harmful' is null or missing on every line"
+    ):
+        source.unsafe("harmful")
+
+
+def test_a_data_file_is_a_regular_file_below_its_root(tmp_path: Path) -> None:
+    root, line = tmp_path / "root", [{"prompt": "a", "answer": "b"}]
+    for folder in (root, root / "sub"):
+        folder.mkdir()
+    write_lines(tmp_path / "outside.jsonl", line)
+    write_lines(root / "sub" / "held_out.jsonl", line)
+    (root / "retain.jsonl").symlink_to("../outside.jsonl")
+    (root / "held_out.jsonl").symlink_to("sub/held_out.jsonl")
+    os.mkfifo(root / "unsafe.jsonl")
+    first, second = Jsonl(root, eval_file="../outside.jsonl").validate()[:2]
+    assert (Path(first.file).name, first.remedy) == (
+        "unsafe.jsonl",
+        f"'unsafe.jsonl' in {root} is no regular file. Name one.",
+    )
+    assert Path(second.file).name == "retain.jsonl" and f"is a link that leaves {root}" in second.remedy
+    (third,) = Jsonl(root, eval_file="../outside.jsonl").validate()[2:]
+    assert "'../outside.jsonl' leaves its folder" in third.remedy
+    assert len(Jsonl(root).held_out()) == 1
+    (tmp_path / "guard").mkdir()
+    for name in ("train.json", "test.json"):
+        (tmp_path / "guard" / name).symlink_to("../outside.jsonl")
+    assert all("is a link that leaves" in issue.remedy for issue in VLGuard(tmp_path / "guard").validate())
+    answers = HarmfulAnswers(root / "unsafe.jsonl", "make").issues(())
+    for issue in (*answers, *LlavaInstruct(root / "unsafe.jsonl", cache=tmp_path).validate()):
+        assert str(issue).endswith(
+            "(it is no regular file). Correct the path in the configuration, or put the file there."
+        )
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from inspect import signature
 from typing import Any, ClassVar, NoReturn
@@ -27,6 +27,10 @@ _AROUND = (
     "Does not validate against any of the Union subtypes", "Subtypes:", "Errors:", "Expected a path but",
     "Not a valid subclass", "Expected a <class 'list'>", "Expected a <class 'NoneType'>",
 )  # fmt: skip
+_TYPES = {
+    "int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text", "list": "a list",
+    "dict": "a mapping", "NoneType": "null",
+}  # fmt: skip
 
 
 class Explaining:
@@ -34,6 +38,11 @@ class Explaining:
 
     choices: ClassVar[Choices] = CHOICES
     exit_on_error: bool
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """As the parser's; no option is completed from its beginning."""
+        kwargs.setdefault("allow_abbrev", False)
+        super().__init__(*args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Prints what is wrong; exit status 2."""
@@ -95,14 +104,17 @@ def explained(message: str, choices: Choices = CHOICES, keys: Iterable[str] = ()
     text = re.sub(r"\x1b\[[0-9;]*m", "", message).strip()
     path: list[str] = []
     cls = problem = ""
-    for line in (line.strip().removeprefix("- ") for line in text.splitlines()):
+    lines = [line.strip().removeprefix("- ") for line in text.splitlines()]
+    innermost = 0
+    for at, line in enumerate(lines):
         if key := re.match(r'Parser key "([\w.]+)":?\s*', line):
             path.append(key[1])
+            innermost = at
             line = line[key.end() :]
         elif named := re.match(r"Problem with given class_path '(?:\w+\.)*(\w+)':?\s*", line):
             cls, line = named[1], line[named.end() :]
         if line and not line.startswith(_AROUND):
-            problem = line
+            problem = _wrong_value(line, lines[innermost:])
             break
     if not path:
         option = re.search(r"^(?:unrecognized arguments: --|.* option ')([\w.]+)", text)
@@ -115,8 +127,20 @@ def explained(message: str, choices: Choices = CHOICES, keys: Iterable[str] = ()
     if cls in bases:  # settings without the class that they are of
         return f"--{argument}: name its class too, one of {', '.join(classes)}."
     option = re.fullmatch(r"Option '([\w.]+)' is not accepted", problem)
-    hint = _nearest(option[1], signature(classes[cls]).parameters) if option and cls in classes else ""
+    inherited = classes[cls].__mro__[:-1] if cls in classes else ()
+    hint = _nearest(option[1], {name for base in inherited for name in signature(base).parameters}) if option else ""
     return f"--{argument}{cls and f' ({cls})'}: {problem}{hint}"
+
+
+def _wrong_value(problem: str, lines: Sequence[str]) -> str:
+    """What a value must be, by every type that was tried, and what it is; any other problem as it is."""
+    if not problem.startswith(("Expected a <class", "Expected a typing", "Given value type")):
+        return problem
+    said = problem if "Got value" in problem else "\n".join(lines)
+    tried, given = re.split(r"(?:\. Got|^Given) value: ", said, maxsplit=1, flags=re.MULTILINE)
+    legal = [_TYPES.get(name, name) for name in re.findall(r"^Expected a <class '(\w+)'>", tried, re.MULTILINE)]
+    legal += [f"one of {names}" for names in re.findall(r"^Expected a typing\.Literal\[(.*)\]", tried, re.MULTILINE)]
+    return f"it must be {' or '.join(legal)}, not {given.splitlines()[0]}" if legal else problem
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

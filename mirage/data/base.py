@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from mirage.errors import DataError, DataIssue
-from mirage.images import PIXEL_LIMIT, FileImage, ImageCheck, image_issues
+from mirage.images import PIXEL_LIMIT, FileImage, ImageCheck, ImageError, image_issues, resolve_image
 from mirage.schema import EvalSample, Example, Picture, Rewriter
 
 Answers = Literal["refusal", "harmful"]
@@ -96,6 +97,16 @@ class FileSource(Source):
     def picture(self, name: str) -> Picture | None:
         """The file below `image_root`."""
         return None if self.image_root is None else FileImage(self.image_root, name, self.pixel_limit)
+
+    def misplaced(self, file: Path) -> list[DataIssue]:
+        """An issue if the data file is there and is no regular file below `image_root`, links followed."""
+        assert self.image_root is not None
+        try:
+            if file.exists():
+                resolve_image(self.image_root, os.path.relpath(file, self.image_root))
+        except ImageError as error:
+            return [DataIssue(str(file), "", "the file", str(error))]
+        return []
 
     def wrong_pictures(self, names: Iterable[str]) -> dict[str, str]:
         """What is wrong with each of the pictures that cannot be used, by name."""

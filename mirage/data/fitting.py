@@ -1,4 +1,4 @@
-"""Whether every training example fits the model, checked before any weights are loaded."""
+"""Whether every training example and every test question fits the model, checked before any weights are loaded."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from PIL import Image
 
 from mirage.data.collate import Collator
-from mirage.errors import DataError
-from mirage.schema import Example
+from mirage.errors import DataError, DataIssue
+from mirage.schema import EvalSample, Example
 
 # Models that cut pictures into tiles make more tokens of large or long ones; others make the same of all.
 _SHAPES = ((64, 64), (2048, 2048), (2048, 512), (512, 2048))
@@ -54,6 +54,32 @@ def too_long(
                 if collate.text_tokens(form) > left and (refused := [*_refused(place, form, collate)]):
                     yield from refused
                     break
+
+
+def unfit_questions(
+    samples: Sequence[EvalSample], collate: Collator, limit: float, max_new_tokens: int
+) -> Iterator[DataIssue]:
+    """An issue for each sample whose question or a rewrite the model cannot be asked, by the check of training examples.
+
+    Args:
+        samples: What is asked.
+        collate: Makes batches of at most `limit` tokens less `max_new_tokens`.
+        limit: The longest sequence that the model takes, in tokens.
+        max_new_tokens: Longest answer, in tokens.
+    """
+    asked = [(sample, shot, question) for sample in samples for shot, question in enumerate(sample.questions)]
+    examples = [Example(source="", image=one.image, prompt=question, answer="a") for one, _, question in asked]
+    first = {asked[place][0].id: place for place, _ in reversed([*too_long(examples, collate)])}
+    for place in sorted(first.values()):
+        sample, shot, question = asked[place]
+        remedy = (
+            f"is too long: with its picture and {max_new_tokens} tokens for the answer (max_new_tokens) it exceeds the "
+            f"model's {limit} tokens. Shorten it."
+        )
+        if (placeholder := collate.processor.image_token) in question:
+            remedy = f"holds the image placeholder {placeholder}. Remove it."
+        field = f"rewrite {shot}" if shot else "the question"
+        yield DataIssue(sample.where or sample.source, f"id {sample.id}", field, remedy)
 
 
 def _like(example: Example) -> Example:

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from mirage.data.base import Source
 from mirage.data.collate import Collator
 from mirage.data.crossing import CrossedForms, Crossing
-from mirage.data.fitting import too_long
+from mirage.data.fitting import too_long, unfit_questions
 from mirage.data.lazy import Chosen, sampled
 from mirage.data.loading import Pairs, ResumableLoader, Shard, Steps, WeighedCollator
 from mirage.data.mixture import Mixture, RetainSet
@@ -89,9 +89,15 @@ class AlignmentData(L.LightningDataModule):
             "batch_size": batch_size,
             "max_length": max_length,
             "max_answer_tokens": max_answer_tokens,
+            "retain_size": retain_size,
         }.items():
             if count is not None and count < 1:
                 raise ValueError(f"data.{name} is {count}: it must be at least 1.")
+        if retain_size is not None and retain is None:
+            raise ValueError(
+                f"data.retain_size is {retain_size}, the size of the mixture of data.retain, which is not set. Set it, or "
+                "leave retain_size out."
+            )
         self.source, self.retain, self.retain_size = source, retain, retain_size
         self.gamma, self.batch_size, self.max_length = gamma, batch_size, max_length
         self.max_answer_tokens, self.skip_too_long, self.pad_to_square = max_answer_tokens, skip_too_long, pad_to_square
@@ -120,9 +126,8 @@ class AlignmentData(L.LightningDataModule):
             )
         if issues := [issue for source in self._sources for issue in source.validate()]:
             raise DataError.of(issues)
-        processor, context = self.method.processor, self.method.context_length
-        model_limit = min(processor.tokenizer.model_max_length, context or math.inf)
-        self.collate = Collator(processor, self.max_length or model_limit, self.pad_to_square, self.max_answer_tokens)
+        processor, limit = self.method.processor, self.max_length or self._model_limit
+        self.collate = Collator(processor, limit, self.pad_to_square, self.max_answer_tokens)
         if stage == "fit":
             answers = self.method.unsafe_answers
             unsafe = () if answers is None else self._not_empty("unsafe", self.source.unsafe(answers))
@@ -140,6 +145,18 @@ class AlignmentData(L.LightningDataModule):
     def eval_samples(self, eval_set: str) -> Sequence[EvalSample]:
         """The test questions of one evaluation set."""
         return self.source.eval_samples(eval_set)
+
+    def check_questions(self, samples: Sequence[EvalSample], max_new_tokens: int) -> None:
+        """Checks that the model can be asked every question and rewrite and has room for its answer.
+
+        Raises:
+            DataError: Naming each that is too long, or holds an image placeholder.
+        """
+        assert self.method is not None
+        most = max(1, self._model_limit - max_new_tokens + 1)  # one token of an answer is in the text that is checked
+        collate = Collator(self.method.processor, most, self.pad_to_square)
+        if issues := [*unfit_questions(samples, collate, self._model_limit, max_new_tokens)]:
+            raise DataError.of(issues)
 
     @property
     def rewriter(self) -> Rewriter | None:
@@ -265,6 +282,12 @@ class AlignmentData(L.LightningDataModule):
         self._too_long += refused.values()
         _log.warning("skipped %d of %d examples that do not fit:\n%s", len(refused), len(examples), error)
         return Chosen(examples, array("L", (place for place in range(len(examples)) if place not in refused)))
+
+    @property
+    def _model_limit(self) -> Any:
+        """The longest sequence that the model takes, in tokens."""
+        assert self.method is not None
+        return min(self.method.processor.tokenizer.model_max_length, self.method.context_length or math.inf)
 
     @property
     def _sources(self) -> list[Source]:

@@ -21,7 +21,7 @@ from mirage.rewriting.from_file import read_published, record_and_field
 from mirage.rewriting.one_word import with_opening_word
 from mirage.rewriting.similarity import rewrite_statistics, rewrites_hash
 from mirage.schema import EvalSample, Rewriter
-from mirage.text import check_word, first_names, opening_root, opening_word
+from mirage.text import check_word, first_names, normalized, opening_root, opening_word
 
 MINED = "mined"
 # Openings for which the templates have good English for every sort of question.
@@ -243,8 +243,10 @@ class Published(Attack):
         shots: How many rewrites of each question are used: the first of them, in the order of the file. What the file has
             beyond them is counted in the results as `unused`, and must be the same number for every question.
         file: The file, such as `test_what_3shot.json`.
-        missing: What to do with samples that have no rewrite in the file: `error`, or `drop`, which leaves them out of
-            this eval_set, before and after the attack, and lists their ids in a warning and in `dropped`.
+        missing: What to do with samples that have no rewrite in the file, or one that repeats the question or another
+            shot and so attacks nothing (in the paper's file the 17 questions that open with "What" by themselves):
+            `error`, or `drop`, which leaves them out of this eval_set, before and after the attack, and lists their ids
+            in a warning and in `dropped`.
     """
 
     kind = "file"
@@ -256,23 +258,31 @@ class Published(Attack):
         self.file, self.missing, self.unused, self.file_hash = Path(file), missing, 0, ""
 
     def rewrites(self, samples: Sequence[EvalSample], rewriter: Rewriter) -> dict[str, tuple[str, ...]]:
-        """The first K rewrites of the file; samples without any are named, and left out if `missing` is `drop`.
+        """The first K rewrites of the file; samples without K different ones are left out if `missing` is `drop`.
 
         Raises:
-            DataError: If the file does not have K rewrites of each sample that open with the word, and the same number
-                of each.
+            DataError: If the file does not have K different rewrites of each sample that open with the word, and the
+                same number of each.
         """
         published = read_published(self.file)
         self.file_hash = sha256(self.file.read_bytes()).hexdigest()[:16]
         keys = {sample.id: record_and_field(sample) for sample in samples}
+        questions = {sample.id: sample.question for sample in samples}
         made = {id: published[key] for id, key in keys.items() if key in published}
-        if absent := [id for id in keys if id not in made]:
-            lacks = f"{self.file}: {len(absent)} of {len(samples)} samples have no rewrite: {first_names(absent)}"
+        absent = [id for id in keys if id not in made]
+        repeating = [id for id, texts in made.items() if _repeats(questions[id], texts[: self.shots])]
+        made = {id: texts for id, texts in made.items() if id not in {*repeating}}
+        repeats = "a rewrite that repeats the question or another shot"
+        for lacking, what in ((absent, "no rewrite"), (repeating, repeats)):
+            if not lacking:
+                continue
+            lacks = f"{self.file}: {len(lacking)} of {len(samples)} samples have {what}: {first_names(lacking)}"
             if self.missing == "error" or not made:
-                wanted, held = ("/".join(key) for key in (keys[absent[0]], next(iter(published))))
+                wanted, held = ("/".join(key) for key in (keys[lacking[0]], next(iter(published))))
                 raise DataError(
                     f"{lacks}. Looked up is {wanted!r}, and the file begins with {held!r}: use the file that was made from "
-                    "these questions, or set attack.missing to drop to leave out, before and after, what it lacks."
+                    "these questions, correct its records, or set attack.missing to drop to leave out, before and after, "
+                    "what it lacks."
                 )
             warnings.warn(f"{lacks}, and are left out.", stacklevel=3)
         fewest = min(map(len, made.values()))
@@ -295,6 +305,11 @@ class Published(Attack):
     def describe(self, samples: Sequence[EvalSample]) -> dict[str, Any]:
         """Adds the file."""
         return super().describe(samples) | {"file": str(self.file)}
+
+
+def _repeats(question: str, rewrites: Sequence[str]) -> bool:
+    texts = [normalized(text) for text in (question, *rewrites)]
+    return len({*texts}) < len(texts)
 
 
 class RewriteByModel(Attack):

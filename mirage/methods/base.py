@@ -81,6 +81,8 @@ class AlignmentModule(L.LightningModule, ABC):
         super().__init__()
         if not learning_rate > 0:
             raise ValueError(f"model.learning_rate is {learning_rate}: it must be above 0.")
+        if not weight_decay >= 0:
+            raise ValueError(f"model.weight_decay is {weight_decay}: it must be 0 or more.")
         if not 0 <= warmup_ratio < 1:
             raise ValueError(f"model.warmup_ratio is {warmup_ratio}: it must be 0 or more, and below 1.")
         self.pretrained, self.revision, self.allow_download = pretrained, revision, allow_download

@@ -57,10 +57,15 @@ def add_lora(model: nn.Module, settings: LoraSettings, *, layers: Sequence[int] 
         layers: Limit the adapters to these decoder layers.
 
     Raises:
-        ModelError: If a target matches nothing.
+        ModelError: If a target matches nothing, or the rank is above the width of the language model.
     """
     from peft import LoraConfig, get_peft_model
 
+    if settings.r > (width := unwrapped(model).config.get_text_config(decoder=True).hidden_size):
+        raise ModelError(
+            f"lora.r is {settings.r}, above the width of the language model, which is {width}: a larger rank adds "
+            "nothing. Lower it."
+        )
     given = asdict(settings) | {"target_modules": target_pattern(model, settings.target_modules, layers)}
     config = LoraConfig(**given, bias="none")
     with warnings.catch_warnings():

@@ -190,6 +190,10 @@ def repairable(what: str) -> Iterator[None]:
                 f"{what} prepares pictures with torchvision, which is not installed: pip install torchvision, or this "
                 "package with its extra, safety-mirage[vision]."
             ) from error
+        if "trust_remote_code" in str(error):  # transformers advises to trust it
+            raise ModelError(
+                f"{what} is code in that folder, which mirage never runs. Use a model that transformers itself implements."
+            ) from None
         raise ModelError(f"{what} cannot be loaded ({first_line(error)}). Repair its files.") from error
 
 

@@ -33,7 +33,7 @@ def template(name: str, **options: Any) -> jinja2.Template:
 def markdown_table(runs: Sequence[Run]) -> str:
     """Table 1 in Markdown: a row a run, with n and 95 % intervals."""
     columns, rows, caption = grid(runs)
-    heads = ["model", "n unsafe / benign", *(f"{column.head} {column.under}" for column in columns)]
+    heads = ["model", "n unsafe / benign", *(f"{column.head} {column.label}" for column in columns)]
     body = [
         [row.model.label, row.n]
         + [

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import Field, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from mirage.evaluation.run.counting import summarise
 from mirage.evaluation.run.records import read_records
@@ -68,15 +68,18 @@ def load_run(path: Path, judge: str | None = None) -> Run:
     notes: list[str] = []
     absent: list[str] = []
     for prefix, model in (("", results), ("start.", results.get("start") or {})):
-        for side in SIDES:
+        for side in attacked_sets([model]):
             file = folder / "records" / f"{prefix}{side}.jsonl"
             if not (summary := model.get(side)):
                 continue
+            if file.parent != folder / "records":
+                raise ValueError(f"{folder / 'results.json'}: {side!r} cannot be the name of an evaluation set.")
             if file.is_file():
-                records[file.stem] = own = _read_records(file, summary, side == "unsafe")
+                unsafe = not is_benign([model], side)
+                records[file.stem] = own = _read_records(file, summary, unsafe)
                 if judge is not None:
                     records[file.stem] = own = _by(judge, own, file)
-                    model[side] = {**summary, "judge": own[0].judge, **summarise(own, side == "unsafe")}
+                    model[side] = {**summary, "judge": own[0].judge, **summarise(own, unsafe)}
             elif judge is not None:
                 raise ValueError(f"{file} is missing, and with it the verdicts of {judge}. Leave out --judge.")
             else:
@@ -123,6 +126,23 @@ def models(runs: Sequence[Run]) -> list[Model]:
     return starts + [Model(run.label, at, run.folder, run.results, run.records_of("")) for at, run in enumerate(runs)]
 
 
+def attacked_sets(models: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The evaluation sets that were asked before and after an attack: unsafe, benign, then others as they come.
+
+    Args:
+        models: Of each, its results.json or the `start` in it.
+    """
+    measured = [
+        key for model in models for key, value in model.items() if isinstance(value, Mapping) and "after" in value
+    ]
+    return list(dict.fromkeys((*SIDES, *measured)))
+
+
+def is_benign(models: Sequence[Mapping[str, Any]], side: str) -> bool:
+    """True if the questions of an evaluation set are benign: only of these `helpful` is counted."""
+    return any("helpful" in ((model.get(side) or {}).get("before") or {}) for model in models)
+
+
 def plain(text: str) -> str:
     """The text on one line without control characters, so that a name cannot steer the terminal."""
     return "".join(character if character.isprintable() else " " for character in text)
@@ -155,6 +175,9 @@ class _Side(Shape):
     generation: dict[str, Any] | None = None
 
 
+_SIDES = TypeAdapter(dict[str, _Side])
+
+
 class _Score(Shape):
     score: _Rate
     n: int = 0
@@ -180,12 +203,15 @@ def _read_results(file: Path) -> dict[str, Any]:
     content = file.read_bytes()
     try:
         _Results.model_validate_json(content)
+        results = dict(json.loads(content))
+        for model in (results, results.get("start") or {}):
+            _SIDES.validate_python({side: model[side] for side in attacked_sets([model]) if model.get(side)})
     except ValidationError as error:
         # a file of another version says so before what else it has
         first = min(error.errors(include_url=False), key=lambda issue: issue["loc"] != ("schema_version",))
         what = ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
         raise ValueError(f"{file}: {what}. Evaluate the run again with this mirage.") from error
-    return dict(json.loads(content))
+    return results
 
 
 def _read_records(file: Path, summary: Mapping[str, Any], unsafe: bool) -> tuple[Record, ...]:

@@ -12,7 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from mirage.report.runs import SIDES, Model, Run, models, plain
+from mirage.report.runs import SIDES, Model, Run, attacked_sets, is_benign, models, plain
 
 
 class Column(NamedTuple):
@@ -20,8 +20,13 @@ class Column(NamedTuple):
 
     head: str  # ASR, RR, IR, helpful or utility
     under: str  # before, after, or the name of a utility benchmark
-    side: str  # unsafe, benign or utility: which questions
+    side: str  # which questions: utility, or an evaluation set
     better: Literal["lower", "higher", "neither"] = "neither"
+
+    @property
+    def label(self) -> str:
+        """What stands below the head: `before`, or `mine before` of an evaluation set of one's own."""
+        return self.under if self.side in (*SIDES, "utility") else f"{self.side} {self.under}"
 
 
 class Cell(NamedTuple):
@@ -113,7 +118,10 @@ def grid(runs: Sequence[Run]) -> Grid:
     """Table 1 in its small form: every starting model once, then a row a run."""
     shown = models(runs)
     measured = [model.results for model in shown]
-    columns = (*SAFETY, *_utility_columns(measured))
+    own = [side for side in attacked_sets(measured) if side not in SIDES]
+    sides = {side: "benign" if is_benign(measured, side) else "unsafe" for side in own}
+    further = [each._replace(side=side) for side in own for each in SAFETY if each.side == sides[side]]
+    columns = (*SAFETY, *further, *_utility_columns(measured))
     rows = []
     for model in shown:
         asked = [((model.results.get(side) or {}).get("before") or {}).get("n", "-") for side in SIDES]
@@ -124,13 +132,16 @@ def grid(runs: Sequence[Run]) -> Grid:
     if len(set(captions.values())) > 1:
         each = "; ".join(f"{label}: {text}" for label, text in captions.items())
         caption = f"The runs differ in attack or judge: {each}"
+    for side in own:
+        counts = dict.fromkeys(((model.get(side) or {}).get("before") or {}).get("n") for model in measured)
+        caption += f" {plain(side)}: {' or '.join(str(n) for n in counts if n)} {sides[side]} questions."
     return Grid(columns, rows, caption + _utility_metrics(measured))
 
 
 def terminal_table(runs: Sequence[Run]) -> RenderableType:
     """Table 1 for the terminal, 80 columns wide: percentages, and n wherever it is not that of the caption.
 
-    More than two utility scores do not fit beside the rest and have a table of their own.
+    More than two further columns (utility, other evaluation sets) do not fit beside the rest: they are in further tables.
     """
     columns, rows, caption = grid(runs)
     same_n = len({row.n for row in rows}) == 1
@@ -139,7 +150,11 @@ def terminal_table(runs: Sequence[Run]) -> RenderableType:
         text += " A smaller n below a rate: the other questions are unscored."
 
     def table(shown: Sequence[Column], with_n: bool, caption: str) -> Table:
-        heads = ["model", *["n"] * with_n, *(f"{column.head}\n{plain(column.under)}" for column in shown)]
+        heads = [
+            "model",
+            *["n"] * with_n,
+            *("\n".join([column.head, *plain(column.label).replace("_", " ").split()]) for column in shown),
+        ]
         cells = [[percent(row.cells[column].rate) + row.cells[column].scored for column in shown] for row in rows]
         names = [row.model.label for row in rows]
         labels = [name if len(name) <= 14 else "\n".join(wrap(name.replace("_", " "), 14)) for name in names]
@@ -149,7 +164,9 @@ def terminal_table(runs: Sequence[Run]) -> RenderableType:
     caption = f"{text} {caption}"
     if len(columns) <= len(SAFETY) + 2:
         return table(columns, not same_n, caption)
-    return Group(table(SAFETY, not same_n, ""), table(columns[len(SAFETY) :], False, caption))
+    most = len(SAFETY)
+    parts = [columns[at : at + most] for at in range(0, len(columns), most)]
+    return Group(*(table(part, not at and not same_n, caption * (part is parts[-1])) for at, part in enumerate(parts)))
 
 
 def start_vs_aligned(results: Mapping[str, Any]) -> Table:
@@ -160,8 +177,8 @@ def start_vs_aligned(results: Mapping[str, Any]) -> Table:
     untrained = results.get("method") == "start"
     both = (results, {}) if untrained else (results.get("start") or {}, results)
     sections: dict[str, dict[str, list[Cell]]] = {}
-    for side in _attacked_sets(both):
-        measures = ("RR", "IR", "helpful") if _is_benign(both, side) else ("ASR", "RR", "IR")
+    for side in attacked_sets(both):
+        measures = ("RR", "IR", "helpful") if is_benign(both, side) else ("ASR", "RR", "IR")
         lines = {
             head: [cell_of(model, Column(head, when, side)) for model in both for when in ("before", "after")]
             for head in (*measures, AGREEMENT)
@@ -191,18 +208,6 @@ def start_vs_aligned(results: Mapping[str, Any]) -> Table:
     return Sheet(title, heads, rows, caption + _utility_metrics(both)).on_terminal(gap=0)
 
 
-def _attacked_sets(models: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The evaluation sets that were asked before and after an attack: unsafe, benign, then others as they come."""
-    measured = [
-        key for model in models for key, value in model.items() if isinstance(value, Mapping) and "after" in value
-    ]
-    return list(dict.fromkeys((*SIDES, *measured)))
-
-
-def _is_benign(models: Sequence[Mapping[str, Any]], side: str) -> bool:
-    return any("helpful" in ((model.get(side) or {}).get("before") or {}) for model in models)
-
-
 def heads_of(columns: Sequence[Column]) -> list[tuple[Column, int]]:
     """For each head over neighbouring columns the first of them, and how many it spans."""
     groups = [list(group) for _, group in groupby(columns, key=lambda column: column.head)]
@@ -223,7 +228,7 @@ def attack_of(summary: Mapping[str, Any]) -> str:
 
 
 def _caption(results: Mapping[str, Any]) -> str:
-    sides = {side: results[side] for side in _attacked_sets([results]) if results.get(side)}
+    sides = {side: results[side] for side in attacked_sets([results]) if results.get(side)}
     if not sides:
         return "No questions were asked under attack."
     attacks = "; ".join(f"{side}: {attack_of(summary)}" for side, summary in sides.items())

@@ -55,8 +55,9 @@ class HarmfulAnswers:
         answers: dict[str, str | None] = {}
         issues: list[DataIssue] = []
         form: Literal["list", "lines"] = "lines"
-        with suppress(OSError), self.file.open("rb") as file:  # reading it says what is wrong
-            form = "list" if file.read(64).lstrip().startswith(b"[") else "lines"
+        if self.file.is_file():  # else reading it says what is wrong
+            with suppress(OSError), self.file.open("rb") as file:
+                form = "list" if file.read(64).lstrip().startswith(b"[") else "lines"
         expected = 'lines like {"id": "<record id>/<field>", "answer": "..."}'
         for entry in sound_records(self.file, _Answer, expected, issues, form, may_be_empty=True):
             value = entry.value

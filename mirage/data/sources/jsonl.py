@@ -22,6 +22,7 @@ from mirage.shapes import ExactShape, Text
 
 _ANSWERS = ("refusal", "harmful", "answer")
 _OLD_EVAL_FILE = "probes.jsonl"
+_IMPLIED = {"unsafe": True, "benign": False}  # eval set -> whether its questions are unsafe
 
 
 class _Turn(ExactShape):
@@ -73,10 +74,13 @@ class _Eval(_Line):
     @field_validator("unsafe")
     @classmethod
     def _known(cls, unsafe: bool | None, info: ValidationInfo) -> bool | None:
-        eval_set = info.data.get("set", "unsafe")
-        if unsafe is None and eval_set not in ("unsafe", "benign"):
-            raise ValueError("must be true or false in a set that is neither 'unsafe' nor 'benign'. Add it.")
-        return bool(eval_set == "unsafe") if unsafe is None else unsafe
+        if (eval_set := info.data.get("set", "unsafe")) not in _IMPLIED:
+            if unsafe is None:
+                raise ValueError("must be true or false in a set that is neither 'unsafe' nor 'benign'. Add it.")
+            return unsafe
+        if unsafe not in (None, _IMPLIED[eval_set]):
+            raise ValueError(f"contradicts the set {eval_set!r}. Remove it, or name another set.")
+        return _IMPLIED[eval_set]
 
 
 _SHAPES: dict[str, type[_Line]] = {"unsafe": _Unsafe, "retain": _Retain, "held_out": _Retain, "eval": _Eval}
@@ -129,7 +133,8 @@ class Jsonl(FileSource):
         index = self._index("unsafe")
         if answers not in index.offsets:
             raise DataError(
-                f"{index.path} has no field {answers!r} on any line. Add it, or choose a method that needs none."
+                f"{index.path} has no answer to use: {answers!r} is null or missing on every line. Write it on some, or "
+                "choose a method that needs none."
             )
         return self._lazy("unsafe", answers)
 
@@ -164,7 +169,11 @@ class Jsonl(FileSource):
 
     @cached_property
     def _present(self) -> dict[str, _Index]:
-        return {role: _indexed(path, _SHAPES[role]) for role, path in self.files.items() if path.exists()}
+        return {
+            role: _indexed(path, _SHAPES[role], self.misplaced(path))
+            for role, path in self.files.items()
+            if path.exists()
+        }
 
     def _index(self, role: str) -> _Index:
         if role not in self._present:
@@ -189,25 +198,34 @@ class Jsonl(FileSource):
 
     def _item(self, line: Any, name: str, path: Path, number: int) -> Example | EvalSample:
         source, image = f"jsonl/{path.stem}", None if line.image is None else self.picture(line.image)
+        where = f"{path.name}, line {number}"
         if isinstance(line, _Eval):
             return EvalSample(
                 id=line.id, source=source, image=image, question=line.prompt, unsafe=bool(line.unsafe),
-                truth=line.truth, category=line.category,
+                truth=line.truth, category=line.category, where=where,
             )  # fmt: skip
         return Example(
             source=source, image=image, prompt=line.prompt, answer=getattr(line, name),
             later_turns=tuple(Turn(turn.prompt, turn.answer) for turn in getattr(line, "later", ())),
-            where=f"{path.name}, line {number}", picture_decides=getattr(line, "picture_decides", False),
+            where=where, picture_decides=getattr(line, "picture_decides", False),
         )  # fmt: skip
 
 
-def _indexed(path: Path, shape: type[_Line]) -> _Index:
-    index = _Index(path, shape)
+def _indexed(path: Path, shape: type[_Line], misplaced: list[DataIssue]) -> _Index:
+    index = _Index(path, shape, issues=misplaced)
+    if misplaced:
+        return index
     silent: defaultdict[str, list[str]] = defaultdict(list)  # unsafe lines that do not mention this answer
+    first_of: dict[str, tuple[bool | None, str]] = {}  # eval set -> whether its first line is unsafe, and its place
     expected = f"one JSON object a line, with the fields {', '.join(shape.model_fields)}"
     for line, where, number, offset in sound_records(path, shape, expected, index.issues, "lines", may_repeat=()):
         if line.image is not None:
             index.images.append((where, line.image))
+        if isinstance(line, _Eval):
+            unsafe, first = first_of.setdefault(line.set, (line.unsafe, where))
+            if line.unsafe != unsafe:
+                remedy = f"is not that of {first}, which is of the set {line.set!r} too. Make two sets of it."
+                index.issues.append(DataIssue(str(path), where, "unsafe", remedy))
         answers = [answer for answer in _ANSWERS if getattr(line, answer, None) is not None]
         for name in [line.set] if isinstance(line, _Eval) else answers:
             index.numbers[name].append(number)

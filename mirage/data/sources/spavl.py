@@ -192,6 +192,7 @@ class SPAVL(FileSource):
             EvalSample(
                 id=f"{name}/{place}", source=f"spavl/{name}", image=self._picture(name, place, row),
                 question=row["question"], unsafe=name != "help", category=row.get("class1"),
+                where=f"{name} set, row {place}",
             )
             for place, row in rows
         ]  # fmt: skip

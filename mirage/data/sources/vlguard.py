@@ -200,6 +200,9 @@ class VLGuard(FileSource):
         ):
             seen: Counter[str] = Counter()
             path = Path(self.root, file)
+            if misplaced := self.misplaced(path):
+                issues += misplaced
+                continue
             for record, where, *_ in sound_records(path, shape, _EXPECTED, issues, may_repeat=_PUBLISHED_TWICE):
                 seen[record.id] += 1
                 key = record.id if seen[record.id] == 1 else f"{record.id}#{seen[record.id]}"
@@ -209,6 +212,7 @@ class VLGuard(FileSource):
                         id=f"{key}/{pair.field}", source=f"vlguard/{split}", image=self.picture(image),
                         question=getattr(pair, pair.field), unsafe=pair.field != "safe_instruction",
                         category=None if record.safe else f"{record.harmful_category}/{record.harmful_subcategory}",
+                        where=f"{file}, {where}",
                     )  # fmt: skip
                     questions.append(_Question(sample, pair.field, pair.response, record.image, file, where))
         return questions, issues

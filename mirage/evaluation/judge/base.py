@@ -36,6 +36,13 @@ class Judge(ABC):
     def name(self) -> str:
         """The judge with its settings in one short text, such as `keyword(default)`: it stands in every record."""
 
+    def check(self) -> None:  # noqa: B027  (most judges have nothing to check)
+        """Checks what can be checked before there are answers and without reading weights.
+
+        Raises:
+            ValueError: If the judge could not score anything; the message says why.
+        """
+
     @abstractmethod
     def judge(self, answered: Sequence[Answered]) -> list[Judgement]:
         """One judgement for each answer, in order."""

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from mirage.errors import ModelError
 from mirage.evaluation.generate.base import check_at_least_one
 from mirage.evaluation.judge.base import Answered, Judge, Judgement, judged_rest
-from mirage.models.pretrained import first_line, resolve_pretrained
+from mirage.models.pretrained import read_config, repairable, resolve_pretrained
 from mirage.schema import Verdict, short_hash
 
 _MAX_TOKENS = 32_768  # where neither the model nor its tokenizer has a limit
@@ -54,12 +54,25 @@ class Classifier(Judge):
         settings = (self.pretrained, *sorted(self.labels.items()), self.reads)
         return f"classifier({Path(self.pretrained).name}: {short_hash(*settings)[:8]})"
 
+    def check(self) -> None:
+        """Compares `labels` with the model's config.json; reads no weights.
+
+        Raises:
+            ModelError: If the folder has no readable configuration.
+            ValueError: If `labels` names a label that the model does not have.
+        """
+        names = (read_config(self.pretrained).id2label or {}).values()
+        if unknown := sorted(self.labels.keys() - set(names)):
+            raise ValueError(
+                f"judge.labels names {unknown[0]!r}, but the labels of {self.pretrained} are {', '.join(names)}."
+            )
+
     def judge(self, answered: Sequence[Answered]) -> list[Judgement]:
         """One judgement for each answer, in order; the reason is the label with its probability.
 
         Raises:
             ModelError: If the folder holds no complete classifier.
-            ValueError: If `labels` names a label that the model does not have.
+            ValueError: As `check`.
         """
         return judged_rest(answered, self._read)
 
@@ -83,21 +96,15 @@ class Classifier(Judge):
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer, TextClassificationPipeline
 
+        self.check()
         folder = resolve_pretrained(self.pretrained)
-        try:
+        with repairable(f"{folder}: the classifier"):
             tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             model, report = AutoModelForSequenceClassification.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, output_loading_info=True
             )
-        except Exception as error:  # a damaged checkpoint raises anything from KeyError to SafetensorError
-            raise ModelError(
-                f"{folder}: the classifier cannot be loaded ({first_line(error)}). Repair its files."
-            ) from error
         if lacking := sorted(report["missing_keys"]):
             raise ModelError(f"{folder}: the checkpoint lacks {lacking[0]}. Use a model that was trained to classify.")
-        names = model.config.id2label.values()
-        if unknown := sorted(self.labels.keys() - set(names)):
-            raise ValueError(f"judge.labels names {unknown[0]!r}, but the labels of {folder} are {', '.join(names)}.")
         if tokenizer.pad_token is None:
             tokenizer.pad_token, model.config.pad_token_id = tokenizer.eos_token, tokenizer.eos_token_id
         device = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device

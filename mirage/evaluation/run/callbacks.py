@@ -84,7 +84,13 @@ class EvalCallback(Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         # here, so that a bad attack or eval_set is an error before the model is loaded
         self._weights = None
-        self.samples = self.samples or self.prepare_samples(trainer.datamodule)  # type: ignore[attr-defined]
+        self.judge.check()
+        if not self.samples:
+            datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+            samples = self.prepare_samples(datamodule)
+            if self.engine is None:
+                datamodule.check_questions(samples, self.max_new_tokens)
+            self.samples = samples
         refuse_duplicates(trainer.callbacks)  # type: ignore[attr-defined]
 
     def prepare_samples(self, datamodule: Any) -> list[EvalSample]:
@@ -189,7 +195,7 @@ class OneWordAttack(EvalCallback):
     helpfulness after "share"). Use it once for each.
 
     Args:
-        eval_set: `unsafe` or `benign`.
+        eval_set: `unsafe`, `benign`, or another set of the source, all of it unsafe or all of it benign.
         attack: The word, the number of shots K, and how questions are rewritten.
         judge: Scores the answers, before and after the attack.
     """
