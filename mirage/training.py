@@ -15,7 +15,8 @@ from typing import Any, ClassVar
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from rich.console import Console
 
 from mirage.audit.counts import audit_pairs
@@ -23,6 +24,7 @@ from mirage.audit.forms import Asked, form_only_accuracy
 from mirage.checkpoint.callback import AtomicCheckpoint
 from mirage.checkpoint.io import AtomicCheckpointIO, CheckpointNotFoundError, CheckpointSaveError, resolve_checkpoint
 from mirage.checkpoint.resume import ResumeCheck, RNGState
+from mirage.checkpoint.stopping import StopOnSignal
 from mirage.commands.arguments import CHOICES, Choices, Explaining, explained
 from mirage.data.crossing import NEUTRAL
 from mirage.data.module import AlignmentData
@@ -92,6 +94,7 @@ class MirageCLI(LightningCLI):
             kwargs["logger"] = loggers if fits else False
         self.results = Results()
         callbacks = [
+            StopOnSignal(),
             *(self._get(self.config_init, "trainer.callbacks") or []), RunFolder(resumed=bool(settings.get("ckpt_path"))),
             FormOnlyAccuracy(), MemoryLine(), RNGState(), ResumeCheck(self.facts, settings.allow_changed), self.results,
         ]  # fmt: skip
@@ -200,7 +203,10 @@ def quieten() -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """One of LightningCLI's commands; errors of the input end it with one sentence and status 1."""
+    """One of LightningCLI's commands, and its exit status: errors of the input end it with one sentence and status 1.
+
+    SIGTERM ends it with 143 and Ctrl-C with 130, and a sentence says how to go on.
+    """
     quieten()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # loader workers fork after the tokenizer was used
     try:
@@ -221,4 +227,12 @@ def run(arguments: Sequence[str]) -> int:
             traceback.print_exc()
         print(f"mirage: {explained(str(error))}", file=sys.stderr)
         return 1
+    except (KeyboardInterrupt, SystemExit) as end:
+        # Lightning makes Ctrl-C a plain exit
+        cause = end.__context__ if isinstance(end.__context__, KeyboardInterrupt) else end
+        if not isinstance(cause, (KeyboardInterrupt, SIGTERMException)):
+            raise
+        how = getattr(cause, "__notes__", ["stopped; the same command goes on with the answers that are kept"])
+        rank_zero_only(print)(f"mirage: {how[0]}.", file=sys.stderr)
+        return int(end.code or 143) if isinstance(end, SIGTERMException) else 130
     return 0

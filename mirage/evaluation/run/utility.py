@@ -66,12 +66,6 @@ class Utility(EvalCallback):
         if self.when == "every_epoch" or trainer.state.fn != "fit" or is_last_validation(trainer):
             super().on_validation_epoch_end(trainer, pl_module)
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.when != "every_epoch" and self.current is None:  # as when a run stops early
-            self.current = self.measure(trainer, pl_module, "")
-            for logger in trainer.loggers:  # here a module may not log
-                logger.log_metrics(self.logged(self.current), step=trainer.global_step)
-
     def check(self, records: list[Record]) -> None:
         """Checks nothing: all answers to a test split are unscored, since it has no gold answers."""
 
