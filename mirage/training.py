@@ -12,12 +12,13 @@ from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar
 
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from rich.console import Console
+from rich.progress import TimeRemainingColumn
 
 from mirage.audit.counts import audit_pairs
 from mirage.audit.forms import Asked, form_only_accuracy
@@ -107,6 +108,9 @@ class MirageCLI(LightningCLI):
         saves = fits and settings.trainer.enable_checkpointing is not False
         if saves and not any(isinstance(callback, AtomicCheckpoint) for callback in callbacks):
             callbacks.append(AtomicCheckpoint())
+        shows = settings.trainer.enable_progress_bar is not False and not settings.trainer.barebones
+        if shows and not any(isinstance(callback, ProgressBar) for callback in callbacks):
+            callbacks.append(Progress())
         plugins = [*(self._get(self.config_init, "trainer.plugins") or []), AtomicCheckpointIO()]
         return super().instantiate_trainer(callbacks=callbacks, plugins=plugins, **kwargs)
 
@@ -183,15 +187,30 @@ class RunFolder(Callback):
         trainer.strategy.barrier()
 
 
+class Progress(RichProgressBar):
+    """Lightning's, with metrics that stay on one line in 80 columns: under the last part of their names."""
+
+    def configure_columns(self, trainer: Any) -> list[Any]:
+        """Those of Lightning; where they leave no room, epoch, batches and the time that is left."""
+        epoch, bar, batches, *rest = super().configure_columns(trainer)
+        return [epoch, bar, batches, *rest] if Console().width >= 130 else [epoch, batches, TimeRemainingColumn()]
+
+    def get_metrics(self, trainer: Any, pl_module: Any) -> dict[str, Any]:
+        """`unsafe` and `retain`, the losses, and `asr` and `rr` after the attack."""
+        return {name.rpartition("/")[2]: value for name, value in trainer.progress_bar_metrics.items()}
+
+
 def _as_seed(seed: bool | int) -> int:
     return 0 if isinstance(seed, bool) else seed
 
 
-# Lightning's advertising, and advice that does not apply: loaders are sized for small data, and the run folder is ours.
+# Lightning's advertising, and advice that does not apply: loaders are sized for small data, the run folder is ours, and
+# what is logged once an epoch is the same on every rank.
 IRRELEVANT_WARNINGS = (
     "LightningCLI's args parameter", "does not have many workers", "LeafSpec", "Checkpoint directory .* exists",
     "logger to False", "number of training batches.*smaller than the logging interval", "litlogger", "litmodels",
     "Experiment logs directory", "callbacks used to create the checkpoint need", "is_gradient_checkpointing",
+    "when logging on epoch level in distributed setting",
 )  # fmt: skip
 
 

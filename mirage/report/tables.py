@@ -8,7 +8,7 @@ from textwrap import wrap
 from typing import Any, Literal, NamedTuple
 
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -84,6 +84,7 @@ class Sheet(NamedTuple):
         return table
 
 
+_WIDTH = 80  # columns of a terminal
 AGREEMENT = "agree"  # chrF with the starting model's answers to the plain questions
 SAFETY = (
     Column("ASR", "before", "unsafe", "lower"),
@@ -130,7 +131,7 @@ def grid(runs: Sequence[Run]) -> Grid:
 def terminal_table(runs: Sequence[Run]) -> RenderableType:
     """Table 1 for the terminal, 80 columns wide: percentages, and n wherever it is not that of the caption.
 
-    More than two utility scores do not fit beside the rest and have a table of their own.
+    Utility scores that do not fit beside the rest have a table of their own.
     """
     columns, rows, caption = grid(runs)
     same_n = len({row.n for row in rows}) == 1
@@ -147,8 +148,9 @@ def terminal_table(runs: Sequence[Run]) -> RenderableType:
         return Sheet("", heads, texts, caption).on_terminal()
 
     caption = f"{text} {caption}"
-    if len(columns) <= len(SAFETY) + 2:
-        return table(columns, not same_n, caption)
+    whole = table(columns, not same_n, caption)
+    if Console(width=10 * _WIDTH).measure(whole).maximum <= _WIDTH or len(columns) == len(SAFETY):
+        return whole
     return Group(table(SAFETY, not same_n, ""), table(columns[len(SAFETY) :], False, caption))
 
 
@@ -170,13 +172,19 @@ def start_vs_aligned(results: Mapping[str, Any]) -> Table:
             del lines[AGREEMENT]
         sections["\n".join(wrap(plain(side).replace("_", " "), 10))] = lines
     sections["utility"] = {
-        "\n  ".join(wrap(plain(column.under), 18)): [cell_of(both[0], column), Cell(), cell_of(both[1], column), Cell()]
+        "\n  ".join(wrap(plain(column.under).replace("_", " "), 10)): [
+            cell_of(both[0], column),
+            Cell(),
+            cell_of(both[1], column),
+            Cell(),
+        ]
         for column in _utility_columns(both)
     }
     rows: list[list[str]] = []
     for section, lines in sections.items():
         if counts := sorted({cell.n for cells in lines.values() for cell in cells if cell.n}):
-            rows.append([f"{section}\nn = {' or '.join(map(str, counts))}"])
+            n = "\n".join(wrap(f"n = {' or '.join(map(str, counts))}", 10))
+            rows.append([f"{section}\n{n}"])
             for label, cells in lines.items():
                 # "100" rather than "100.0" at the end of an interval: with it the widest cell fits 80 columns.
                 rows.append(
