@@ -173,10 +173,8 @@ def start_vs_aligned(results: Mapping[str, Any]) -> Table:
         sections["\n".join(wrap(plain(side).replace("_", " "), 10))] = lines
     sections["utility"] = {
         "\n  ".join(wrap(plain(column.under).replace("_", " "), 10)): [
-            cell_of(both[0], column),
-            Cell(),
-            cell_of(both[1], column),
-            Cell(),
+            *(cell_of(both[0], column), Cell()),
+            *(cell_of(both[1], column), Cell()),
         ]
         for column in _utility_columns(both)
     }

@@ -50,7 +50,8 @@ class Results(Callback):
         now = [callback.current for callback in eval_callbacks(trainer)]
         if any(new is not old for new, old in zip_longest(now, self._measured)):
             if self._when.get("step") != trainer.global_step:
-                self._when = {"step": trainer.global_step, "epoch": trainer.current_epoch}
+                # the epoch that has just ended, perhaps before its time
+                self._when = {"step": trainer.global_step, "epoch": max(trainer.current_epoch - 1, 0)}
             self._write(trainer, pl_module)
 
     on_fit_end = on_train_end
