@@ -1,8 +1,8 @@
 """The command line in a process that signals itself: `SIGNAL=SIGTERM:answer:37:1 python stopped_cli.py fit ...`.
 
 There rank 1 receives SIGTERM when it has kept its 37th answer; `batch:2` is after the second batch of training, `import`
-when Lightning is imported. The other ranks answer so slowly that they would not end by themselves. When the signal was sent
-is written to the file that SIGNALLED names.
+when Lightning is imported. The other ranks answer so slowly that they would not end by themselves. The file that SIGNALLED
+names holds when the signal was sent, and when the command came to its end on rank 0.
 """
 
 from __future__ import annotations
@@ -20,8 +20,13 @@ NAME, PLACE, VISIT, RANK = os.environ["SIGNAL"].split(":")
 MINE = os.environ.get("LOCAL_RANK", "0") == RANK
 
 
+def note_time() -> None:
+    with Path(os.environ["SIGNALLED"]).open("a") as file:
+        file.write(f"{time.time()}\n")
+
+
 def send() -> None:
-    Path(os.environ["SIGNALLED"]).write_text(str(time.time()))
+    note_time()
     os.kill(os.getpid(), getattr(signal, NAME))
 
 
@@ -62,4 +67,7 @@ if __name__ == "__main__":
         AlignmentModule.training_step = watched(AlignmentModule.training_step)  # type: ignore[method-assign]
     from mirage.cli import main
 
-    sys.exit(main())
+    status = main()
+    if "LOCAL_RANK" not in os.environ:
+        note_time()
+    sys.exit(status)
