@@ -68,6 +68,6 @@ if __name__ == "__main__":
     from mirage.cli import main
 
     status = main()
-    if "LOCAL_RANK" not in os.environ:
+    if os.environ.get("LOCAL_RANK", "0") == "0":
         note_time()
     sys.exit(status)
