@@ -6,6 +6,7 @@ import errno
 import importlib
 import os
 import re
+import select
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -123,7 +124,37 @@ def sentence_of(error: ValueError | OSError) -> str | None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns the exit status: 0, or 1 after one sentence on standard error."""
+    """Runs one command and returns the exit status: 0, or 1 after one sentence on standard error.
+
+    130 after Ctrl-C, and 141 (as of a process that SIGPIPE ended) if what reads the output has gone: `mirage ... | head`.
+    """
+    try:
+        try:
+            return command_status(arguments)
+        finally:
+            print(end="", flush=True)  # here, where an error can still be caught
+    except KeyboardInterrupt:
+        print("mirage: stopped.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        if not reader_is_gone():
+            raise  # of another pipe
+        return 141
+
+
+def reader_is_gone() -> bool:
+    """Whether standard output or standard error is a pipe that nobody reads; what is left for it is thrown away then."""
+    gone = False
+    for number in (1, 2):
+        (pipe := select.poll()).register(number, 0)
+        if any(event & select.POLLERR for _, event in pipe.poll(0)):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+            gone = True
+    return gone
+
+
+def command_status(arguments: Sequence[str] | None) -> int:
+    """As `main`, which says what an interrupted command comes to."""
     command, *rest = (sys.argv[1:] if arguments is None else arguments) or [""]
     if command in ("", "-h", "--help", "help"):
         print(usage())

@@ -12,17 +12,20 @@ from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar
 
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from rich.console import Console
+from rich.progress import TimeRemainingColumn
 
 from mirage.audit.counts import audit_pairs
 from mirage.audit.forms import Asked, form_only_accuracy
 from mirage.checkpoint.callback import AtomicCheckpoint
 from mirage.checkpoint.io import AtomicCheckpointIO, CheckpointNotFoundError, CheckpointSaveError, resolve_checkpoint
 from mirage.checkpoint.resume import ResumeCheck, RNGState
+from mirage.checkpoint.stopping import StopOnSignal
 from mirage.commands.arguments import CHOICES, Choices, Explaining, explained
 from mirage.data.crossing import NEUTRAL
 from mirage.data.module import AlignmentData
@@ -92,6 +95,7 @@ class MirageCLI(LightningCLI):
             kwargs["logger"] = loggers if fits else False
         self.results = Results()
         callbacks = [
+            StopOnSignal(),
             *(self._get(self.config_init, "trainer.callbacks") or []), RunFolder(resumed=bool(settings.get("ckpt_path"))),
             FormOnlyAccuracy(), MemoryLine(), RNGState(), ResumeCheck(self.facts, settings.allow_changed), self.results,
         ]  # fmt: skip
@@ -104,6 +108,9 @@ class MirageCLI(LightningCLI):
         saves = fits and settings.trainer.enable_checkpointing is not False
         if saves and not any(isinstance(callback, AtomicCheckpoint) for callback in callbacks):
             callbacks.append(AtomicCheckpoint())
+        shows = settings.trainer.enable_progress_bar is not False and not settings.trainer.barebones
+        if shows and not any(isinstance(callback, ProgressBar) for callback in callbacks):
+            callbacks.append(Progress())
         plugins = [*(self._get(self.config_init, "trainer.plugins") or []), AtomicCheckpointIO()]
         return super().instantiate_trainer(callbacks=callbacks, plugins=plugins, **kwargs)
 
@@ -180,15 +187,30 @@ class RunFolder(Callback):
         trainer.strategy.barrier()
 
 
+class Progress(RichProgressBar):
+    """Lightning's, with metrics that stay on one line in 80 columns: under the last part of their names."""
+
+    def configure_columns(self, trainer: Any) -> list[Any]:
+        """Those of Lightning; where they leave no room, epoch, batches and the time that is left."""
+        epoch, bar, batches, *rest = super().configure_columns(trainer)
+        return [epoch, bar, batches, *rest] if Console().width >= 130 else [epoch, batches, TimeRemainingColumn()]
+
+    def get_metrics(self, trainer: Any, pl_module: Any) -> dict[str, Any]:
+        """`unsafe` and `retain`, the losses, and `asr` and `rr` after the attack."""
+        return {name.rpartition("/")[2]: value for name, value in trainer.progress_bar_metrics.items()}
+
+
 def _as_seed(seed: bool | int) -> int:
     return 0 if isinstance(seed, bool) else seed
 
 
-# Lightning's advertising, and advice that does not apply: loaders are sized for small data, and the run folder is ours.
+# Lightning's advertising, and advice that does not apply: loaders are sized for small data, the run folder is ours, and
+# what is logged once an epoch is the same on every rank.
 IRRELEVANT_WARNINGS = (
     "LightningCLI's args parameter", "does not have many workers", "LeafSpec", "Checkpoint directory .* exists",
     "logger to False", "number of training batches.*smaller than the logging interval", "litlogger", "litmodels",
     "Experiment logs directory", "callbacks used to create the checkpoint need", "is_gradient_checkpointing",
+    "when logging on epoch level in distributed setting",
 )  # fmt: skip
 
 
@@ -200,7 +222,10 @@ def quieten() -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """One of LightningCLI's commands; errors of the input end it with one sentence and status 1."""
+    """One of LightningCLI's commands, and its exit status: errors of the input end it with one sentence and status 1.
+
+    SIGTERM ends it with 143 and Ctrl-C with 130, and a sentence says how to go on.
+    """
     quieten()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # loader workers fork after the tokenizer was used
     try:
@@ -221,4 +246,12 @@ def run(arguments: Sequence[str]) -> int:
             traceback.print_exc()
         print(f"mirage: {explained(str(error))}", file=sys.stderr)
         return 1
+    except (KeyboardInterrupt, SystemExit) as end:
+        # Lightning makes Ctrl-C a plain exit
+        cause = end.__context__ if isinstance(end.__context__, KeyboardInterrupt) else end
+        if not isinstance(cause, (KeyboardInterrupt, SIGTERMException)):
+            raise
+        how = getattr(cause, "__notes__", ["stopped; the same command goes on with the answers that are kept"])
+        rank_zero_only(print)(f"mirage: {how[0]}.", file=sys.stderr)
+        return int(end.code or 143) if isinstance(end, SIGTERMException) else 130
     return 0

@@ -152,8 +152,10 @@ STOPS = {
     "terminated inside a window": ({4: "SIGTERM"}, 143, 0, 2),
     "terminated before validation": ({5: "SIGTERM"}, 143, 0, 3),
     "terminated in validation": ({1000: "SIGTERM"}, 143, 0, 3),
-    "Ctrl-C inside a window": ({3: "SIGINT"}, 1, 0, 1),
-    "Ctrl-C in validation": ({1001: "SIGINT"}, 1, 0, 3),
+    "Ctrl-C inside a window": ({3: "SIGINT"}, 130, 0, 2),
+    "Ctrl-C in validation": ({1001: "SIGINT"}, 130, 0, 3),
+    "Ctrl-C twice inside a window": ({3: "SIGINT SIGINT"}, 1, 0, 1),
+    "Ctrl-C twice in validation": ({1001: "SIGINT SIGINT"}, 1, 0, 3),
     "an error in a training step": ({9: "a bug"}, 1, 0, 4),
     "an error in the first forward pass of a step": ({2: "a bug"}, 1, 0, 1),
 }

@@ -15,11 +15,14 @@ import pytest
 import torch
 from builders import build_refusal_classifier
 from PIL import Image
+from torch import Tensor
 
+from mirage.batch import Pair
 from mirage.checkpoint.io import read_checkpoint, resolve_checkpoint
 from mirage.cli import main, sentence_of, training_usage, with_shipped_configs
 from mirage.data.sources.catalogue import SOURCES
 from mirage.evaluation.catalogue import BENCHMARKS
+from mirage.methods.base import AlignmentModule
 from mirage.methods.catalogue import METHODS
 from mirage.schema import Record
 from mirage.training import run
@@ -147,6 +150,22 @@ def test_gradients_are_clipped_in_mixed_precision(tmp_path: Path) -> None:
     results = results_of(root)
     assert results["unsafe"]["before"] == results["start"]["unsafe"]["before"]
     assert results["benign"]["before"] == results["start"]["benign"]["before"]
+
+
+@pytest.mark.slow
+def test_one_batch_is_fitted_again_and_again_in_bfloat16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RMU swaps in copies that were made before Lightning cast the model; Lightning replaces shuffling samplers."""
+    seen: list[tuple[str, ...]] = []
+    step = AlignmentModule.training_step
+
+    def recorded(method: AlignmentModule, pair: Pair, batch_idx: int) -> Tensor:
+        seen.append((pair.unsafe or pair.retain).example_ids)  # type: ignore[union-attr]
+        return step(method, pair, batch_idx)
+
+    monkeypatch.setattr(AlignmentModule, "training_step", recorded)
+    overfit = ["--trainer.overfit_batches=3", "--trainer.max_epochs=2", "--trainer.accumulate_grad_batches=2"]
+    assert run(small_fit("rmu.yaml", tmp_path / "run", *overfit, "--trainer.precision=bf16-true")) == 0
+    assert len(seen) == 6 and len({*seen}) == 3 and seen[:3] == seen[3:]
 
 
 @pytest.mark.slow

@@ -282,6 +282,20 @@ def test_one_rank_that_fails_ends_all_and_the_others_answers_are_kept(
     assert all(isinstance(result, RankFailedError) and "rank 1:" in str(result) for result in results)
 
 
+def test_what_one_rank_cannot_finish_ends_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def work(rank: int) -> list[Record]:
+        def finish(records: list[Record]) -> None:
+            if rank == 0:
+                raise OSError(28, "No space left on device", "records/unsafe.jsonl")
+
+        return asked(5, Echo(), rank=rank, world_size=2, log_folder=tmp_path, finish=finish)
+
+    first, second = on_every_rank(2, work, monkeypatch)
+    assert isinstance(first, OSError) and first.filename == "records/unsafe.jsonl"
+    assert isinstance(second, RankFailedError) and "rank 0:" in str(second) and "No space left" in str(second)
+    assert len(list(tmp_path.iterdir())) == 2, "no answer is lost"
+
+
 # Counting once
 
 

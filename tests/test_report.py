@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 import io
 import json
 import random
@@ -36,7 +37,7 @@ from mirage.report.comparison import compare
 from mirage.report.gallery import galleries
 from mirage.report.markup import latex_table, markdown_table
 from mirage.report.runs import load_run, load_runs
-from mirage.report.tables import start_vs_aligned
+from mirage.report.tables import start_vs_aligned, terminal_table
 from mirage.report.writing import report
 from mirage.schema import Record, Verdict
 
@@ -498,6 +499,24 @@ def test_a_fit_ends_with_start_and_aligned_side_by_side_in_80_columns(runs: list
     assert cells == [
         (label, *(float(f"{100 * rate[end]:.1f}") for end in ("rate", "low", "high"))) for label, rate in expected
     ], "each rate on one line with its interval, no word is broken"
+
+
+def test_no_word_of_a_table_is_broken_in_80_columns(runs: list[Path]) -> None:
+    first, *others = load_runs(runs)
+    results = copy.deepcopy(dict(first.results))
+    for side, n in (("unsafe", 442), ("benign", 558)):  # of its own, so that n has a column
+        for when in ("before", "after"):
+            results[side][when]["n"] = n
+    results["utility"]["long_name_of_a_benchmark"] = results["utility"]["mini"]
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(terminal_table([first._replace(results=results), *others]))
+    heads = "before after helpful utility long_name_of_a_benchmark"
+    assert {*heads.split()} <= {*capture.get().split()} and "442 / 558" in capture.get()
+    shown = shown_at_the_end(results)
+    assert any(line.split()[:2] == ["long", "name"] for line in shown)
+    assert any(re.fullmatch(r" n = \d+ or\s*", line.split("  ")[0]) for line in shown)
+    assert any(line.split()[:1] == ["helpful"] for line in shown) and max(map(len, shown)) <= 80
 
 
 def in_results(keys: str, value: Any) -> Callable[[Path], None]:

@@ -206,7 +206,8 @@ def test_the_model_itself_is_asked_about_the_pictures(vqav2: Path, tmp_path: Pat
         ("every_epoch", [], 4, 6),  # the start and three epochs of two steps
         ("start_and_end", [], 2, 6),
         ("end", [], 1, 6),
-        ("start_and_end", ["--trainer.check_val_every_n_epoch=2"], 2, 4),  # none comes after the second epoch's
+        ("start_and_end", ["--trainer.check_val_every_n_epoch=2"], 2, 6),  # the last validation is the second epoch's
+        ("every_epoch", ["--trainer.check_val_every_n_epoch=2"], 3, 6),
         ("end", ["--trainer.limit_val_batches=0"], 1, 6),  # no validation at all: when training ends
         ("start_and_end", ["--trainer.max_steps=3", "--trainer.max_epochs=-1"], 2, 3),  # ends within an epoch
     ],

@@ -9,8 +9,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,9 +58,10 @@ class AtomicCheckpoint(Checkpoint):
         self._written: list[str] = []
         self.best_model_path = ""  # Lightning asks under this name
         self._best_value: float | None = None
-        self._step = self._saved = 0  # completed optimizer steps: now, and in the newest file
+        self._step = 0  # completed optimizer steps now
+        self._saved: int | None = None  # and in the newest file
         self._resting: dict[str, Any] = {}  # progress of the loops and of the data at [completed step]
-        self._due = self._updating = self._window_open = self._unsavable = self._sigterm = False
+        self._due = self._updating = self._window_open = self._unsavable = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         folder = self.dirpath or os.path.join(trainer.default_root_dir, "checkpoints")
@@ -76,9 +75,8 @@ class AtomicCheckpoint(Checkpoint):
         if self._step > 0 and trainer.fit_loop._data_fetcher is not None:
             # made by `estimated_stepping_batches` before progress was restored, the iterator stands at the beginning
             iter(trainer.fit_loop._data_fetcher)
-        if trainer.world_size > 1 and threading.current_thread() is threading.main_thread():
-            # Lightning's own handler starts a broadcast wherever each rank happens to be, which can hang all of them
-            signal.signal(signal.SIGTERM, self._note_sigterm)
+        if self._step == 0:
+            self._mark(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._rest(trainer)
@@ -119,16 +117,23 @@ class AtomicCheckpoint(Checkpoint):
         checkpoint.update(self._resting)  # see [completed step]
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        alone = trainer.world_size > 1  # other failures strike one rank, and saving needs all of them
-        if isinstance(exception, SIGTERMException):
-            exception.code, alone = 128 + signal.SIGTERM, False
-        done = not self._resting or self._saved == self._step
-        if done or alone or self._updating or self._unsavable or not _training(trainer):
-            return
-        try:
-            self._save(trainer)
-        except Exception as error:  # the first exception is the one to be seen
-            log.warning("After %s no checkpoint could be saved: %s", type(exception).__name__, error)
+        stopped = isinstance(exception, SIGTERMException)  # on every rank, and not before training has started
+        alone = trainer.world_size > 1 and not stopped  # other failures strike one rank, and saving needs all of them
+        done = self._saved == self._step or (self._step == 0 and not stopped)
+        if not (done or alone or self._updating or self._unsavable) and _training(trainer):
+            try:
+                self._save(trainer)
+            except Exception as error:  # the first exception is the one to be seen
+                log.warning("After %s no checkpoint could be saved: %s", type(exception).__name__, error)
+        if _training(trainer) and isinstance(exception, (SIGTERMException, KeyboardInterrupt)):
+            exception.add_note(self._how_to_go_on())
+
+    def _how_to_go_on(self) -> str:
+        if self._saved is None:
+            return "stopped before a checkpoint was saved; give the same command again"
+        newest = "last" if self.dirpath is None else self._folder / self._written[-1]
+        of = "" if self._saved == self._step else f"the newest checkpoint is of step {self._saved}: "
+        return f"stopped at step {self._step}; {of}go on with --ckpt_path {newest}"
 
     def state_dict(self) -> dict[str, Any]:
         best = Path(self.best_model_path).name
@@ -141,12 +146,9 @@ class AtomicCheckpoint(Checkpoint):
             self.best_model_path, self._best_value = str(best), state_dict["best_value"]
         self._saved = state_dict["step"]
 
-    def _note_sigterm(self, *_: Any) -> None:
-        self._sigterm = True
-
     def _mark(self, trainer: Trainer, before_validation: bool = False) -> bool:
-        """From now on, what is saved resumes at this point; False if it is none: no step done, or half a window."""
-        if self._step == 0 or self._window_open:
+        """From now on, what is saved resumes at this point; False if it is none: half a window."""
+        if self._window_open:
             return False
         fit = trainer.fit_loop.state_dict()
         if before_validation:
@@ -162,13 +164,10 @@ class AtomicCheckpoint(Checkpoint):
         return True
 
     def _rest(self, trainer: Trainer) -> None:
-        """Saves if that is due and stops if that was asked for: every rank passes here, between two steps."""
+        """Saves if that is due: every rank passes here, between two steps."""
         if self._due and self._saved != self._step and _training(trainer):
             self._save(trainer)
         self._due = False
-        signalled = self._sigterm or trainer.received_sigterm
-        if trainer.strategy.reduce_boolean_decision(signalled, all=False):
-            raise SIGTERMException
 
     def _save(self, trainer: Trainer) -> None:
         path = self._folder / f"step-{self._step:08d}.ckpt"

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, SequentialSampler
 
 from mirage.batch import Batch, Pair
 from mirage.data.collate import Collator
@@ -41,11 +41,12 @@ class Pairs(Dataset[Pair]):
         return self.collate(examples) if examples else None
 
 
-class Steps(Sampler[Step]):
+class Steps(SequentialSampler):
     """The next steps for one rank, from wherever training is: as many as an epoch has.
 
     Data order knows no epochs. Lightning ends an epoch by its own count, in a resumed one (and under
-    `limit_train_batches`) before these steps are used up.
+    `limit_train_batches`) before these steps are used up. A sampler of another kind it would replace under
+    `overfit_batches`.
 
     Args:
         order: The data order.
@@ -62,7 +63,7 @@ class Steps(Sampler[Step]):
     def __len__(self) -> int:
         return self.length
 
-    def __iter__(self) -> Iterator[Step]:
+    def __iter__(self) -> Iterator[Step]:  # type: ignore[override]  # indices of `Pairs`
         start = self.position()
         return (step_at(index, self.rank, self.world_size, self.order) for index in range(start, start + self.length))
 

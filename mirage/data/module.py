@@ -185,13 +185,23 @@ class AlignmentData(L.LightningDataModule):
                     yield each.prompt, unsafe, "" if each.image is None else each.image.name
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Batches are `Pair`s; every epoch is a whole number of optimizer steps."""
+        """Batches are `Pair`s; every epoch is a whole number of optimizer steps.
+
+        Under `trainer.overfit_batches` every epoch has the first so many batches again.
+        """
         trainer = self._trainer
         order = Order(len(self.unsafe_set), len(self.retain_set), self.batch_size, self.gamma, self.seed)
         accumulate = trainer.accumulate_grad_batches
-        steps = Steps(
-            order, trainer.global_rank, trainer.world_size, accumulate, lambda: trainer.global_step * accumulate
-        )
+        overfit: int | float = trainer.overfit_batches  # type: ignore[attr-defined]
+
+        def position() -> int:
+            done = trainer.global_step
+            if overfit:
+                batches = overfit if isinstance(overfit, int) else int(overfit * len(steps))
+                done %= -(-batches // accumulate)
+            return done * accumulate
+
+        steps = Steps(order, trainer.global_rank, trainer.world_size, accumulate, position)
         return ResumableLoader(
             Pairs(self.unsafe_set, self.retain_set, self.collate, self.crossed),
             sampler=steps,

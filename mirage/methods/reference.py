@@ -33,7 +33,8 @@ def as_reference(model: nn.Module, copies: dict[str, Tensor] | None) -> Iterator
     try:
         with torch.no_grad(), model.disable_adapter() if copies is None else nullcontext():  # type: ignore[operator]
             for name, parameter in trained.items():
-                parameter.data = starting[name] = starting[name].to(parameter.device)
+                # copied before the trainer moved the model, and with `precision: bf16-true` cast it
+                parameter.data = starting[name] = starting[name].to(parameter)
             yield
     finally:
         for name, parameter in trained.items():

@@ -8,7 +8,7 @@ from textwrap import wrap
 from typing import Any, Literal, NamedTuple
 
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -89,6 +89,7 @@ class Sheet(NamedTuple):
         return table
 
 
+_WIDTH = 80  # columns of a terminal
 AGREEMENT = "agree"  # chrF with the starting model's answers to the plain questions
 SAFETY = (
     Column("ASR", "before", "unsafe", "lower"),
@@ -141,7 +142,7 @@ def grid(runs: Sequence[Run]) -> Grid:
 def terminal_table(runs: Sequence[Run]) -> RenderableType:
     """Table 1 for the terminal, 80 columns wide: percentages, and n wherever it is not that of the caption.
 
-    More than two further columns (utility, other evaluation sets) do not fit beside the rest: they are in further tables.
+    What does not fit beside the rest (utility, other evaluation sets) is in further tables.
     """
     columns, rows, caption = grid(runs)
     same_n = len({row.n for row in rows}) == 1
@@ -162,9 +163,9 @@ def terminal_table(runs: Sequence[Run]) -> RenderableType:
         return Sheet("", heads, texts, caption).on_terminal()
 
     caption = f"{text} {caption}"
-    if len(columns) <= len(SAFETY) + 2:
-        return table(columns, not same_n, caption)
-    most = len(SAFETY)
+    whole, most = table(columns, not same_n, caption), len(SAFETY)
+    if len(columns) <= most or Console(width=10 * _WIDTH).measure(whole).maximum <= _WIDTH:
+        return whole
     parts = [columns[at : at + most] for at in range(0, len(columns), most)]
     return Group(*(table(part, not at and not same_n, caption * (part is parts[-1])) for at, part in enumerate(parts)))
 
@@ -187,13 +188,17 @@ def start_vs_aligned(results: Mapping[str, Any]) -> Table:
             del lines[AGREEMENT]
         sections["\n".join(wrap(plain(side).replace("_", " "), 10))] = lines
     sections["utility"] = {
-        "\n  ".join(wrap(plain(column.under), 18)): [cell_of(both[0], column), Cell(), cell_of(both[1], column), Cell()]
+        "\n  ".join(wrap(plain(column.under).replace("_", " "), 10)): [
+            *(cell_of(both[0], column), Cell()),
+            *(cell_of(both[1], column), Cell()),
+        ]
         for column in _utility_columns(both)
     }
     rows: list[list[str]] = []
     for section, lines in sections.items():
         if counts := sorted({cell.n for cells in lines.values() for cell in cells if cell.n}):
-            rows.append([f"{section}\nn = {' or '.join(map(str, counts))}"])
+            n = "\n".join(wrap(f"n = {' or '.join(map(str, counts))}", 10))
+            rows.append([f"{section}\n{n}"])
             for label, cells in lines.items():
                 # "100" rather than "100.0" at the end of an interval: with it the widest cell fits 80 columns.
                 rows.append(

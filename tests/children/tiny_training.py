@@ -18,6 +18,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer, see
 from mirage.checkpoint.callback import AtomicCheckpoint
 from mirage.checkpoint.io import AtomicCheckpointIO, resolve_checkpoint
 from mirage.checkpoint.resume import ResumeCheck, RNGState
+from mirage.checkpoint.stopping import StopOnSignal
 
 BATCHES = 6  # an epoch; two make a step
 
@@ -62,7 +63,8 @@ class Tiny(LightningModule):
         what = self.at.get(number, "")
         loss = self.loss(number)
         if what.startswith("SIG"):
-            os.kill(os.getpid(), getattr(signal, what))
+            for name in what.split():
+                os.kill(os.getpid(), getattr(signal, name))
         elif what:
             raise RuntimeError(what)
         with self.log_file.open("a") as file:
@@ -71,8 +73,8 @@ class Tiny(LightningModule):
 
     def validation_step(self, number: int, batch_idx: int) -> None:
         what = "" if self.trainer.sanity_checking else self.at.get(self.trainer.current_epoch * 10000 + number, "")
-        if what:
-            os.kill(os.getpid(), getattr(signal, what))
+        for name in what.split():
+            os.kill(os.getpid(), getattr(signal, name))
         if not self.trainer.sanity_checking:
             with self.log_file.with_name(f"validated-{self.global_rank}").open("a") as file:
                 file.write(f"{self.global_step} {number}\n")
@@ -124,6 +126,7 @@ def run(
     if resume is None:
         seed_everything(11 + (rank or 0), verbose=False)
     callbacks = [
+        StopOnSignal(),
         RNGState(),
         ResumeCheck(lambda: facts or {"seed": 7}, allow_changed),
         AtomicCheckpoint(**{"every_n_steps": 1, "monitor": "val/loss", **saving}),

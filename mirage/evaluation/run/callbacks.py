@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
+from mirage.checkpoint.stopping import StopOnSignal
 from mirage.evaluation.attack import Attack
 from mirage.evaluation.generate.base import Engine
 from mirage.evaluation.generate.huggingface import HuggingFaceEngine
@@ -61,6 +63,7 @@ class EvalCallback(Callback):
         self.start: dict[str, Any] | None = None
         self.plain_answers: dict[str, str] = {}  # the starting model's to the plain questions, by the questions' ids
         self.current: dict[str, Any] | None = None
+        self._step: int | None = None  # at which it was measured
         self.seconds: dict[str, float] = {}
         self.samples: list[EvalSample] = []
         self._weights: tuple[object, str] | None = None  # in which state the weights were read, and their fingerprint
@@ -121,6 +124,19 @@ class EvalCallback(Callback):
 
     on_test_epoch_end = on_validation_epoch_end
 
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Measures the weights that the fit ends with, if no validation did."""
+        if self._step != trainer.global_step:
+            self.current = self.measure(trainer, pl_module, "")
+            for logger in trainer.loggers:  # here a module may not log
+                logger.log_metrics(self.logged(self.current), step=trainer.global_step)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Measures a fit that was resumed at its end, for which Lightning calls no hook but this, after its teardown."""
+        if self._step is None and trainer.global_step > 0:
+            pl_module.to(trainer.strategy.root_device)
+            self.on_train_end(trainer, pl_module)
+
     def logged(self, result: dict[str, Any]) -> dict[str, float]:
         """Metric name -> value for the loggers, out of what `results.json` says: by default `utility/<name>`."""
         rate = result["score"]["rate"]
@@ -161,13 +177,17 @@ class EvalCallback(Callback):
             if trainer.is_global_zero:
                 self.write(folder, prefix, records, header)
 
+        stops = [each.at_once for each in trainer.callbacks if isinstance(each, StopOnSignal)]  # type: ignore[attr-defined]
         with trainer.precision_plugin.forward_context():
             records = ask(
                 self.samples, engine, self.judge, eval_set=self.eval_set, fingerprint=fingerprint,
-                rank=trainer.global_rank, world_size=trainer.world_size, log_folder=folder / "records", finish=finish,
+                rank=trainer.global_rank, world_size=trainer.world_size, log_folder=folder / "records",
+                stoppable=stops[0] if stops else nullcontext, finish=finish,
             )  # fmt: skip
         if prefix and self.compares_with_start:
             self.plain_answers = {record.id: record.answer for record in records if not record.shot}
+        if not prefix:
+            self._step = trainer.global_step
         key = "start" if prefix else self.key
         self.seconds[key] = self.seconds.get(key, 0.0) + time.perf_counter() - started
         return {

@@ -49,8 +49,12 @@ class Results(Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         now = [callback.current for callback in eval_callbacks(trainer)]
         if any(new is not old for new, old in zip_longest(now, self._measured)):
-            self._when = self._when or {"step": trainer.global_step, "epoch": trainer.current_epoch}
+            if self._when.get("step") != trainer.global_step:
+                # the epoch that has just ended, perhaps before its time
+                self._when = {"step": trainer.global_step, "epoch": max(trainer.current_epoch - 1, 0)}
             self._write(trainer, pl_module)
+
+    on_fit_end = on_train_end
 
     def _write(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._measured = [callback.current for callback in eval_callbacks(trainer)]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import random
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import closing, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import xxhash
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
 from mirage.evaluation.generate.base import Engine
@@ -18,6 +20,8 @@ from mirage.evaluation.judge.base import Answered, Judge
 from mirage.evaluation.judge.kept import judged_and_kept
 from mirage.evaluation.run.records import AnswerLog
 from mirage.schema import EvalSample, Record, short_hash
+
+Done = TypeVar("Done")
 
 
 class RankFailedError(RuntimeError):
@@ -41,16 +45,18 @@ def ask(
     log_folder: Path,
     rank: int = 0,
     world_size: int = 1,
+    stoppable: Callable[[], AbstractContextManager[None]] = nullcontext,
     finish: Callable[[list[Record]], None] = lambda records: None,
 ) -> list[Record]:
     """The records of all samples in their order, the same on every rank: this rank asks its share, and all are gathered.
 
     What decides a verdict has the `fingerprint`: answers that an interrupted attempt kept under it in `log_folder` are
     not asked again. They are deleted when `finish`, called on every rank with all records, has returned: what it raises
-    is raised here, and no answer is lost.
+    is raised here, and no answer is lost. A rank asks and judges within `stoppable`, which may raise SIGTERMException.
 
     Raises:
-        RankFailedError: On every rank, if any rank failed.
+        RankFailedError: On every rank, if any rank failed; on the others, if `finish` failed on one.
+        SIGTERMException: On every rank, if any rank was stopped.
     """
     share = samples[rank::world_size]
 
@@ -60,7 +66,7 @@ def ask(
         return closing(AnswerLog(log_folder / name, fingerprint))
 
     def work() -> list[Record]:
-        with log("answers") as answers, log("verdicts") if judge.one_by_one else nullcontext() as verdicts:
+        with stoppable(), log("answers") as answers, log("verdicts") if judge.one_by_one else nullcontext() as verdicts:
             known = dict(answers.known)
             if known:
                 total = sum(len(sample.questions) for sample in share)
@@ -84,29 +90,40 @@ def ask(
         ]  # fmt: skip
 
     place = {sample.id: k for k, sample in enumerate(samples)}
-    records = sorted(_gathered(work, world_size), key=lambda record: (place[record.id], record.shot))
-    finish(records)
+    shares = _gathered(work, world_size)
+    records = sorted(chain.from_iterable(shares), key=lambda record: (place[record.id], record.shot))
+    try:
+        _gathered(lambda: finish(records), world_size)
+    except RankFailedError as error:
+        raise error.__cause__ or error from None  # on the rank that failed, its own sentence
     # Other attempts at the same questions, by other settings, are overtaken now that there are records.
     for left in log_folder.glob(f".{eval_set}.*.rank{rank}of*.jsonl"):
         left.unlink(missing_ok=True)
     return records
 
 
-def _gathered(work: Callable[[], list[Record]], world_size: int) -> list[Record]:
-    """All ranks' records. Failures are gathered before anybody waits for results that will never come."""
+def _gathered(work: Callable[[], Done], world_size: int) -> list[Done]:
+    """What `work` returns on every rank. Failures are gathered before anybody waits for results that will never come."""
     if world_size == 1:
-        return work()
-    mine: list[Record] | str  # or the traceback
+        return [work()]
+    mine: Any = None
+    failed: Exception | None = None
+    failure: str | None = None
+    stopped: Any = None  # the exit status
     try:
         mine = work()
-    except Exception:
-        mine = traceback.format_exc()
+    except SIGTERMException as error:
+        stopped = error.code
+    except Exception as error:
+        failed, failure = error, traceback.format_exc()
     shares: list[Any] = [None] * world_size
-    torch.distributed.all_gather_object(shares, mine)
-    failures = [f"rank {rank}:\n{share}" for rank, share in enumerate(shares) if isinstance(share, str)]
+    torch.distributed.all_gather_object(shares, (mine, stopped, failure))
+    failures = [f"rank {rank}:\n{share[2]}" for rank, share in enumerate(shares) if share[2] is not None]
     if failures:
-        raise RankFailedError("Evaluation failed. " + "\n".join(failures))
-    return [record for share in shares for record in share]
+        raise RankFailedError("Evaluation failed. " + "\n".join(failures)) from failed
+    if codes := [code for _, code, _ in shares if code is not None]:
+        raise SIGTERMException(min(codes))  # that of the signal, since the other ranks were stopped by SIGTERM
+    return [share for share, _, _ in shares]
 
 
 def weights_fingerprint(model: nn.Module) -> str:

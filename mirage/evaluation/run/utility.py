@@ -32,8 +32,8 @@ class Utility(EvalCallback):
         batch_size: How many answers are written at the same time.
         engine: Another engine than the model in training, such as an OpenAI-compatible server.
         submission: Write the answers in the official upload format, too: `submissions/<name>.json` in the run's folder.
-        when: In a fit, ask the starting model and after every validation epoch; or the starting model and the last one
-            only; or the last one only. `validate` asks always.
+        when: In a fit, ask the starting model and after every validation epoch; or the starting model and the one at
+            the fit's end only; or the latter only. `validate` asks always.
     """
 
     section = "utility"
@@ -63,14 +63,8 @@ class Utility(EvalCallback):
             super().on_train_start(trainer, pl_module)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.when == "every_epoch" or trainer.state.fn != "fit" or is_last_validation(trainer):
+        if self.when == "every_epoch" or trainer.state.fn != "fit":
             super().on_validation_epoch_end(trainer, pl_module)
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.when != "every_epoch" and self.current is None:  # as when a run stops early
-            self.current = self.measure(trainer, pl_module, "")
-            for logger in trainer.loggers:  # here a module may not log
-                logger.log_metrics(self.logged(self.current), step=trainer.global_step)
 
     def check(self, records: list[Record]) -> None:
         """Checks nothing: all answers to a test split are unscored, since it has no gold answers."""
@@ -110,11 +104,3 @@ def _judgement(answer: str, score: float | None) -> Judgement:
         return Judgement(Verdict.UNSCORED, "the official file has no gold answer")
     missed = Verdict.REFUSED if is_refusal(answer) else Verdict.IRRELEVANT
     return Judgement(Verdict.COMPLIED if score > 0 else missed, score=score)
-
-
-def is_last_validation(trainer: L.Trainer) -> bool:
-    """True if this fit plans no later validation than the one under way. An early stop is not foreseen."""
-    if trainer.max_steps is not None and 0 <= trainer.max_steps <= trainer.global_step:
-        return True
-    epochs, every = trainer.max_epochs, trainer.check_val_every_n_epoch
-    return epochs is not None and every is not None and 0 <= epochs < trainer.current_epoch + 1 + every
