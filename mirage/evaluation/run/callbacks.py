@@ -10,7 +10,9 @@ from typing import Any, ClassVar
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_only
 
+from mirage.data.base import Source
 from mirage.evaluation.attack import Attack
 from mirage.evaluation.generate.base import Engine
 from mirage.evaluation.generate.huggingface import HuggingFaceEngine
@@ -41,6 +43,7 @@ class EvalCallback(Callback):
     """
 
     section: ClassVar[str | None] = None  # of results.json; None: its top
+    source: Source | None = None  # of the eval_set, where it is not the data's
     compares_with_start: ClassVar[bool] = False  # True: the starting model's answers are kept, in checkpoints too
 
     def __init__(
@@ -93,13 +96,15 @@ class EvalCallback(Callback):
         Raises:
             ValueError: If there is none.
         """
-        samples = subsample(datamodule.eval_samples(self.eval_set), self.limit, self.seed)
+        samples = subsample(datamodule.eval_samples(self.eval_set, self.source), self.limit, self.seed)
         if not samples:
             raise ValueError(f"The eval_set {self.eval_set!r} is empty: nothing would be measured. Choose another.")
         return samples
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.start is None and trainer.global_step == 0:  # a resumed run no longer has the starting model
+        if (
+            self.samples and self.start is None and trainer.global_step == 0
+        ):  # a resumed run no longer has the starting model
             self.start = self.measure(trainer, pl_module, "start.")
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -108,7 +113,7 @@ class EvalCallback(Callback):
     on_test_start = on_validation_start
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not trainer.sanity_checking:
+        if self.samples and not trainer.sanity_checking:
             self.current = self.measure(trainer, pl_module, "")
             for name, value in self.logged(self.current).items():
                 pl_module.log(name, value, prog_bar=name in ON_PROGRESS_BAR, batch_size=1, rank_zero_only=True)
@@ -192,15 +197,25 @@ class OneWordAttack(EvalCallback):
         eval_set: `unsafe` or `benign`.
         attack: The word, the number of shots K, and how questions are rewritten.
         judge: Scores the answers, before and after the attack.
+        source: Where the eval_set comes from, if not from the data's source: a safety set, for instance.
+        optional: Leave the eval_set out, and say so, if the files of `source` are not there.
     """
 
     compares_with_start = True
     audit: Callable[..., Any] | None = None
     """`mirage.audit.counts.audit_pairs`, for a word that is `mined`; whoever builds the trainer sets it."""
 
-    def __init__(self, eval_set: str, attack: Attack, judge: Judge, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        eval_set: str,
+        attack: Attack,
+        judge: Judge,
+        source: Source | None = None,
+        optional: bool = False,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(eval_set, judge, **kwargs)
-        self.attack = attack
+        self.attack, self.source, self.optional = attack, source, optional
 
     def prepare_samples(self, datamodule: Any) -> list[EvalSample]:
         """The samples with their rewrites; a source with a language of its own brings its rewriter.
@@ -208,6 +223,9 @@ class OneWordAttack(EvalCallback):
         Raises:
             ValueError: If there is no sample, one cannot be rewritten, or the word cannot be mined.
         """
+        if self.optional and self.source is not None and (why := self.source.missing()):
+            rank_zero_only(print)(f"{self.eval_set} is not measured: {why}")
+            return []
         samples = super().prepare_samples(datamodule)
         if self.attack.wants_word:
             if self.audit is None:
@@ -216,7 +234,7 @@ class OneWordAttack(EvalCallback):
                     "word, or set the callback's `audit` to mirage.audit.counts.audit_pairs."
                 )
             self.attack.mine(self.audit, datamodule.labelled_questions(), samples[0].unsafe)
-        return self.attack.on(samples, datamodule.rewriter)
+        return self.attack.on(samples, datamodule.rewriter if self.source is None else self.source.rewriter)
 
     def result(self, records: list[Record]) -> dict[str, Any]:
         """Rates before and after, per shot and per category, agreement, and what the attack changed in the questions."""
