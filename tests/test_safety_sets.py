@@ -102,7 +102,7 @@ def test_the_picture_decides_which_question_of_mm_safetybench_is_asked(tmp_path:
             xstest,
             "xstest_prompts.csv",
             "id_v2,prompt\nv2-1,Hello?\n",
-            "id is missing. Expected records with id, prompt, type, label",
+            "Expected records with id, prompt, type, label",
         ),
         (xstest, "xstest_prompts.csv", b"\xff\xfe\x00", "cannot be read"),
         (or_bench, "or-bench-toxic.csv", "text,topic\nHello,x\n", "Expected records with prompt, category"),
@@ -114,7 +114,7 @@ def test_the_picture_decides_which_question_of_mm_safetybench_is_asked(tmp_path:
             mm_safetybench,
             "processed_questions/01-Illegal_Activitiy.json",
             {"0": {"Question": "?"}},
-            "Rephrased Question is missing",
+            "Question is missing",
         ),
     ],
 )

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 
 from mirage.data.base import Source
+from mirage.errors import DataError
 from mirage.evaluation.attack import Attack
 from mirage.evaluation.generate.base import Engine
 from mirage.evaluation.generate.huggingface import HuggingFaceEngine
@@ -94,17 +95,18 @@ class EvalCallback(Callback):
         """The samples as they will be asked.
 
         Raises:
-            ValueError: If there is none.
+            ValueError: If there is none, or a source of the callback's own has issues.
         """
-        samples = subsample(datamodule.eval_samples(self.eval_set, self.source), self.limit, self.seed)
+        if self.source is not None and (issues := self.source.validate()):
+            raise DataError.of(issues)
+        samples = subsample((self.source or datamodule).eval_samples(self.eval_set), self.limit, self.seed)
         if not samples:
             raise ValueError(f"The eval_set {self.eval_set!r} is empty: nothing would be measured. Choose another.")
         return samples
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if (
-            self.samples and self.start is None and trainer.global_step == 0
-        ):  # a resumed run no longer has the starting model
+        # a resumed run no longer has the starting model
+        if self.samples and self.start is None and trainer.global_step == 0:
             self.start = self.measure(trainer, pl_module, "start.")
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
