@@ -19,7 +19,7 @@ from mirage.evaluation.generate.base import Engine
 from mirage.evaluation.generate.huggingface import HuggingFaceEngine
 from mirage.evaluation.judge.base import Judge, Judgement, check_scored
 from mirage.evaluation.run.agreement import agreement
-from mirage.evaluation.run.counting import block, summarise
+from mirage.evaluation.run.counting import block, cluster_of, summarise
 from mirage.evaluation.run.records import write_records
 from mirage.evaluation.run.runner import ask, samples_fingerprint, subsample, weights_fingerprint
 from mirage.schema import EvalSample, Record, short_hash
@@ -269,7 +269,8 @@ class Accuracy(EvalCallback):
 
     def result(self, records: list[Record]) -> dict[str, Any]:
         """`score`: the rate of right answers with its interval."""
-        counted = block([record.verdict for record in records], benign=True)
+        clusters = [cluster_of(record) for record in records]
+        counted = block([record.verdict for record in records], benign=True, clusters=clusters)
         return {"metric": "accuracy", "n": counted["n"], "unscored": counted["unscored"], "score": counted["helpful"]}
 
 
