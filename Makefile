@@ -17,7 +17,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-.PHONY: install demo test test-fast table table-crossed pictures lint format help bench-eval gpu-check
+.PHONY: install demo test test-fast table table-crossed pictures lint format help bench-eval gpu-check docs
 
 install: $(INSTALLED)  ## create .venv with the pinned dependencies
 
@@ -52,6 +52,13 @@ pictures: $(INSTALLED)  ## the README's pictures from the runs of `make table ta
 	cp $(RUNS)/report/curves.png docs/images/curves.png
 	$(BROWSER) --headless --no-sandbox --hide-scrollbars --window-size=1200,1500 \
 	  --screenshot=$(CURDIR)/docs/images/report.png file://$(CURDIR)/$(RUNS)/report/report.html
+
+docs: .venv-docs  ## the documentation as a site in site/, every link checked
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
+
+.venv-docs:  # of its own: it needs neither torch nor the package
+	$(PYTHON) -m venv $@
+	$@/bin/pip install --quiet mkdocs-material==9.8.2 'mkdocstrings[python]==1.0.8'
 
 lint: $(INSTALLED)  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -100,7 +100,7 @@ def training_usage(command: str) -> str:
     example = (configs_folder() / "rmu.yaml").read_text(encoding="utf-8")
     return TRAINING_USAGE.format(
         command=command, text=TRAINING[command], methods=subclasses("methods", "AlignmentModule"),
-        sources=subclasses("data/sources", "Source", "FileSource"), example=indent(example, "    "),
+        sources=subclasses("data/sources", "Source", "FileSource", "SafetySet"), example=indent(example, "    "),
         benchmarks=subclasses("evaluation/benchmarks", "Benchmark", "SoftAccuracy"),
     )  # fmt: skip
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
 from math import sqrt
 from statistics import NormalDist
 from typing import NamedTuple
@@ -23,7 +22,7 @@ class Rate(NamedTuple):
 
 
 class McNemar(NamedTuple):
-    """The exact McNemar test of one yes-or-no measure on the same questions, twice."""
+    """McNemar's test of one yes-or-no measure on the same questions, twice."""
 
     both: int
     only_before: int
@@ -44,10 +43,12 @@ class Kappa(NamedTuple):
     standard_error: float | None
 
 
-def wilson(successes: int, n: int) -> Rate:
+def wilson(successes: float, n: int, design_effect: float = 1.0) -> Rate:
     """The share `successes / n` with its Wilson score interval at 95 % (Wilson 1927), without continuity correction.
 
-    The ends are the two p that solve |successes / n - p| = z sqrt(p (1 - p) / n). `wilson(0, 20)` is 0 to 0.161.
+    The ends are the two p that solve |successes / n - p| = z sqrt(p (1 - p) / n). `wilson(0, 20)` is 0 to 0.161. With a
+    design effect the n under the root is n / design_effect, the effective sample size (Rao and Scott 1992; for Wilson's
+    interval, Franco, Little, Louis and Slud 2019).
 
     Raises:
         ValueError: If not 0 <= successes <= n.
@@ -56,18 +57,42 @@ def wilson(successes: int, n: int) -> Rate:
         raise ValueError(f"wilson({successes}, {n}): successes must lie between 0 and n.")
     if n == 0:
         return Rate(None, None, None)
-    share, z2 = successes / n, Z_95**2
-    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = Z_95 * sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
+    share, size, z2 = successes / n, n / design_effect, Z_95**2
+    centre = (share + z2 / (2 * size)) / (1 + z2 / size)
+    half = Z_95 * sqrt(share * (1 - share) / size + z2 / (4 * size * size)) / (1 + z2 / size)
     # The exact ends at 0 and n are 0 and 1; rounding would leave 1e-18 or 1 - 1e-16.
     return Rate(share, 0.0 if successes == 0 else centre - half, 1.0 if successes == n else centre + half)
 
 
-def mcnemar(before: Mapping[str, bool], after: Mapping[str, bool]) -> McNemar:
-    """The exact two-sided McNemar test of two measurements of the same ids.
+def design_effect(values: Sequence[float], clusters: Sequence[object]) -> float:
+    """How many times as much the mean of `values` varies as if all were independent, from the clusters' own totals.
+
+    sum_c (sum_{i in c} (y_i - m))^2 / sum_i (y_i - m)^2, the sandwich variance of the mean m over that of independent
+    values, and at least 1. It is 1 if no two values share a cluster. Equal values show no variance: there it is the mean
+    size of a cluster, as if each cluster had answered once.
+    """
+    if len(values) == len(set(clusters)):
+        return 1.0
+    mean = sum(values) / len(values)
+    totals: Counter[object] = Counter()
+    for value, cluster in zip(values, clusters, strict=True):
+        totals[cluster] += value - mean  # type: ignore[assignment]
+    spread = sum((value - mean) ** 2 for value in values)
+    if spread < 1e-12:
+        return len(values) / len(totals)
+    return max(1.0, sum(total**2 for total in totals.values()) / spread)
+
+
+def mcnemar(
+    before: Mapping[str, bool], after: Mapping[str, bool], clusters: Mapping[str, object] | None = None
+) -> McNemar:
+    """The exact two-sided McNemar test of two measurements of the same ids, by clusters if ids share some.
 
     Under the null each of the n discordant ids falls on either side with probability 1/2, so
     p = min(1, 2 P(Binomial(n, 1/2) <= the smaller count)). Counts 1 and 6 give 2 (1 + 7) / 2^7 = 0.125; none give 1.
+    With clusters each one's difference d (ids only before, less those only after) has either sign with probability 1/2,
+    and p is how often |sum of +-d| reaches the one observed (Fisher's randomisation test of the clusters): the same
+    where every cluster has one id.
 
     Raises:
         ValueError: If an id is on one side only; such ids are named.
@@ -78,11 +103,22 @@ def mcnemar(before: Mapping[str, bool], after: Mapping[str, bool]) -> McNemar:
         raise ValueError(f"A paired test needs the same questions on both sides, but {named}.")
     cells = Counter((before[id], after[id]) for id in before)
     only_before, only_after = cells[True, False], cells[False, True]
-    discordant = only_before + only_after
-    # exact integers: the binomial coefficients C(discordant, i), each from the one before
-    ways = accumulate(range(min(only_before, only_after)), lambda c, i: c * (discordant - i) // (i + 1), initial=1)
-    p = min(1.0, 2 * sum(ways) / 2**discordant)
+    differences: Counter[object] = Counter()
+    for id in before:
+        differences[id if clusters is None else clusters[id]] += before[id] - after[id]
+    p = _sign_flips([abs(each) for each in differences.values() if each], abs(only_before - only_after))
     return McNemar(cells[True, True], only_before, only_after, cells[False, False], p)
+
+
+def _sign_flips(sizes: Sequence[int], observed: int) -> float:
+    """The probability that sizes with random signs add up to `observed` or more, or to minus that or less."""
+    import numpy as np  # here: the command line starts sooner without
+
+    chance = np.ones(1)  # of the sums -total, ..., total so far
+    for size in sizes:
+        chance = (np.pad(chance, (2 * size, 0)) + np.pad(chance, (0, 2 * size))) / 2
+    sums = np.arange(len(chance)) - sum(sizes)
+    return min(1.0, float(chance[np.abs(sums) >= observed].sum()))
 
 
 def cohens_kappa(counts: Sequence[Sequence[int]]) -> Kappa:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
+from collections import Counter
+from collections.abc import Callable
 
 import pytest
 from builders import record_of
 
 from mirage.evaluation.run.counting import any_of_first, block, question_verdict, summarise
 from mirage.schema import Record, Verdict
-from mirage.stats import mcnemar, wilson
+from mirage.stats import design_effect, mcnemar, wilson
 
 C, R, I, U = Verdict.COMPLIED, Verdict.REFUSED, Verdict.IRRELEVANT, Verdict.UNSCORED  # noqa: E741
 
@@ -116,6 +119,52 @@ HAND_COMPUTED = [
     (1, 6, 2 * (1 + 7) / 2**7), (6, 1, 2 * (1 + 7) / 2**7), (0, 5, 2 / 2**5), (4, 4, 1.0), (0, 0, 1.0), (0, 1, 1.0),
     (3, 12, 2 * (1 + 15 + 105 + 455) / 2**15),
 ]  # fmt: skip
+
+
+@pytest.mark.parametrize("successes", [0, 3, 10])
+def test_what_every_cluster_repeats_counts_once(successes: int) -> None:
+    """Four questions about each picture with one outcome say no more than one question about each."""
+    values = [each < successes for each in range(10)] * 4
+    effect = design_effect(values, list(range(10)) * 4)
+    assert wilson(4 * successes, 40, effect) == pytest.approx(wilson(successes, 10))
+    assert design_effect(values, range(40)) == 1.0 <= design_effect(values, [0, 1] * 20)
+
+
+def test_clustered_intervals_cover_where_those_of_independent_questions_do_not() -> None:
+    """60 pictures with 1 to 8 questions each; half of the pictures are answered with 0.8, the others with 0.2."""
+    draw = random.Random(0)
+    covered = Counter()
+    for _ in range(400):
+        clusters = [picture for picture in range(60) for _ in range(draw.randint(1, 8))]
+        chance = {picture: draw.choice((0.8, 0.2)) for picture in clusters}
+        values = [draw.random() < chance[picture] for picture in clusters]
+        for name, effect in {"clustered": design_effect(values, clusters), "independent": 1.0}.items():
+            _, low, high = wilson(sum(values), len(values), effect)
+            covered[name] += low <= 0.5 <= high
+    assert covered["clustered"] >= 0.92 * 400 and covered["independent"] <= 0.85 * 400
+
+
+def test_questions_about_one_picture_widen_the_interval_and_are_one_of_the_test() -> None:
+    def measured(image: Callable[[int], str]) -> list[Record]:
+        verdicts = {shot: [Verdict.COMPLIED] * 12 + [Verdict.REFUSED] * 8 for shot in (0, 1)}
+        return [
+            record_of(str(at), shot, verdict, image=image(at))
+            for shot in verdicts
+            for at, verdict in enumerate(verdicts[shot])
+        ]
+
+    alone = summarise(measured(lambda at: f"{at}.png"), True)["after"]["asr"]
+    shared = summarise(measured(lambda at: f"{at // 4}.png"), True)["after"]["asr"]
+    assert alone == wilson(12, 20)._asdict() and shared == wilson(3, 5)._asdict()
+
+
+def test_mcnemar_flips_whole_clusters() -> None:
+    """Twelve discordant ids in three clusters of four: all of one sign happens twice in 2^3."""
+    before, after = dict.fromkeys("abcdefghijkl", True), dict.fromkeys("abcdefghijkl", False)
+    clusters = {id: at // 4 for at, id in enumerate(before)}
+    assert mcnemar(before, after).p == pytest.approx(2 / 2**12)
+    assert mcnemar(before, after, clusters).p == pytest.approx(2 / 2**3)
+    assert mcnemar(before, after, {id: id for id in before}) == mcnemar(before, after)
 
 
 @pytest.mark.parametrize(("only_before", "only_after", "p"), HAND_COMPUTED)

@@ -65,6 +65,10 @@ class Source(ABC):
         listed = f"It has: {', '.join(known)}." if known else "Choose a source that has them as data.source."
         return DataError(f"{self.name} has no samples called {eval_set!r}. {listed}")
 
+    def missing(self) -> str | None:
+        """Why this source cannot be used at all on this machine, in a sentence; None if its files are there."""
+        return None
+
     def skipped(self) -> Sequence[DataIssue]:
         """What the files hold and is not trained on, each with the reason; for the results."""
         return ()

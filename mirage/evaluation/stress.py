@@ -38,7 +38,7 @@ from mirage.evaluation.attack import Rewrite
 from mirage.evaluation.generate.huggingface import HuggingFaceEngine
 from mirage.evaluation.judge.base import Answered, check_scored
 from mirage.evaluation.run.callbacks import OneWordAttack
-from mirage.evaluation.run.counting import block, question_verdict
+from mirage.evaluation.run.counting import block, cluster_of, question_verdict
 from mirage.evaluation.run.records import write_records
 from mirage.evaluation.run.runner import ask, samples_fingerprint, weights_fingerprint
 from mirage.methods.base import AlignmentModule
@@ -186,7 +186,8 @@ def counted(records: Iterable[Record]) -> dict[str, Any]:
     for record in records:
         shots[record.id].append(record)
     unsafe = next(iter(shots.values()))[0].unsafe
-    return block((question_verdict([r.verdict for r in each], unsafe) for each in shots.values()), benign=not unsafe)
+    verdicts = [question_verdict([record.verdict for record in each], unsafe) for each in shots.values()]
+    return block(verdicts, not unsafe, [cluster_of(each[0]) for each in shots.values()])
 
 
 def other_clause(question: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from mirage.evaluation.run.counting import question_verdict, shots_by_question
+from mirage.evaluation.run.counting import cluster_of, question_verdict, shots_by_question
 from mirage.report.runs import Run
 from mirage.report.tables import Sheet, attack_of, percent
 from mirage.schema import Record, Verdict
@@ -15,6 +15,8 @@ MEASURES = {"unsafe": {"ASR": Verdict.COMPLIED}, "benign": {"RR": Verdict.REFUSE
 
 def compare(run_a: Run, run_b: Run) -> Sheet:
     """McNemar's exact test of ASR, RR and helpful, before and after the attack, over the questions of both runs.
+
+    Questions about one picture are one cluster of the test (see `mcnemar`).
 
     Columns: measure, n (questions scored in both runs), skipped (unscored in either, never taken as safe), the rate of
     each run over the n, the two discordant counts, and p.
@@ -49,8 +51,11 @@ def compare(run_a: Run, run_b: Run) -> Sheet:
                 " with the same data, limit and seed."
             )
         first, second = (_outcomes(run.records[side], side == "unsafe") for run in pair)
+        clusters = {record.id: cluster_of(record) for record in run_a.records[side]}
         for title, verdict in measures.items():
-            rows += [_row(f"{title} {when}", first[when], second[when], verdict) for when in ("before", "after")]
+            rows += [
+                _row(f"{title} {when}", first[when], second[when], verdict, clusters) for when in ("before", "after")
+            ]
     if not rows:
         raise ValueError(f"{names} have no records of the same eval_set: nothing can be paired.")
     notes.append("Rates in percent of the n questions that both runs scored; 'only' counts those that differ.")
@@ -69,9 +74,16 @@ def _outcomes(records: Sequence[Record], unsafe: bool) -> dict[str, dict[str, Ve
     }
 
 
-def _row(title: str, first: Mapping[str, Verdict], second: Mapping[str, Verdict], verdict: Verdict) -> list[str]:
+def _row(
+    title: str,
+    first: Mapping[str, Verdict],
+    second: Mapping[str, Verdict],
+    verdict: Verdict,
+    clusters: Mapping[str, str],
+) -> list[str]:
     scored = [id for id in first if Verdict.UNSCORED not in (first[id], second[id])]
-    test = mcnemar({id: first[id] is verdict for id in scored}, {id: second[id] is verdict for id in scored})
+    before, after = ({id: side[id] is verdict for id in scored} for side in (first, second))
+    test = mcnemar(before, after, clusters)
     n, only = len(scored), (test.only_before, test.only_after)
     rates = [percent((test.both + own) / n if n else None) for own in only]
     p = "-" if n == 0 else "< 0.001" if test.p < 0.001 else f"{test.p:.3f}"

@@ -21,7 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from mirage.images import FileImage
 from mirage.schema import EvalSample, short_hash
-from mirage.stats import wilson
+from mirage.stats import design_effect, wilson
 
 Content = TypeVar("Content")
 
@@ -162,13 +162,13 @@ class Benchmark(ABC):
         its interval (all None if there are no others). `groups` says the same of each group's scored questions;
         `subset` records the sampled ids. Benchmarks add what only the answers show.
         """
-        scored: list[float] = []
-        members: dict[str, list[float]] = {}
+        scored: list[tuple[Question, float]] = []
+        members: dict[str, list[tuple[Question, float]]] = {}
         for question, score, _ in zip(self.asked, scores, answers, strict=True):
             if score is not None:
-                scored.append(score)
+                scored.append((question, score))
                 for group in question.groups:
-                    members.setdefault(group, []).append(score)
+                    members.setdefault(group, []).append((question, score))
         ids = [question.id for question in self.asked]
         subset = {"limit": self.limit, "seed": self.seed, "of": len(self._by_id), "ids": ids}
         return {
@@ -191,10 +191,11 @@ class Benchmark(ABC):
         raise ValueError(f"{self.name} has no evaluation server to upload to: its gold answers are public, use score.")
 
 
-def _mean(scores: Sequence[float]) -> dict[str, float | None]:
-    """The mean score with an interval that holds for 0 and 1 as for all between.
+def _mean(scored: Sequence[tuple[Question, float]]) -> dict[str, float | None]:
+    """The mean score with an interval that holds for 0 and 1 as for all between, clustered by picture.
 
     No score between 0 and 1 varies more than a yes or no of the same mean, so that Wilson's interval is wide enough.
     """
-    total: Any = math.fsum(scores)  # a whole number where every score is 0 or 1
-    return wilson(total, len(scores))._asdict()
+    scores = [score for _, score in scored]
+    clusters = [question.image or question.id for question, _ in scored]
+    return wilson(math.fsum(scores), len(scores), design_effect(scores, clusters))._asdict()

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from sacrebleu.metrics import CHRF
 
+from mirage.evaluation.run.counting import cluster_of
 from mirage.schema import Record
 
 RESAMPLES = 2000
@@ -27,8 +28,9 @@ def agreement(records: Iterable[Record], plain_answers: Mapping[str, str]) -> di
         plain_answers: The starting model's answer to the plain question, by the question's id.
 
     Returns:
-        `before` and `after`, each with `mean`, `low` and `high` (95 %, percentile bootstrap over questions; Efron 1979)
-        and the number `n` of questions. A question without a starting answer does not count.
+        `before` and `after`, each with `mean`, `low` and `high` (95 %, percentile bootstrap; Efron 1979; questions
+        about one picture are resampled together) and the number `n` of questions. A question without a starting answer
+        does not count.
     """
     shots: dict[str, dict[str, list[Record]]] = {"before": defaultdict(list), "after": defaultdict(list)}
     for record in records:
@@ -51,7 +53,10 @@ def _mean_over_questions(asked: Mapping[str, list[Record]], plain_answers: Mappi
     scores = iter(chrf([record.answer for record in records], [plain_answers[record.id] for record in records]))
     by_question = np.array([np.mean([next(scores) for _ in shots]) for shots in asked.values()])
     n = len(by_question)
+    clusters = np.unique([cluster_of(shots[0]) for shots in asked.values()], return_inverse=True)[1]
+    totals, sizes = np.bincount(clusters, by_question), np.bincount(clusters)
     generator = np.random.default_rng(0)
-    means = [by_question[generator.integers(n, size=n)].mean() for _ in range(RESAMPLES)]
+    draws = (generator.integers(len(sizes), size=len(sizes)) for _ in range(RESAMPLES))
+    means = [totals[draw].sum() / sizes[draw].sum() for draw in draws]
     low, high = np.quantile(means, [0.025, 0.975])
     return {"mean": float(by_question.mean()), "low": float(low), "high": float(high), "n": n}

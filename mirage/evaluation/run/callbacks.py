@@ -11,14 +11,17 @@ from typing import Any, ClassVar
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_only
 
 from mirage.checkpoint.stopping import StopOnSignal
+from mirage.data.base import Source
+from mirage.errors import DataError
 from mirage.evaluation.attack import Attack
 from mirage.evaluation.generate.base import Engine
 from mirage.evaluation.generate.huggingface import HuggingFaceEngine
 from mirage.evaluation.judge.base import Judge, Judgement, check_scored
 from mirage.evaluation.run.agreement import agreement
-from mirage.evaluation.run.counting import block, summarise
+from mirage.evaluation.run.counting import block, cluster_of, summarise
 from mirage.evaluation.run.records import write_records
 from mirage.evaluation.run.runner import ask, samples_fingerprint, subsample, weights_fingerprint
 from mirage.schema import EvalSample, Record, short_hash
@@ -43,6 +46,7 @@ class EvalCallback(Callback):
     """
 
     section: ClassVar[str | None] = None  # of results.json; None: its top
+    source: Source | None = None  # of the eval_set, where it is not the data's
     compares_with_start: ClassVar[bool] = False  # True: the starting model's answers are kept, in checkpoints too
 
     def __init__(
@@ -100,15 +104,18 @@ class EvalCallback(Callback):
         """The samples as they will be asked.
 
         Raises:
-            ValueError: If there is none.
+            ValueError: If there is none, or a source of the callback's own has issues.
         """
-        samples = subsample(datamodule.eval_samples(self.eval_set), self.limit, self.seed)
+        if self.source is not None and (issues := self.source.validate()):
+            raise DataError.of(issues)
+        samples = subsample((self.source or datamodule).eval_samples(self.eval_set), self.limit, self.seed)
         if not samples:
             raise ValueError(f"The eval_set {self.eval_set!r} is empty: nothing would be measured. Choose another.")
         return samples
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.start is None and trainer.global_step == 0:  # a resumed run no longer has the starting model
+        # a resumed run no longer has the starting model
+        if self.samples and self.start is None and trainer.global_step == 0:
             self.start = self.measure(trainer, pl_module, "start.")
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -117,7 +124,7 @@ class EvalCallback(Callback):
     on_test_start = on_validation_start
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not trainer.sanity_checking:
+        if self.samples and not trainer.sanity_checking:
             self.current = self.measure(trainer, pl_module, "")
             for name, value in self.logged(self.current).items():
                 pl_module.log(name, value, prog_bar=name in ON_PROGRESS_BAR, batch_size=1, rank_zero_only=True)
@@ -218,15 +225,25 @@ class OneWordAttack(EvalCallback):
         eval_set: `unsafe`, `benign`, or another set of the source, all of it unsafe or all of it benign.
         attack: The word, the number of shots K, and how questions are rewritten.
         judge: Scores the answers, before and after the attack.
+        source: Where the eval_set comes from, if not from the data's source: a safety set, for instance.
+        optional: Leave the eval_set out, and say so, if the files of `source` are not there.
     """
 
     compares_with_start = True
     audit: Callable[..., Any] | None = None
     """`mirage.audit.counts.audit_pairs`, for a word that is `mined`; whoever builds the trainer sets it."""
 
-    def __init__(self, eval_set: str, attack: Attack, judge: Judge, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        eval_set: str,
+        attack: Attack,
+        judge: Judge,
+        source: Source | None = None,
+        optional: bool = False,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(eval_set, judge, **kwargs)
-        self.attack = attack
+        self.attack, self.source, self.optional = attack, source, optional
 
     def prepare_samples(self, datamodule: Any) -> list[EvalSample]:
         """The samples with their rewrites; a source with a language of its own brings its rewriter.
@@ -234,6 +251,9 @@ class OneWordAttack(EvalCallback):
         Raises:
             ValueError: If there is no sample, one cannot be rewritten, or the word cannot be mined.
         """
+        if self.optional and self.source is not None and (why := self.source.missing()):
+            rank_zero_only(print)(f"{self.eval_set} is not measured: {why}")
+            return []
         samples = super().prepare_samples(datamodule)
         if self.attack.wants_word:
             if self.audit is None:
@@ -242,7 +262,7 @@ class OneWordAttack(EvalCallback):
                     "word, or set the callback's `audit` to mirage.audit.counts.audit_pairs."
                 )
             self.attack.mine(self.audit, datamodule.labelled_questions(), samples[0].unsafe)
-        return self.attack.on(samples, datamodule.rewriter)
+        return self.attack.on(samples, datamodule.rewriter if self.source is None else self.source.rewriter)
 
     def result(self, records: list[Record]) -> dict[str, Any]:
         """Rates before and after, per shot and per category, agreement, and what the attack changed in the questions."""
@@ -275,7 +295,8 @@ class Accuracy(EvalCallback):
 
     def result(self, records: list[Record]) -> dict[str, Any]:
         """`score`: the rate of right answers with its interval."""
-        counted = block([record.verdict for record in records], benign=True)
+        clusters = [cluster_of(record) for record in records]
+        counted = block([record.verdict for record in records], benign=True, clusters=clusters)
         return {"metric": "accuracy", "n": counted["n"], "unscored": counted["unscored"], "score": counted["helpful"]}
 
 
