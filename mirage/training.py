@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
@@ -23,6 +24,7 @@ from mirage.audit.forms import Asked, form_only_accuracy
 from mirage.checkpoint.callback import AtomicCheckpoint
 from mirage.checkpoint.io import AtomicCheckpointIO, CheckpointNotFoundError, CheckpointSaveError, resolve_checkpoint
 from mirage.checkpoint.resume import ResumeCheck, RNGState
+from mirage.checkpoint.sharded import ShardedStrategy
 from mirage.commands.arguments import CHOICES, Choices, Explaining, explained
 from mirage.data.crossing import NEUTRAL
 from mirage.data.module import AlignmentData
@@ -35,6 +37,8 @@ from mirage.methods.base import AlignmentModule, NonFiniteLossError
 from mirage.methods.catalogue import METHODS
 from mirage.models.memory import MemoryLine
 from mirage.report.tables import start_vs_aligned
+
+StrategyRegistry.register("ModelParallelStrategy", ShardedStrategy)
 
 # Errors of the input: one sentence and exit status 1. Every other error is mirage's, and keeps its traceback.
 # ValueError includes DataError, ModelError, CheckpointError and ResumeMismatchError.

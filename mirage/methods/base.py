@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torchmetrics import MeanMetric
 from transformers import get_scheduler
@@ -24,6 +25,7 @@ from mirage.models.load import load_model
 from mirage.models.lora import LoraSettings, add_lora
 from mirage.models.pretrained import Dtype, read_config
 from mirage.models.processor import load_processor
+from mirage.models.sharding import shard, whole
 from mirage.models.threads import limit_threads
 
 _FUSED = ("cpu", "cuda")  # where one kernel does AdamW: on a CPU, twenty times faster than the loop
@@ -118,6 +120,21 @@ class AlignmentModule(L.LightningModule, ABC):
         """Loads the starting model (once) and decides what trains. Data have been checked by then."""
         if self.model is not None:
             return
+        trainer = self._trainer
+        if trainer is not None and isinstance(trainer.strategy, ModelParallelStrategy):
+            for turn in range(trainer.strategy.num_processes):  # a machine holds one whole model at a time
+                if turn == trainer.local_rank:
+                    self._load()
+                    shard(self.model, trainer.strategy.root_device, trainer.precision)
+                trainer.strategy.barrier()
+        else:
+            self._load()
+        if trainer is not None and trainer.strategy.root_device.type == "cpu":
+            line = limit_threads(self.model)  # on every rank, before anything is computed
+            if trainer.is_global_zero:
+                print(line, flush=True)
+
+    def _load(self) -> None:
         self.model = load_model(
             self.pretrained,
             dtype=self.dtype_name,
@@ -132,11 +149,6 @@ class AlignmentModule(L.LightningModule, ABC):
             if self.gradient_checkpointing:
                 self.model.enable_input_require_grads()
         self.choose_trainable()
-        trainer = self._trainer
-        if trainer is not None and trainer.strategy.root_device.type == "cpu":
-            line = limit_threads(self.model)  # on every rank, before anything is computed
-            if trainer.is_global_zero:
-                print(line, flush=True)
 
     def trained_layers(self) -> list[int] | None:
         """The decoder layers that are trained; None for all."""
@@ -203,7 +215,7 @@ class AlignmentModule(L.LightningModule, ABC):
             NonFiniteLossError: Naming step, rank, side and example ids.
         """
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients, foreach=True).to(self.device)
+        norm = whole(torch.nn.utils.get_total_norm(gradients, foreach=True)).to(self.device)
         finite = [value_B.isfinite().all() for _, _, value_B in self._window]
         if self.trainer.precision != "16-mixed":  # there, inf gradients are the scaler's business
             finite.append(norm.isfinite())

@@ -17,6 +17,7 @@ from mirage.evaluation.generate.base import Engine
 from mirage.evaluation.judge.base import Answered, Judge
 from mirage.evaluation.judge.kept import judged_and_kept
 from mirage.evaluation.run.records import AnswerLog
+from mirage.models.sharding import whole
 from mirage.schema import EvalSample, Record, short_hash
 
 
@@ -66,7 +67,7 @@ def ask(
                 total = sum(len(sample.questions) for sample in share)
                 print(f"{eval_set}: an interrupted evaluation goes on, {len(known)} of {total} answers are kept.")
             todo = [one for one in share if any((one.id, shot) not in known for shot in range(len(one.questions)))]
-            for sample, texts in zip(todo, engine.answers(todo, answers.add) if todo else (), strict=True):
+            for sample, texts in zip(todo, engine.answers(todo, answers.add), strict=True):
                 known |= {(sample.id, shot): text for shot, text in enumerate(texts)}
             answered = [
                 ((sample.id, shot), Answered(sample, question, known[sample.id, shot]))
@@ -84,7 +85,7 @@ def ask(
         ]  # fmt: skip
 
     place = {sample.id: k for k, sample in enumerate(samples)}
-    records = sorted(_gathered(work, world_size), key=lambda record: (place[record.id], record.shot))
+    records = sorted(_gathered(work, world_size, engine), key=lambda record: (place[record.id], record.shot))
     finish(records)
     # Other attempts at the same questions, by other settings, are overtaken now that there are records.
     for left in log_folder.glob(f".{eval_set}.*.rank{rank}of*.jsonl"):
@@ -92,13 +93,14 @@ def ask(
     return records
 
 
-def _gathered(work: Callable[[], list[Record]], world_size: int) -> list[Record]:
+def _gathered(work: Callable[[], list[Record]], world_size: int, engine: Engine) -> list[Record]:
     """All ranks' records. Failures are gathered before anybody waits for results that will never come."""
     if world_size == 1:
         return work()
     mine: list[Record] | str  # or the traceback
     try:
-        mine = work()
+        with engine.in_step():
+            mine = work()
     except Exception:
         mine = traceback.format_exc()
     shares: list[Any] = [None] * world_size
@@ -114,7 +116,7 @@ def weights_fingerprint(model: nn.Module) -> str:
     digest = xxhash.xxh3_64()
     for name, parameter in sorted(model.named_parameters()):
         digest.update(name.encode())
-        digest.update(parameter.detach().contiguous().view(-1).view(torch.uint8).cpu().numpy().data)
+        digest.update(whole(parameter.detach()).contiguous().view(-1).view(torch.uint8).cpu().numpy().data)
     return digest.hexdigest()
 
 
