@@ -67,7 +67,7 @@ class ShardedStrategy(ModelParallelStrategy):
                 for name, kinds in optimizer["state"].items()
                 for kind, value in kinds.items()
             }
-        groups = [optimizer["param_groups"] for optimizer in optimizers]
+        groups = [{"param_groups": optimizer["param_groups"]} for optimizer in optimizers]
         try:
             dcp.save(tensors, storage_writer=_Writer(partial))
             own = [name for name in os.listdir(partial) if name.startswith(f"__{self.global_rank}_")]
@@ -75,7 +75,7 @@ class ShardedStrategy(ModelParallelStrategy):
             torch.distributed.all_gather_object(shares, {name: _facts(partial / name) for name in own})
             if self.is_global_zero:
                 files = {name: facts for share in shares for name, facts in share.items()}
-                rest = {**checkpoint, "state_dict": {}, "param_groups": groups, "files": files}
+                rest = {**checkpoint, "state_dict": {}, "optimizer_states": groups, "files": files}
                 rest["files"][METADATA] = _facts(partial / METADATA)
                 self.checkpoint_io.save_checkpoint(rest, partial / REST)
                 _put_in_place(partial, path)
@@ -108,13 +108,11 @@ class ShardedStrategy(ModelParallelStrategy):
 
     def load_optimizer_state_dict(self, checkpoint: Any) -> None:
         assert self.model is not None
-        for optimizer, groups in zip(self.optimizers, checkpoint["param_groups"], strict=True):
+        for optimizer, groups in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             state = get_optimizer_state_dict(self.model, optimizer)["state"]
             tensors = {f"{OPTIMIZER}{name}.{kind}": each for name, kinds in state.items() for kind, each in kinds.items()}
             dcp.load(tensors, storage_reader=self._reader)
-            set_optimizer_state_dict(
-                self.model, optimizer, optim_state_dict={"state": state, "param_groups": groups}
-            )
+            set_optimizer_state_dict(self.model, optimizer, optim_state_dict={"state": state, **groups})
 
 
 class _Writer(dcp.FileSystemWriter):
@@ -208,7 +206,8 @@ def assembled(path: Path, *, weights_alone: bool = False) -> dict[str, Any]:
         name.removeprefix(WEIGHTS): value for name, value in tensors.items() if name.startswith(WEIGHTS)
     }
     if not weights_alone:
-        checkpoint["optimizer_states"] = [_numbered(groups, tensors) for groups in checkpoint["param_groups"]]
+        optimizers = checkpoint["optimizer_states"]
+        checkpoint["optimizer_states"] = [_numbered(one["param_groups"], tensors) for one in optimizers]
     return checkpoint
 
 

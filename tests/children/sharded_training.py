@@ -91,7 +91,7 @@ def fit(
     callbacks: list[Callback] = [losses]
     if asks:
         attack = OneWord("share")
-        callbacks.append(OneWordAttack("unsafe", Exact(), attack=attack, max_new_tokens=8, batch_size=3))
+        callbacks.append(OneWordAttack("unsafe", attack=attack, judge=Exact(), max_new_tokens=8, batch_size=3))
     if saves:
         facts = ResumeCheck(lambda: {"method": module.name, "ranks": ranks}, ["ranks"] if resume else [])
         callbacks += [RNGState(), facts, AtomicCheckpoint(every_n_steps=1)]
