@@ -38,7 +38,8 @@ from mirage.methods.catalogue import METHODS
 from mirage.models.memory import MemoryLine
 from mirage.report.tables import start_vs_aligned
 
-StrategyRegistry.register("ModelParallelStrategy", ShardedStrategy)
+SPLITS = "ModelParallelStrategy"
+StrategyRegistry.register(SPLITS, ShardedStrategy)
 
 # Errors of the input: one sentence and exit status 1. Every other error is mirage's, and keeps its traceback.
 # ValueError includes DataError, ModelError, CheckpointError and ResumeMismatchError.
@@ -108,6 +109,7 @@ class MirageCLI(LightningCLI):
         saves = fits and settings.trainer.enable_checkpointing is not False
         if saves and not any(isinstance(callback, AtomicCheckpoint) for callback in callbacks):
             callbacks.append(AtomicCheckpoint())
+        check_strategy(settings.trainer.strategy, settings.trainer.precision, self.model, self.datamodule)
         plugins = [*(self._get(self.config_init, "trainer.plugins") or []), AtomicCheckpointIO()]
         return super().instantiate_trainer(callbacks=callbacks, plugins=plugins, **kwargs)
 
@@ -130,6 +132,29 @@ class MirageCLI(LightningCLI):
 
     after_validate = after_fit
     after_test = after_fit
+
+
+def check_strategy(strategy: Any, precision: Any, method: AlignmentModule, data: AlignmentData) -> None:
+    """Checks that the method can be trained under `trainer.strategy`, as the config has it, before anything is read.
+
+    Raises:
+        ValueError: If not; the message names what to use instead.
+    """
+    name = str(strategy if isinstance(strategy, str) else strategy.class_path).rpartition(".")[2]
+    if name.lower().startswith(("fsdp", "deepspeed", "xla")) or (name == SPLITS and not isinstance(strategy, str)):
+        raise ValueError(
+            f"trainer.strategy is {name}, under which mirage neither evaluates in training nor writes safe checkpoints. "
+            f"Write `strategy: {SPLITS}` to split weights, gradients and optimizer state over devices (FSDP2), or ddp."
+        )
+    if name not in (SPLITS, ShardedStrategy.__name__):
+        return
+    if str(precision).startswith("16"):
+        raise ValueError(f"trainer.precision is {precision}, which {SPLITS} does not support. Use bf16-mixed or 32-true.")
+    if not method.merges_sides and data.gamma * data.batch_size < 1:
+        raise ValueError(
+            f"{type(method).__name__} under {SPLITS} needs a retain example on every device in every step: data.gamma * "
+            f"data.batch_size is {data.gamma * data.batch_size:g}. Raise data.batch_size to make it at least 1, or use ddp."
+        )
 
 
 class FormOnlyAccuracy(Callback):

@@ -122,7 +122,10 @@ class AlignmentData(L.LightningDataModule):
             raise DataError.of(issues)
         processor, context = self.method.processor, self.method.context_length
         model_limit = min(processor.tokenizer.model_max_length, context or math.inf)
-        self.collate = Collator(processor, self.max_length or model_limit, self.pad_to_square, self.max_answer_tokens)
+        several = self.trainer is not None and self.trainer.world_size > 1
+        self.collate = Collator(
+            processor, self.max_length or model_limit, self.pad_to_square, self.max_answer_tokens, several
+        )
         if stage == "fit":
             answers = self.method.unsafe_answers
             unsafe = () if answers is None else self._not_empty("unsafe", self.source.unsafe(answers))

@@ -63,6 +63,9 @@ class AlignmentModule(L.LightningModule, ABC):
     unsafe_answers: ClassVar[Literal["refusal", "harmful"] | None]
     """What the unsafe set's answers are: refusals to learn, harmful answers to unlearn, or no unsafe set at all."""
 
+    merges_sides: ClassVar[bool] = True
+    """False where unsafe and retain examples need forward passes of their own, of which a step may lack one."""
+
     strict_loading = False  # a checkpoint holds what was trained; the rest comes from `pretrained`
 
     def __init__(
