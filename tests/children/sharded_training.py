@@ -74,6 +74,7 @@ def fit(
     batch_size: int = 4,
     gamma: float = 1.5,
     text: bool = False,
+    num_unsafe: int = 14,
     asks: int = 0,
     saves: bool = False,
     resume: str | None = None,
@@ -85,7 +86,7 @@ def fit(
     kind = next(one for one in METHODS if one.__name__ == method)
     fixed = {"learning_rate": 1e-3, "warmup_ratio": 0.0, "schedule": "constant_with_warmup"}
     module: Any = kind(MINI, lora=LoraSettings(r=4) if lora else None, **{**fixed, **settings})
-    source = (SomeText if text else Mini)(num_unsafe=14, num_safe=9, num_eval=max(asks, 1))
+    source = (SomeText if text else Mini)(num_unsafe=num_unsafe, num_safe=9, num_eval=max(asks, 1))
     data = AlignmentData(source, batch_size=batch_size // ranks, gamma=gamma, num_workers=0, method=module)
     losses, root = Losses(), folder / name
     callbacks: list[Callback] = [losses]
