@@ -39,7 +39,7 @@ from mirage.models.memory import MemoryLine
 from mirage.report.tables import start_vs_aligned
 
 SPLITS = "ModelParallelStrategy"
-StrategyRegistry.register(SPLITS, ShardedStrategy)
+StrategyRegistry.register(SPLITS.lower(), ShardedStrategy)  # Lightning looks names up in lower case
 
 # Errors of the input: one sentence and exit status 1. Every other error is mirage's, and keeps its traceback.
 # ValueError includes DataError, ModelError, CheckpointError and ResumeMismatchError.
@@ -120,6 +120,7 @@ class MirageCLI(LightningCLI):
             "method": model.name, "pretrained": model.pretrained, "lora": model.lora is not None, "seed": data.seed,
             "gamma": data.gamma, "batch_size": data.batch_size, "data": data.fingerprint(),
             "world_size": self.trainer.world_size, "accumulate": self.trainer.accumulate_grad_batches,
+            "split_weights": isinstance(self.trainer.strategy, ShardedStrategy),
         }  # fmt: skip
 
     def after_fit(self) -> None:
@@ -149,7 +150,9 @@ def check_strategy(strategy: Any, precision: Any, method: AlignmentModule, data:
     if name not in (SPLITS, ShardedStrategy.__name__):
         return
     if str(precision).startswith("16"):
-        raise ValueError(f"trainer.precision is {precision}, which {SPLITS} does not support. Use bf16-mixed or 32-true.")
+        raise ValueError(
+            f"trainer.precision is {precision}, which {SPLITS} does not support. Use bf16-mixed or 32-true."
+        )
     if not method.merges_sides and data.gamma * data.batch_size < 1:
         raise ValueError(
             f"{type(method).__name__} under {SPLITS} needs a retain example on every device in every step: data.gamma * "

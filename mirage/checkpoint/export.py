@@ -71,7 +71,7 @@ def export(
     if adapter_only and not method.get("lora"):
         raise NothingToExport(f"{run} trained the weights themselves, not adapters. Leave out --adapter_only.")
     path = resolve_checkpoint(ckpt, run)
-    checkpoint = read_checkpoint(path, weights_alone=True)
+    checkpoint = read_checkpoint(path)
     state, step = checkpoint["state_dict"], int(checkpoint["global_step"])
     del checkpoint  # the optimizer's state is twice the size of what was trained
     model = _trained(method, state, path)

@@ -81,13 +81,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         return read_checkpoint(Path(path), map_location)
 
 
-def read_checkpoint(path: Path, map_location: Any = "cpu", *, weights_alone: bool = False) -> dict[str, Any]:
+def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     """The checkpoint in `path`, every byte checked, without running anything that is in it.
 
-    Args:
-        path: A file, or the folder that split weights are saved in.
-        map_location: As torch.load takes it, for a file.
-        weights_alone: Leave out of a folder what the optimizer knows.
+    From a folder, in which split weights are saved, the weights are whole and the optimizer is left out.
 
     Raises:
         CheckpointNotFoundError: If there is no such file.
@@ -97,7 +94,7 @@ def read_checkpoint(path: Path, map_location: Any = "cpu", *, weights_alone: boo
     if path.is_dir():
         from mirage.checkpoint.sharded import assembled
 
-        return assembled(path, weights_alone=weights_alone)
+        return assembled(path)
     if damage := _damage(path):
         raise CheckpointError(f"{path} is no whole checkpoint: {damage}. {_others(path)} {OTHER_WEIGHTS}")
     try:

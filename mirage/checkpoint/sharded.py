@@ -11,6 +11,7 @@ import hashlib
 import os
 import pickle
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,8 @@ class ShardedStrategy(ModelParallelStrategy):
         Raises:
             CheckpointSaveError: On every rank whose share, or on the first rank if its rest could not be written.
         """
-        path, partial = self.broadcast((Path(filepath), _partial(Path(filepath))))
+        path, pid = self.broadcast((Path(filepath), os.getpid()))
+        partial = path.with_name(f".{path.name}.{pid}.partial")
         optimizers = checkpoint.pop("optimizer_states", [])
         tensors = {WEIGHTS + name: value for name, value in checkpoint["state_dict"].items()}
         for optimizer in optimizers:
@@ -93,24 +95,24 @@ class ShardedStrategy(ModelParallelStrategy):
         path = Path(self.broadcast(checkpoint_path))
         self._reader = Reader(path)
         checkpoint = self._reader.rest(self.global_rank, self.world_size)
-        shapes = self._reader.shapes(WEIGHTS)
-        return {**checkpoint, "state_dict": {name: torch.empty(size, device="meta") for name, size in shapes.items()}}
+        known = self._reader.tensors(WEIGHTS)
+        return {**checkpoint, "state_dict": {name: torch.empty(one.size, device="meta") for name, one in known.items()}}
 
     def load_model_state_dict(self, checkpoint: Any, strict: bool = True) -> None:
         assert self.model is not None and self.lightning_module is not None
         saved = checkpoint["state_dict"]
-        present = get_model_state_dict(self.model)
-        fitting = {
-            name: value for name, value in present.items() if name in saved and value.shape == saved[name].shape
-        }
+        present: dict[str, Any] = get_model_state_dict(self.model)
+        fitting = {name: value for name, value in present.items() if name in saved and value.shape == saved[name].shape}
         dcp.load({WEIGHTS + name: value for name, value in fitting.items()}, storage_reader=self._reader)
         self.lightning_module.load_state_dict({**saved, **fitting}, strict=strict)  # refuses what does not fit
 
     def load_optimizer_state_dict(self, checkpoint: Any) -> None:
         assert self.model is not None
         for optimizer, groups in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
-            state = get_optimizer_state_dict(self.model, optimizer)["state"]
-            tensors = {f"{OPTIMIZER}{name}.{kind}": each for name, kinds in state.items() for kind, each in kinds.items()}
+            state: Any = get_optimizer_state_dict(self.model, optimizer)["state"]
+            tensors = {
+                f"{OPTIMIZER}{name}.{kind}": each for name, kinds in state.items() for kind, each in kinds.items()
+            }
             dcp.load(tensors, storage_reader=self._reader)
             set_optimizer_state_dict(self.model, optimizer, optim_state_dict={"state": state, **groups})
 
@@ -145,7 +147,9 @@ class Reader(dcp.FileSystemReader):
         wrong = [
             name
             for name in sorted(files)[rank::world_size]
-            if Path(name).name != name or not (self.folder / name).is_file() or _facts(self.folder / name) != files[name]
+            if Path(name).name != name
+            or not (self.folder / name).is_file()
+            or _facts(self.folder / name) != files[name]
         ]
         every: list[Any] = [wrong]
         if world_size > 1:
@@ -158,10 +162,10 @@ class Reader(dcp.FileSystemReader):
         self._files = files.keys()
         return self._rest
 
-    def shapes(self, prefix: str) -> dict[str, torch.Size]:
-        """The shape of every tensor whose name begins so, by the rest of its name."""
+    def tensors(self, prefix: str) -> dict[str, Any]:
+        """Shape and type of every tensor whose name begins so, by the rest of its name."""
         known = self.read_metadata().state_dict_metadata
-        return {name.removeprefix(prefix): known[name].size for name in known if name.startswith(prefix)}
+        return {name.removeprefix(prefix): known[name] for name in known if name.startswith(prefix)}
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         with (self.folder / METADATA).open("rb") as file:
@@ -183,49 +187,20 @@ class _Unpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def assembled(path: Path, *, weights_alone: bool = False) -> dict[str, Any]:
-    """The checkpoint in a folder as one process that holds all of it has it.
-
-    Args:
-        path: The folder.
-        weights_alone: Leave out the optimizer, which is twice as large.
+def assembled(path: Path) -> dict[str, Any]:
+    """The checkpoint in a folder with whole weights, for a process that holds all of them; without the optimizer.
 
     Raises:
         CheckpointError: If it is damaged or hostile.
     """
     reader = Reader(path)
     checkpoint = reader.rest()
-    known = reader.read_metadata().state_dict_metadata
-    tensors = {
-        name: torch.empty(one.size, dtype=one.properties.dtype)
-        for name, one in known.items()
-        if isinstance(one, TensorStorageMetadata) and (name.startswith(WEIGHTS) or not weights_alone)
-    }
-    dcp.load(tensors, storage_reader=reader, no_dist=True)
-    checkpoint["state_dict"] = {
-        name.removeprefix(WEIGHTS): value for name, value in tensors.items() if name.startswith(WEIGHTS)
-    }
-    if not weights_alone:
-        optimizers = checkpoint["optimizer_states"]
-        checkpoint["optimizer_states"] = [_numbered(one["param_groups"], tensors) for one in optimizers]
-    return checkpoint
-
-
-def _numbered(groups: list[dict[str, Any]], tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """An optimizer's state in the form of an optimizer that knows its parameters by number."""
-    names = [name for group in groups for name in group["params"]]
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for number, name in enumerate(names):
-        start = f"{OPTIMIZER}{name}."
-        state[number] = {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}
-    return {
-        "state": state,
-        "param_groups": [{**group, "params": [names.index(name) for name in group["params"]]} for group in groups],
-    }
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.partial")
+    weights = {name: torch.empty(one.size, dtype=one.properties.dtype) for name, one in reader.tensors(WEIGHTS).items()}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # as it is meant to be here
+        dcp.load({WEIGHTS + name: value for name, value in weights.items()}, storage_reader=reader, no_dist=True)
+    del checkpoint["optimizer_states"]
+    return {**checkpoint, "state_dict": weights}
 
 
 def _put_in_place(partial: Path, path: Path) -> None:

@@ -127,17 +127,17 @@ class AlignmentModule(L.LightningModule, ABC):
         if trainer is not None and isinstance(trainer.strategy, ModelParallelStrategy):
             for turn in range(trainer.strategy.num_processes):  # a machine holds one whole model at a time
                 if turn == trainer.local_rank:
-                    self._load()
+                    self.model = self._loaded()
                     shard(self.model, trainer.strategy.root_device, trainer.precision)
                 trainer.strategy.barrier()
         else:
-            self._load()
+            self.model = self._loaded()
         if trainer is not None and trainer.strategy.root_device.type == "cpu":
             line = limit_threads(self.model)  # on every rank, before anything is computed
             if trainer.is_global_zero:
                 print(line, flush=True)
 
-    def _load(self) -> None:
+    def _loaded(self) -> Any:
         self.model = load_model(
             self.pretrained,
             dtype=self.dtype_name,
@@ -152,6 +152,7 @@ class AlignmentModule(L.LightningModule, ABC):
             if self.gradient_checkpointing:
                 self.model.enable_input_require_grads()
         self.choose_trainable()
+        return self.model
 
     def trained_layers(self) -> list[int] | None:
         """The decoder layers that are trained; None for all."""

@@ -80,7 +80,6 @@ def estimate(
     dtype: str,
     batch_tokens: int,
     gradient_checkpointing: bool = False,
-    optimizer_bytes: int | None = None,
     shards: int = 1,
 ) -> MemoryEstimate:
     """The memory that one training step takes on each device. Allocates nothing of the model's size.
@@ -92,8 +91,6 @@ def estimate(
         dtype: Type of weights and gradients: float32, bfloat16, float16, or `auto` for the checkpoint's.
         batch_tokens: Tokens in one forward pass on one device: batch size times length, image tokens included.
         gradient_checkpointing: Keep only the input of each decoder layer.
-        optimizer_bytes: Bytes of optimizer state for each trainable parameter; AdamW's two moments, which have the
-            type of the weights, if None.
         shards: Over how many devices weights, gradients and optimizer are split (FSDP2); 1 under DDP. Two decoder
             layers, and all that is in none, are whole besides.
     """
@@ -115,7 +112,7 @@ def estimate(
         trainable=trains,
         weights_gib=(total * size / shards + gathered * GATHERED_BYTES) / GIB,
         gradients_gib=trains * size / shards / GIB,
-        optimizer_gib=trains * (optimizer_bytes or 2 * size) / shards / GIB,
+        optimizer_gib=trains * 2 * size / shards / GIB,  # AdamW's two moments, of the type of the weights
         activations_gib=batch_tokens * (kept + text.vocab_size * (size + LOSS_BYTES_PER_LOGIT)) / GIB,
     )
 

@@ -51,13 +51,6 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def local(tensor: Tensor) -> Tensor:
-    """This rank's share of the tensor, which is the whole of it if it is not split."""
-    from torch.distributed.tensor import DTensor
-
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
 @contextmanager
 def in_step(model: nn.Module) -> Iterator[None]:
     """Within the block, ranks may run different numbers of forward passes of a split model. See [same forward].

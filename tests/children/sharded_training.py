@@ -21,6 +21,7 @@ from mirage.checkpoint.sharded import ShardedStrategy
 from mirage.data.module import AlignmentData
 from mirage.data.sources.mini import Mini
 from mirage.evaluation.attack import OneWord
+from mirage.evaluation.judge.base import Answered, Judgement
 from mirage.evaluation.judge.exact import Exact
 from mirage.evaluation.run.callbacks import OneWordAttack
 from mirage.methods.catalogue import METHODS
@@ -36,6 +37,15 @@ class SomeText(Mini):
     def retain(self) -> Sequence[Example]:
         every = super().retain()
         return [one if k % 2 else replace(one, image=None) for k, one in enumerate(every)]
+
+
+class Failing(Exact):
+    """Fails on the second rank."""
+
+    def judge(self, answered: Sequence[Answered]) -> list[Judgement]:
+        if int(os.environ["LOCAL_RANK"]):
+            raise OSError("the judge is gone")
+        return super().judge(answered)
 
 
 class Losses(Callback):
@@ -79,6 +89,7 @@ def fit(
     saves: bool = False,
     resume: str | None = None,
     precision: str = "32-true",
+    judge: str = "Exact",
     **settings: Any,
 ) -> None:
     """One training of `batch_size` unsafe examples a step, on all ranks together."""
@@ -92,7 +103,16 @@ def fit(
     callbacks: list[Callback] = [losses]
     if asks:
         attack = OneWord("share")
-        callbacks.append(OneWordAttack("unsafe", attack=attack, judge=Exact(), max_new_tokens=8, batch_size=3))
+        scores = {"Exact": Exact, "Failing": Failing}[judge]()
+        callbacks.append(
+            OneWordAttack(
+                "unsafe",
+                attack=attack,
+                judge=scores,
+                max_new_tokens=8,
+                batch_size=3,
+            )
+        )
     if saves:
         facts = ResumeCheck(lambda: {"method": module.name, "ranks": ranks}, ["ranks"] if resume else [])
         callbacks += [RNGState(), facts, AtomicCheckpoint(every_n_steps=1)]

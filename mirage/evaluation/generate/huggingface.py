@@ -30,8 +30,8 @@ from mirage.evaluation.generate.decoding import (
 )
 from mirage.evaluation.generate.prompts import Split, encoded, render_prompt, split
 from mirage.models.components import unwrapped
-from mirage.models.sharding import in_step
 from mirage.models.processor import end_of_answer, pad_to_square
+from mirage.models.sharding import in_step
 from mirage.schema import EvalSample
 
 log = logging.getLogger(__name__)
