@@ -64,11 +64,7 @@ class ShardedStrategy(ModelParallelStrategy):
         optimizers = checkpoint.pop("optimizer_states", [])
         tensors = {WEIGHTS + name: value for name, value in checkpoint["state_dict"].items()}
         for optimizer in optimizers:
-            tensors |= {
-                f"{OPTIMIZER}{name}.{kind}": value
-                for name, kinds in optimizer["state"].items()
-                for kind, value in kinds.items()
-            }
+            tensors |= _flat(optimizer["state"])
         groups = [{"param_groups": optimizer["param_groups"]} for optimizer in optimizers]
         try:
             dcp.save(tensors, storage_writer=_Writer(partial))
@@ -110,10 +106,7 @@ class ShardedStrategy(ModelParallelStrategy):
         assert self.model is not None
         for optimizer, groups in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             state: Any = get_optimizer_state_dict(self.model, optimizer)["state"]
-            tensors = {
-                f"{OPTIMIZER}{name}.{kind}": each for name, kinds in state.items() for kind, each in kinds.items()
-            }
-            dcp.load(tensors, storage_reader=self._reader)
+            dcp.load(_flat(state), storage_reader=self._reader)
             set_optimizer_state_dict(self.model, optimizer, optim_state_dict={"state": state, **groups})
 
 
@@ -134,7 +127,6 @@ class Reader(dcp.FileSystemReader):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self.folder = path
-        self._rest: dict[str, Any] = {}
 
     def rest(self, rank: int = 0, world_size: int = 1) -> dict[str, Any]:
         """What `rest.ckpt` holds, once all files are known to be what was written; each rank checks its share of them."""
@@ -142,25 +134,19 @@ class Reader(dcp.FileSystemReader):
             raise CheckpointError(
                 f"{self.folder} is no checkpoint folder of ModelParallelStrategy. Use the strategy that the run had."
             )
-        self._rest = read_checkpoint(self.folder / REST)
-        files: dict[str, list[Any]] = self._rest.pop("files")
-        wrong = [
-            name
-            for name in sorted(files)[rank::world_size]
-            if Path(name).name != name
-            or not (self.folder / name).is_file()
-            or _facts(self.folder / name) != files[name]
-        ]
-        every: list[Any] = [wrong]
+        rest = read_checkpoint(self.folder / REST)
+        files: dict[str, list[Any]] = rest.pop("files")
+        paths = {name: self.folder / Path(name).name for name in sorted(files)[rank::world_size]}
+        wrong = [name for name, path in paths.items() if not path.is_file() or _facts(path) != files[name]]
+        every: list[Any] = [wrong] * world_size
         if world_size > 1:
-            every = [None] * world_size
             torch.distributed.all_gather_object(every, wrong)
         if damaged := [name for names in every for name in names]:
             raise CheckpointError(
                 f"{self.folder} is no whole checkpoint: {', '.join(damaged)} is missing or does not match its checksum."
             )
-        self._files = files.keys()
-        return self._rest
+        self._files = {Path(name).name for name in files}
+        return rest
 
     def tensors(self, prefix: str) -> dict[str, Any]:
         """Shape and type of every tensor whose name begins so, by the rest of its name."""
@@ -201,6 +187,10 @@ def assembled(path: Path) -> dict[str, Any]:
         dcp.load({WEIGHTS + name: value for name, value in weights.items()}, storage_reader=reader, no_dist=True)
     del checkpoint["optimizer_states"]
     return {**checkpoint, "state_dict": weights}
+
+
+def _flat(state: dict[str, Any]) -> dict[str, Any]:
+    return {f"{OPTIMIZER}{name}.{kind}": value for name, kinds in state.items() for kind, value in kinds.items()}
 
 
 def _put_in_place(partial: Path, path: Path) -> None:

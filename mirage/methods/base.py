@@ -132,8 +132,9 @@ class AlignmentModule(L.LightningModule, ABC):
                 trainer.strategy.barrier()
         else:
             self.model = self._loaded()
+        model: Any = self.model
         if trainer is not None and trainer.strategy.root_device.type == "cpu":
-            line = limit_threads(self.model)  # on every rank, before anything is computed
+            line = limit_threads(model)  # on every rank, before anything is computed
             if trainer.is_global_zero:
                 print(line, flush=True)
 
