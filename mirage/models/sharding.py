@@ -72,6 +72,9 @@ def in_step(model: nn.Module) -> Iterator[None]:
         someone_runs(True)
 
     hook = network.register_forward_pre_hook(announce, prepend=True)
+    # What is in no decoder layer stays gathered: `generate` of some models calls the vision tower by itself.
+    network.set_reshard_after_forward(False, recurse=False)
+    network.unshard()
     try:
         yield
     finally:
@@ -79,3 +82,5 @@ def in_step(model: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             while someone_runs(False):
                 network(input_ids=torch.zeros(1, 1, dtype=torch.long, device=network.device), use_cache=False)
+        network.set_reshard_after_forward(True, recurse=False)
+        network.reshard()

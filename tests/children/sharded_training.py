@@ -21,11 +21,15 @@ from mirage.checkpoint.sharded import ShardedStrategy
 from mirage.data.module import AlignmentData
 from mirage.data.sources.mini import Mini
 from mirage.evaluation.attack import OneWord
+from mirage.evaluation.generate.huggingface import HuggingFaceEngine
 from mirage.evaluation.judge.base import Answered, Judgement
 from mirage.evaluation.judge.exact import Exact
 from mirage.evaluation.run.callbacks import OneWordAttack
 from mirage.methods.catalogue import METHODS
+from mirage.models.load import load_model
 from mirage.models.lora import LoraSettings
+from mirage.models.processor import load_processor
+from mirage.models.sharding import shard
 from mirage.schema import Example
 
 MINI = "package:mirage.mini/checkpoint"
@@ -134,3 +138,22 @@ def fit(
     if rank == 0:
         root.mkdir(parents=True, exist_ok=True)
         (root / "seen.json").write_text(json.dumps(seen))
+
+
+def answer(checkpoint: str, folder: Path, rank: int, port: int) -> None:
+    """The first of two ranks answers alone; it ends well if split weights answer as whole ones."""
+    os.dup2(os.open(folder / f"stderr-{rank}", os.O_CREAT | os.O_WRONLY | os.O_TRUNC), 2)
+    torch.set_num_threads(1)
+    model, processor = load_model(checkpoint), load_processor(checkpoint)
+    samples = Mini(num_eval=3).eval_samples("unsafe")
+
+    def engine() -> HuggingFaceEngine:
+        return HuggingFaceEngine(model, processor, max_new_tokens=8, batch_size=2)
+
+    whole = engine().answers(samples)
+    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    shard(model, torch.device("cpu"), "32-true")
+    split = engine()
+    with split.in_step():
+        answers = split.answers([] if rank else samples)
+    assert answers == ([] if rank else whole)

@@ -181,7 +181,7 @@ def generated(
     # generate() fills whatever is unset from the model's own config (a repetition penalty, say): swapped out
     network.generation_config = explicit
     try:
-        output = network.generate(**inputs, generation_config=explicit)
+        output = network.generate(**inputs, generation_config=explicit, synced_gpus=False)  # `in_step` is for that
     finally:
         network.generation_config = config
     rows: list[Tokens] = output[:, inputs["input_ids"].shape[1] :].tolist()

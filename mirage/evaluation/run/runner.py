@@ -96,7 +96,8 @@ def ask(
 def _gathered(work: Callable[[], list[Record]], world_size: int, engine: Engine) -> list[Record]:
     """All ranks' records. Failures are gathered before anybody waits for results that will never come."""
     if world_size == 1:
-        return work()
+        with engine.in_step():
+            return work()
     mine: list[Record] | str  # or the traceback
     try:
         with engine.in_step():
