@@ -145,9 +145,8 @@ def run(case: Case, shape: Shape, device: torch.device, dtype: torch.dtype) -> d
     tokens = 2 * shape.batch_size * (1 + shape.image_tokens + shape.question + shape.answer)
     planned = case.build("random weights", lora=shape.lora if case.form == "lora" else None)
     needed = estimate(
-        shape.config, trainable=trains_as(planned), dtype="bfloat16", batch_tokens=tokens, gradient_checkpointing=True,
-        optimizer_bytes=4,
-    )  # fmt: skip
+        shape.config, trainable=trains_as(planned), dtype="bfloat16", batch_tokens=tokens, gradient_checkpointing=True
+    )
     about: dict[str, Any] = {"method": case.method, "form": case.form, "estimated_gib": round(needed.total_gib, 2)}
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0] / GIB

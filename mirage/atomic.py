@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,9 +58,12 @@ def sync_folder(folder: Path) -> None:
 
 def sweep_partials(folder: Path) -> list[Path]:
     """Deletes what killed writers left below `folder`, and returns its paths. For the start, before anything is written."""
-    stale = [path for path in sorted(folder.rglob(".*.partial")) if path.is_file() and not _alive(path)]
+    stale = [path for path in sorted(folder.rglob(".*.partial")) if not _alive(path)]
     for path in stale:
-        path.unlink(missing_ok=True)
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
     return stale
 
 

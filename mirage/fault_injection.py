@@ -12,6 +12,7 @@ FAULT_POINTS = {
     "write.after_fsync": "the sibling file is complete and on the disk, not yet in place",
     "write.after_rename": "the new file is in place, its folder not yet on the disk",
     "checkpoint.after_half": "half of the tensors of a checkpoint are written",
+    "share.written": "this rank's share of split weights is on the disk, nothing else of the checkpoint need be",
     "checkpoint.before_last": "the checkpoint is in place, `last` still names the one before it",
 }
 

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from lightning.pytorch.callbacks import Callback, ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from rich.console import Console
@@ -25,6 +26,7 @@ from mirage.audit.forms import Asked, form_only_accuracy
 from mirage.checkpoint.callback import AtomicCheckpoint
 from mirage.checkpoint.io import AtomicCheckpointIO, CheckpointNotFoundError, CheckpointSaveError, resolve_checkpoint
 from mirage.checkpoint.resume import ResumeCheck, RNGState
+from mirage.checkpoint.sharded import ShardedStrategy
 from mirage.checkpoint.stopping import StopOnSignal
 from mirage.commands.arguments import CHOICES, Choices, Explaining, explained
 from mirage.data.crossing import NEUTRAL
@@ -38,6 +40,9 @@ from mirage.methods.base import AlignmentModule, NonFiniteLossError
 from mirage.methods.catalogue import METHODS
 from mirage.models.memory import MemoryLine
 from mirage.report.tables import start_vs_aligned
+
+SPLITS = "ModelParallelStrategy"
+StrategyRegistry.register(SPLITS.lower(), ShardedStrategy)  # Lightning looks names up in lower case
 
 # Errors of the input: one sentence and exit status 1. Every other error is mirage's, and keeps its traceback.
 # ValueError includes DataError, ModelError, CheckpointError and ResumeMismatchError.
@@ -111,6 +116,7 @@ class MirageCLI(LightningCLI):
         shows = settings.trainer.enable_progress_bar is not False and not settings.trainer.barebones
         if shows and not any(isinstance(callback, ProgressBar) for callback in callbacks):
             callbacks.append(Progress())
+        check_strategy(settings.trainer.strategy, settings.trainer.precision, self.model, self.datamodule)
         plugins = [*(self._get(self.config_init, "trainer.plugins") or []), AtomicCheckpointIO()]
         return super().instantiate_trainer(callbacks=callbacks, plugins=plugins, **kwargs)
 
@@ -121,6 +127,7 @@ class MirageCLI(LightningCLI):
             "method": model.name, "pretrained": model.pretrained, "lora": model.lora is not None, "seed": data.seed,
             "gamma": data.gamma, "batch_size": data.batch_size, "data": data.fingerprint(),
             "world_size": self.trainer.world_size, "accumulate": self.trainer.accumulate_grad_batches,
+            "split_weights": isinstance(self.trainer.strategy, ShardedStrategy),
         }  # fmt: skip
 
     def after_fit(self) -> None:
@@ -133,6 +140,31 @@ class MirageCLI(LightningCLI):
 
     after_validate = after_fit
     after_test = after_fit
+
+
+def check_strategy(strategy: Any, precision: Any, method: AlignmentModule, data: AlignmentData) -> None:
+    """Checks that the method can be trained under `trainer.strategy`, as the config has it, before anything is read.
+
+    Raises:
+        ValueError: If not; the message names what to use instead.
+    """
+    name = str(strategy if isinstance(strategy, str) else strategy.class_path).rpartition(".")[2]
+    if name.lower().startswith(("fsdp", "deepspeed", "xla")) or (name == SPLITS and not isinstance(strategy, str)):
+        raise ValueError(
+            f"trainer.strategy is {name}, under which mirage neither evaluates in training nor writes safe checkpoints. "
+            f"Write `strategy: {SPLITS}` to split weights, gradients and optimizer state over devices (FSDP2), or ddp."
+        )
+    if name not in (SPLITS, ShardedStrategy.__name__):
+        return
+    if str(precision).startswith("16"):
+        raise ValueError(
+            f"trainer.precision is {precision}, which {SPLITS} does not support. Use bf16-mixed or 32-true."
+        )
+    if not method.merges_sides and data.gamma * data.batch_size < 1:
+        raise ValueError(
+            f"{type(method).__name__} under {SPLITS} needs a retain example on every device in every step: data.gamma * "
+            f"data.batch_size is {data.gamma * data.batch_size:g}. Raise data.batch_size to make it at least 1, or use ddp."
+        )
 
 
 class FormOnlyAccuracy(Callback):

@@ -10,7 +10,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 from torch import nn
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaNextConfig
 
 from mirage.evaluation.run.counting import summarise
 from mirage.evaluation.run.records import write_records
@@ -28,16 +28,37 @@ def method_of(settings: Mapping[str, Any]) -> AlignmentModule:
     return method
 
 
+def clip_large() -> CLIPVisionConfig:
+    """The shapes of the vision tower that LLaVA-1.5 and LLaVA-NeXT have in every size."""
+    return CLIPVisionConfig(
+        hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=336,
+        patch_size=14, projection_dim=768,
+    )  # fmt: skip
+
+
 def llava_1_5_7b() -> LlavaConfig:
     """The published shapes of LLaVA-1.5-7B."""
     text = LlamaConfig(
         vocab_size=32064, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32
     )
-    vision = CLIPVisionConfig(
-        hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=336,
-        patch_size=14, projection_dim=768,
+    return LlavaConfig(text_config=text, vision_config=clip_large())
+
+
+def llava_1_5_13b() -> LlavaConfig:
+    """The published shapes of LLaVA-1.5-13B."""
+    text = LlamaConfig(
+        vocab_size=32064, hidden_size=5120, intermediate_size=13824, num_hidden_layers=40, num_attention_heads=40
+    )
+    return LlavaConfig(text_config=text, vision_config=clip_large())
+
+
+def llava_next_34b() -> LlavaNextConfig:
+    """The published shapes of LLaVA-NeXT-34B (llava-v1.6-34b-hf), whose language model is Yi-34B."""
+    text = LlamaConfig(
+        vocab_size=64064, hidden_size=7168, intermediate_size=20480, num_hidden_layers=60, num_attention_heads=56,
+        num_key_value_heads=8,
     )  # fmt: skip
-    return LlavaConfig(text_config=text, vision_config=vision)
+    return LlavaNextConfig(text_config=text, vision_config=clip_large())
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from mirage.methods.base import AlignmentModule
 from mirage.methods.npo import NPO
 from mirage.methods.rmu import RMU
 from mirage.methods.sft import MixedSFT
+from mirage.models.components import component_parameters
 from mirage.models.lora import LoraSettings
 from mirage.schema import Example
 
@@ -156,6 +157,22 @@ def test_text_alone_may_stand_beside_pictures(kind: str, checkpoints: Callable[[
     assert together is not None and alone is not None
     assert torch.isfinite(together).all()
     assert together[1].item() == pytest.approx(alone[0].item(), abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_blank_picture_behind_text_changes_nothing_and_reaches_the_projector(
+    kind: str, checkpoints: Callable[[str], Path]
+) -> None:
+    method = MixedSFT(str(checkpoints(kind)))
+    text = [example("grey", "No.", None), example("grey", "No picture was shown to me.", None)]
+    plain, blank = (Collator(method.processor, always_a_picture=always)(text) for always in (False, True))
+    started(method, Pair(None, plain))
+    losses_of = [method.loss_terms(Pair(None, batch)).retain_B for batch in (plain, blank)]
+    torch.testing.assert_close(losses_of[1], losses_of[0])
+    assert losses_of[1] is not None and torch.equal(blank.text_mask[:, : plain.text_mask.shape[1]], plain.text_mask)
+    losses_of[1].sum().backward()
+    projector = component_parameters(method.model)["projector"]
+    assert all(one.grad is not None and not one.grad.any() for one in projector.values())
 
 
 def test_the_architectures_are_those_that_are_promised() -> None:

@@ -208,6 +208,13 @@ def losses_in(root: Path) -> list[float]:
             ["--data.source.init_args.num_safe=0", "--data.source.init_args.num_mix=0"],
             "The retain set of mini is empty",
         ),
+        (["--trainer.strategy=fsdp"], "trainer.strategy is fsdp, under which mirage neither"),
+        (["--trainer.strategy=deepspeed_stage_3"], "Write `strategy: ModelParallelStrategy`"),
+        (
+            ["--trainer.strategy=ModelParallelStrategy", "--data.gamma=0.2"],
+            "Raise data.batch_size to make it at least 1",
+        ),
+        (["--trainer.strategy=ModelParallelStrategy", "--trainer.precision=16-mixed"], "Use bf16-mixed or 32-true"),
         (["--data.max_length=20"], "the limit is 20. Raise data.max_length, set"),
         (["--model.init_args.layer=99"], "no decoder layer 99"),
         (["--model.init_args.lora.target_modules=[nowhere]"], "nowhere"),

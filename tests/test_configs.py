@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import yaml
-from builders import llava_1_5_7b, method_of
+from builders import llava_1_5_7b, llava_1_5_13b, llava_next_34b, method_of
 from lightning.pytorch.cli import LightningArgumentParser
 from transformers import get_scheduler
 
 from mirage.cli import configs_folder, main
-from mirage.models.memory import count_parameters, meta_model, trains_as
+from mirage.models.memory import count_parameters, estimate, meta_model, trains_as
 from mirage.training import MirageCLI
 
 pytestmark = pytest.mark.slow  # each config is read as a command line would, which takes seconds
@@ -27,6 +27,7 @@ MINI = [*METHODS, *CROSSED]
 LARGE = ["llava15_7b/base", *(f"llava15_7b/{name}{form}" for name in METHODS for form in ("", "_lora"))]
 LARGE += [f"llava15_7b/{name}" for name in CROSSED]
 SMALL = [f"small_vlm/{name}{form}" for name in ("mixed_sft", "npo", "rmu") for form in ("", "_crossed")]
+LARGER = {"llava15_13b/npo": llava_1_5_13b, "llava_next_34b/npo": llava_next_34b}
 ADDED = ["llava15_7b/utility"]  # no whole config: given behind one
 FOUND = sorted(str(path.relative_to(configs_folder()).with_suffix("")) for path in configs_folder().rglob("*.yaml"))
 
@@ -69,7 +70,7 @@ def at(settings: dict[str, Any], key: str) -> Any:
 
 
 def test_all_configs_are_found() -> None:
-    assert sorted([*MINI, *LARGE, *SMALL, *ADDED]) == FOUND and len(FOUND) == 31
+    assert sorted([*MINI, *LARGE, *LARGER, *SMALL, *ADDED]) == FOUND and len(FOUND) == 33
 
 
 def test_every_config_is_read(parsed: dict[str, dict[str, Any]]) -> None:
@@ -225,6 +226,37 @@ def test_the_7b_shapes_train_what_the_row_says(name: str, parsed: dict[str, dict
     vision = {parameter.requires_grad for key, parameter in model.named_parameters() if "vision" in key}
     assert vision == {False} and total > 7e9 and method.model is None
     assert torch.equal(torch.get_rng_state(), state), "an estimate draws no random numbers from the run"
+
+
+@pytest.mark.parametrize(
+    ("name", "language", "projector"),
+    [
+        # embeddings and head, layers of queries, keys, values, output, three feed-forward matrices and two norms, a norm
+        (
+            "llava15_13b/npo",
+            2 * 32064 * 5120 + 40 * (4 * 5120**2 + 3 * 13824 * 5120 + 2 * 5120) + 5120,
+            1024 * 5120 + 5120**2 + 2 * 5120,
+        ),
+        (
+            "llava_next_34b/npo",
+            2 * 64064 * 7168 + 60 * (2 * 7168**2 + 2 * 7168 * 1024 + 3 * 20480 * 7168 + 2 * 7168) + 7168,
+            1024 * 7168 + 7168**2 + 2 * 7168 + 7168,  # and what stands at the end of each line of a picture
+        ),
+    ],
+)
+def test_larger_shapes_train_whole_and_are_split(
+    name: str, language: int, projector: int, parsed: dict[str, dict[str, Any]]
+) -> None:
+    settings = parsed[name]
+    assert settings["trainer"]["strategy"] == "ModelParallelStrategy" and settings["trainer"]["devices"] == 8
+    needed = estimate(
+        LARGER[name](), trainable=trains_as(method_of(settings)), dtype=settings["model"]["init_args"]["dtype"],
+        batch_tokens=2 * {"llava15_13b/npo": 750, "llava_next_34b/npo": 3100}[name], gradient_checkpointing=True, shards=8,
+    )  # fmt: skip
+    assert needed.trainable == language + projector
+    text = (Path(__file__).parents[1] / "docs/cluster.md").read_text()
+    row = next(line for line in text.splitlines() if line.startswith(f"| `{name}`"))
+    assert [cell.strip() for cell in row.split("|")[2:6]] == [f"{gib:.1f}" for gib in needed[2:]]
 
 
 def test_the_hand_counts_are_those_that_are_published() -> None:

@@ -142,7 +142,7 @@ class AtomicCheckpoint(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._written = [name for name in state_dict["written"] if (self._folder / name).exists()]
         best = self._folder / state_dict["best"]
-        if best.is_file():
+        if state_dict["best"] and best.exists():
             self.best_model_path, self._best_value = str(best), state_dict["best_value"]
         self._saved = state_dict["step"]
 

@@ -71,10 +71,6 @@ def export(
     if adapter_only and not method.get("lora"):
         raise NothingToExport(f"{run} trained the weights themselves, not adapters. Leave out --adapter_only.")
     path = resolve_checkpoint(ckpt, run)
-    if path.is_dir():
-        raise CheckpointError(
-            f"{path} is a folder, as DeepSpeed writes it. Make it one file first: docs/cluster.md says how."
-        )
     checkpoint = read_checkpoint(path)
     state, step = checkpoint["state_dict"], int(checkpoint["global_step"])
     del checkpoint  # the optimizer's state is twice the size of what was trained

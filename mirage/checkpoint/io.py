@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 from mirage.atomic import replacing
 from mirage.fault_injection import fault_point
 
+REST = "rest.ckpt"  # what makes a folder a checkpoint of split weights: see sharded.py
 OTHER_WEIGHTS = "Other people's weights are given as a Hugging Face folder with safetensors: --model.pretrained DIR."
 
 
@@ -83,11 +84,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     """The checkpoint in `path`, every byte checked, without running anything that is in it.
 
+    From a folder, in which split weights are saved, the weights are whole and the optimizer is left out.
+
     Raises:
         CheckpointNotFoundError: If there is no such file.
         CheckpointError: If it is damaged, hostile, or not a checkpoint of mirage.
     """
     _check_file(path)
+    if path.is_dir():
+        from mirage.checkpoint.sharded import assembled
+
+        return assembled(path)
     if damage := _damage(path):
         raise CheckpointError(f"{path} is no whole checkpoint: {damage}. {_others(path)} {OTHER_WEIGHTS}")
     try:
@@ -128,7 +135,7 @@ def resolve_checkpoint(path_or_word: str, run_folder: Path) -> Path:
 
 
 def _check_file(path: Path) -> None:
-    if path.is_dir():  # perhaps that of a run
+    if path.is_dir() and not (path / REST).is_file():  # perhaps that of a run
         others = _others(path / "checkpoints" / "last")
         raise CheckpointError(f"{path} is a folder, not a checkpoint file. {others} {OTHER_WEIGHTS}")
     if not path.exists():

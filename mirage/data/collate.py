@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from PIL import Image
 
 from mirage.batch import Batch
 from mirage.errors import DataError
@@ -29,14 +30,17 @@ class Collator:
         max_length: Longest sequence in tokens, image tokens included; None for the tokenizer's own limit.
         square: Pad pictures to a square first, as LLaVA was trained.
         max_answer_tokens: Take only the first so many tokens of every answer. Where one was cut, no end is learned.
+        always_a_picture: Give a batch without pictures a blank one, in padding that nothing attends to. With several
+            ranks every one must use the projector in a step, or those that do wait for its gradient from the others.
     """
 
     def __init__(
-        self, processor: Any, max_length: int | None = None, square: bool = False, max_answer_tokens: int | None = None
-    ) -> None:
+        self, processor: Any, max_length: int | None = None, square: bool = False, max_answer_tokens: int | None = None,
+        always_a_picture: bool = False,
+    ) -> None:  # fmt: skip
         self.processor, self.square, self.max_answer_tokens = processor, square, max_answer_tokens
         self.max_length = max_length or processor.tokenizer.model_max_length
-        self.end_token = end_of_answer(processor)
+        self.end_token, self.always_a_picture = end_of_answer(processor), always_a_picture
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
         """The batch of `examples`, padded on the right.
@@ -58,6 +62,8 @@ class Collator:
             return_tensors="pt",
         )
         inputs = {name: value for name, value in encoded.items() if isinstance(value, torch.Tensor)}
+        if self.always_a_picture and not any(pictures):
+            inputs = self._with_blank_picture(inputs)
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
         lengths = mask.sum(1)
         self._check_lengths(examples, lengths)
@@ -118,6 +124,28 @@ class Collator:
         encoded = self.processor.tokenizer(answer, add_special_tokens=False, return_offsets_mapping=True)
         offsets = encoded["offset_mapping"]
         return answer if len(offsets) <= self.max_answer_tokens else answer[: offsets[self.max_answer_tokens - 1][1]]
+
+    def _with_blank_picture(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The inputs with a picture behind the shortest row. Its place in the mask is that of padding."""
+        blank = self.processor(
+            text=[self.processor.image_token], images=[[Image.new("RGB", (32, 32))]], add_special_tokens=False,
+            return_tensors="pt",
+        )  # fmt: skip
+        rows, length = inputs["input_ids"].shape
+        lengths = inputs["attention_mask"].sum(1)
+        row, start = int(lengths.argmin()), int(lengths.min())
+        stop = start + blank["input_ids"].shape[1]
+        for name, value in blank.items():
+            if name not in inputs:  # the picture itself, and what is said of it
+                inputs[name] = value
+                continue
+            fill = self.processor.tokenizer.pad_token_id if name == "input_ids" else 0
+            longer = torch.full((rows, max(length, stop)), fill, dtype=value.dtype)
+            longer[:, :length] = inputs[name]
+            if name != "attention_mask":
+                longer[row, start:stop] = value[0]
+            inputs[name] = longer
+        return inputs
 
     def text_tokens(self, example: Example) -> int:
         """How many tokens the example has, where a picture counts as its placeholder alone."""

@@ -127,7 +127,8 @@ class AlignmentData(L.LightningDataModule):
         if issues := [issue for source in self._sources for issue in source.validate()]:
             raise DataError.of(issues)
         processor, limit = self.method.processor, self.max_length or self._model_limit
-        self.collate = Collator(processor, limit, self.pad_to_square, self.max_answer_tokens)
+        several = self.trainer is not None and self.trainer.world_size > 1
+        self.collate = Collator(processor, limit, self.pad_to_square, self.max_answer_tokens, several)
         if stage == "fit":
             answers = self.method.unsafe_answers
             unsafe = () if answers is None else self._not_empty("unsafe", self.source.unsafe(answers))

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torchmetrics import MeanMetric
 from transformers import get_scheduler
@@ -24,6 +25,7 @@ from mirage.models.load import load_model
 from mirage.models.lora import LoraSettings, add_lora
 from mirage.models.pretrained import Dtype, read_config
 from mirage.models.processor import load_processor
+from mirage.models.sharding import shard, whole
 from mirage.models.threads import limit_threads
 
 _FUSED = ("cpu", "cuda")  # where one kernel does AdamW: on a CPU, twenty times faster than the loop
@@ -60,6 +62,9 @@ class AlignmentModule(L.LightningModule, ABC):
 
     unsafe_answers: ClassVar[Literal["refusal", "harmful"] | None]
     """What the unsafe set's answers are: refusals to learn, harmful answers to unlearn, or no unsafe set at all."""
+
+    merges_sides: ClassVar[bool] = True
+    """False where unsafe and retain examples need forward passes of their own, of which a step may lack one."""
 
     strict_loading = False  # a checkpoint holds what was trained; the rest comes from `pretrained`
 
@@ -120,6 +125,22 @@ class AlignmentModule(L.LightningModule, ABC):
         """Loads the starting model (once) and decides what trains. Data have been checked by then."""
         if self.model is not None:
             return
+        trainer = self._trainer
+        if trainer is not None and isinstance(trainer.strategy, ModelParallelStrategy):
+            for turn in range(trainer.strategy.num_processes):  # a machine holds one whole model at a time
+                if turn == trainer.local_rank:
+                    self.model = self._loaded()
+                    shard(self.model, trainer.strategy.root_device, trainer.precision)
+                trainer.strategy.barrier()
+        else:
+            self.model = self._loaded()
+        model: Any = self.model
+        if trainer is not None and trainer.strategy.root_device.type == "cpu":
+            line = limit_threads(model)  # on every rank, before anything is computed
+            if trainer.is_global_zero:
+                print(line, flush=True)
+
+    def _loaded(self) -> Any:
         self.model = load_model(
             self.pretrained,
             dtype=self.dtype_name,
@@ -134,11 +155,7 @@ class AlignmentModule(L.LightningModule, ABC):
             if self.gradient_checkpointing:
                 self.model.enable_input_require_grads()
         self.choose_trainable()
-        trainer = self._trainer
-        if trainer is not None and trainer.strategy.root_device.type == "cpu":
-            line = limit_threads(self.model)  # on every rank, before anything is computed
-            if trainer.is_global_zero:
-                print(line, flush=True)
+        return self.model
 
     def trained_layers(self) -> list[int] | None:
         """The decoder layers that are trained; None for all."""
@@ -205,7 +222,7 @@ class AlignmentModule(L.LightningModule, ABC):
             NonFiniteLossError: Naming step, rank, side and example ids.
         """
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients, foreach=True).to(self.device)
+        norm = whole(torch.nn.utils.get_total_norm(gradients, foreach=True)).to(self.device)
         finite = [value_B.isfinite().all() for _, _, value_B in self._window]
         if self.trainer.precision != "16-mixed":  # there, inf gradients are the scaler's business
             finite.append(norm.isfinite())

@@ -53,7 +53,7 @@ class NPO(AlignmentModule):
 
     def on_fit_start(self) -> None:
         """Computes the reference before step 0; a resumed run has it from its checkpoint, never from resumed weights."""
-        if self.reference is None:
+        if self.reference is None and not self.trainer.ckpt_path:  # split weights and the rest are restored after this
             datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
             self.reference = self._reference_logps(datamodule.unsafe_loader())
 

@@ -8,6 +8,8 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from mirage.models.sharding import is_sharded
+
 
 def trainable_copies(model: nn.Module) -> dict[str, Tensor]:
     """Copies of the trainable parameters, by name, and of nothing else: three matrices for RMU, not a second model."""
@@ -25,18 +27,28 @@ def as_reference(model: nn.Module, copies: dict[str, Tensor] | None) -> Iterator
         model: The model in training.
         copies: Its starting weights (`trainable_copies`), swapped in; None switches LoRA's adapters off instead.
     """
-    was_training = model.training
+    was_training, split = model.training, is_sharded(model)
     starting = {} if copies is None else copies
     trained = {name: model.get_parameter(name) for name in starting}
-    current = {name: parameter.data for name, parameter in trained.items()}
+    current = {name: parameter.data.clone() if split else parameter.data for name, parameter in trained.items()}
+
+    def put(values: dict[str, Tensor]) -> None:
+        for name, parameter in trained.items():
+            if split:  # FSDP gathers from a storage of its own, so the values are exchanged
+                parameter.data.copy_(values[name])
+            else:
+                parameter.data = values[name]
+
     model.eval()
     try:
         with torch.no_grad(), model.disable_adapter() if copies is None else nullcontext():  # type: ignore[operator]
-            for name, parameter in trained.items():
-                # copied before the trainer moved the model, and with `precision: bf16-true` cast it
-                parameter.data = starting[name] = starting[name].to(parameter)
+            # copied before the trainer moved the model, and with `precision: bf16-true` cast it
+            starting.update(
+                {name: value.to(trained[name].device, trained[name].dtype) for name, value in starting.items()}
+            )
+            put(starting)
             yield
     finally:
-        for name, parameter in trained.items():
-            parameter.data = current[name]
+        with torch.no_grad():
+            put(current)
         model.train(was_training)

@@ -39,7 +39,7 @@ class RMU(AlignmentModule):
         vector_seed: Seed of the target's direction.
     """
 
-    unsafe_answers = "harmful"
+    unsafe_answers, merges_sides = "harmful", False
     target: Tensor
 
     def __init__(

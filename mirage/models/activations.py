@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from torch import Tensor, nn
 
-from mirage.models.components import decoder_layers, language_model, layer_of
+from mirage.models.components import decoder_layers, language_model, layer_of, unwrapped
 
 
 class _Stop(Exception):
@@ -33,7 +33,7 @@ def activations(model: nn.Module, inputs: Mapping[str, Any], layer: int, *, stop
     Raises:
         ModelError: If the model has no such layer.
     """
-    layers = decoder_layers(model)
+    layers, base = decoder_layers(model), unwrapped(model)
     target = layer_of(model, layer)
     captured: list[Tensor] = []
 
@@ -43,7 +43,12 @@ def activations(model: nn.Module, inputs: Mapping[str, Any], layer: int, *, stop
     def end(*_: Any) -> NoReturn:
         raise _Stop
 
-    logits: Tensor | None = None
+    def ended(*args: Any, **kwargs: Any) -> Any:
+        with suppress(_Stop):
+            return whole_pass(*args, **kwargs)
+        return captured[0]  # the model's output: what is hooked to it (FSDP) ends as after a whole pass
+
+    whole_pass = base.forward
     with ExitStack() as hooks:
         hooks.callback(target.register_forward_hook(capture).remove)
         if stop and layer + 1 < len(layers):
@@ -52,7 +57,9 @@ def activations(model: nn.Module, inputs: Mapping[str, Any], layer: int, *, stop
             hooks.callback(layers[layer + 1].register_forward_pre_hook(end, prepend=True).remove)
         elif stop:
             hooks.callback(language_model(model).register_forward_hook(end).remove)
-        with suppress(_Stop):
-            logits = model(**inputs, use_cache=False).logits
+        if stop:
+            base.forward = ended
+            hooks.callback(delattr, base, "forward")
+        output = model(**inputs, use_cache=False)
     (hidden_BSD,) = captured
-    return hidden_BSD, logits
+    return hidden_BSD, None if stop else output.logits

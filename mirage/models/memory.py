@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 
 from mirage.errors import ModelError
+from mirage.models.components import decoder_layers
 from mirage.models.lora import add_lora
 from mirage.models.pretrained import first_line, read_config
 
@@ -19,7 +21,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 GIB = 2**30
-ZERO_BYTES = 12  # DeepSpeed's AdamW: two float32 moments and a float32 copy of each trainable parameter
+GATHERED_LAYERS = 2  # of split weights: the decoder layer that runs, and the one that is fetched meanwhile
+GATHERED_BYTES = 2  # of each parameter while it is gathered, in bfloat16
 
 # What a decoder layer keeps of each token for its backward pass, as counted with saved-tensor hooks on Llama: so many
 # times the hidden size (queries, keys, values, attention output, residuals), the feed-forward width (gate, up,
@@ -77,9 +80,7 @@ def estimate(
     dtype: str,
     batch_tokens: int,
     gradient_checkpointing: bool = False,
-    optimizer_bytes: int | None = None,
     shards: int = 1,
-    weights_sharded: bool = True,
 ) -> MemoryEstimate:
     """The memory that one training step takes on each device. Allocates nothing of the model's size.
 
@@ -90,28 +91,28 @@ def estimate(
         dtype: Type of weights and gradients: float32, bfloat16, float16, or `auto` for the checkpoint's.
         batch_tokens: Tokens in one forward pass on one device: batch size times length, image tokens included.
         gradient_checkpointing: Keep only the input of each decoder layer.
-        optimizer_bytes: Bytes of optimizer state for each trainable parameter; AdamW's two moments, which have the
-            type of the weights, if None.
-        shards: Over how many devices weights, gradients and optimizer are split (FSDP, ZeRO-3); 1 under DDP.
-        weights_sharded: False where only gradients and optimizer are split (ZeRO-2).
+        shards: Over how many devices weights, gradients and optimizer are split (FSDP2); 1 under DDP. Two decoder
+            layers, and all that is in none, are whole besides.
     """
     model = meta_model(config)
     if trainable is not None:
         trainable(model)
     trains, total = count_parameters(model)
+    in_layers = count_parameters(decoder_layers(model))[1]
     text = config.get_text_config(decoder=True)
     name = str(config.dtype or text.dtype or "float32") if dtype == "auto" else dtype
     size: int = getattr(torch, name.removeprefix("torch.")).itemsize
     hidden, layers = text.hidden_size, text.num_hidden_layers
+    gathered = total - in_layers + GATHERED_LAYERS * in_layers // layers if shards > 1 else 0
     intermediate = getattr(text, "intermediate_size", None) or 4 * hidden
     layer = size * (KEPT_PER_HIDDEN * hidden + KEPT_PER_INTERMEDIATE * intermediate) + NORM_BYTES_PER_HIDDEN * hidden
     kept = layers * size * hidden + layer if gradient_checkpointing else layers * layer
     return MemoryEstimate(
         parameters=total,
         trainable=trains,
-        weights_gib=total * size / (shards if weights_sharded else 1) / GIB,
+        weights_gib=(total * size / shards + gathered * GATHERED_BYTES) / GIB,
         gradients_gib=trains * size / shards / GIB,
-        optimizer_gib=trains * (optimizer_bytes or 2 * size) / shards / GIB,
+        optimizer_gib=trains * 2 * size / shards / GIB,  # AdamW's two moments, of the type of the weights
         activations_gib=batch_tokens * (kept + text.vocab_size * (size + LOSS_BYTES_PER_LOGIT)) / GIB,
     )
 
@@ -138,17 +139,13 @@ class MemoryLine(Callback):
 
     def estimated(self, trainer: Any, method: Any) -> MemoryEstimate:
         """The estimate for this trainer, method and data."""
-        strategy = type(trainer.strategy).__name__  # by name: DeepSpeed's cannot be imported without deepspeed
-        zero = strategy == "DeepSpeedStrategy"
         return estimate(
             read_config(method.pretrained, revision=method.revision, allow_download=method.allow_download),
             trainable=trains_as(method),
             dtype=method.dtype_name,
             batch_tokens=self._batch_tokens(trainer.datamodule),
             gradient_checkpointing=method.gradient_checkpointing,
-            optimizer_bytes=ZERO_BYTES if zero else None,
-            shards=trainer.world_size if zero or strategy == "FSDPStrategy" else 1,
-            weights_sharded=not zero or trainer.strategy.zero_stage_3,
+            shards=trainer.world_size if isinstance(trainer.strategy, ModelParallelStrategy) else 1,
         )
 
     def _batch_tokens(self, data: Any) -> int:

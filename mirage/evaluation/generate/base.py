@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 from mirage.schema import EvalSample
@@ -22,6 +23,10 @@ class Engine(ABC):
     def image_placeholder(self) -> str | None:
         """The text that the model reads as a picture, so that no question may hold it; None where there is none."""
         return None
+
+    def in_step(self) -> AbstractContextManager[None]:
+        """A block within which ranks may ask different numbers of questions, none included."""
+        return nullcontext()
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from transformers import BatchFeature, DynamicCache, GenerationConfig, Generatio
 from transformers.cache_utils import DynamicLayer
 
 from mirage.evaluation.generate.prompts import Split, Tokens
+from mirage.models.sharding import is_sharded
 
 COMPACT_BELOW = 0.85  # share of unfinished rows below which copying the cache costs less than carrying the others
 
@@ -180,7 +181,7 @@ def generated(
     # generate() fills whatever is unset from the model's own config (a repetition penalty, say): swapped out
     network.generation_config = explicit
     try:
-        output = network.generate(**inputs, generation_config=explicit)
+        output = network.generate(**inputs, generation_config=explicit, synced_gpus=False)  # `in_step` is for that
     finally:
         network.generation_config = config
     rows: list[Tokens] = output[:, inputs["input_ids"].shape[1] :].tolist()
@@ -229,7 +230,8 @@ def answering(network: nn.Module) -> Iterator[None]:
     """
     training = [module for module in network.modules() if module.training]
     cached, frozen = torch.is_autocast_cache_enabled(), list[nn.Parameter]()
-    if torch.is_autocast_enabled(next(network.parameters()).device.type):
+    # split weights are gathered in low precision already, and copies would be whole
+    if torch.is_autocast_enabled(next(network.parameters()).device.type) and not is_sharded(network):
         frozen = [parameter for parameter in network.parameters() if not parameter.requires_grad]
     for parameter in frozen:
         parameter.requires_grad_(True)  # autocast keeps the copies of such parameters only

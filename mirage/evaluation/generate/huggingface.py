@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -30,6 +31,7 @@ from mirage.evaluation.generate.decoding import (
 from mirage.evaluation.generate.prompts import Split, encoded, render_prompt, split
 from mirage.models.components import unwrapped
 from mirage.models.processor import end_of_answer, pad_to_square
+from mirage.models.sharding import in_step
 from mirage.schema import EvalSample
 
 log = logging.getLogger(__name__)
@@ -73,6 +75,9 @@ class HuggingFaceEngine(Engine):
     @property
     def image_placeholder(self) -> str | None:
         return getattr(self.processor, "image_token", None)
+
+    def in_step(self) -> AbstractContextManager[None]:
+        return in_step(self._network)
 
     def settings(self) -> dict[str, Any]:
         # batch_size and share_prefix are left out: they change the time, and answers by rounding alone (which in

@@ -133,7 +133,7 @@ class EvalCallback(Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measures the weights that the fit ends with, if no validation did."""
-        if self._step != trainer.global_step:
+        if self.samples and self._step != trainer.global_step:
             self.current = self.measure(trainer, pl_module, "")
             for logger in trainer.loggers:  # here a module may not log
                 logger.log_metrics(self.logged(self.current), step=trainer.global_step)

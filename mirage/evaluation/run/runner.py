@@ -19,6 +19,7 @@ from mirage.evaluation.generate.base import Engine
 from mirage.evaluation.judge.base import Answered, Judge
 from mirage.evaluation.judge.kept import judged_and_kept
 from mirage.evaluation.run.records import AnswerLog
+from mirage.models.sharding import whole
 from mirage.schema import EvalSample, Record, short_hash
 
 Done = TypeVar("Done")
@@ -72,7 +73,7 @@ def ask(
                 total = sum(len(sample.questions) for sample in share)
                 print(f"{eval_set}: an interrupted evaluation goes on, {len(known)} of {total} answers are kept.")
             todo = [one for one in share if any((one.id, shot) not in known for shot in range(len(one.questions)))]
-            for sample, texts in zip(todo, engine.answers(todo, answers.add) if todo else (), strict=True):
+            for sample, texts in zip(todo, engine.answers(todo, answers.add), strict=True):
                 known |= {(sample.id, shot): text for shot, text in enumerate(texts)}
             answered = [
                 ((sample.id, shot), Answered(sample, question, known[sample.id, shot]))
@@ -90,7 +91,12 @@ def ask(
         ]  # fmt: skip
 
     place = {sample.id: k for k, sample in enumerate(samples)}
-    shares = _gathered(work, world_size)
+
+    def in_step() -> list[Record]:
+        with engine.in_step():
+            return work()
+
+    shares = _gathered(in_step, world_size)
     records = sorted(chain.from_iterable(shares), key=lambda record: (place[record.id], record.shot))
     try:
         _gathered(lambda: finish(records), world_size)
@@ -131,7 +137,7 @@ def weights_fingerprint(model: nn.Module) -> str:
     digest = xxhash.xxh3_64()
     for name, parameter in sorted(model.named_parameters()):
         digest.update(name.encode())
-        digest.update(parameter.detach().contiguous().view(-1).view(torch.uint8).cpu().numpy().data)
+        digest.update(whole(parameter.detach()).contiguous().view(-1).view(torch.uint8).cpu().numpy().data)
     return digest.hexdigest()
 
 
