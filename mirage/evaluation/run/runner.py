@@ -6,6 +6,7 @@ import random
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +88,12 @@ def ask(
     records = sorted(_gathered(work, world_size), key=lambda record: (place[record.id], record.shot))
     finish(records)
     # Other attempts at the same questions, by other settings, are overtaken now that there are records.
-    for left in log_folder.glob(f".{eval_set}.*.rank{rank}of*.jsonl"):
-        left.unlink(missing_ok=True)
+    one_fingerprint = "[0-9a-f]" * len(
+        fingerprint
+    )  # not "*", which would match eval sets whose names go on after a dot
+    for what in ("answers", "verdicts"):
+        for left in log_folder.glob(f".{escape(eval_set)}.{one_fingerprint}.{what}.rank{rank}of*.jsonl"):
+            left.unlink(missing_ok=True)
     return records
 
 
