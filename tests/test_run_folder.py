@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_cli import CALLBACK, results_of, small_fit
+from test_cli import results_of, small_fit
 
 from mirage.cli import main
 from mirage.models.pretrained import resolve_pretrained
@@ -51,30 +52,31 @@ def test_a_resumed_run_goes_on_with_its_metrics(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_fresh_fit_leaves_an_earlier_run_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One that fails as the model is loaded moves nothing, and one that does not moves everything."""
-    root = tmp_path / "[/red]x"  # rich would take that for the end of a colour, and fail
+    root = tmp_path / "[/red]" / "x[bold]"  # rich would take them for the end of a colour, and fail, and for a style
     assert run(small_fit("rmu.yaml", root, EVERY_STEP)) == 0
     assert f"{root}/results.json holds these figures" in capsys.readouterr().out
     assert main(["judge", str(root), "--judge", "Keyword"]) == 0
     assert main(["report", str(root), "--out", str(tmp_path / "[/red]report")]) == 0
     printed = capsys.readouterr().out
-    assert f"{root}/results.json holds these figures" in printed and f"{tmp_path}/[/red]report holds" in printed
+    assert f"{root}/results.json holds these figures" in printed and f"{tmp_path}/[/red]report/" in printed
+    assert printed.count("x[bold]: the starting model and the aligned one") == 1
     assert run(["validate", *small_fit("rmu.yaml", root, "--data.gamma=1", "--ckpt_path=last")[1:]]) == 0
     assert "gamma: 2.0" in (root / "config.yaml").read_text(), "a validation keeps its config in its own folder"
     assert "gamma: 1.0" in (root / "validate" / "config.yaml").read_text()
 
-    earlier, beside = content(root), sorted(tmp_path.iterdir())
+    earlier, beside = content(root), sorted(root.parent.iterdir())
     model = shutil.copytree(resolve_pretrained("package:mirage.mini/checkpoint"), tmp_path.with_name("cut"))
     (weights,) = model.glob("*.safetensors")
     os.truncate(weights, weights.stat().st_size // 2)
     assert run(small_fit("rmu.yaml", root, f"--model.init_args.pretrained={model}")) == 1
-    assert content(root) == earlier and sorted(tmp_path.iterdir()) == beside
+    assert content(root) == earlier and sorted(root.parent.iterdir()) == beside
 
     with locked(root / "validate"):
         assert run(small_fit("rmu.yaml", root)) == 1
         assert f"{root}/validate is in use by process {os.getpid()}" in capsys.readouterr().err
     assert content(root) == earlier
     assert run(small_fit("rmu.yaml", root, EVERY_STEP)) == 0
-    aside = tmp_path / "[/red]x.1"
+    aside = root.with_name("x[bold].1")
     assert f"{root} held an earlier run, which is now {aside}." in capsys.readouterr().out
     assert content(aside) == earlier
     assert len(shown_by_tensorboard(root, "train/loss")) == 3 and not (root / "validate").exists()
@@ -83,7 +85,7 @@ def test_a_fresh_fit_leaves_an_earlier_run_whole(tmp_path: Path, capsys: pytest.
     elsewhere = tmp_path / "elsewhere"
     shutil.copytree(root, elsewhere)
     assert run(small_fit("rmu.yaml", root, f"--ckpt_path={elsewhere}/checkpoints/step-00000003.ckpt")) == 0
-    assert content(tmp_path / "[/red]x.2") == content(elsewhere)
+    assert content(root.with_name("x[bold].2")) == content(elsewhere)
 
 
 @pytest.mark.slow
@@ -169,14 +171,10 @@ run(sys.argv[1:])
 
 @pytest.mark.parametrize("name", ["../../../escaped", "/escaped", ".hidden", "start.unsafe", "a\nb", ""])
 def test_an_eval_set_s_name_is_that_of_a_file(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    callback = [argument.replace("unsafe", repr(name)) for argument in CALLBACK.split()]
-    attack = [
-        "--trainer.callbacks.attack=OneWord",
-        "--trainer.callbacks.attack.word=what",
-        "--trainer.callbacks.judge=Exact",
-    ]
+    settings = {"eval_set": name, "attack": {"class_path": "OneWord", "init_args": {"word": "what"}}, "judge": "Exact"}
+    callbacks = json.dumps([{"class_path": "OneWordAttack", "init_args": settings}])
     try:
-        status = run(small_fit("rmu.yaml", tmp_path / "a" / "b" / "run", *callback, *attack))
+        status = run(small_fit("rmu.yaml", tmp_path / "a" / "b" / "run", f"--trainer.callbacks={callbacks}"))
     except SystemExit as end:
         status = end.code
     assert status in (1, 2)
