@@ -81,10 +81,12 @@ def test_a_fresh_fit_leaves_an_earlier_run_whole(tmp_path: Path, capsys: pytest.
     assert content(aside) == earlier
     assert len(shown_by_tensorboard(root, "train/loss")) == 3 and not (root / "validate").exists()
 
-    # another run's checkpoint is a beginning like any other
+    # another run's checkpoint is a beginning like any other; a logger of one's own begins as late
     elsewhere = tmp_path / "elsewhere"
     shutil.copytree(root, elsewhere)
-    assert run(small_fit("rmu.yaml", root, f"--ckpt_path={elsewhere}/checkpoints/step-00000003.ckpt")) == 0
+    logger = ["--trainer.logger=TensorBoardLogger", f"--trainer.logger.save_dir={root}"]
+    assert run(small_fit("rmu.yaml", root, f"--ckpt_path={elsewhere}/checkpoints/step-00000003.ckpt", *logger)) == 0
+    assert (root / "lightning_logs").is_dir()
     assert content(root.with_name("x[bold].2")) == content(elsewhere)
 
 
