@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import BinaryIO
 
@@ -45,6 +46,20 @@ def write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
         file.write(text.encode(errors="replace"))
+
+
+def free_name(folder: Path) -> Path:
+    """Where `folder` goes so that nothing in it is overwritten: the first of `<folder>.1`, `<folder>.2`, ... that is free.
+
+    Raises:
+        ValueError: If the current folder is in it, which would move with it.
+    """
+    real = folder.resolve()
+    if Path.cwd().is_relative_to(real):
+        raise ValueError(
+            f"{real} holds earlier results and is the current folder. Change to another, or choose another."
+        )
+    return next(path for path in (real.with_name(f"{real.name}.{number}") for number in count(1)) if not path.exists())
 
 
 def sync_folder(folder: Path) -> None:

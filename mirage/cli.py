@@ -47,12 +47,13 @@ shipped configs: {configs}
 
 mirage COMMAND --help lists the options of a command."""
 
-TRAINING_USAGE = """usage: mirage {command} --config FILE [--ckpt_path last|best|FILE] [--SECTION.KEY VALUE ...]
+TRAINING_USAGE = """usage: mirage {command} --config FILE [--ckpt_path last|best|auto|FILE] [--SECTION.KEY VALUE ...]
 
 mirage {command}: {text}.
 
   --config FILE           a whole config; several may be given, later ones win
   --ckpt_path last        continue from (fit) or evaluate (validate) a checkpoint of this run folder
+  --ckpt_path auto        fit: continue if there is a checkpoint, start otherwise (for jobs that are requeued)
   --seed_everything 0     seed of weights and data order
   --model CLASS           {methods}
   --model.init_args.KEY   the method's settings; lora.r, lora.lora_alpha, ... for adapters

@@ -8,13 +8,11 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar
 
 from lightning.pytorch.callbacks import Callback, ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
@@ -40,6 +38,7 @@ from mirage.methods.base import AlignmentModule, NonFiniteLossError
 from mirage.methods.catalogue import METHODS
 from mirage.models.memory import MemoryLine
 from mirage.report.tables import start_vs_aligned
+from mirage.run_folder import MetricsFile, RunFolder
 
 SPLITS = "ModelParallelStrategy"
 StrategyRegistry.register(SPLITS.lower(), ShardedStrategy)  # Lightning looks names up in lower case
@@ -81,27 +80,30 @@ class MirageCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         # Lightning would read settings out of the checkpoint; here settings are the config's alone
         command = self.config.get("subcommand")
-        settings = command and self.config.get(command)
-        if settings and settings.get("ckpt_path"):
-            folder = Path(settings.trainer.default_root_dir or ".")
+        if not command:
+            return
+        settings = self.config[command]
+        folder = Path(settings.trainer.default_root_dir or "runs/unnamed").expanduser()
+        settings.trainer.default_root_dir = str(folder)
+        self.requeued = settings.ckpt_path == "auto"
+        if self.requeued and command != "fit":
+            raise ValueError(f"--ckpt_path auto is for mirage fit. Name what to {command}: last, best or a file.")
+        if self.requeued:
+            settings.ckpt_path = "last" if (folder / "checkpoints" / "last").exists() else None
+        if settings.ckpt_path:
             settings.ckpt_path = str(resolve_checkpoint(settings.ckpt_path, folder))
-
-    def before_instantiate_classes(self) -> None:
-        """Sets the run folder, unless the config does."""
-        trainer = self.config[self.subcommand].trainer
-        trainer.default_root_dir = trainer.default_root_dir or "runs/unnamed"
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """Adds what every run has: loggers, atomic checkpoints, results, and the audit for attacks that mine their word."""
         settings = self.config[self.subcommand]
         root, fits = settings.trainer.default_root_dir, self.subcommand == "fit"
         if settings.trainer.logger in (None, True):
-            loggers = [TensorBoardLogger(root, name=None, version=""), CSVLogger(root, name="", version="")]
-            kwargs["logger"] = loggers if fits else False
+            kwargs["logger"] = MetricsFile(root) if fits else False
         self.results = Results()
+        config = self._parser(self.subcommand).dump(settings, skip_none=False)
+        self.run_folder = RunFolder(config, settings.ckpt_path, self.requeued)
         callbacks = [
-            StopOnSignal(),
-            *(self._get(self.config_init, "trainer.callbacks") or []), RunFolder(resumed=bool(settings.get("ckpt_path"))),
+            StopOnSignal(), self.run_folder, *(self._get(self.config_init, "trainer.callbacks") or []),
             FormOnlyAccuracy(), MemoryLine(), RNGState(), ResumeCheck(self.facts, settings.allow_changed), self.results,
         ]  # fmt: skip
         refuse_duplicates(callbacks)
@@ -118,7 +120,15 @@ class MirageCLI(LightningCLI):
             callbacks.append(Progress())
         check_strategy(settings.trainer.strategy, settings.trainer.precision, self.model, self.datamodule)
         plugins = [*(self._get(self.config_init, "trainer.plugins") or []), AtomicCheckpointIO()]
-        return super().instantiate_trainer(callbacks=callbacks, plugins=plugins, **kwargs)
+        trainer = super().instantiate_trainer(callbacks=callbacks, plugins=plugins, **kwargs)
+        self.run_folder.loggers, trainer.loggers = trainer.loggers, []
+        return trainer
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            super()._run_subcommand(subcommand)
+        finally:  # not in a callback's hook: after an exception, others still write a checkpoint
+            self.run_folder.release()
 
     def facts(self) -> dict[str, Any]:
         """What a resumed run must share with its checkpoint."""
@@ -136,7 +146,7 @@ class MirageCLI(LightningCLI):
             files = f"{self.results.written} holds these figures, and records/ beside it every answer."
             console = Console()
             console.print(start_vs_aligned(self.results.latest))
-            console.print(files, style="dim")
+            console.print(files, style="dim", markup=False, highlight=False, soft_wrap=True)
 
     after_validate = after_fit
     after_test = after_fit
@@ -196,29 +206,6 @@ class FormOnlyAccuracy(Callback):
             )
 
 
-class RunFolder(Callback):
-    """A fresh fit overwrites nothing: an earlier run in its folder is set aside, once the data have been checked.
-
-    Args:
-        resumed: The run continues from a checkpoint, in its folder. (The trainer itself does not know that yet.)
-    """
-
-    def __init__(self, resumed: bool = False) -> None:
-        self.resumed = resumed
-
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Moves the earlier run, and says where to."""
-        if stage != "fit" or self.resumed:
-            return
-        root = Path(trainer.default_root_dir)
-        if trainer.is_global_zero and ((root / "config.yaml").exists() or (root / "checkpoints").exists()):
-            numbered = (root.with_name(f"{root.name}.{number}") for number in count(1))
-            aside = next(path for path in numbered if not path.exists())
-            root.rename(aside)
-            print(f"{root} held an earlier run, which is now {aside}.")
-        trainer.strategy.barrier()
-
-
 class Progress(RichProgressBar):
     """Lightning's, with metrics that stay on one line in 80 columns: under the last part of their names."""
 
@@ -241,7 +228,7 @@ def _as_seed(seed: bool | int) -> int:
 IRRELEVANT_WARNINGS = (
     "LightningCLI's args parameter", "does not have many workers", "LeafSpec", "Checkpoint directory .* exists",
     "logger to False", "number of training batches.*smaller than the logging interval", "litlogger", "litmodels",
-    "Experiment logs directory", "callbacks used to create the checkpoint need", "is_gradient_checkpointing",
+    "callbacks used to create the checkpoint need", "is_gradient_checkpointing",
     "when logging on epoch level in distributed setting",
 )  # fmt: skip
 
@@ -265,7 +252,7 @@ def run(arguments: Sequence[str]) -> int:
             AlignmentModule,
             AlignmentData,
             subclass_mode_model=True,
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=None,  # RunFolder saves it
             seed_everything_default=0,
             parser_class=Parser,
             auto_configure_optimizers=False,

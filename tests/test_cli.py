@@ -263,8 +263,7 @@ def test_an_output_that_cannot_be_written_is_one_sentence(
     (tmp_path / "afile").touch()
     assert main([*command, place]) == 1
     (sentence,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("mirage: "))
-    remedy = "or choose another." if command[-1].startswith("--trainer") else f"Choose another {command[-1]}."
-    assert place.split("/x")[0] in sentence and sentence.endswith(remedy)
+    assert place.split("/x")[0] in sentence and sentence.endswith(f"Choose another {command[-1]}.")
     assert "[Errno" not in sentence and [path.name for path in tmp_path.iterdir()] == ["afile"]
 
 

@@ -210,6 +210,17 @@ def test_an_interrupted_evaluation_asks_no_finished_question_twice(tmp_path: Pat
     assert not list(tmp_path.iterdir()), "the records hold the answers now, and overtake other attempts"
 
 
+def test_what_is_kept_of_an_eval_set_is_left_to_it(tmp_path: Path) -> None:
+    """An eval set whose name begins with that of another and a dot, and one that is a pattern of file names."""
+    for name in ("unsafe.harder", "unsafe.f0"):
+        with pytest.raises(ConnectionError):
+            asked(5, Echo(dies_after=4), log_folder=tmp_path, eval_set=name)
+    kept = sorted(tmp_path.iterdir())
+    asked(5, Echo(), log_folder=tmp_path)
+    asked(5, Echo(), log_folder=tmp_path, eval_set="unsafe*")
+    assert sorted(tmp_path.iterdir()) == kept and len(kept) == 2
+
+
 @pytest.mark.parametrize("judged", [0, BLOCK])
 def test_answers_and_verdicts_are_kept_when_the_judge_fails(judged: int, tmp_path: Path) -> None:
     n = 60

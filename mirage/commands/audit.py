@@ -13,7 +13,7 @@ from typing import Literal
 from jsonargparse import DefaultHelpFormatter
 from pydantic import Field, model_validator
 
-from mirage.atomic import write_text
+from mirage.atomic import free_name, write_text
 from mirage.audit.counts import BY_ANSWERS, BY_MEMBERSHIP, audit_pairs
 from mirage.audit.forms import Asked, Sample, audit_forms
 from mirage.commands.arguments import Parser, instantiated
@@ -33,7 +33,8 @@ _DESCRIPTION = """For every opening word of a training set: how often it occurs,
 questions are refused, and the words that would make the best attack and the best
 trigger of refusals. For every cue of form (opening and second word, final mark, clause
 type, length, image folder) and all together: how well it alone tells the labels apart.
-Prints tables and writes audit.json, audit.html, audit.png and audit.svg.
+Prints tables and writes audit.json, audit.html, audit.png and audit.svg. A folder that
+holds an earlier audit is set aside first: runs/audit becomes runs/audit.1.
 
 The paper's Figure 1: all 2,977 questions of VLGuard's train.json, refused or not by
 the phrases of the paper's code:
@@ -119,6 +120,7 @@ def run(arguments: Sequence[str]) -> None:
     if given.rows < 1:
         raise ValueError(f"--rows is {given.rows}: print at least one row.")
     check_folder(given.out)
+    aside = free_name(given.out) if (given.out / "audit.json").exists() else None
 
     by_answers = given.labels == "answers"
     skipped: list[str] = []
@@ -152,6 +154,9 @@ def run(arguments: Sequence[str]) -> None:
     print_audit(audit, rows=given.rows, names=names)
     if forms is not None:
         print_forms(forms, names=names)
+    if aside is not None:
+        given.out.resolve().rename(aside)
+        print(f"{given.out} held an earlier audit, which is now {aside}.")
     write_text(given.out / "audit.json", audit.to_json(data, skipped, forms))
     style = (files("mirage.report") / "page.css").read_text(encoding="utf-8")
     html = page(audit, forms, style=style, names=names, data=data, skipped=skipped, rows=given.rows)

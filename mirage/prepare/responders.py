@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from urllib.parse import urldefrag
 
 import xxhash
+from rich.markup import escape
 
 from mirage.evaluation.generate.base import Engine
 from mirage.evaluation.generate.openai import OpenAIEngine, ServerError
@@ -61,7 +62,7 @@ class Responder:
         fingerprint = short_hash(self.fingerprint, *(text for pair in prompts.items() for text in pair))
         log = AnswerLog(kept / f"{fingerprint}.jsonl", fingerprint)
         reused = len(log.known)
-        task = progress.add_task(self.name, total=len(samples), completed=reused)
+        task = progress.add_task(escape(self.name), total=len(samples), completed=reused)
 
         def keep(id: str, shot: int, text: str) -> None:
             log.add(id, shot, text)

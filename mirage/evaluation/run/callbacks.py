@@ -22,7 +22,7 @@ from mirage.evaluation.generate.huggingface import HuggingFaceEngine
 from mirage.evaluation.judge.base import Judge, Judgement, check_scored
 from mirage.evaluation.run.agreement import agreement
 from mirage.evaluation.run.counting import block, cluster_of, summarise
-from mirage.evaluation.run.records import write_records
+from mirage.evaluation.run.records import file_name, write_records
 from mirage.evaluation.run.runner import ask, samples_fingerprint, subsample, weights_fingerprint
 from mirage.schema import EvalSample, Record, short_hash
 
@@ -42,7 +42,7 @@ class EvalCallback(Callback):
         engine: Another engine than the model in training, such as an OpenAI-compatible server.
 
     Raises:
-        ValueError: If `limit` is less than 1.
+        ValueError: If `limit` is less than 1, or `eval_set` cannot be the name of a file.
     """
 
     section: ClassVar[str | None] = None  # of results.json; None: its top
@@ -61,7 +61,7 @@ class EvalCallback(Callback):
     ) -> None:
         if limit is not None and limit < 1:
             raise ValueError(f"limit is {limit}: ask at least one question, or leave it out to ask all.")
-        self.eval_set, self.judge, self.engine = eval_set, judge, engine
+        self.eval_set, self.judge, self.engine = file_name(eval_set), judge, engine
         self.key = eval_set  # under which results.json and records/ know it
         self.max_new_tokens, self.batch_size, self.limit, self.seed = max_new_tokens, batch_size, limit, seed
         self.start: dict[str, Any] | None = None
@@ -98,6 +98,7 @@ class EvalCallback(Callback):
             if self.engine is None:
                 datamodule.check_questions(samples, self.max_new_tokens)
             self.samples = samples
+        file_name(self.key)
         refuse_duplicates(trainer.callbacks)  # type: ignore[attr-defined]
 
     def prepare_samples(self, datamodule: Any) -> list[EvalSample]:

@@ -11,6 +11,21 @@ from mirage.atomic import write_text
 from mirage.schema import Record
 
 
+def file_name(name: str) -> str:
+    """`name`, if files can be called after it: those of an eval set's records, which stand beside `start.<name>.jsonl`.
+
+    Raises:
+        ValueError: If it is a path, hidden, not printable, or too long.
+    """
+    path = "/" in name or "\\" in name or name.startswith((".", "start."))
+    if path or not name.isprintable() or not 0 < len(name.encode()) <= 150:
+        raise ValueError(
+            f"{name!r} cannot be the name of an eval set, whose records are in a file of that name: use letters, digits, "
+            "- and _."
+        )
+    return name
+
+
 class AnswerLog:
     """Answers kept line by line while an evaluation runs, so that an interrupted one goes on where it stopped.
 

@@ -6,6 +6,7 @@ import random
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
+from glob import escape
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
@@ -103,8 +104,10 @@ def ask(
     except RankFailedError as error:
         raise error.__cause__ or error from None  # on the rank that failed, its own sentence
     # Other attempts at the same questions, by other settings, are overtaken now that there are records.
-    for left in log_folder.glob(f".{eval_set}.*.rank{rank}of*.jsonl"):
-        left.unlink(missing_ok=True)
+    one_fingerprint = "[0-9a-f]" * len(fingerprint)  # "*" would match eval sets whose names go on after a dot
+    for what in ("answers", "verdicts"):
+        for left in log_folder.glob(f".{escape(eval_set)}.{one_fingerprint}.{what}.rank{rank}of*.jsonl"):
+            left.unlink(missing_ok=True)
     return records
 
 
