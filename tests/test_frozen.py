@@ -74,7 +74,8 @@ def test_two_ranks_share_a_cache_and_one_may_be_killed_while_it_writes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), str(TESTS.parent)]))
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["children.rmu_training"])
 
     def train(folder: Path, faults: tuple[str, str] = ("", ""), **given: Any) -> list[int | None]:
         with socket.socket() as sample:
