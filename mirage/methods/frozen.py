@@ -67,18 +67,18 @@ class FrozenLayers:
             mask_BS: Where the reference counts.
         """
         store = self.stores.get(side)
-        if store is None and side == "unsafe":
-            return Frozen(None, None)
+        if store is None:
+            return Frozen(None, self._reference(batch.inputs) if side == "retain" else None)
         masks = {"entering_BSD": batch.inputs["attention_mask"]}
         if side == "retain":
             masks["reference_BSD"] = mask_BS
         keys = [short_hash(self._depends_on, *masks, row) for row in batch.input_hashes]
-        known = [each for key in keys if store is not None and (each := store.get(key))]
-        if known and len(known) == len(batch):
+        known = [each for key in keys if (each := store.get(key))]
+        if len(known) == len(batch):
             read = {name: _padded([each[name] for each in known], mask) for name, mask in masks.items()}
             return Frozen(read["entering_BSD"], read.get("reference_BSD"))
         computed = self._computed(batch.inputs)
-        if self.first is not None and store is not None:
+        if side in self.stores:
             for row, key in enumerate(keys):
                 kept = {name: getattr(computed, name)[row, mask[row].bool()].cpu() for name, mask in masks.items()}
                 store.put(key, kept)
@@ -94,10 +94,13 @@ class FrozenLayers:
         with starting_at(self.model, self.first, entering_BSD):
             return activations(self.model, others, self.layer, stop=stop)
 
-    def _computed(self, inputs: Mapping[str, Any]) -> Frozen:
+    def _reference(self, inputs: Mapping[str, Any]) -> Tensor:
         with as_reference(self.model, self.copies):
-            if self.first is None:
-                return Frozen(None, activations(self.model, inputs, self.layer, stop=True)[0])
+            return activations(self.model, inputs, self.layer, stop=True)[0]
+
+    def _computed(self, inputs: Mapping[str, Any]) -> Frozen:
+        assert self.first is not None
+        with as_reference(self.model, self.copies):
             with entering(self.model, self.first) as captured:
                 reference_BSD, _ = activations(self.model, inputs, self.layer, stop=True)
             if not self._compared and "pixel_values" in inputs:
