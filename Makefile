@@ -9,6 +9,7 @@ WORKERS ?= 2
 # threads of small models mostly wait for each other, so every test process has one
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile
 SEED ?= 0
+SHAPE ?= small
 RUNS := runs/table/seed$(SEED)
 ROWS := $(addprefix $(RUNS)/,$(METHODS) $(METHODS:%=%_crossed))
 
@@ -17,7 +18,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-.PHONY: install demo test test-fast table table-crossed pictures lint format help bench-eval gpu-check docs
+.PHONY: install demo test test-fast table table-crossed pictures lint format help bench-eval bench-train gpu-check docs
 
 install: $(INSTALLED)  ## create .venv with the pinned dependencies
 
@@ -71,6 +72,9 @@ format: $(INSTALLED)  ## let ruff rewrite what it can
 
 bench-eval: $(INSTALLED)  ## answers/s of batched, prefix-shared generation against one at a time (KIT=folder of the real kit)
 	$(BIN)/python benchmarks/evaluation_speed.py --model $(KIT)/smol-llava --root $(KIT)/vlguard
+
+bench-train: $(INSTALLED)  ## a training step against the published one: seconds, operations, peak memory (SHAPE=7b for a GPU)
+	$(BIN)/python benchmarks/training_speed.py --shape $(SHAPE)
 
 gpu-check: $(INSTALLED)  ## LLaVA-1.5-7B's shape on this GPU: seconds, tokens/s, peak memory
 	$(BIN)/python benchmarks/gpu_check.py --out runs/gpu_check.json

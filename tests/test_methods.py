@@ -305,6 +305,20 @@ def test_rmu_steers_the_positions_that_are_set(positions: str) -> None:
     assert (method.loss_terms(pair).retain_B > losses.sft(*method.answer_logits(retain)) + 1e-4).all()
 
 
+def test_rmu_weighs_cross_entropy_and_without_it_stops_at_the_layer() -> None:
+    method = loaded("rmu")
+    unsafe, retain = sides_of(method)
+    moved(method)
+    terms, calls = {}, {}
+    for weight in (0.0, 1.0, 3.0):
+        method.fine_tuning_weight = weight
+        with counted_calls(modules_of(method)) as calls[weight]:
+            terms[weight] = method.loss_terms(Pair(unsafe, retain)).retain_B
+    assert list(calls[0.0].values())[-2:] == [0, 0] and list(calls[1.0].values())[-2:] == [1, 1]
+    torch.testing.assert_close(terms[1.0] - terms[0.0], losses.sft(*method.answer_logits(retain)))
+    torch.testing.assert_close(terms[3.0] - terms[1.0], 2 * (terms[1.0] - terms[0.0]))
+
+
 def test_the_target_is_a_positive_direction_of_the_given_length() -> None:
     targets = [loaded("rmu", vector_seed=seed).target for seed in (0, 0, 1)]
     assert torch.equal(targets[0], targets[1]) and not torch.equal(targets[0], targets[2])
@@ -516,6 +530,7 @@ def test_a_resumed_run_keeps_the_reference_of_the_starting_model(
         ("npo", {"beta": 0.0}, "model.beta is 0.0: it must be above 0"),
         ("rmu", {"steering_coefficient": -1.0}, "model.steering_coefficient is -1.0"),
         ("rmu", {"alpha": math.nan}, "model.alpha is nan"),
+        ("rmu", {"fine_tuning_weight": -1.0}, "model.fine_tuning_weight is -1.0: it must be 0 or more"),
         ("rmu", {"layer": 7}, "has no decoder layer 7: it has 4. Choose a layer from 0 to 3"),
         ("rmu", {"layer": -1}, "has no decoder layer -1"),
         ("rmu", {"train_layers": [1, 3]}, "model.train_layers holds 3, which comes after the steered layer 2"),
