@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,6 +23,8 @@ class Batch:
         example_ids: The examples' ids, for messages and for references kept by id.
         logits_to_keep: How many positions at the end hold everything that predicts an answer. Logits are needed there
             only, which leaves out the image tokens: 576 of about 620 in LLaVA-1.5.
+        input_hashes: A hash of each example's tokens and picture, for what is kept on disk; not the same as its id,
+            which knows a picture by its name.
     """
 
     inputs: dict[str, Tensor]
@@ -30,6 +32,7 @@ class Batch:
     text_mask: Tensor
     example_ids: tuple[str, ...]
     logits_to_keep: int
+    input_hashes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.example_ids)
@@ -44,7 +47,7 @@ class Batch:
 
     def _each(self, function: Any) -> Batch:
         inputs = {name: function(tensor) for name, tensor in self.inputs.items()}
-        return Batch(inputs, function(self.labels), function(self.text_mask), self.example_ids, self.logits_to_keep)
+        return replace(self, inputs=inputs, labels=function(self.labels), text_mask=function(self.text_mask))
 
 
 @dataclass(slots=True)

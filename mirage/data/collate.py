@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from hashlib import sha256
 from typing import Any, NamedTuple
 
 import torch
@@ -80,6 +81,9 @@ class Collator:
             text_mask=text.to(mask.dtype),
             example_ids=tuple(example.id for example in examples),
             logits_to_keep=ids.shape[1] - first_answered + 1,
+            input_hashes=tuple(
+                _input_hash(row[present], shown) for row, present, shown in zip(ids, mask.bool(), pictures, strict=True)
+            ),
         )
 
     def conversation(self, example: Example) -> Conversation:
@@ -139,6 +143,15 @@ class Collator:
             if length > self.max_length:
                 remedy = "Raise data.max_length, set data.skip_too_long, or shorten the answer."
                 raise _error(example, f"it has {length} tokens and the limit is {self.max_length}. {remedy}")
+
+
+def _input_hash(ids: torch.Tensor, pictures: Sequence[Any]) -> str:
+    """A hash of what the model sees of an example, up to the image processor's settings."""
+    digest = sha256(ids.numpy().tobytes())
+    for picture in pictures:
+        digest.update(f"{picture.mode} {picture.size}".encode())
+        digest.update(picture.tobytes())
+    return digest.hexdigest()
 
 
 def _error(example: Example, issue: str) -> DataError:

@@ -197,6 +197,13 @@ class AlignmentData(L.LightningDataModule):
             return self._sharded(self.unsafe_set)
         return self._sharded([form for each in self.unsafe_set for form in self.crossed.every(each, unsafe=True)])
 
+    def sides_used_again(self, batches: int) -> list[str]:
+        """The sides of which some example is used twice in the same form within so many batches, all ranks together."""
+        forms = self.crossing.forms_per_example if self.crossing is not None else 1
+        unsafe = batches * self.batch_size
+        sets = {"unsafe": (self.unsafe_set, unsafe), "retain": (self.retain_set, unsafe * self.gamma)}
+        return [side for side, (examples, used) in sets.items() if used > forms * len(examples)]
+
     def fingerprint(self) -> str:
         """A hash of both training sets: their ids in order (of large sets a sample), answers' limit and forms."""
         ids = [example.id for examples in (self.unsafe_set, self.retain_set) for example in sampled(examples)]

@@ -1,9 +1,9 @@
-"""The output of one decoder layer, by a forward pass that may stop there."""
+"""The output of one decoder layer, by a forward pass that may stop there, and may start in the middle."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, NoReturn
 
 from torch import Tensor, nn
@@ -38,7 +38,7 @@ def activations(model: nn.Module, inputs: Mapping[str, Any], layer: int, *, stop
     captured: list[Tensor] = []
 
     def capture(module: nn.Module, args: Any, output: Any) -> None:
-        captured.append(output[0] if isinstance(output, tuple) else output)
+        captured.append(_states(output))
 
     def end(*_: Any) -> NoReturn:
         raise _Stop
@@ -56,3 +56,47 @@ def activations(model: nn.Module, inputs: Mapping[str, Any], layer: int, *, stop
             logits = model(**inputs, use_cache=False).logits
     (hidden_BSD,) = captured
     return hidden_BSD, logits
+
+
+@contextmanager
+def entering(model: nn.Module, layer: int) -> Iterator[list[Tensor]]:
+    """A list to which every forward pass within the block adds what enters decoder layer `layer`: (B, S, D)."""
+    captured: list[Tensor] = []
+    if layer == 0:
+        handle = language_model(model).register_forward_pre_hook(
+            lambda module, args, kwargs: captured.append(kwargs["inputs_embeds"]), with_kwargs=True
+        )
+    else:
+        below = layer_of(model, layer - 1)
+        handle = below.register_forward_hook(lambda module, args, output: captured.append(_states(output)))
+    try:
+        yield captured
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def starting_at(model: nn.Module, layer: int, states_BSD: Tensor) -> Iterator[None]:
+    """Within the block a forward pass starts with `states_BSD` in decoder layer `layer`; the layers below do not run.
+
+    The model's forward is called as ever, without `pixel_values`: it makes masks and positions of the other inputs.
+    It is right for models in which the picture reaches the layers above by `states_BSD` alone; compare once.
+    """
+    below = decoder_layers(model)[:layer]
+    with ExitStack() as undo:
+        if layer == 0:
+            hook = language_model(model).register_forward_pre_hook(
+                lambda module, args, kwargs: (args, {**kwargs, "inputs_embeds": states_BSD}), with_kwargs=True
+            )
+            undo.callback(hook.remove)
+        for skipped in below:
+            # Not by a hook before the layer: a checkpointed layer recomputes from its arguments, after hooks are gone.
+            skipped.forward = lambda *args, **kwargs: states_BSD
+            undo.callback(delattr, skipped, "forward")
+        yield
+
+
+def _states(output: Any) -> Tensor:
+    """The hidden states in what a decoder layer returns."""
+    states: Tensor = output[0] if isinstance(output, tuple) else output
+    return states
