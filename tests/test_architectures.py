@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from builders import counted_calls
 from PIL import Image, ImageDraw
 from tiny_models import KINDS
 
@@ -21,6 +22,8 @@ from mirage.methods.base import AlignmentModule
 from mirage.methods.npo import NPO
 from mirage.methods.rmu import RMU
 from mirage.methods.sft import MixedSFT
+from mirage.models.activations import activations, entering, starting_at
+from mirage.models.components import decoder_layers, vision_tower
 from mirage.models.lora import LoraSettings
 from mirage.schema import Example
 
@@ -131,6 +134,35 @@ def test_recomputed_activations_give_the_same_losses(
         assert any(getattr(part, "gradient_checkpointing", False) for part in method.model.modules()) == recompute
         trajectories.append(train(method, pair))
     assert trajectories[1] == pytest.approx(trajectories[0], abs=1e-5)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("first", [0, 1, 2])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_pass_may_start_at_a_layer(
+    kind: str, first: int, recompute: bool, checkpoints: Callable[[str], Path]
+) -> None:
+    method = METHODS["MixedSFT"](str(checkpoints(kind)), gradient_checkpointing=recompute)
+    collate = Collator(method.processor)
+    inputs = collate([*UNSAFE, example("grey", "No picture was shown.", None)]).inputs
+    method.configure_model()
+    model, trained = method.model, decoder_layers(method.model)[first:]
+    vision_tower(model).requires_grad_(False)
+    with entering(model, first) as captured:
+        expected, logits = activations(model, inputs, first, stop=False)
+    assert logits is not None
+    text = {name: value for name, value in inputs.items() if name != "pixel_values"}
+    gradients = [torch.autograd.grad(logits.square().sum(), [*trained.parameters()])]
+    watched = {str(k): layer.self_attn for k, layer in enumerate(decoder_layers(model))}
+    watched["vision"] = vision_tower(model)
+    with starting_at(model, first, captured[0].detach()), counted_calls(watched) as calls:
+        started, again = activations(model, text, first, stop=False)
+    assert again is not None
+    assert [count > 0 for count in calls.values()] == [*(k >= first for k in range(3)), False]
+    torch.testing.assert_close(started, expected)
+    torch.testing.assert_close(again, logits)
+    gradients.append(torch.autograd.grad(again.square().sum(), [*trained.parameters()]))
+    torch.testing.assert_close(*gradients)
 
 
 @pytest.mark.parametrize("kind", KINDS)

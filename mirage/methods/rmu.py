@@ -127,16 +127,13 @@ class RMU(AlignmentModule):
         self.register_buffer("target", self.steering_coefficient * direction / direction.norm())
         if self.lora is None:
             self.reference = trainable_copies(model)
-        first = None if self.train_projector else min(self.trained_layers())
+        split = any(isinstance(parameter, DTensor) for parameter in model.parameters())  # ranks must do the same
+        first = None if self.train_projector or split else min(self.trained_layers())
         self.frozen = FrozenLayers(model, self.reference, first, self.layer)
 
     def on_fit_start(self) -> None:
-        """Finds the cache, if anything in it is used twice and weights are whole."""
-        if (
-            self.cache is False
-            or self.frozen.first is None
-            or any(isinstance(each, DTensor) for each in self.parameters())
-        ):
+        """Finds the cache, for the sides of which anything is used twice."""
+        if self.cache is False or self.frozen.first is None:
             return
         trainer, data = self.trainer, self.trainer.datamodule  # type: ignore[attr-defined]
         batches = int(trainer.estimated_stepping_batches) * trainer.accumulate_grad_batches * trainer.world_size

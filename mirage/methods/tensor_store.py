@@ -36,7 +36,7 @@ class TensorStore:
 
     def __init__(self, folder: Path, limit: float, writers: int = 1) -> None:
         self.folder, self.limit, self.writers = folder, limit, writers
-        self._started = time.time()
+        self._started = time.time() - 1  # clocks of file systems are coarse
         self._room = 0.0  # bytes that this process may write before the files are counted again
         self._warned: set[str] = set()
         self._full = False
@@ -68,7 +68,7 @@ class TensorStore:
         content = save({name: tensor.contiguous() for name, tensor in tensors.items()})
         try:
             if self._room < len(content):
-                self._make_room()
+                self._make_room(len(content))
             if self._room < len(content):
                 text = "%s is full (%.3g GiB): what is not in it is computed each time. Raise the limit or free disk space."
                 self._warn("full", text, self.folder, self.limit / 2**30)
@@ -81,16 +81,16 @@ class TensorStore:
             return
         self._room -= len(content)
 
-    def _make_room(self) -> None:
-        """Counts the files, and deletes the longest unused if they take the limit. Other processes may do so too."""
+    def _make_room(self, needed: int) -> None:
+        """Counts the files, and deletes the longest unused if they leave no room. Other processes may do so too."""
         files = []
         for path in self.folder.glob(f"*{_ENDING}"):
             with suppress(FileNotFoundError):
                 files.append((path.stat().st_mtime, path.stat().st_size, path))
         taken = sum(size for _, size, _ in files)
-        if taken >= _KEPT * self.limit:
+        if taken + needed > self.limit:
             for used, size, path in sorted(files):
-                if used >= self._started or taken < _KEPT * self.limit:
+                if used >= self._started or taken + needed <= _KEPT * self.limit:
                     break
                 path.unlink(missing_ok=True)
                 taken -= size
