@@ -65,7 +65,7 @@ format: $(INSTALLED)  ## let ruff rewrite what it can
 bench-eval: $(INSTALLED)  ## answers/s of batched, prefix-shared generation against one at a time (KIT=folder of the real kit)
 	$(BIN)/python benchmarks/evaluation_speed.py --model $(KIT)/smol-llava --root $(KIT)/vlguard
 
-gpu-check: $(INSTALLED)  ## LLaVA-1.5-7B's shape on this GPU: seconds, tokens/s, peak memory
+gpu-check: $(INSTALLED)  ## LLaVA-1.5-7B's shape on this GPU: tokens/s, MFU, peak memory, answers/s
 	$(BIN)/python benchmarks/gpu_check.py --out runs/gpu_check.json
 
 help:  ## this list
