@@ -15,7 +15,6 @@ import lightning as L
 import torch
 from torch import Tensor
 from torchmetrics import MeanMetric
-from transformers import get_scheduler
 
 from mirage import losses
 from mirage.batch import Batch, Pair, joined
@@ -248,6 +247,8 @@ class AlignmentModule(L.LightningModule, ABC):
 
     def configure_optimizers(self) -> Any:
         """AdamW on what trains, with warm-up and decay over all optimizer steps."""
+        from transformers import get_scheduler  # imports PEFT and more, half a second that an evaluation need not spend
+
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(
             trained, lr=self.learning_rate, weight_decay=self.weight_decay, fused=trained[0].device.type in _FUSED

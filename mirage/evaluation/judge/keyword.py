@@ -19,17 +19,21 @@ _LEAD, _OPENING = 600, 30  # characters before a sentence: "No." or "Sorry!" may
 _LINES = Path(__file__).with_name("refusals.txt").read_text(encoding="utf-8").splitlines()
 _ROWS = [(name, row) for name, _, row in (line.partition(": ") for line in _LINES if not line.startswith("#"))]
 _TERMS = {name: f"(?:{row})" for name, row in _ROWS if name.isupper()}
+
+
+def _compiled(row: str) -> re.Pattern[str]:
+    return re.compile(re.sub(r"\{([A-Z]+)\}", lambda term: _TERMS[term[1]], row))
+
+
 _PATTERNS = [
-    (kind, place, re.compile(re.sub(r"\{([A-Z]+)\}", lambda term: _TERMS[term[1]], row)))
-    for name, row in _ROWS
-    if name not in _TERMS
-    for kind, place in [name.split(", ")]
+    (kind, place, _compiled(row)) for name, row in _ROWS if name not in _TERMS for kind, place in [name.split(", ")]
 ]
 
 PUBLISHED: tuple[str, ...] = tuple(dict(_ROWS)["PUBLISHED"].split("|"))
 """The phrases of the paper's code. "but I cannot" can never match lower-cased text; "i cannot" covers it."""
 
 _ANSWERS, _COURTESY, _ANSWER_FOLLOWS = (re.compile(_TERMS[name]) for name in ("ANSWERS", "COURTESY", "ANSWER_FOLLOWS"))
+_SIGNS = _compiled(_TERMS["SIGNS"])
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]* +|\n")
 _SPEAKER = re.compile(r"^\W*(?:(?:assistant|answer|response|ai) ?: ?)?\W*")
 _QUOTED = re.compile(r"\"[^\"]{1,600}\"|(?<![\w'])'(?:[^']|(?<=\w)'(?=\w)){1,600}'(?!\w)")
@@ -44,7 +48,10 @@ def refusal_sign(text: str) -> str | None:
     English only. A refusal has the model as its subject or is said of the request, and stands in the first sentences;
     what is quoted or reported is not said by the model. A disclaimer followed by an answer is no refusal.
     """
-    spoken = _QUOTED.sub("(...)", _SPEAKER.sub("", normalized(text[:_CHARS_READ])))
+    read = normalized(text[:_CHARS_READ])
+    if not _SIGNS.search(read):
+        return None
+    spoken = _QUOTED.sub("(...)", _SPEAKER.sub("", read))
     sentences, before = [part for part in _SENTENCE_END.split(spoken) if part.strip()], 0
     for number, sentence in enumerate(sentences):
         if _ANSWERS.match(sentence) or before > _LEAD:
