@@ -69,7 +69,7 @@ bench-eval: $(INSTALLED)  ## answers/s of batched, prefix-shared generation agai
 bench-train: $(INSTALLED)  ## a training step against the published one: seconds, operations, peak memory (SHAPE=7b for a GPU)
 	$(BIN)/python benchmarks/training_speed.py --shape $(SHAPE)
 
-gpu-check: $(INSTALLED)  ## LLaVA-1.5-7B's shape on this GPU: seconds, tokens/s, peak memory
+gpu-check: $(INSTALLED)  ## LLaVA-1.5-7B's shape on this GPU: tokens/s, MFU, peak memory, answers/s
 	$(BIN)/python benchmarks/gpu_check.py --out runs/gpu_check.json
 
 help:  ## this list

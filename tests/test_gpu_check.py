@@ -26,18 +26,34 @@ def gpu_check() -> ModuleType:
     return module
 
 
-def test_every_method_takes_two_steps(gpu_check: ModuleType, tmp_path: Path) -> None:
+def test_every_method_takes_its_steps_in_every_variant(gpu_check: ModuleType, tmp_path: Path) -> None:
     assert gpu_check.main(["--tiny", "--out", str(tmp_path / "new" / "check.json")]) == 0
     report = json.loads((tmp_path / "new" / "check.json").read_text())
-    cases = {(case["method"], case["form"]): case for case in report["cases"]}
-    assert {method for method, _ in cases} == {"RMU", "NPO", "MixedSFT", "PosthocSFT", "UnsafeFilter"}
-    for case in cases.values():
-        assert len(case["seconds"]) == 2 and min(case["seconds"]) > 0 and case["tokens_per_second"] > 0
-        assert case["finite"] and case["loss"][0] != case["loss"][1], "the first step changed the model"
-        assert case["peak_gib"] > 0
-    assert cases["RMU", "full"]["trainable"] == 2 * 32 * 48, "down_proj of layers 0 and 1"
-    assert cases["UnsafeFilter", "lora"]["tokens_per_step"] * 2 == cases["NPO", "lora"]["tokens_per_step"] == 64
-    assert cases["MixedSFT", "full"]["trainable"] > cases["MixedSFT", "lora"]["trainable"]
+    *trained, evaluated = report["cases"]
+    cases = {(case["method"], case["form"], case["variant"]): case for case in trained}
+    assert {method for method, _, _ in cases} == {"RMU", "NPO", "MixedSFT", "PosthocSFT", "UnsafeFilter"}
+    for (_, _, variant), case in cases.items():
+        if "liger" in variant:
+            assert "GPU" in case["skipped"]
+            continue
+        assert len(case["seconds"]) == 5 and min(case["seconds"]) > 0 and case["peak_gib"] > 0
+        if variant != "published":
+            assert case["finite"] and case["loss"][0] != case["loss"][1], "the first step changed the model"
+            assert case["tokens_per_second"] > 0 and case["mfu"] > 0
+    assert {key[:2] for key in cases if key[2] == "published"} == {
+        (method, form) for method in ("RMU", "NPO", "MixedSFT") for form in ("full", "lora")
+    }
+    for variant in ("selective", "compile"):  # the same steps, computed otherwise
+        ours, plain = cases["MixedSFT", "full", variant], cases["MixedSFT", "full", "plain"]
+        assert ours["operations"] == plain["operations"] and ours["loss"] == pytest.approx(plain["loss"], rel=0.02)
+    assert cases["RMU", "full", "plain"]["trainable"] == 2 * 32 * 48, "down_proj of layers 0 and 1"
+    filtered, npo = cases["UnsafeFilter", "lora", "plain"], cases["NPO", "lora", "plain"]
+    assert filtered["tokens_per_step"] * 2 == npo["tokens_per_step"] == 64
+    assert filtered["operations"] * 2 == npo["operations"], "a step of half the examples, whatever is recomputed"
+    full, lora = cases["MixedSFT", "full", "plain"], cases["MixedSFT", "lora", "plain"]
+    assert full["trainable"] > lora["trainable"] and full["operations"] > lora["operations"]
+    assert min(evaluated["answers_per_second"].values()) > 0
+    assert set(evaluated["shared_is_times_as_fast_as"]) == {"not_shared", "one_at_a_time"}
 
 
 def test_the_large_shape_is_that_of_the_7b_model(gpu_check: ModuleType) -> None:
@@ -51,7 +67,7 @@ def test_the_large_shape_is_that_of_the_7b_model(gpu_check: ModuleType) -> None:
 def test_a_case_that_fails_says_why_and_stops_no_other(
     gpu_check: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = gpu_check.step
+    step, cases = gpu_check.step, gpu_check.cases
 
     def fail(method: torch.nn.Module, *rest: object) -> torch.Tensor:
         if type(method).__name__ == "NPO":
@@ -59,11 +75,13 @@ def test_a_case_that_fails_says_why_and_stops_no_other(
         return step(method, *rest)
 
     monkeypatch.setattr(gpu_check, "step", fail)
+    monkeypatch.setattr(gpu_check, "cases", lambda shape: [case for case in cases(shape) if case.form == "full"])
     assert gpu_check.main(["--tiny", "--out", str(tmp_path / "check.json")]) == 1
-    cases = json.loads((tmp_path / "check.json").read_text())["cases"]
-    failed = [case for case in cases if "failed" in case]
-    assert {case["method"] for case in failed} == {"NPO"} and "out of memory" in failed[0]["failed"]
-    assert sum("tokens_per_second" in case for case in cases) == len(cases) - len(failed)
+    results = json.loads((tmp_path / "check.json").read_text())["cases"]
+    failed = [(case["method"], case["variant"]) for case in results if "out of memory" in case.get("failed", "")]
+    assert failed == [("NPO", variant) for variant in ("plain", "selective", "compile")]
+    ran = sum("tokens_per_second" in case for case in results)
+    assert ran == 2 * len(failed), "the same variants of RMU and Mixed-SFT"
 
 
 def test_without_a_gpu_it_says_so(gpu_check: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
