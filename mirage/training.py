@@ -35,6 +35,7 @@ from mirage.methods.base import AlignmentModule, NonFiniteLossError
 from mirage.methods.catalogue import METHODS
 from mirage.models.memory import MemoryLine
 from mirage.report.tables import start_vs_aligned
+from mirage.text import printable
 
 # Errors of the input: one sentence and exit status 1. Every other error is mirage's, and keeps its traceback.
 # ValueError includes DataError, ModelError, CheckpointError and ResumeMismatchError.
@@ -219,6 +220,6 @@ def run(arguments: Sequence[str]) -> int:
     except INPUT_ERRORS as error:
         if os.environ.get("MIRAGE_TRACEBACK"):
             traceback.print_exc()
-        print(f"mirage: {explained(str(error))}", file=sys.stderr)
+        print(f"mirage: {printable(explained(str(error)))}", file=sys.stderr)
         return 1
     return 0

@@ -7,8 +7,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TextIO
 
+from pydantic import StrictInt, StrictStr, TypeAdapter
+
 from mirage.atomic import write_text
 from mirage.schema import Record
+
+
+_KEPT = TypeAdapter(tuple[StrictStr, StrictInt, StrictStr])  # a sample's id, the shot, and the answer
 
 
 class AnswerLog:
@@ -36,8 +41,8 @@ class AnswerLog:
         lines = self.path.read_bytes().decode(errors="replace").split("\n")[:-1]
         try:
             if json.loads(lines[0]) == {"fingerprint": self.fingerprint}:
-                return {(id, shot): answer for id, shot, answer in map(json.loads, lines[1:])}
-        except (ValueError, TypeError, IndexError):
+                return {(id, shot): answer for id, shot, answer in map(_KEPT.validate_json, lines[1:])}
+        except (ValueError, RecursionError, IndexError):
             pass  # damaged: ask again rather than trust it
         return {}
 
