@@ -17,7 +17,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-.PHONY: install demo test test-fast table table-crossed pictures lint format help bench-eval gpu-check
+.PHONY: install demo test test-fast table table-crossed pictures lint format help bench-eval gpu-check soak fuzz
 
 install: $(INSTALLED)  ## create .venv with the pinned dependencies
 
@@ -52,6 +52,12 @@ pictures: $(INSTALLED)  ## the README's pictures from the runs of `make table ta
 	cp $(RUNS)/report/curves.png docs/images/curves.png
 	$(BROWSER) --headless --no-sandbox --hide-scrollbars --window-size=1200,1500 \
 	  --screenshot=$(CURDIR)/docs/images/report.png file://$(CURDIR)/$(RUNS)/report/report.html
+
+soak: $(INSTALLED)  ## strike fits and validations N=200 times (signals, full disk), resume and compare; at most MINUTES=60
+	PYTHONPATH=$(CURDIR)/tests $(BIN)/python tests/soak.py --kills $(or $(N),200) --minutes $(or $(MINUTES),60) --least 10
+
+fuzz: $(INSTALLED)  ## N=10000 damaged and hostile files through every reader
+	MIRAGE_FUZZ=$(or $(N),10000) $(PYTEST) tests/test_fuzz.py
 
 lint: $(INSTALLED)  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -21,9 +21,9 @@ HOSTILE_VALUES: list[Any] = [
     ["x", 1], {"id": None},
 ]  # fmt: skip
 HOSTILE_BYTES = [
-    b"", b"\x00", b"\xff", b"\xef\xbb\xbf", b"\xed\xa0\x80", b"\\ud800", b"\n", b"\r", b"\n\n", b",", b"]", b"}", b"[", b'"',
-    b"NaN", b"1e999", b"9" * 5000, b"[" * 3000, b'{"a":' * 3000, b'"id": "x", ', b"\xe2\x80\xa8", b"\xff\xd9", b"!!python/name:os.system",
-    b"&a [*a]", b": - ? |", b"\t", b"null", b"true", b"-0", b"{}",
+    b"", b"\x00", b"\xff", b"\xef\xbb\xbf", b"\xed\xa0\x80", b"\\ud800", b"\n", b"\r", b"\n\n", b",", b"]", b"}", b"[",
+    b'"',     b"NaN", b"1e999", b"9" * 5000, b"[" * 3000, b'{"a":' * 3000, b'"id": "x", ', b"\xe2\x80\xa8", b"\xff\xd9",
+    b"!!python/name:os.system",     b"&a [*a]", b": - ? |", b"\t", b"null", b"true", b"-0", b"{}",
 ]  # fmt: skip
 
 

@@ -24,12 +24,11 @@ import torch
 import yaml
 from builders import put, record_of, write_run
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from mutations import HOSTILE_VALUES, damaged
+from mutations import damaged
 from PIL import Image
 from pydantic import ValidationError
 
-from mirage.checkpoint.io import AtomicCheckpointIO, read_checkpoint, resolve_checkpoint
+from mirage.checkpoint.io import read_checkpoint, resolve_checkpoint
 from mirage.cli import sentence_of
 from mirage.commands.run_config import source_of
 from mirage.data.sources.filtered import Filtered
@@ -37,15 +36,18 @@ from mirage.data.sources.harmful_answers import HarmfulAnswers
 from mirage.data.sources.jsonl import Jsonl
 from mirage.data.sources.llava import LlavaInstruct
 from mirage.data.sources.vlguard import VLGuard
-from mirage.errors import DataError, DataIssue
+from mirage.errors import DataError
 from mirage.evaluation.benchmarks.vizwiz import VizWiz
 from mirage.evaluation.judge.calibration import read_labels
 from mirage.evaluation.judge.keyword import Keyword
 from mirage.evaluation.judge.rescore import rejudge
 from mirage.evaluation.run.records import AnswerLog, read_records
-from mirage.images import FORMATS, FileImage, ImageError, image_issues, resolve_image
-from mirage.report.markup import markdown_table
+from mirage.images import FORMATS, FileImage, ImageError, image_issues
+from mirage.report.figures import panels
+from mirage.report.gallery import galleries
+from mirage.report.page import page
 from mirage.report.runs import load_runs
+from mirage.report.tables import start_vs_aligned, terminal_table
 from mirage.rewriting.from_file import read_published
 from mirage.schema import Verdict
 from mirage.training import run
@@ -225,7 +227,12 @@ def picture_bytes(kind: str) -> bytes:
 
 def checkpoint_bytes() -> bytes:
     state = {"weight": torch.arange(200, dtype=torch.float32), "ids": torch.arange(40)}
-    content = {"state_dict": state, "pytorch-lightning_version": "2.6", "loops": {"step": 3}, "callbacks": {"a": [1, 2]}}
+    content = {
+        "state_dict": state,
+        "pytorch-lightning_version": "2.6",
+        "loops": {"step": 3},
+        "callbacks": {"a": [1, 2]},
+    }
     buffer = io.BytesIO()
     torch.save(content, buffer)
     return buffer.getvalue()
@@ -289,9 +296,18 @@ def read_label_lines(root: Path, path: Path) -> None:
 
 
 def read_results(root: Path, path: Path) -> None:
-    """What the tables take, they show; what is judged again stays readable."""
-    markdown_table(load_runs([path.parent]))
-    again = path.parent.with_name("again")
+    """What the tables take, all of the report can show."""
+    runs = load_runs([root / "run"])
+    cards, notes = galleries(runs, 8, None)
+    page(runs, [], cards, None, [*runs[0].notes, *notes])
+    terminal_table(runs)
+    start_vs_aligned(runs[0].results)
+    panels(runs)
+
+
+def rejudge_results(root: Path, path: Path) -> None:
+    """What is judged again can be read."""
+    again = root / "again"
     shutil.rmtree(again, ignore_errors=True)
     shutil.copytree(path.parent, again)
     with redirect_path(again, path.parent):
@@ -354,7 +370,8 @@ READERS = {
     ),
     "labels": Reader("labels.jsonl", "lines", RECORD_LINES, read_label_lines),
     "results": Reader("run/results.json", "json", None, read_results),
-    "records of results": Reader("run/records/unsafe.jsonl", "lines", None, lambda root, path: read_results(root, path.parents[1] / "results.json")),
+    "results, judged again": Reader("run/results.json", "json", None, rejudge_results),
+    "records of results": Reader("run/records/unsafe.jsonl", "lines", None, read_results),
     "config of a run": Reader("run/config.yaml", "yaml", RUN_CONFIG, lambda root, path: source_of(path.parent)),
     "config": Reader("rmu.yaml", "yaml", CONFIG, read_config, 0.05),
 }  # fmt: skip
@@ -362,7 +379,7 @@ READERS = {
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that holds what the readers need besides the file that is damaged; a picture that is not theirs is outside."""
+    """A folder with what the readers need besides the file that is damaged, and outside of it what they must not."""
     folder = tmp_path_factory.mktemp("fuzz") / "root"
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "val").mkdir()
@@ -388,7 +405,15 @@ class Watch:
     def __init__(self) -> None:
         self.root: Path | None = None
         self.forbidden: list[str] = []
-        own = (sys.prefix, sys.base_prefix, Path(__file__).parents[1], "/dev/null", "/dev/urandom", "/proc/self", "/usr")
+        own = (
+            sys.prefix,
+            sys.base_prefix,
+            Path(__file__).parents[1],
+            "/dev/null",
+            "/dev/urandom",
+            "/proc/self",
+            "/usr",
+        )
         self.installed = tuple(os.path.realpath(path) for path in own)
         sys.addaudithook(self.event)
 

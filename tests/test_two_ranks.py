@@ -5,7 +5,6 @@ Each promise has a twin that takes its protection away and expects its test to f
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,11 @@ from mirage.evaluation.run.records import read_records
 
 pytestmark = pytest.mark.slow
 
-KINDS = {"nan": "unsafe loss of examples {}", "inf": "unsafe loss of examples {}", "gradient": "gradient of a step with"}
+KINDS = {
+    "nan": "unsafe loss of examples {}",
+    "inf": "unsafe loss of examples {}",
+    "gradient": "gradient of a step with",
+}
 
 
 def end_of(folder: Path, rank: int) -> dict[str, Any]:
@@ -29,7 +32,9 @@ def end_of(folder: Path, rank: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_not_finite_on_one_rank_stops_both_before_the_step(kind: str, tmp_path: Path, protected: bool = True) -> None:
+def test_what_is_not_finite_on_one_rank_stops_both_before_the_step(
+    kind: str, tmp_path: Path, protected: bool = True
+) -> None:
     codes = run_children(mini_training.run, tmp_path, ranks=2, breaks=kind, protected=protected)
     assert codes == [1, 1], said(tmp_path)
     ends = [end_of(tmp_path, rank) for rank in (0, 1)]
@@ -38,7 +43,11 @@ def test_what_is_not_finite_on_one_rank_stops_both_before_the_step(kind: str, tm
         assert "Not finite in step 2, rank" in said(tmp_path, rank) and f"rank 1: {what}" in said(tmp_path, rank)
         assert all(id in said(tmp_path, rank) for id in ends[1]["culprits"].split(", "))
     folder = tmp_path / "checkpoints"
-    assert (folder / "last").read_text().strip() == max(path.name for path in folder.glob("*.ckpt")) == "step-00000002.ckpt"
+    assert (
+        (folder / "last").read_text().strip()
+        == max(path.name for path in folder.glob("*.ckpt"))
+        == "step-00000002.ckpt"
+    )
     saved = read_checkpoint(folder / "step-00000002.ckpt")["state_dict"]
     for end in ends:
         assert all(torch.equal(value, end["weights"][name]) for name, value in saved.items())

@@ -12,7 +12,6 @@ from pydantic import StrictInt, StrictStr, TypeAdapter
 from mirage.atomic import write_text
 from mirage.schema import Record
 
-
 _KEPT = TypeAdapter(tuple[StrictStr, StrictInt, StrictStr])  # a sample's id, the shot, and the answer
 
 
@@ -71,7 +70,7 @@ def read_records(path: Path) -> tuple[dict[str, Any], list[Record]]:
     try:
         first, *lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
         header = dict(json.loads(first))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is not a records file. Evaluate the run again.") from error
     if "probe_set" in header:
         raise ValueError(f"{path} was written by an earlier mirage (results schema 1): evaluate the run again.")
