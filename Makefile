@@ -18,7 +18,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-.PHONY: install demo test test-fast table table-crossed pictures lint format help bench-eval bench-train gpu-check docs
+.PHONY: install demo test test-fast table table-crossed pictures lint format help bench-eval bench-train gpu-check docs soak fuzz
 
 install: $(INSTALLED)  ## create .venv with the pinned dependencies
 
@@ -60,6 +60,12 @@ docs: .venv-docs  ## the documentation as a site in site/, every link checked
 .venv-docs:  # of its own: it needs neither torch nor the package
 	$(PYTHON) -m venv $@
 	$@/bin/pip install --quiet mkdocs-material==9.8.2 'mkdocstrings[python]==1.0.8'
+
+soak: $(INSTALLED)  ## strike fits and validations N=200 times (signals, full disk), resume and compare; at most MINUTES=60
+	PYTHONPATH=$(CURDIR)/tests $(BIN)/python tests/soak.py --kills $(or $(N),200) --minutes $(or $(MINUTES),60) --least 10
+
+fuzz: $(INSTALLED)  ## N=10000 damaged and hostile files through every reader
+	MIRAGE_FUZZ=$(or $(N),10000) $(PYTEST) tests/test_fuzz.py
 
 lint: $(INSTALLED)  ## ruff and mypy
 	$(BIN)/ruff check .

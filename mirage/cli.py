@@ -14,6 +14,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from textwrap import indent
 
+from mirage.text import printable
+
 # command -> what it does: `fit` and its siblings are LightningCLI's, the others modules of `mirage.commands`
 TRAINING = {
     "fit": "train a method, and attack the result at the end of every epoch",
@@ -117,12 +119,12 @@ def subclasses(folder: str, *bases: str) -> str:
 def sentence_of(error: ValueError | OSError) -> str | None:
     """What is wrong with the input, or None if the error is of no path: a connection, a process, mirage itself."""
     if isinstance(error, ValueError) or (isinstance(error, FileNotFoundError) and error.errno is None):
-        return str(error)
+        return printable(str(error))
     path = error.filename2 or error.filename
     if error.errno in DISK_FULL:
         return f"{path or 'A file'} cannot be written ({error.strerror}). Free some space, and give the same command again."
     remedy = "Correct the path or its rights, or choose another."
-    return None if path is None else f"{path} cannot be read or written ({error.strerror}). {remedy}"
+    return None if path is None else printable(f"{path} cannot be read or written ({error.strerror}). {remedy}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

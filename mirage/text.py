@@ -25,6 +25,11 @@ _FOLDED = str.maketrans(
 _PARAGRAPH = re.compile(r"\n\s*\n")
 
 
+def printable(text: str) -> str:
+    """The text without control characters other than line breaks, so that what a file holds cannot steer a terminal."""
+    return "".join(character if character.isprintable() or character == "\n" else " " for character in text)
+
+
 def opening_span(question: str) -> tuple[int, int] | None:
     """Start and end of the first word of a question, as it is written; None if it has none.
 

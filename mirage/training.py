@@ -39,6 +39,7 @@ from mirage.methods.catalogue import METHODS
 from mirage.models.memory import MemoryLine
 from mirage.report.tables import start_vs_aligned
 from mirage.run_folder import MetricsFile, RunFolder
+from mirage.text import printable
 
 SPLITS = "ModelParallelStrategy"
 StrategyRegistry.register(SPLITS.lower(), ShardedStrategy)  # Lightning looks names up in lower case
@@ -271,7 +272,7 @@ def run(arguments: Sequence[str]) -> int:
     except INPUT_ERRORS as error:
         if os.environ.get("MIRAGE_TRACEBACK"):
             traceback.print_exc()
-        print(f"mirage: {explained(str(error))}", file=sys.stderr)
+        print(f"mirage: {printable(explained(str(error)))}", file=sys.stderr)
         return 1
     except (KeyboardInterrupt, SystemExit) as end:
         # Lightning makes Ctrl-C a plain exit

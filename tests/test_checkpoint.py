@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import ast
 import json
-import multiprocessing
 import os
 import pickle
 import re
 import shutil
-import socket
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from children import tiny_training
+from children.processes import run_children, said
 
 from mirage.checkpoint.callback import AtomicCheckpoint
 from mirage.checkpoint.io import (
@@ -38,32 +38,9 @@ SAVES = sorted(name for name in FAULT_POINTS if name.startswith(("write.", "chec
 
 
 @pytest.fixture(scope="module")
-def train() -> Iterator[Train]:
+def train() -> Train:
     """Runs a tiny training in a child process, or one a rank, and returns how each ended: -9 if killed."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["children.tiny_training"])
-
-    def run(folder: Path, *, ranks: int = 1, of_rank: Any = None, **settings: Any) -> Any:
-        with socket.socket() as sample:
-            sample.bind(("127.0.0.1", 0))
-            port = sample.getsockname()[1]
-        each = [{"rank": rank, "port": port, **(of_rank or {}).get(rank, {})} for rank in range(ranks)]
-        each = [{**settings, **(one if ranks > 1 else {})} for one in each]
-        children = [context.Process(target=tiny_training.run, args=(folder,), kwargs=one) for one in each]
-        for child in children:
-            child.start()
-        for child in children:
-            child.join(60)
-        hung = [child for child in children if child.is_alive()]
-        for child in hung:
-            child.kill()
-        assert not hung, f"no end after 60 s: {said(folder)[-3000:]}"
-        codes = [child.exitcode for child in children]
-        return codes[0] if ranks == 1 else codes
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")]))
-        yield run
+    return partial(run_children, tiny_training.run)
 
 
 @pytest.fixture(scope="module")
@@ -72,10 +49,6 @@ def straight(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("straight")
     assert train(folder) == 0, said(folder)
     return folder
-
-
-def said(folder: Path, rank: int = 0) -> str:
-    return (folder / f"stderr-{rank}").read_text()
 
 
 def word(folder: Path, name: str = "last") -> str:
@@ -138,6 +111,17 @@ def test_struck_inside_a_save_the_run_resumes_to_the_same_bits(
     assert_whole(tmp_path)
     if not full_disk and not there:
         assert ".partial, left behind by a run that was killed" in said(tmp_path)
+
+
+@pytest.mark.parametrize("point", ["checkpoint.after_half", "write.before_first_byte"])
+def test_written_in_place_the_struck_checkpoint_is_a_broken_one(
+    point: str, train: Train, straight: Path, tmp_path: Path
+) -> None:
+    with pytest.raises((AssertionError, CheckpointError)):
+        in_place = partial(train, without=("replacing",))
+        test_struck_inside_a_save_the_run_resumes_to_the_same_bits(False, point, in_place, straight, tmp_path)
+    with pytest.raises(CheckpointError):
+        read_checkpoint(tmp_path / "checkpoints" / "step-00000003.ckpt")
 
 
 # batches 0 to 5 are the first epoch and two make a step, so 5 strikes in the middle of the window of step 3; validation

@@ -124,7 +124,7 @@ def resolve_checkpoint(path_or_word: str, run_folder: Path) -> Path:
         return path
     pointer = run_folder / "checkpoints" / path_or_word
     name = pointer.read_text(encoding="utf-8", errors="replace").strip() if pointer.is_file() else None
-    named = pointer.with_name(name) if name and re.fullmatch(r"[\w=.-]+\.ckpt", name) else None
+    named = pointer.with_name(name) if name and re.fullmatch(r"[\w=.-]{1,200}\.ckpt", name, re.ASCII) else None
     if named is None or not named.exists():
         what = "does not exist" if name is None else f"names {name[:100]!r}, and there is no such checkpoint"
         raise CheckpointNotFoundError(

@@ -41,6 +41,10 @@ class RNGState(Callback):
         self._at_step: dict[str, Any] | None = None  # at [completed step]
         self._step = 0
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._between is None:  # a new run, whose starting model may be measured first, or again
+            self._between = self._at_step = _random_state(pl_module.device)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._step = trainer.global_step
 

@@ -14,6 +14,7 @@ from jsonargparse import ArgumentParser
 # Imported so that arguments can name their classes without a path.
 from mirage.data.sources.catalogue import SOURCES
 from mirage.evaluation.catalogue import ATTACKS, BENCHMARKS, ENGINES, JUDGES
+from mirage.text import printable
 
 ByHand = Mapping[str, dict[str, Any]]
 Choices = Mapping[str, tuple[type, ...]]
@@ -50,7 +51,8 @@ class Explaining:
             super().error(message, ex)  # type: ignore[misc]
         subcommands = getattr(getattr(self, "_subcommands_action", None), "_name_parser_map", {})
         actions = [action for parser in (self, *subcommands.values()) for action in parser._actions]
-        print(f"mirage: {explained(message, self.choices, [action.dest for action in actions])}", file=sys.stderr)
+        sentence = explained(message, self.choices, [action.dest for action in actions])
+        print(f"mirage: {printable(sentence)}", file=sys.stderr)
         sys.exit(2)
 
 

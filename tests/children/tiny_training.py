@@ -6,19 +6,22 @@ import json
 import os
 import random
 import signal
-import sys
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+from unittest import mock
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
 
+from children.processes import begin
 from mirage.checkpoint.callback import AtomicCheckpoint
 from mirage.checkpoint.io import AtomicCheckpointIO, resolve_checkpoint
 from mirage.checkpoint.resume import ResumeCheck, RNGState
 from mirage.checkpoint.stopping import StopOnSignal
+from mirage.fault_injection import fault_point
 
 BATCHES = 6  # an epoch; two make a step
 
@@ -58,6 +61,9 @@ class Tiny(LightningModule):
         noise = random.random() + np.random.rand() + self.global_rank
         return (self.net(inputs) - noise).square().mean()
 
+    def on_train_start(self) -> None:
+        torch.rand(os.getpid() % 7 + 1)  # as what is measured before training may
+
     def training_step(self, number: int, batch_idx: int) -> torch.Tensor:
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
         what = self.at.get(number, "")
@@ -92,6 +98,14 @@ class Tiny(LightningModule):
         ]
 
 
+@contextmanager
+def in_place(path: Path) -> Iterator[BinaryIO]:
+    """`replacing` without the protection: the file is written where it will be read."""
+    with path.open("wb") as file:
+        fault_point("write.before_first_byte", path)
+        yield file
+
+
 def run(
     folder: Path,
     *,
@@ -108,14 +122,9 @@ def run(
     **saving: Any,
 ) -> None:
     """Trains in `folder`; its last words go to `folder/stderr`, what it ends with to `folder/end-RANK.pt`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    os.dup2(os.open(folder / f"stderr-{rank or 0}", os.O_CREAT | os.O_WRONLY | os.O_TRUNC), 2)
-    sys.stderr = os.fdopen(2, "w", buffering=1)
+    begin(folder, rank, port)
     torch.set_num_threads(1)
     os.environ["MIRAGE_FAULT"] = fault
-    if rank is not None:
-        os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": "2"}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     seed_everything(7, verbose=False)
     module = Tiny(folder / f"log-{rank or 0}.jsonl", width)
     module.at = at or {}
@@ -146,7 +155,8 @@ def run(
         callbacks=[callback for callback in callbacks if type(callback).__name__ not in without],
     )
     path = resolve_checkpoint(resume, folder) if resume else None
-    trainer.fit(module, datamodule=TinyData(), ckpt_path=path)
+    with mock.patch("mirage.checkpoint.io.replacing", in_place) if "replacing" in without else nullcontext():
+        trainer.fit(module, datamodule=TinyData(), ckpt_path=path)
     end = {
         "weights": module.state_dict(),
         "optimizer": trainer.optimizers[0].state_dict(),

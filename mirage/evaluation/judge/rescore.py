@@ -9,11 +9,23 @@ from pathlib import Path
 from typing import Any
 
 from mirage.atomic import write_text
+from mirage.errors import DataError
 from mirage.evaluation.judge.base import Answered, Judge, check_scored
 from mirage.evaluation.judge.kept import judged_and_kept
 from mirage.evaluation.run.counting import summarise
 from mirage.evaluation.run.records import AnswerLog, read_records, write_records
 from mirage.schema import EvalSample, Record, short_hash
+from mirage.shapes import Shape, checked
+
+
+class _Count(Shape):
+    n: int
+
+
+class _Summary(Shape):
+    before: _Count
+    after: _Count
+
 
 NO_SAMPLES = (
     "needs a sample's picture or truth, and records do not hold it. Give the run's data source with --data, or a judge "
@@ -85,7 +97,9 @@ def rejudge(folder: Path, judge: Judge, samples_of: SamplesOf | None = None) -> 
     try:
         results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         models = {"": results, "start.": results.get("start") or {}}
-    except (OSError, ValueError, AttributeError) as error:
+        if not isinstance(models["start."], dict):
+            raise ValueError("its start is no object")
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{folder}: there is no results.json, or it cannot be read ({error}). Give the folder of a finished run."
         ) from error
@@ -94,6 +108,8 @@ def rejudge(folder: Path, judge: Judge, samples_of: SamplesOf | None = None) -> 
         for side, summary in model.items():
             if isinstance(summary, dict) and {"before", "after"} <= summary.keys():
                 file = folder / "records" / f"{prefix}{side}.jsonl"
+                if issues := checked(_Summary, summary, str(path), f"{prefix}{side}")[1]:
+                    raise DataError.of(issues)
                 header, records = again[file] = _rejudged(file, summary, judge, side, samples_of)
                 identity = {key: header[key] for key in ("answers", "fingerprint", "judge")}
                 model[side] = summary | identity | summarise(records, records[0].unsafe)

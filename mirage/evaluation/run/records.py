@@ -7,8 +7,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TextIO
 
+from pydantic import StrictInt, StrictStr, TypeAdapter
+
 from mirage.atomic import write_text
 from mirage.schema import Record
+
+_KEPT = TypeAdapter(tuple[StrictStr, StrictInt, StrictStr])  # a sample's id, the shot, and the answer
 
 
 def file_name(name: str) -> str:
@@ -51,8 +55,8 @@ class AnswerLog:
         lines = self.path.read_bytes().decode(errors="replace").split("\n")[:-1]
         try:
             if json.loads(lines[0]) == {"fingerprint": self.fingerprint}:
-                return {(id, shot): answer for id, shot, answer in map(json.loads, lines[1:])}
-        except (ValueError, TypeError, IndexError):
+                return {(id, shot): answer for id, shot, answer in map(_KEPT.validate_json, lines[1:])}
+        except (ValueError, RecursionError, IndexError):
             pass  # damaged: ask again rather than trust it
         return {}
 
@@ -81,7 +85,7 @@ def read_records(path: Path) -> tuple[dict[str, Any], list[Record]]:
     try:
         first, *lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
         header = dict(json.loads(first))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is not a records file. Evaluate the run again.") from error
     if "probe_set" in header:
         raise ValueError(f"{path} was written by an earlier mirage (results schema 1): evaluate the run again.")

@@ -15,7 +15,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from pydantic_core import to_json
 
-from mirage.atomic import write_text
+from mirage.atomic import sweep_partials, write_text
 from mirage.evaluation.run.callbacks import EvalCallback, eval_callbacks, run_folder
 from mirage.schema import RESULTS_SCHEMA_VERSION
 
@@ -35,6 +35,11 @@ class Results(Callback):
         self._began = time.perf_counter()
         self._measured: list[Any] = []  # what each callback had measured when the file was last written
         self._when: dict[str, int] = {}
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        folder = run_folder(trainer)
+        if trainer.is_global_zero:
+            sweep_partials(folder)  # of records and results, left behind by a run that was killed
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._began = time.perf_counter()
