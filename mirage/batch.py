@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -47,7 +47,8 @@ class Batch:
 
     def _each(self, function: Any) -> Batch:
         inputs = {name: function(tensor) for name, tensor in self.inputs.items()}
-        return replace(self, inputs=inputs, labels=function(self.labels), text_mask=function(self.text_mask))
+        masks = function(self.labels), function(self.text_mask)
+        return Batch(inputs, *masks, self.example_ids, self.logits_to_keep, self.input_hashes)
 
 
 @dataclass(slots=True)
