@@ -56,7 +56,7 @@ mirage {command}: {text}.
 
   --config FILE           a whole config; several may be given, later ones win
   --ckpt_path last        continue from (fit) or evaluate (validate) a checkpoint of this run folder
-  --ckpt_path auto        fit: continue if there is a checkpoint, start otherwise (for jobs that are requeued)
+  --ckpt_path auto        fit: continue from the last checkpoint, or start without one (for jobs that are requeued)
   --seed_everything 0     seed of weights and data order
   --model CLASS           {methods}
   --model.init_args.KEY   the method's settings; lora.r, lora.lora_alpha, ... for adapters

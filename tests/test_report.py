@@ -632,7 +632,7 @@ def test_compare_refuses_other_questions_and_other_judges(tmp_path: Path) -> Non
     )
     with pytest.raises(ValueError, match=r"1 unsafe ones are in one run only, such as unsafe/q005\. Evaluate both"):
         compare(full, small)
-    rewrite(other.folder, lambda text: text.replace("items/q002", "items/q003"))
+    rewrite(other.folder, lambda text: text.replace("items/q002", "items/q999"))
     with pytest.raises(ValueError, match=r"2 unsafe ones are in one run only, such as unsafe/q002"):
         compare(full, load_run(other.folder))
     for files in ("results.json", "records/*"):

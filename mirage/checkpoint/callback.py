@@ -137,7 +137,10 @@ class AtomicCheckpoint(Checkpoint):
 
     def state_dict(self) -> dict[str, Any]:
         best = Path(self.best_model_path).name
-        return {"written": self._written, "best": best, "best_value": self._best_value, "step": self._step}
+        # without what a killed process left undeleted: an interrupted run's checkpoints are those of any other
+        recent = {*self._written[-self.keep_last - 1 :], best}
+        written = [name for name in self._written if name in recent]
+        return {"written": written, "best": best, "best_value": self._best_value, "step": self._step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._written = [name for name in state_dict["written"] if (self._folder / name).exists()]

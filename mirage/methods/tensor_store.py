@@ -70,7 +70,7 @@ class TensorStore:
             if self._room < len(content):
                 self._make_room(len(content))
             if self._room < len(content):
-                text = "%s is full (%.3g GiB): what is not in it is computed each time. Raise the limit or free disk space."
+                text = "%s is full (%.3g GiB): the rest is computed each time. Raise the limit or free disk space."
                 self._warn("full", text, self.folder, self.limit / 2**30)
                 self._full = True
                 return
