@@ -35,9 +35,9 @@ def damaged_bytes(draw: Draw, sound: bytes) -> bytes:
         start = draw(st.integers(0, len(data)))
         end = min(len(data), start + draw(st.sampled_from((0, 0, 1, 1, 2, 8, 100, len(data)))))
         other = draw(st.integers(0, len(data)))
-        piece = draw(
-            st.sampled_from(HOSTILE_BYTES) | st.binary(max_size=8) | st.just(data[other : other + end - start])
-        )
+        flipped = bytes(byte ^ 0x10 for byte in data[start:end])
+        doubled = data[other : other + end - start]
+        piece = draw(st.sampled_from((*HOSTILE_BYTES, flipped, doubled)) | st.just(flipped) | st.binary(max_size=8))
         data = data[:start] + piece + data[end:]
     return data
 
@@ -58,7 +58,7 @@ def damaged_value(draw: Draw, sound: Any) -> Any:
         elif isinstance(inside, list):
             inside.insert(draw(st.integers(0, len(inside))), copy.deepcopy(inside[key]))
         else:
-            other = draw(st.sampled_from((*inside, "unknown", "")))
+            other = draw(st.sampled_from((*inside, "unknown", "", "../secret", "/etc/hosts")))
             inside[other] = inside.pop(key) if how == "move" else copy.deepcopy(inside[key])
     return value
 

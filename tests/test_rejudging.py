@@ -62,6 +62,16 @@ def test_a_validated_checkpoint_is_judged_with_the_starting_answers_of_its_fit(t
     assert not list((folder / "records").glob(".*"))
 
 
+def test_names_in_results_do_not_lead_out_of_the_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    outside = written(folder, "../../outside", records(3, "Sure, it is"))
+    (folder / "results.json").write_text(json.dumps({"../../outside": outside}))
+    before = (tmp_path / "outside.jsonl").read_bytes()
+    with pytest.raises(ValueError, match=r"results\.json: '\.\./\.\./outside' leaves the folder"):
+        rejudge(folder, Keyword())
+    assert (tmp_path / "outside.jsonl").read_bytes() == before
+
+
 def test_a_records_file_that_lost_questions_is_not_judged(tmp_path: Path) -> None:
     folder = validated(tmp_path / "rmu")
     file = folder / "records" / "unsafe.jsonl"

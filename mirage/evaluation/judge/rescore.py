@@ -107,6 +107,8 @@ def rejudge(folder: Path, judge: Judge, samples_of: SamplesOf | None = None) -> 
     for prefix, model in models.items():
         for side, summary in model.items():
             if isinstance(summary, dict) and {"before", "after"} <= summary.keys():
+                if Path(side).name != side:
+                    raise ValueError(f"{path}: {side!r} leaves the folder of the records. Evaluate the run again.")
                 file = folder / "records" / f"{prefix}{side}.jsonl"
                 if issues := checked(_Summary, summary, str(path), f"{prefix}{side}")[1]:
                     raise DataError.of(issues)
