@@ -49,7 +49,7 @@ def train(
     trainer = L.Trainer(
         accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", max_steps=steps, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
-        default_root_dir=folder, callbacks=[losses],
+        default_root_dir=folder, callbacks=[losses], use_distributed_sampler=False,
     )  # fmt: skip
     trainer.fit(method, datamodule=data)
     return method, losses.values
