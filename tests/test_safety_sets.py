@@ -149,6 +149,10 @@ def test_the_panel_measures_what_is_there_and_says_what_is_not(
     assert results["holisafe_safe"]["after"]["helpful"]["rate"] is not None
     assert results["xstest_unsafe"]["before"]["n"] == results["xstest_safe"]["before"]["n"] == 1
     assert "figstep" not in results
+    assert main(["report", str(tmp_path / "run" / "validate"), "--out", str(tmp_path / "report")]) == 0
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert all(f"<th>{cell} (1)" in page or f">{cell} (1)<" in page for cell in CELLS)
+    assert "ASR by category, holisafe_unsafe" in page and "RR by category, holisafe_safe" in page
     shutil.rmtree(tmp_path / "data" / "holisafe_bench" / "images")
     assert main(["validate", "--config", "mixed_sft.yaml", "--config", "panel.yaml", *small]) == 1
     assert "violence/a.png" in "".join(capfd.readouterr())

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from mirage.report.figures import COLOURS, Panel, themed_svg
 from mirage.report.gallery import Gallery
 from mirage.report.markup import template
-from mirage.report.runs import SIDES, Model, Run, models
+from mirage.report.runs import SIDES, Model, Run, attacked_sets, is_benign, models
 from mirage.report.tables import AGREEMENT, SAFETY, Cell, Column, Sheet, cell_of, grid
 
 MAX_CHARACTERS = 1500  # of an answer, or of any other text of a run
@@ -56,8 +56,11 @@ def _inert(value: Any) -> Any:
 
 
 def _matrices(shown: Sequence[Model]) -> Iterator[tuple[str, str, dict[str, list[Cell]]]]:
-    """Title, caption and rows of tables with a column a model: ASR and RR under attack, by category and by shot."""
-    for column in (Column("ASR", "after", "unsafe"), Column("RR", "after", "benign")):
+    """Title, caption and rows of tables with a column a model: ASR or RR of each set under attack, by category and shot."""
+    results = [model.results for model in shown]
+    for eval_set in attacked_sets(results):
+        column = Column("RR" if is_benign(results, eval_set) else "ASR", "after", eval_set)
+        of_set = "" if eval_set in SIDES else f", {eval_set}"
         sides = [model.results.get(column.side) or {} for model in shown]
         categories = [side.get("per_category") or {} for side in sides]
         shots = [
@@ -75,7 +78,7 @@ def _matrices(shown: Sequence[Model]) -> Iterator[tuple[str, str, dict[str, list
                 n = " to ".join(map(str, sorted({min(counts), max(counts)})))
                 rows[f"{name} ({n})"] = cells
             if rows and (by, len(rows)) != ("shot", 1):  # a single shot is the `after` column of Table 1
-                yield f"{column.head} by {by}", f"{caption}, with 95 % intervals; (n) questions.", rows
+                yield f"{column.head} by {by}{of_set}", f"{caption}, with 95 % intervals; (n) questions.", rows
 
 
 def _agreement(shown: Sequence[Model]) -> Iterator[tuple[str, str, dict[str, list[Cell]]]]:
