@@ -147,7 +147,9 @@ class Kept:
         self.frozen.keep(TensorStore(folder, 2**30), ["retain"], *facts)
 
     def batch(self, *examples: Example) -> Batch:
-        return Collator(self.method.processor)(examples or EXAMPLES)
+        collate = Collator(self.method.processor)
+        collate.hashes_inputs = True
+        return collate(examples or EXAMPLES)
 
     def computes(self, batch: Batch) -> bool:
         """Whether the vision tower runs for the batch."""

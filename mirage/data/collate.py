@@ -42,6 +42,7 @@ class Collator:
         self.processor, self.square, self.max_answer_tokens = processor, square, max_answer_tokens
         self.max_length = max_length or processor.tokenizer.model_max_length
         self.end_token, self.always_a_picture = end_of_answer(processor), always_a_picture
+        self.hashes_inputs = False  # True where a cache needs the hashes: every picture is read for them
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
         """The batch of `examples`, padded on the right.
@@ -89,7 +90,9 @@ class Collator:
             logits_to_keep=ids.shape[1] - first_answered + 1,
             input_hashes=tuple(
                 _input_hash(row[present], shown) for row, present, shown in zip(ids, mask.bool(), pictures, strict=True)
-            ),
+            )
+            if self.hashes_inputs
+            else (),
         )
 
     def conversation(self, example: Example) -> Conversation:

@@ -142,6 +142,7 @@ class RMU(AlignmentModule):
         batches = int(trainer.estimated_stepping_batches) * trainer.accumulate_grad_batches * trainer.world_size
         if sides := data.sides_used_again(batches):
             folder = Path(trainer.default_root_dir).absolute().parent / ".activation_cache"
+            data.collate.hashes_inputs = True
             store = TensorStore(folder, self.cache * 2**30, writers=trainer.num_devices)
             images = self.processor.image_processor.to_json_string()
             self.frozen.keep(store, sides, images, self.positions, trainer.precision, self.device.type)
