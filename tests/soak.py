@@ -89,10 +89,10 @@ class Variant:
             settings["model.init_args.lora"] = {"r": 4, "lora_dropout": 0.1}
         if self.ranks > 1:
             settings |= {"trainer.devices": self.ranks, "trainer.strategy": "ddp"}
-        told = [
+        options = [
             f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in settings.items()
         ]
-        return with_shipped_configs([self.command, "--config", f"{self.config}.yaml", *told])
+        return with_shipped_configs([self.command, "--config", f"{self.config}.yaml", *options])
 
 
 FITS = [Variant("fit", config, lora, ranks) for ranks in (1, 2) for config, lora in (("rmu", False), ("npo", True))]
@@ -144,10 +144,10 @@ def attempt(arguments: list[str], ranks: int, strike: Strike, log: Path) -> Ende
         if due:
             time.sleep(strike.after)
         for pipe in select.select(unread, [], [], 0 if due else 0.05)[0]:
-            told = os.read(pipe, 65536).decode().splitlines()
-            if not told:
+            phases_seen = os.read(pipe, 65536).decode().splitlines()
+            if not phases_seen:
                 unread.remove(pipe)
-            for phase in told if pipe == pipes[strike.rank] else ():
+            for phase in phases_seen if pipe == pipes[strike.rank] else ():
                 moment = time.monotonic()
                 ended.seconds[current] = ended.seconds.get(current, 0.0) + moment - entered
                 current, entered = phase, moment
@@ -376,7 +376,7 @@ class Soak:
 
 
 def main() -> int:
-    """Strikes as often as it is told, or until time is up."""
+    """Strikes as often as asked, or until time is up."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--minutes", type=float, default=60)
