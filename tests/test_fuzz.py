@@ -31,8 +31,8 @@ from pydantic import ValidationError
 from mirage.checkpoint.io import read_checkpoint, resolve_checkpoint
 from mirage.cli import sentence_of
 from mirage.commands.run_config import source_of
+from mirage.data.answer_file import AnswerFile
 from mirage.data.sources.filtered import Filtered
-from mirage.data.sources.harmful_answers import HarmfulAnswers
 from mirage.data.sources.jsonl import Jsonl
 from mirage.data.sources.llava import LlavaInstruct
 from mirage.data.sources.vlguard import VLGuard
@@ -160,7 +160,7 @@ def read_llava(root: Path, path: Path) -> None:
 
 
 def read_harmful_answers(root: Path, path: Path) -> None:
-    known = HarmfulAnswers(path, "mirage prepare").by_id(["a", "b"])
+    known = AnswerFile(path, "mirage prepare").by_id(["a", "b"])
     content = path.read_bytes()
     held = json.loads(content) if content.lstrip().startswith(b"[") else values_of(path)
     assert known == {line["id"]: line["answer"] for line in held}

@@ -17,11 +17,13 @@ from local_server import Body, Reply, Serve, asked, completion
 
 from mirage.cli import main
 from mirage.data.mixture import RetainSet
+from mirage.data.module import AlignmentData
 from mirage.data.sources.jsonl import Jsonl
 from mirage.data.sources.mini import Mini
 from mirage.data.sources.spavl import SPAVL
 from mirage.data.sources.vlguard import VLGuard
 from mirage.errors import DataError
+from mirage.methods.sft import UnsafeFilter
 from mirage.mini import questions as mini
 from mirage.mini.words import VLGUARD_SAFE, VLGUARD_UNSAFE
 from mirage.prepare.harmful import Candidate, by_detail, by_reply, degenerate, selector_question, shuffled
@@ -425,6 +427,39 @@ def test_spavl_takes_other_harmful_answers_than_its_own(tmp_path: Path) -> None:
 
 
 # -- the real kit ------------------------------------------------------------
+
+
+# -- a model's own answers to the retain set --------------------------------------
+
+
+def test_the_retain_set_is_answered_by_the_model_itself_but_for_what_it_refuses(
+    tmp_path: Path, serve: Serve, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A question that the model refuses, and a conversation that goes on, keep the data set's answers."""
+
+    def reply(body: Body) -> Reply:
+        return completion("I'm sorry, I cannot help with that." if "red" in asked(body) else f"Mine to: {asked(body)}")
+
+    prompts = [f"What is in the {colour} box?" for colour in ("red", "blue", "green")]
+    lines: list[dict[str, Any]] = [{"prompt": prompt, "answer": "A dog."} for prompt in prompts]
+    lines[2]["later"] = [{"prompt": "And now?", "answer": "It barks."}]
+    (tmp_path / "retain.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    out, server = tmp_path / "own.jsonl", serve(reply)
+    command = ["prepare", "answers", "--data", "Jsonl", "--data.root", str(tmp_path), "--out", str(out)]
+    assert main([*command, "--model", f"{server.base_url}#m"]) == 0, capsys.readouterr().err
+    assert f"{out} holds 1 answers of 2" in capsys.readouterr().out
+
+    def retained() -> list[str]:
+        data = AlignmentData(Jsonl(tmp_path), retain_answers=out, method=UnsafeFilter(MINI))
+        data.setup("fit")
+        return [each.answer for each in data.retain_set]
+
+    assert retained() == ["A dog.", f"Mine to: {prompts[1]}", "A dog."]
+    out.write_text(out.read_text().splitlines()[0] + "\n")
+    with pytest.raises(
+        DataError, match=r"own.jsonl: the file lacks a line for '\w+'. Run `mirage prepare answers` again"
+    ):
+        retained()
 
 
 @pytest.mark.real

@@ -20,10 +20,10 @@ from PIL import Image
 
 import mirage
 from mirage import json_file
+from mirage.data.answer_file import AnswerFile
 from mirage.data.base import Source
 from mirage.data.lazy import Chosen, Lazy, items_at
 from mirage.data.mixture import Mixture
-from mirage.data.sources.harmful_answers import HarmfulAnswers
 from mirage.data.sources.jsonl import Jsonl
 from mirage.data.sources.llava import LlavaInstruct
 from mirage.data.sources.published import PublishedSplit
@@ -627,7 +627,7 @@ def test_a_data_file_is_a_regular_file_below_its_root(tmp_path: Path) -> None:
     for name in ("train.json", "test.json"):
         (tmp_path / "guard" / name).symlink_to("../outside.jsonl")
     assert all("is a link that leaves" in issue.remedy for issue in VLGuard(tmp_path / "guard").validate())
-    answers = HarmfulAnswers(root / "unsafe.jsonl", "make").issues(())
+    answers = AnswerFile(root / "unsafe.jsonl", "make").issues(())
     for issue in (*answers, *LlavaInstruct(root / "unsafe.jsonl", cache=tmp_path).validate()):
         assert str(issue).endswith(
             "(it is no regular file). Correct the path in the configuration, or put the file there."

@@ -8,12 +8,14 @@ import math
 from array import array
 from collections.abc import Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import lightning as L
 import torch
 from torch.utils.data import DataLoader
 
+from mirage.data.answer_file import AnswerFile, Reanswered
 from mirage.data.base import Source
 from mirage.data.collate import Collator
 from mirage.data.crossing import CrossedForms, Crossing
@@ -50,6 +52,8 @@ class AlignmentData(L.LightningDataModule):
         source: Where the unsafe set, the samples and (unless `retain` is given) the retain set come from.
         retain: Sources to mix the retain set from, with weights.
         retain_size: Size of that mixture; by default all of it that the weights allow.
+        retain_answers: File of `mirage prepare answers`: the retain set is answered as in it, by the model that is about to
+            be trained. Training then teaches when to refuse, and not another manner of answering.
         gamma: Retain examples per unsafe example, any number above 0. With it the loss is l_u + gamma * l_r.
         batch_size: Unsafe examples per device and step (retain examples where a method has no unsafe part).
         max_length: Longest sequence in tokens, by default the model's own limit. An example that does not fit is reported
@@ -69,6 +73,7 @@ class AlignmentData(L.LightningDataModule):
         source: Source,
         retain: list[RetainSet] | None = None,
         retain_size: int | None = None,
+        retain_answers: Path | None = None,
         gamma: float = 1.0,
         batch_size: int = 32,
         max_length: int | None = None,
@@ -98,7 +103,7 @@ class AlignmentData(L.LightningDataModule):
                 f"data.retain_size is {retain_size}, the size of the mixture of data.retain, which is not set. Set it, or "
                 "leave retain_size out."
             )
-        self.source, self.retain, self.retain_size = source, retain, retain_size
+        self.source, self.retain, self.retain_size, self.retain_answers = source, retain, retain_size, retain_answers
         self.gamma, self.batch_size, self.max_length = gamma, batch_size, max_length
         self.max_answer_tokens, self.skip_too_long, self.pad_to_square = max_answer_tokens, skip_too_long, pad_to_square
         self.crossing, self.num_workers, self.seed = crossing, num_workers, seed
@@ -262,9 +267,15 @@ class AlignmentData(L.LightningDataModule):
 
     def _retained(self) -> Sequence[Example]:
         if self.retain is None:
-            return self.source.retain()
-        sets, weights = [each.source.retain() for each in self.retain], [each.weight for each in self.retain]
-        return Mixture(sets, weights, self.retain_size, self.seed)
+            return self._reanswered(self.source.retain())
+        sets = [self._reanswered(each.source.retain()) for each in self.retain]
+        return Mixture(sets, [each.weight for each in self.retain], self.retain_size, self.seed)
+
+    def _reanswered(self, examples: Sequence[Example]) -> Sequence[Example]:
+        if self.retain_answers is None:
+            return examples
+        file = AnswerFile(self.retain_answers, "mirage prepare answers")
+        return Reanswered(examples, file.by_id(each.question_id for each in sampled(examples) if not each.later_turns))
 
     def _not_empty(self, side: str, examples: Sequence[Example]) -> Sequence[Example]:
         if not len(examples):

@@ -9,9 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mirage.data.answer_file import AnswerFile
 from mirage.data.base import Answers, FileSource
 from mirage.data.lazy import Lazy
-from mirage.data.sources.harmful_answers import HarmfulAnswers
 from mirage.errors import DataError, DataIssue
 from mirage.images import BytesImage, FileImage, ImageError
 from mirage.schema import EvalSample, Example, Picture
@@ -65,7 +65,7 @@ class SPAVL(FileSource):
         """Opens no file yet."""
         self.root = self.image_root = Path(self.root)
         command = f"mirage prepare --data SPAVL --data.root {self.root} --answers_from MODEL --out OUT"
-        self._harmful = None if self.harmful_answers is None else HarmfulAnswers(self.harmful_answers, command)
+        self._harmful = None if self.harmful_answers is None else AnswerFile(self.harmful_answers, command)
         self._loaded: dict[str, datasets.Dataset] = {}
 
     def unsafe(self, answers: Answers) -> Sequence[Example]:

@@ -12,8 +12,8 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from mirage.data.answer_file import AnswerFile
 from mirage.data.base import Answers, FileSource
-from mirage.data.sources.harmful_answers import HarmfulAnswers
 from mirage.errors import DataError, DataIssue
 from mirage.images import ImageName
 from mirage.json_file import sound_records
@@ -133,7 +133,7 @@ class VLGuard(FileSource):
         self.image_root = Path(self.root)
         which = "" if self.unsafe_set == "instruction" else f" --data.unsafe_set {self.unsafe_set}"
         self._command = f"mirage prepare --data VLGuard --data.root {self.root}{which} --answers_from MODEL --out OUT"
-        self._harmful = None if self.harmful_answers is None else HarmfulAnswers(self.harmful_answers, self._command)
+        self._harmful = None if self.harmful_answers is None else AnswerFile(self.harmful_answers, self._command)
 
     def unsafe(self, answers: Answers) -> Sequence[Example]:
         """Unsafe questions with VLGuard's refusals, or with the harmful answers of `harmful_answers`."""

@@ -1,15 +1,18 @@
-"""Harmful answers to the questions of a source, from the file that `mirage prepare` wrote."""
+"""Answers that take the place of a data set's own, from the file that `mirage prepare` wrote."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
+from mirage.data.lazy import Lazy, items_at
 from mirage.errors import DataError, DataIssue
 from mirage.json_file import sound_records
+from mirage.schema import Example
 from mirage.shapes import Shape, Text
 
 
@@ -18,8 +21,8 @@ class _Answer(Shape):
     answer: Text | None
 
 
-class HarmfulAnswers:
-    """The file of harmful answers that `mirage prepare` wrote: question id -> answer, None where no usable one is known.
+class AnswerFile:
+    """A file of answers that `mirage prepare` wrote: question id -> answer, None where no usable one is known.
 
     JSON Lines (or one JSON list) of objects with `id` and `answer`; other fields are for the reader and are ignored.
 
@@ -65,3 +68,23 @@ class HarmfulAnswers:
                 remedy = f"{value.id!r} occurs twice with different answers. Remove one."
                 issues.append(DataIssue(str(self.file), entry.where, "id", remedy))
         return answers, issues
+
+
+class Reanswered(Lazy[Example]):
+    """Examples with other answers to their first questions.
+
+    Args:
+        examples: The examples.
+        answers: `Example.question_id` -> answer. An example whose id has none, or None, keeps its own; so does a
+            conversation with later turns, which go on from its own answer.
+    """
+
+    def __init__(self, examples: Sequence[Example], answers: Mapping[str, str | None]) -> None:
+        self.examples, self.answers = examples, answers
+        super().__init__(len(examples), self._reanswered)
+
+    def _reanswered(self, places: Sequence[int]) -> list[Example]:
+        return [
+            each if each.later_turns else replace(each, answer=self.answers.get(each.question_id) or each.answer)
+            for each in items_at(self.examples, places)
+        ]
