@@ -1,0 +1,53 @@
+"""The report of a run for the loggers of its training: Table 1 and the K-shot curves, where a logger takes such."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from mirage.report.markup import markdown_sheet, table_sheet
+from mirage.report.runs import load_run
+
+TABLE, CURVES = "report/table", "report/curves"
+
+
+def log_report(loggers: Sequence[Any], results: Path, step: int) -> None:
+    """Gives a run's table and curves to those of Lightning's loggers that take them: W&B, MLflow and TensorBoard.
+
+    A run that cannot be read is a warning: a training does not fail for its picture.
+
+    Args:
+        loggers: Those of the trainer.
+        results: The run's results.json, with its records beside it.
+        step: The optimizer step at which they were measured.
+    """
+    if not loggers:
+        return
+    from mirage.report.figures import curves, panels  # matplotlib takes a second to import
+
+    try:
+        runs = [load_run(results)]
+    except ValueError as error:
+        warnings.warn(f"The report is not logged: {error}", stacklevel=2)
+        return
+    table, figures = table_sheet(runs), panels(runs)
+    pictures = [Image.open(io.BytesIO(curves(figures, "png"))).convert("RGB")] if figures else []
+    for logger in loggers:
+        experiment = getattr(logger, "experiment", None)
+        if hasattr(logger, "log_table"):  # W&B
+            logger.log_table(TABLE, [*table.heads], [[*row] for row in table.rows], step=step)
+            logger.log_image(CURVES, pictures, step=step)
+        elif hasattr(logger, "run_id"):  # MLflow
+            experiment.log_text(logger.run_id, markdown_sheet(table), f"{TABLE}.md")
+            for picture in pictures:
+                experiment.log_image(logger.run_id, picture, f"{CURVES}.png")
+        elif hasattr(experiment, "add_image"):  # TensorBoard
+            experiment.add_text(TABLE, markdown_sheet(table), step)
+            for picture in pictures:
+                experiment.add_image(CURVES, np.asarray(picture), step, dataformats="HWC")
