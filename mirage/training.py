@@ -133,7 +133,10 @@ class MirageCLI(LightningCLI):
             callbacks.append(Progress())
         check_strategy(settings.trainer.strategy, settings.trainer.precision, self.model, self.datamodule)
         plugins = [*(self._get(self.config_init, "trainer.plugins") or []), AtomicCheckpointIO()]
-        trainer = super().instantiate_trainer(callbacks=callbacks, plugins=plugins, **kwargs)
+        try:
+            trainer = super().instantiate_trainer(callbacks=callbacks, plugins=plugins, **kwargs)
+        except TypeError as error:  # Lightning's of a value such as `devices: x`
+            raise ValueError(f"trainer: {error} Correct the setting that it names.") from error
         self.run_folder.loggers, trainer.loggers = trainer.loggers, []
         return trainer
 
