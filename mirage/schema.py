@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 RESULTS_SCHEMA_VERSION = 2
 """The layout of results.json: written by `evaluation.run.results`, read by `report`."""
 
-RESULTS_KEYS = frozenset(
-    "schema_version method name model source seed data versions step epoch planned_steps checkpoint world_size utility"
-    " seconds start".split()
-)
+RESULTS_KEYS = {
+    "schema_version", "method", "name", "model", "source", "seed", "data", "versions", "step", "epoch", "planned_steps",
+    "checkpoint", "world_size", "utility", "seconds", "start",
+}  # fmt: skip
 """The entries of results.json that are no eval set."""
 
 

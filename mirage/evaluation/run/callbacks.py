@@ -64,7 +64,7 @@ class EvalCallback(Callback):
             raise ValueError(f"limit is {limit}: ask at least one question, or leave it out to ask all.")
         if self.section is None and eval_set in RESULTS_KEYS:
             raise ValueError(
-                f"{eval_set!r} cannot be the name of an eval set: results.json has another entry of that name. Rename the set."
+                f"{eval_set!r} cannot be the name of an eval set: results.json has another entry of it. Rename the set."
             )
         self.eval_set, self.judge, self.engine = file_name(eval_set), judge, engine
         self.key = eval_set  # under which results.json and records/ know it
