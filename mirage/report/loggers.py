@@ -39,7 +39,7 @@ def log_report(loggers: Sequence[Any], results: Path, step: int) -> None:
     table, figures = table_sheet(runs), panels(runs)
     pictures = [Image.open(io.BytesIO(curves(figures, "png"))).convert("RGB")] if figures else []
     for logger in loggers:
-        experiment = getattr(logger, "experiment", None)
+        experiment: Any = getattr(logger, "experiment", None)
         if hasattr(logger, "log_table"):  # W&B
             logger.log_table(TABLE, [*table.heads], [[*row] for row in table.rows], step=step)
             logger.log_image(CURVES, pictures, step=step)
