@@ -39,7 +39,7 @@ def test_make_reports_the_runs_that_it_trains(target: str, tmp_path: Path) -> No
     (tmp_path / "bin").mkdir()
     (tmp_path / ".installed").touch()
     noting = tmp_path / "bin" / "mirage"
-    noting.write_text(f"#!/bin/sh\necho \"$@\" >> {tmp_path}/calls\n")
+    noting.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\n')
     noting.chmod(0o755)
     makefile = Path(__file__).parent.parent / "Makefile"
     subprocess.run(["make", "-s", target, f"VENV={tmp_path}"], cwd=makefile.parent, check=True)
