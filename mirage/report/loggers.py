@@ -8,9 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from mirage.report.markup import markdown_sheet, table_sheet
 from mirage.report.runs import load_run
 
@@ -29,7 +26,9 @@ def log_report(loggers: Sequence[Any], results: Path, step: int) -> None:
     """
     if not loggers:
         return
-    from mirage.report.figures import curves, panels  # matplotlib takes a second to import
+    from matplotlib.image import imread  # which takes a second to import
+
+    from mirage.report.figures import curves, panels
 
     try:
         runs = [load_run(results)]
@@ -37,7 +36,8 @@ def log_report(loggers: Sequence[Any], results: Path, step: int) -> None:
         warnings.warn(f"The report is not logged: {error}", stacklevel=2)
         return
     table, figures = table_sheet(runs), panels(runs)
-    pictures = [Image.open(io.BytesIO(curves(figures, "png"))).convert("RGB")] if figures else []
+    drawn = [imread(io.BytesIO(curves(figures, "png")))] if figures else []  # height, width, RGBA from 0 to 1
+    pictures = [(255 * each[..., :3]).round().astype("uint8") for each in drawn]
     for logger in loggers:
         experiment: Any = getattr(logger, "experiment", None)
         if hasattr(logger, "log_table"):  # W&B
@@ -50,4 +50,4 @@ def log_report(loggers: Sequence[Any], results: Path, step: int) -> None:
         elif hasattr(experiment, "add_image"):  # TensorBoard
             experiment.add_text(TABLE, markdown_sheet(table), step)
             for picture in pictures:
-                experiment.add_image(CURVES, np.asarray(picture), step, dataformats="HWC")
+                experiment.add_image(CURVES, picture, step, dataformats="HWC")
