@@ -42,7 +42,8 @@ def log_report(loggers: Sequence[Any], results: Path, step: int) -> None:
         experiment: Any = getattr(logger, "experiment", None)
         if hasattr(logger, "log_table"):  # W&B
             logger.log_table(TABLE, [*table.heads], [[*row] for row in table.rows], step=step)
-            logger.log_image(CURVES, pictures, step=step)
+            if pictures:
+                logger.log_image(CURVES, pictures, step=step)
         elif hasattr(logger, "run_id"):  # MLflow
             experiment.log_text(logger.run_id, markdown_sheet(table), f"{TABLE}.md")
             for picture in pictures:
