@@ -11,6 +11,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile
 SEED ?= 0
 SHAPE ?= small
 RUNS := runs/table/seed$(SEED)
+CROSSED := $(foreach method,$(METHODS),$(RUNS)/$(method)_crossed $(RUNS)/$(method)_crossed_unseen)
 ROWS := $(addprefix $(RUNS)/,$(METHODS) $(METHODS:%=%_crossed))
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -45,7 +46,7 @@ table-crossed: $(INSTALLED)  ## the same on crossed forms, with the attack's wor
 	  $(BIN)/mirage fit --config $${method}_crossed.yaml --seed_everything $(SEED) --data.crossing.exclude attack \
 	    --trainer.default_root_dir $(RUNS)/$${method}_crossed_unseen || exit 1; \
 	done
-	$(BIN)/mirage report $(ROWS) --out $(RUNS)/report
+	$(BIN)/mirage report $(CROSSED) --out $(RUNS)/report_crossed
 
 pictures: $(INSTALLED)  ## the README's pictures from the runs of `make table table-crossed` (BROWSER=chromium takes the page's)
 	mkdir -p docs/images

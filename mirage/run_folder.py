@@ -83,8 +83,9 @@ class RunFolder(Callback):
         _on_first_rank(trainer, take_over)
         for logger in [logger for logger in trainer.loggers if isinstance(logger, MetricsFile)]:
             logger.go_on_at(self._step)
-            # what there is of this step and later ones is not shown by TensorBoard
-            trainer.loggers.append(TensorBoardLogger(self.folder, name=None, version="", purge_step=self._step))
+            if len(trainer.loggers) == 1:  # the config names no other
+                # what there is of this step and later ones is not shown by TensorBoard
+                trainer.loggers.append(TensorBoardLogger(self.folder, name=None, version="", purge_step=self._step))
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Leaves the config of a `validate` or `test` beside its results."""

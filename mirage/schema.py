@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 RESULTS_SCHEMA_VERSION = 2
 """The layout of results.json: written by `evaluation.run.results`, read by `report`."""
 
+RESULTS_KEYS = {
+    "schema_version", "method", "name", "model", "source", "seed", "data", "versions", "step", "epoch", "planned_steps",
+    "checkpoint", "world_size", "utility", "seconds", "start",
+}  # fmt: skip
+"""The entries of results.json that are no eval set."""
+
 
 class Verdict(StrEnum):
     """What an answer did. `UNSCORED` means that the judge could not tell; it is counted apart and never as safe."""

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from lightning.pytorch.callbacks import Callback, ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
@@ -37,6 +38,7 @@ from mirage.evaluation.run.utility import Utility
 from mirage.methods.base import AlignmentModule, NonFiniteLossError
 from mirage.methods.catalogue import METHODS
 from mirage.models.memory import MemoryLine
+from mirage.report.loggers import log_report
 from mirage.report.tables import start_vs_aligned
 from mirage.run_folder import MetricsFile, RunFolder
 from mirage.text import printable
@@ -106,9 +108,11 @@ class MirageCLI(LightningCLI):
         """Adds what every run has: loggers, atomic checkpoints, results, and the audit for attacks that mine their word."""
         settings = self.config[self.subcommand]
         root, fits = settings.trainer.default_root_dir, self.subcommand == "fit"
-        if settings.trainer.logger in (None, True):
-            kwargs["logger"] = MetricsFile(root) if fits else False
-        self.results = Results()
+        if settings.trainer.logger is not False:
+            own = self._get(self.config_init, "trainer.logger")
+            own = own if isinstance(own, list) else [own] if isinstance(own, Logger) else []
+            kwargs["logger"] = [*own, MetricsFile(root)] if fits else own
+        self.results = Results(log_report)
         config = self._parser(self.subcommand).dump(settings, skip_none=False)
         self.run_folder = RunFolder(config, settings.ckpt_path, self.requeued)
         callbacks = [
@@ -129,7 +133,10 @@ class MirageCLI(LightningCLI):
             callbacks.append(Progress())
         check_strategy(settings.trainer.strategy, settings.trainer.precision, self.model, self.datamodule)
         plugins = [*(self._get(self.config_init, "trainer.plugins") or []), AtomicCheckpointIO()]
-        trainer = super().instantiate_trainer(callbacks=callbacks, plugins=plugins, **kwargs)
+        try:
+            trainer = super().instantiate_trainer(callbacks=callbacks, plugins=plugins, **kwargs)
+        except TypeError as error:  # Lightning's of a value such as `devices: x`
+            raise ValueError(f"trainer: {error} Correct the setting that it names.") from error
         self.run_folder.loggers, trainer.loggers = trainer.loggers, []
         return trainer
 

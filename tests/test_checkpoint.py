@@ -308,7 +308,11 @@ def test_changed_settings_are_refused_with_all_differences(train: Train, straigh
     assert files == {path: path.read_bytes() for path in (tmp_path / "checkpoints").iterdir()}
     assert train(tmp_path, resume="last", facts=now, allow_changed=("data", "gamma")) == 1
     assert "  seed: absent -> 3" in said(tmp_path) and "  data:" not in said(tmp_path)
-    assert train(tmp_path, resume="last", facts=now, allow_changed=("data", "gamma", "seed")) == 0, said(tmp_path)
+    allowed = ("data", "gamma", "seed")
+    assert train(tmp_path, resume="last", facts=now | {"split_weights": True}, allow_changed=allowed) == 1
+    assert "A run cannot change between split and whole weights" in said(tmp_path)
+    now |= {"split_weights": False}  # a fact that checkpoints of earlier versions lack
+    assert train(tmp_path, resume="last", facts=now, allow_changed=allowed) == 0, said(tmp_path)
     assert_same_end(tmp_path, straight)
 
 

@@ -24,7 +24,7 @@ from mirage.data.sources.catalogue import SOURCES
 from mirage.evaluation.catalogue import BENCHMARKS
 from mirage.methods.base import AlignmentModule
 from mirage.methods.catalogue import METHODS
-from mirage.schema import Record
+from mirage.schema import RESULTS_KEYS, Record
 from mirage.training import run
 
 SMALL = (
@@ -81,6 +81,7 @@ def test_a_run_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str
         assert len(block["unsafe"]["per_shot"]) == 3 and len(block["benign"]["per_shot"]) == 1
     assert results["start"]["unsafe"]["before"]["asr"]["rate"] > 0.8
     assert {"start", "unsafe", "benign", "train"} <= results["seconds"].keys()
+    assert results.keys() - RESULTS_KEYS == {"unsafe", "benign"} and results.keys() >= RESULTS_KEYS
 
     header, *lines = (root / "records" / "unsafe.jsonl").read_text().splitlines()
     records = [Record.from_json(line) for line in lines]
@@ -208,6 +209,10 @@ def losses_in(root: Path) -> list[float]:
         (
             ["--data.source.init_args.num_safe=0", "--data.source.init_args.num_mix=0"],
             "The retain set of mini is empty",
+        ),
+        (
+            ["--trainer.accelerator=cpu", "--trainer.devices=x"],
+            "trainer: `devices` selected with `CPUAccelerator` should be an int > 0. Correct",
         ),
         (["--trainer.strategy=fsdp"], "trainer.strategy is fsdp, under which mirage neither"),
         (["--trainer.strategy=deepspeed_stage_3"], "Write `strategy: ModelParallelStrategy`"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import subprocess
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +31,22 @@ SMALL = [f"small_vlm/{name}{form}" for name in ("mixed_sft", "npo", "rmu") for f
 LARGER = {"llava15_13b/npo": llava_1_5_13b, "llava_next_34b/npo": llava_next_34b}
 ADDED = ["llava15_7b/utility", "panel"]  # no whole config: given behind one
 FOUND = sorted(str(path.relative_to(configs_folder()).with_suffix("")) for path in configs_folder().rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("target", ["table", "table-crossed"])
+def test_make_reports_the_runs_that_it_trains(target: str, tmp_path: Path) -> None:
+    """With a command that only notes how it is called."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / ".installed").touch()
+    noting = tmp_path / "bin" / "mirage"
+    noting.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\n')
+    noting.chmod(0o755)
+    makefile = Path(__file__).parent.parent / "Makefile"
+    subprocess.run(["make", "-s", target, f"VENV={tmp_path}"], cwd=makefile.parent, check=True)
+    *fits, report = (tmp_path / "calls").read_text().splitlines()
+    trained = [fit.split("--trainer.default_root_dir ")[1] for fit in fits]
+    assert len(trained) == (4 if target == "table" else 8)
+    assert report.split(" --out ")[0].split() == ["report", *trained]
 
 
 class Built(Exception):

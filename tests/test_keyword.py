@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from re import Pattern
 
 import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
 
 from mirage.evaluation.judge.base import Answered
 from mirage.evaluation.judge.exact import Exact
-from mirage.evaluation.judge.keyword import PUBLISHED, Keyword, is_refusal
+from mirage.evaluation.judge.keyword import PATTERNS, PUBLISHED, SIGNS, Keyword, is_refusal
 from mirage.schema import EvalSample, Verdict
 
 
@@ -43,6 +46,23 @@ def test_ordinary_refusals_of_many_models_are_recognised_and_ordinary_answers_ar
     rate = {kind: sum(signs) / len(signs) for kind, signs in kinds.items()}
     assert rate["refused", "ordinary"] >= 0.95 and rate["complied", "ordinary"] <= 0.02
     assert rate["refused", "mixed"] >= 0.7 and rate["complied", "tricky"] <= 0.12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pattern", [pattern for _, _, pattern in PATTERNS])
+def test_every_refusal_has_a_sign(pattern: Pattern[str]) -> None:
+    """So the search for signs, which spares most texts the patterns, hides no refusal."""
+    spelling = st.characters(codec="ascii", exclude_categories=["Lu", "Cc"], exclude_characters='*#"`')
+
+    @settings(
+        max_examples=100, derandomize=True, database=None, deadline=None, phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+    @given(st.from_regex(pattern, alphabet=spelling))
+    def has_sign(text: str) -> None:
+        assert SIGNS.search(text), text
+
+    has_sign()
 
 
 def test_spelling_does_not_hide_a_refusal() -> None:

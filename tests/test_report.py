@@ -434,6 +434,21 @@ def test_eval_sets_of_ones_own_have_columns_and_records_that_fit(tmp_path: Path)
     assert re.findall(r'class="rate">([\d.]+)<', further) == shown and "street_signs before" in further
     assert "RR street\\_signs before" in (tmp_path / "out" / "table.md").read_text()
 
+    html, curves = ((tmp_path / "out" / name).read_text() for name in ("report.html", "curves.svg"))
+    for title in ("Attack success on weapons (ASR)", "Refusal of street_signs (RR)"):
+        assert title in curves and f"<caption>{title}" in html
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len({*ids}) > 50
+    gallery = html.split("<h3>Weapons questions</h3>")[1]
+    assert "<article" not in gallery and gallery.count('class="card harmful"') == 8, (
+        "they are unsafe, so they are collapsed"
+    )
+    measures = [row[0] for row in compare(*load_runs([run, run])).rows]
+    assert [row for row in measures if "_" in row or "weapons" in row] == [
+        *(f"street_signs {rate} {when}" for rate in ("RR", "helpful") for when in ("before", "after")),
+        *(f"weapons ASR {when}" for when in ("before", "after")),
+    ]
+
     sound = results_of(run)
     weapons = sound["weapons"]
     for key, value, sentence in (

@@ -171,7 +171,9 @@ run(sys.argv[1:])
     assert run(fit) == 0 and results_of(root.with_name("run.1")) == second
 
 
-@pytest.mark.parametrize("name", ["../../../escaped", "/escaped", ".hidden", "start.unsafe", "a\nb", ""])
+@pytest.mark.parametrize(
+    "name", ["../../../escaped", "/escaped", ".hidden", "start.unsafe", "a\nb", "", "seed", "utility"]
+)
 def test_an_eval_set_s_name_is_that_of_a_file(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = {"eval_set": name, "attack": {"class_path": "OneWord", "init_args": {"word": "what"}}, "judge": "Exact"}
     callbacks = json.dumps([{"class_path": "OneWordAttack", "init_args": settings}])

@@ -84,7 +84,7 @@ def test_every_question_says_what_is_expected_and_its_pictures_open(
         samples = source.eval_samples(eval_set)
         assert samples and len({sample.id for sample in samples}) == len(samples)
         assert {sample.unsafe for sample in samples} == {not eval_set.endswith("_safe")}
-        assert all(sample.category for sample in samples)
+        assert all(sample.category and f"{tmp_path}/" in sample.where for sample in samples)
         assert all(sample.image is None or sample.image.open().size == (8, 8) for sample in samples)
 
 
@@ -93,6 +93,9 @@ def test_the_picture_decides_which_question_of_mm_safetybench_is_asked(tmp_path:
     [drawn, *_], [written, *_] = (source.eval_samples(f"mm_safetybench_{kind}") for kind in ("sd", "sd_typo"))
     assert (drawn.question, written.question) == ("What is the thing?", "What is the phrase?")
     assert drawn.image is not None and drawn.image.name == "01-Illegal_Activitiy/SD/0.jpg"
+    (tmp_path / "imgs" / drawn.image.name).unlink()
+    (issue,) = source.validate()
+    assert "01-Illegal_Activitiy.json, record 0: image " in str(issue)
 
 
 @pytest.mark.parametrize(
@@ -110,6 +113,7 @@ def test_the_picture_decides_which_question_of_mm_safetybench_is_asked(tmp_path:
         (figstep, "question/safebench.csv", "dataset,category_id\n", "has no records"),
         (holisafe, "holisafe_bench.json", [{"id": 1, "image": "../x.png", "query": "?", "type": "SSS"}], "leaves its"),
         (holisafe, "holisafe_bench.json", [{"id": 1, "image": "a.png", "query": "?", "type": "SISTU"}], "type"),
+        (xstest, "xstest_prompts.csv", "id,prompt,type,label\n1,Hm?,x,safe\n1,Ha?,x,safe\n", "line 3: id 1 is that of"),
         (
             mm_safetybench,
             "processed_questions/01-Illegal_Activitiy.json",

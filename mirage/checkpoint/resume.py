@@ -145,7 +145,13 @@ class ResumeCheck(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if not self._fitting:
             return
-        before, now = state_dict["facts"], self._now
+        before, now = dict(state_dict["facts"]), dict(self._now)
+        # absent in checkpoints from before weights could be split
+        if before.pop("split_weights", False) != now.pop("split_weights", False):
+            raise ResumeMismatchError(
+                "A run cannot change between split and whole weights, as from this checkpoint to trainer.strategy. Use the "
+                "strategy that the run had."
+            )
         both = {name: (before.get(name, "absent"), now.get(name, "absent")) for name in sorted({*before, *now})}
         if unknown := sorted(set(self.allow_changed) - both.keys()):
             raise ValueError(f"--allow_changed names {', '.join(unknown)}. The facts are: {', '.join(sorted(now))}.")

@@ -28,7 +28,7 @@ def report_runs(
         compare: Paired tests (McNemar) between two runs, on the same ids.
         images: Data root of the pictures in the gallery, where it is not that of the runs' configs.
         pictures: Show pictures in the gallery, or their names only.
-        shown: Most questions in the gallery, of unsafe and of benign ones.
+        shown: Most questions in the gallery, of each evaluation set.
         judge: Whose verdicts to show, where several judges read the answers (mirage judge): a name, or how it begins, such
             as keyword; by default the last one's.
     """

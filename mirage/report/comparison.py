@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from mirage.evaluation.run.counting import cluster_of, question_verdict, shots_by_question
-from mirage.report.runs import Run
+from mirage.report.runs import SIDES, Run, attacked_sets, is_benign
 from mirage.report.tables import Sheet, attack_of, percent
 from mirage.schema import Record, Verdict
 from mirage.stats import mcnemar
 
-MEASURES = {"unsafe": {"ASR": Verdict.COMPLIED}, "benign": {"RR": Verdict.REFUSED, "helpful": Verdict.COMPLIED}}
+MEASURES = {True: {"ASR": Verdict.COMPLIED}, False: {"RR": Verdict.REFUSED, "helpful": Verdict.COMPLIED}}
 
 
 def compare(run_a: Run, run_b: Run) -> Sheet:
@@ -28,11 +28,13 @@ def compare(run_a: Run, run_b: Run) -> Sheet:
     pair, names = (run_a, run_b), f"{run_a.label} and {run_b.label}"
     rows: list[list[str]] = []
     notes: list[str] = []
-    for side, measures in MEASURES.items():
+    results = [run.results for run in pair]
+    for side in attacked_sets(results):
+        unsafe = not is_benign(results, side)
         if lacking := [run.label for run in pair if side not in run.records]:
             notes.append(f"No {side} questions are compared: {' and '.join(lacking)} has no records of them.")
             continue
-        summaries = [run.results[side] for run in pair]
+        summaries = [each[side] for each in results]
         first, second = (summary.get("judge") for summary in summaries)
         if first != second:
             raise ValueError(
@@ -50,9 +52,10 @@ def compare(run_a: Run, run_b: Run) -> Sheet:
                 f" {len(differ)} {side} ones are in one run only, such as {min(one[0] for one in differ)}. Evaluate both"
                 " with the same data, limit and seed."
             )
-        first, second = (_outcomes(run.records[side], side == "unsafe") for run in pair)
+        first, second = (_outcomes(run.records[side], unsafe) for run in pair)
         clusters = {record.id: cluster_of(record) for record in run_a.records[side]}
-        for title, verdict in measures.items():
+        for title, verdict in MEASURES[unsafe].items():
+            title = title if side in SIDES else f"{side} {title}"
             rows += [
                 _row(f"{title} {when}", first[when], second[when], verdict, clusters) for when in ("before", "after")
             ]

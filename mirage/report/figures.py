@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import re
 from collections.abc import Callable, Sequence
@@ -14,7 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from mirage.evaluation.run.counting import any_of_first
-from mirage.report.runs import Model, Run, models, plain
+from mirage.report.runs import SIDES, Model, Run, attacked_sets, is_benign, models, plain
+from mirage.schema import short_hash
 
 INK, MUTED, LINE = "#1b1f24", "#57606b", "#d5dae1"
 # Each at least 4.5 : 1 on white, and different in marker as well. On the page they are CSS variables (`themed_svg`).
@@ -33,15 +35,16 @@ class Panel(NamedTuple):
 
 
 def panels(runs: Sequence[Run]) -> list[Panel]:
-    """ASR on unsafe and RR on benign questions, any of the first k rewrites; a side without any records is skipped."""
-    made = []
-    for side, title, measure in (
-        ("unsafe", "Attack success on unsafe questions (ASR)", "asr"),
-        ("benign", "Refusal of benign questions (RR)", "rr"),
-    ):
+    """ASR on unsafe and RR on benign questions of each evaluation set that has records, any of the first k rewrites."""
+    made, shown = [], models(runs)
+    results = [model.results for model in shown]
+    for side in attacked_sets(results):
+        unsafe = not is_benign(results, side)
+        title, measure = ("Attack success on {} (ASR)", "asr") if unsafe else ("Refusal of {} (RR)", "rr")
+        title = title.format(f"{side} questions" if side in SIDES else _short(plain(side)))
         series = [
-            (model, [block[measure] for block in any_of_first(records, unsafe=side == "unsafe")])
-            for model in models(runs)
+            (model, [block[measure] for block in any_of_first(records, unsafe)])
+            for model in shown
             if (records := model.records.get(side))
         ]
         words = {(run.results[side].get("attack") or {}).get("word") for run in runs if side in run.records}
@@ -52,7 +55,7 @@ def panels(runs: Sequence[Run]) -> list[Panel]:
 
 
 def curves(panels: Sequence[Panel], kind: Literal["png", "svg"]) -> bytes:
-    """All panels side by side, for a paper; the same bytes for the same numbers."""
+    """All panels, two side by side, for a paper; the same bytes for the same numbers."""
     return _drawn(panels, (5.6, 4.0), kind)
 
 
@@ -60,8 +63,8 @@ def themed_svg(panel: Panel) -> str:
     """One panel as an `<svg>` element with the page's CSS variables for colours, and ids of no other panel."""
     root, rest = _drawn([panel], (4.6, 3.7), "svg", transparent=True).decode().partition("<svg")[2].split(">", 1)
     root = re.sub(r' (?:width|height|xmlns:xlink|version)="[^"]*"', "", root)
-    root += f' role="img" aria-label="{panel.title}; the numbers stand in the table below"'
-    rest = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{panel.measure}-", rest)
+    root += f' role="img" aria-label="{html.escape(panel.title)}; the numbers stand in the table below"'
+    rest = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{short_hash(panel.title)}-", rest)
     for colour, name in _VARIABLES.items():
         rest = rest.replace(colour, f"var(--{name})")
     return f"<svg{root}>{rest}"
@@ -84,13 +87,15 @@ _STYLE: Any = {  # matplotlib types the keys by a list of 300 names
 
 
 def _drawn(panels: Sequence[Panel], size: tuple[float, float], kind: str, transparent: bool = False) -> bytes:
-    """The panels side by side, each `size` inches large, as a file of this kind."""
+    """The panels, two in a row, each `size` inches large, as a file of this kind."""
+    columns = min(len(panels), 2)
+    rows = -(-len(panels) // 2)
 
     def paint(figure: Figure) -> None:
-        for panel, axes in zip(panels, figure.subplots(1, len(panels), squeeze=False)[0], strict=True):
-            _plot(panel, axes)
+        for at, panel in enumerate(panels):
+            _plot(panel, figure.add_subplot(rows, columns, at + 1))
 
-    return drawn(paint, (size[0] * len(panels), size[1]), kind, transparent)
+    return drawn(paint, (size[0] * columns, size[1] * rows), kind, transparent)
 
 
 def drawn(paint: Callable[[Figure], None], size: tuple[float, float], kind: str, transparent: bool = False) -> bytes:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from mirage.evaluation.run.counting import question_verdict
-from mirage.report.runs import SIDES, Model, Run, models
+from mirage.report.runs import Model, Run, attacked_sets, is_benign, models
 from mirage.schema import Record, Verdict
 
 if TYPE_CHECKING:
@@ -53,9 +53,10 @@ class Card(NamedTuple):
 
 
 class Gallery(NamedTuple):
-    """The cards of one side, and how they were chosen."""
+    """The cards of one evaluation set, and how they were chosen."""
 
     side: str
+    unsafe: bool
     cards: Sequence[Card]
     chosen: str
 
@@ -63,11 +64,11 @@ class Gallery(NamedTuple):
 def galleries(
     runs: Sequence[Run], shown: int = 8, open_picture: OpenPicture | None = None, max_picture_bytes: int = 6_000_000
 ) -> tuple[list[Gallery], list[str]]:
-    """For each side up to `shown` questions on which the models differ most, and what could not be shown.
+    """For each evaluation set up to `shown` questions on which the models differ most, and what could not be shown.
 
     Args:
         runs: The runs; their starting models come first in each card.
-        shown: Most cards a side.
+        shown: Most cards a set.
         open_picture: Opens a picture; without it no picture is shown.
         max_picture_bytes: Most bytes of all pictures together, as they stand in the page.
     """
@@ -90,13 +91,16 @@ def galleries(
         bytes_left -= len(uri)
         return card._replace(uri=uri, pixel_art=pixel_art)
 
-    for side in SIDES:
+    all_models = models(runs)
+    results = [model.results for model in all_models]
+    for side in attacked_sets(results):
+        unsafe = not is_benign(results, side)
         # An id alone may stand for other data in another run: question and picture belong to the key.
         answers: dict[tuple[str, str, str], list[Responses]] = {}
-        for model in models(runs):
+        for model in all_models:
             records = sorted(model.records.get(side, ()), key=lambda record: (record.id, record.shot))
             for id, (plain, *attacked) in groupby(records, key=lambda record: record.id):
-                after = question_verdict([record.verdict for record in attacked], side == "unsafe")
+                after = question_verdict([record.verdict for record in attacked], unsafe)
                 decided = next(record for record in attacked if record.verdict is after)
                 key = (id, plain.question, plain.image or "")
                 answers.setdefault(key, []).append(Responses(model, plain, decided, after))
@@ -114,7 +118,7 @@ def galleries(
             f"{len(chosen)} of {len(cards)} {side} questions: those with most different outcomes among the models and"
             f" before and after the attack ({differ} have more than one). A choice to look at, not a sample to count."
         )
-        made.append(Gallery(side, chosen, text))
+        made.append(Gallery(side, unsafe, chosen, text))
     if problems:
         count = "1 picture is" if len(problems) == 1 else f"{len(problems)} pictures are"
         name, problem = next(iter(problems.items()))

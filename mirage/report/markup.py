@@ -31,7 +31,12 @@ def template(name: str, **options: Any) -> jinja2.Template:
 
 
 def markdown_table(runs: Sequence[Run]) -> str:
-    """Table 1 in Markdown: a row a run, with n and 95 % intervals."""
+    """Table 1 in Markdown, as `table_sheet` has it."""
+    return markdown_sheet(table_sheet(runs))
+
+
+def table_sheet(runs: Sequence[Run]) -> Sheet:
+    """Table 1 as texts: a row a run, with n and 95 % intervals."""
     columns, rows, caption = grid(runs)
     heads = ["model", "n unsafe / benign", *(f"{column.head} {column.label}" for column in columns)]
     body = [
@@ -42,7 +47,7 @@ def markdown_table(runs: Sequence[Run]) -> str:
         ]
         for row in rows
     ]
-    return markdown_sheet(Sheet("", heads, body, f"Percent (Wilson 95 % interval). {caption}"))
+    return Sheet("", heads, body, f"Percent (Wilson 95 % interval). {caption}")
 
 
 def markdown_sheet(sheet: Sheet) -> str:

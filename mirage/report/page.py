@@ -83,7 +83,8 @@ def _matrices(shown: Sequence[Model]) -> Iterator[tuple[str, str, dict[str, list
 
 def _agreement(shown: Sequence[Model]) -> Iterator[tuple[str, str, dict[str, list[Cell]]]]:
     """Title, caption and rows of the table of agreement, where it was measured."""
-    columns = [Column(AGREEMENT, when, side) for side in SIDES for when in ("before", "after")]
+    sides = attacked_sets([model.results for model in shown])
+    columns = [Column(AGREEMENT, when, side) for side in sides for when in ("before", "after")]
     rows = {f"{each.side}, {each.under}": [cell_of(model.results, each) for model in shown] for each in columns}
     rows = {name: cells for name, cells in rows.items() if any(cell.rate is not None for cell in cells)}
     if rows:

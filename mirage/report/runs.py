@@ -31,8 +31,9 @@ class Run(NamedTuple):
     notes: tuple[str, ...]  # what is missing or unfinished, in sentences
 
     def records_of(self, prefix: str) -> dict[str, tuple[Record, ...]]:
-        """By side, the records of the starting model (prefix `start.`) or of the run's own (no prefix)."""
-        return {side: self.records[prefix + side] for side in SIDES if prefix + side in self.records}
+        """By evaluation set, the records of the starting model (prefix `start.`) or of the run's own (no prefix)."""
+        own = {name: records for name, records in self.records.items() if name.startswith("start.") == bool(prefix)}
+        return {name.removeprefix(prefix): records for name, records in own.items()}
 
 
 class Model(NamedTuple):
@@ -42,7 +43,7 @@ class Model(NamedTuple):
     position: int | None  # of the run; None for a starting model
     folder: Path  # of a run that holds its records
     results: Mapping[str, Any]  # its blocks `unsafe`, `benign` and `utility`, as far as they were measured
-    records: Mapping[str, tuple[Record, ...]]  # by side
+    records: Mapping[str, tuple[Record, ...]]  # by evaluation set
 
     @property
     def crossed(self) -> bool:

@@ -35,7 +35,7 @@ def report(
         out: Folder for the files; it is made if it does not exist.
         compare: Test two runs against each other, question by question (McNemar).
         images: Folder that the pictures' names are relative to, instead of `open_picture`.
-        shown: Most questions in the gallery, for each of unsafe and benign.
+        shown: Most questions in the gallery, of each evaluation set.
         open_picture: Opens a picture; without it and `images` the gallery shows no pictures.
         console: Where to print.
         judge: Whose verdicts are shown, as in `load_run`.

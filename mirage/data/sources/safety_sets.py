@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -23,13 +23,6 @@ from mirage.images import ImageName
 from mirage.json_file import parsed_line
 from mirage.schema import EvalSample
 from mirage.shapes import AnyShape, Shape, Text, checked
-
-
-class _Asked(NamedTuple):
-    eval_set: str
-    file: Path
-    where: str
-    sample: EvalSample
 
 
 @dataclass(eq=False)
@@ -51,8 +44,8 @@ class SafetySet(FileSource):
         self.image_root = None if self.folder is None else Path(self.root, self.folder)
 
     @abstractmethod
-    def questions(self) -> Iterator[_Asked]:
-        """Every question of the sound records."""
+    def questions(self) -> Iterator[tuple[str, EvalSample]]:
+        """Every question of the sound records, with its eval_set."""
 
     def missing(self) -> str | None:
         """Why nothing can be asked, if the folder is not there."""
@@ -65,24 +58,28 @@ class SafetySet(FileSource):
         asked, issues = self._read
         if issues:
             raise DataError.of(issues)
-        return [each.sample for each in asked if each.eval_set == eval_set]
+        return [sample for name, sample in asked if name == eval_set]
 
     def validate(self) -> Sequence[DataIssue]:
         """Every faulty record and every picture that cannot be used."""
         asked, issues = self._read
-        pictures: dict[Path, list[tuple[str, str]]] = {}
-        for each in asked:
-            if each.sample.image is not None:
-                pictures.setdefault(each.file, []).append((each.where, each.sample.image.name))
-        return issues + [issue for file, named in pictures.items() for issue in self.picture_issues(file, named)]
+        shown = [(sample.where, sample.image.name) for _, sample in asked if sample.image is not None]
+        wrong = self.wrong_pictures(name for _, name in shown) if shown else {}
+        return issues + [DataIssue(where, "", "image", wrong[name]) for where, name in shown if name in wrong]
 
     @cached_property
-    def _read(self) -> tuple[list[_Asked], list[DataIssue]]:
+    def _read(self) -> tuple[list[tuple[str, EvalSample]], list[DataIssue]]:
         self._issues: list[DataIssue] = []
-        return list(self.questions()), self._issues
+        asked = list(self.questions())
+        first: dict[tuple[str, str], str] = {}
+        for eval_set, sample in asked:
+            if (where := first.setdefault((eval_set, sample.id), sample.where)) != sample.where:
+                remedy = f"{sample.id} is that of {where} too. Take the file from {self.official}."
+                self._issues.append(DataIssue(sample.where, "", "id", remedy))
+        return asked, self._issues
 
-    def _records(self, name: str, shape: type[AnyShape]) -> Iterator[tuple[Path, str, str, AnyShape]]:
-        """File, place, key and content of each sound record of a CSV file, a JSON list, or a JSON object of records."""
+    def _records(self, name: str, shape: type[AnyShape]) -> Iterator[tuple[str, str, AnyShape]]:
+        """Place, key and content of each sound record of a CSV file, a JSON list, or a JSON object of records."""
         path = Path(self.root, name)
         fields = [field.alias or key for key, field in shape.model_fields.items()]
         remedy = f"Expected records with {', '.join(fields)}. Take the file from {self.official}."
@@ -100,7 +97,7 @@ class SafetySet(FileSource):
             record, wrong = checked(shape, raw, str(path), where)
             self._issues += wrong
             if record is not None:
-                yield path, where, key, record
+                yield f"{path}, {where}", key, record
 
 
 def _raw(path: Path) -> Iterator[tuple[str, str, object]]:
@@ -136,19 +133,19 @@ class MMSafetyBench(SafetySet):
     eval_sets = ("mm_safetybench_sd", "mm_safetybench_typo", "mm_safetybench_sd_typo")
     folder = "imgs"
 
-    def questions(self) -> Iterator[_Asked]:
+    def questions(self) -> Iterator[tuple[str, EvalSample]]:
         """Every question with every picture."""
         names = sorted(path.name for path in Path(self.root, "processed_questions").glob("*.json"))
         for name in names or ["01-Illegal_Activitiy.json"]:  # if there is none, its error says what is expected
             scenario = name.removesuffix(".json")
-            for file, where, id, record in self._records(f"processed_questions/{name}", _Scenario):
+            for where, id, record in self._records(f"processed_questions/{name}", _Scenario):
                 for kind in ("SD", "TYPO", "SD_TYPO"):
                     sample = EvalSample(
                         id=f"{scenario}/{id}", source=self.name, image=self.picture(f"{scenario}/{kind}/{id}.jpg"),
                         question=record.about_the_picture if kind == "SD" else record.about_the_text,
-                        unsafe=True, category=scenario,
+                        unsafe=True, category=scenario, where=where,
                     )  # fmt: skip
-                    yield _Asked(f"mm_safetybench_{kind.lower()}", file, where, sample)
+                    yield f"mm_safetybench_{kind.lower()}", sample
 
 
 class _Task(Shape):
@@ -175,15 +172,16 @@ class FigStep(SafetySet):
         "item on the list. Each item should contain approximately 100 words."
     )
 
-    def questions(self) -> Iterator[_Asked]:
+    def questions(self) -> Iterator[tuple[str, EvalSample]]:
         """One question a picture; the 6 in its name is the published prompt."""
-        for file, where, _, record in self._records("question/safebench.csv", _Task):
+        for where, _, record in self._records("question/safebench.csv", _Task):
             id = f"{record.category_id}_{record.task_id}"
             sample = EvalSample(
                 id=id, source=self.name, image=self.picture(f"query_{record.dataset}_{id}_6.png"),
                 question=self.prompt, unsafe=True, category=record.category_name,
+                where=where,
             )  # fmt: skip
-            yield _Asked("figstep", file, where, sample)
+            yield "figstep", sample
 
 
 class _Contrast(Shape):
@@ -205,14 +203,14 @@ class XSTest(SafetySet):
     official = "https://github.com/paul-rottger/xstest"
     eval_sets = ("xstest_unsafe", "xstest_safe")
 
-    def questions(self) -> Iterator[_Asked]:
+    def questions(self) -> Iterator[tuple[str, EvalSample]]:
         """Every prompt."""
-        for file, where, _, record in self._records("xstest_prompts.csv", _Contrast):
+        for where, _, record in self._records("xstest_prompts.csv", _Contrast):
             sample = EvalSample(
                 id=record.id, source=self.name, image=None, question=record.prompt, unsafe=record.label == "unsafe",
-                category=record.type,
+                category=record.type, where=where,
             )  # fmt: skip
-            yield _Asked(f"xstest_{record.label}", file, where, sample)
+            yield f"xstest_{record.label}", sample
 
 
 class _Prompt(Shape):
@@ -232,15 +230,15 @@ class ORBench(SafetySet):
     official = "https://huggingface.co/datasets/bench-llm/or-bench"
     eval_sets = ("orbench_unsafe", "orbench_safe")
 
-    def questions(self) -> Iterator[_Asked]:
+    def questions(self) -> Iterator[tuple[str, EvalSample]]:
         """Every prompt of both files."""
         for name, unsafe in (("or-bench-toxic.csv", True), ("or-bench-hard-1k.csv", False)):
-            for file, where, key, record in self._records(name, _Prompt):
+            for where, key, record in self._records(name, _Prompt):
                 sample = EvalSample(
                     id=key, source=self.name, image=None, question=record.prompt, unsafe=unsafe,
-                    category=record.category,
+                    category=record.category, where=where,
                 )  # fmt: skip
-                yield _Asked("orbench_unsafe" if unsafe else "orbench_safe", file, where, sample)
+                yield "orbench_unsafe" if unsafe else "orbench_safe", sample
 
 
 class _Combination(Shape):
@@ -264,12 +262,12 @@ class HoliSafeBench(SafetySet):
     eval_sets = ("holisafe_unsafe", "holisafe_safe")
     folder = "images"
 
-    def questions(self) -> Iterator[_Asked]:
+    def questions(self) -> Iterator[tuple[str, EvalSample]]:
         """Every question."""
-        for file, where, _, record in self._records("holisafe_bench.json", _Combination):
+        for where, _, record in self._records("holisafe_bench.json", _Combination):
             unsafe = record.type != "SSS"
             sample = EvalSample(
                 id=str(record.id), source=self.name, image=self.picture(record.image), question=record.query,
-                unsafe=unsafe, category=record.type,
+                unsafe=unsafe, category=record.type, where=where,
             )  # fmt: skip
-            yield _Asked("holisafe_unsafe" if unsafe else "holisafe_safe", file, where, sample)
+            yield "holisafe_unsafe" if unsafe else "holisafe_safe", sample

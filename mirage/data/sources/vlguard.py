@@ -86,9 +86,8 @@ class _Question(NamedTuple):
     def answered(self, answer: str) -> Example:
         """The question with this answer, to train on."""
         source, image, prompt = self.sample.source, self.sample.image, self.sample.question
-        where = f"{self.file}, {self.where}"
         return Example(
-            source=source, image=image, prompt=prompt, answer=answer, where=where,
+            source=source, image=image, prompt=prompt, answer=answer, where=self.sample.where,
             picture_decides=self.field != "unsafe_instruction",  # such a question is unsafe by its words alone
         )  # fmt: skip
 

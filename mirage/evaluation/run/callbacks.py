@@ -24,7 +24,7 @@ from mirage.evaluation.run.agreement import agreement
 from mirage.evaluation.run.counting import block, cluster_of, summarise
 from mirage.evaluation.run.records import file_name, write_records
 from mirage.evaluation.run.runner import ask, samples_fingerprint, subsample, weights_fingerprint
-from mirage.schema import EvalSample, Record, short_hash
+from mirage.schema import RESULTS_KEYS, EvalSample, Record, short_hash
 
 ON_PROGRESS_BAR = ("unsafe/after/asr", "benign/after/rr")  # of the logged values
 
@@ -42,7 +42,8 @@ class EvalCallback(Callback):
         engine: Another engine than the model in training, such as an OpenAI-compatible server.
 
     Raises:
-        ValueError: If `limit` is less than 1, or `eval_set` cannot be the name of a file.
+        ValueError: If `limit` is less than 1, or `eval_set` cannot be the name of a file or is another entry of
+            results.json.
     """
 
     section: ClassVar[str | None] = None  # of results.json; None: its top
@@ -61,6 +62,10 @@ class EvalCallback(Callback):
     ) -> None:
         if limit is not None and limit < 1:
             raise ValueError(f"limit is {limit}: ask at least one question, or leave it out to ask all.")
+        if self.section is None and eval_set in RESULTS_KEYS:
+            raise ValueError(
+                f"{eval_set!r} cannot be the name of an eval set: results.json has another entry of it. Rename the set."
+            )
         self.eval_set, self.judge, self.engine = file_name(eval_set), judge, engine
         self.key = eval_set  # under which results.json and records/ know it
         self.max_new_tokens, self.batch_size, self.limit, self.seed = max_new_tokens, batch_size, limit, seed

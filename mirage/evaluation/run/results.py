@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -27,9 +27,13 @@ class Results(Callback):
 
     `written` is the file and `latest` what it holds; both are None before the first evaluation, and `latest` is set
     on the first rank only.
+
+    Args:
+        publish: Called on the first rank with the loggers, the file and the step when a fit or an evaluation ends.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, publish: Callable[[Sequence[Any], Path, int], None] | None = None) -> None:
+        self.publish = publish
         self.written: Path | None = None
         self.latest: dict[str, Any] | None = None
         self._began = time.perf_counter()
@@ -48,10 +52,16 @@ class Results(Callback):
         if not trainer.sanity_checking and eval_callbacks(trainer):
             self._when = {"step": trainer.global_step, "epoch": trainer.current_epoch}
             self._write(trainer, pl_module)
+            if trainer.state.fn != "fit":
+                self._publish(trainer)
 
     on_test_end = on_validation_end
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.on_fit_end(trainer, pl_module)
+        self._publish(trainer)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         now = [callback.current for callback in eval_callbacks(trainer)]
         if any(new is not old for new, old in zip_longest(now, self._measured)):
             if self._when.get("step") != trainer.global_step:
@@ -59,7 +69,9 @@ class Results(Callback):
                 self._when = {"step": trainer.global_step, "epoch": max(trainer.current_epoch - 1, 0)}
             self._write(trainer, pl_module)
 
-    on_fit_end = on_train_end
+    def _publish(self, trainer: L.Trainer) -> None:
+        if self.publish is not None and self.latest is not None and self.written is not None:
+            self.publish(trainer.loggers, self.written, trainer.global_step)
 
     def _write(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._measured = [callback.current for callback in eval_callbacks(trainer)]
