@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from builders import build_refusal_classifier
+from children.processes import run_command
 from PIL import Image
 from torch import Tensor
 
@@ -43,12 +44,6 @@ def small_fit(config: str, root: Path, *extra: str, samples: int = 7, steps: int
 
 def results_of(root: Path) -> dict[str, Any]:
     return dict(json.loads((root / "results.json").read_text()))
-
-
-def mirage(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """A child process, as from a shell."""
-    command = [sys.executable, "-m", "mirage.cli", *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240, check=False)
 
 
 def test_help_is_light() -> None:
@@ -177,7 +172,7 @@ def test_two_processes_count_and_train_as_one(tmp_path: Path) -> None:
         steps = ["--trainer.log_every_n_steps=1", "--trainer.accelerator=cpu"]
         assert run(small_fit(config, one, *steps, samples=samples)) == 0
         ddp = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=2"]
-        done = mirage(*small_fit(config, two, *steps, *ddp, samples=samples), cwd=tmp_path)
+        done = run_command(*small_fit(config, two, *steps, *ddp, samples=samples), ranks=2)
         assert done.returncode == 0, done.stderr[-3000:]
         first, second = results_of(one), results_of(two)
         assert second["world_size"] == 2

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from builders import results_of
+from children.processes import run_command
 
 from mirage.checkpoint.io import read_checkpoint, resolve_checkpoint
 from mirage.cli import with_shipped_configs
@@ -35,12 +36,17 @@ def arguments(command: str, root: Path, *extra: str) -> list[str]:
     return with_shipped_configs([command, "--config", "rmu.yaml", *settings, *quiet, *extra])
 
 
-def signalled(sent: str, given: list[str], folder: Path) -> tuple[int, str]:
+def signalled(sent: str, given: list[str], folder: Path, forked: bool = False) -> tuple[int, str]:
     """Exit status and standard error of a run that is signalled as `stopped_cli.py` says; it ends within 10 s of that."""
-    environment = {**os.environ, "SIGNAL": sent, "SIGNALLED": str(folder / "signalled")}
-    environment["PYTHONPATH"] = os.pathsep.join([str(CHILD.parents[2]), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, str(CHILD), *given]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    environment = {"SIGNAL": sent, "SIGNALLED": str(folder / "signalled")}
+    if forked:
+        done = run_command(*given, code=CHILD.read_text(), **environment)
+    else:
+        environment["PYTHONPATH"] = os.pathsep.join([str(CHILD.parents[2]), os.environ.get("PYTHONPATH", "")])
+        done = subprocess.run(
+            [sys.executable, str(CHILD), *given], env=os.environ | environment, capture_output=True, text=True,
+            timeout=240, check=False,
+        )  # fmt: skip
     sent_at, ended_at = map(float, (folder / "signalled").read_text().split())
     assert ended_at - sent_at < 10, done.stderr[-3000:]
     assert "Traceback" not in done.stderr
@@ -85,7 +91,7 @@ def test_a_fit_that_is_stopped_says_where_and_goes_on_to_the_same_end(
 ) -> None:
     sent, status, step, answers = STOPS[stop]
     root = tmp_path / "run"
-    code, said = signalled(sent, arguments("fit", root), tmp_path)
+    code, said = signalled(sent, arguments("fit", root), tmp_path, forked=True)
     assert code == status
     assert said.splitlines()[-1] == f"mirage: stopped at step {step}; go on with --ckpt_path last."
     assert kept(root) == answers
@@ -146,7 +152,8 @@ def test_a_fit_that_is_stopped_in_the_evaluation_at_its_end_is_measured_when_it_
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     root, whole = tmp_path / "run", tmp_path / "whole"
-    code, said = signalled(f"SIGTERM:answer:{7 * SAMPLES + ANSWER}:0", arguments("fit", root, *IN_MID_EPOCH), tmp_path)
+    sent = f"SIGTERM:answer:{7 * SAMPLES + ANSWER}:0"
+    code, said = signalled(sent, arguments("fit", root, *IN_MID_EPOCH), tmp_path, forked=True)
     assert code == 143 and "mirage: stopped at step 2; go on with --ckpt_path last." in said
     assert not (root / "results.json").exists() and kept(root) == ANSWER
     assert run(arguments("fit", root, *IN_MID_EPOCH, "--ckpt_path=last")) == 0
