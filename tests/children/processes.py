@@ -52,14 +52,14 @@ def run_children(
 def run_command(
     *arguments: str, code: str = MIRAGE, cwd: Path | None = None, ranks: int = 1, **environment: str
 ) -> CompletedProcess[str]:
-    """How `python -c CODE ARGUMENTS` ended, by default `mirage ARGUMENTS`, and what it (the first rank) printed."""
+    """How `python -c CODE ARGUMENTS` ended, by default `mirage ARGUMENTS`, and what its ranks printed."""
     settings = {"code": code, "arguments": arguments, "cwd": cwd or Path.cwd(), "given": {**os.environ, **environment}}
     with tempfile.TemporaryDirectory() as folder:
         ended = run_children(command, Path(folder), ranks, **settings)
         codes = [ended] if ranks == 1 else ended
         failed = max(range(ranks), key=lambda rank: codes[rank] != 0)
-        out = (Path(folder) / "stdout-0").read_text()
-        return CompletedProcess(arguments, codes[failed], out, said(Path(folder), failed))
+        printed = (Path(folder) / "stdout").read_text()
+        return CompletedProcess(arguments, codes[failed], printed, said(Path(folder), failed))
 
 
 def command(
@@ -75,7 +75,7 @@ def command(
     os.environ.clear()
     os.environ |= given
     begin(folder, rank, port)
-    os.dup2(os.open(folder / f"stdout-{rank or 0}", os.O_CREAT | os.O_WRONLY), 1)
+    os.dup2(os.open(folder / "stdout", os.O_CREAT | os.O_WRONLY | os.O_APPEND), 1)
     sys.stdout = os.fdopen(1, "w")
     os.chdir(cwd)
     sys.argv = ["-c", *arguments]
