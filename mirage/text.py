@@ -77,12 +77,7 @@ def has_words(text: str) -> bool:
 
 def normalized(text: str) -> str:
     """`text` in one spelling: NFKC, straight quotes, lower case, one space between words, one line a paragraph."""
-    if text.isascii():  # as below, several times as fast
-        folded = text.replace("`", "'").replace("*", "").replace("#", "").lower()
-    else:
-        folded = unicodedata.normalize("NFKC", text.translate(_FOLDED)).translate(_FOLDED).lower()
-    if "\n" not in folded:
-        return " ".join(folded.split())
+    folded = unicodedata.normalize("NFKC", text.translate(_FOLDED)).translate(_FOLDED).lower()
     return "\n".join(" ".join(paragraph.split()) for paragraph in _PARAGRAPH.split(folded.strip()))
 
 
