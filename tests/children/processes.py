@@ -16,10 +16,7 @@ from unittest import mock
 SECONDS = 240  # after which a child hangs
 PATHS = [str(folder) for folder in Path(__file__).parents[1:3]]
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(
-    ["children.tiny_training", "children.mini_training", "children.sharded_training", "mirage.training",
-     "mirage.rewriting.frames", "sklearn.linear_model", "sklearn.feature_extraction.text", "sklearn.model_selection"]
-)  # fmt: skip
+CONTEXT.set_forkserver_preload(["children.preloaded"])
 MIRAGE = "import sys; from mirage.cli import main; sys.exit(main())"
 
 
