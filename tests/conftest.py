@@ -18,6 +18,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads on busy cores are s
 gc.disable()  # as in `mirage.cli`: what modules consist of stays, and looking through it takes seconds
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest test comes first, so that no worker waits for it at the end."""
+    items.sort(key=lambda item: item.path.name != "test_tutorial.py")
+
+
 def pytest_collection_finish() -> None:
     """All modules are imported."""
     gc.freeze()
