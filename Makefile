@@ -7,7 +7,7 @@ METHODS := mixed_sft posthoc_sft npo rmu
 BROWSER ?= chromium
 WORKERS ?= 2
 # threads of small models mostly wait for each other, so every test process has one
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal
 SEED ?= 0
 SHAPE ?= small
 RUNS := runs/table/seed$(SEED)

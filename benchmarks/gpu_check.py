@@ -121,7 +121,7 @@ class Case(NamedTuple):
 
 
 def cases(shape: Shape) -> list[Case]:
-    """Every method. RMU trains three matrices; the others adapters, and some of them everything where memory allows."""
+    """Every method, full and LoRA. RMU trains three matrices; the others all, where memory allows, or adapters."""
     layers = list(range(shape.rmu_layer + 1))
 
     def rmu(pretrained: str, lora: LoraSettings | None = None, **kwargs: Any) -> RMU:
@@ -130,7 +130,7 @@ def cases(shape: Shape) -> list[Case]:
     forms: list[tuple[str, str, Callable[..., AlignmentModule]]] = [
         ("RMU", "full", rmu), ("RMU", "lora", rmu), ("NPO", "lora", NPO), ("MixedSFT", "lora", MixedSFT),
         ("PosthocSFT", "lora", PosthocSFT), ("UnsafeFilter", "lora", UnsafeFilter), ("MixedSFT", "full", MixedSFT),
-        ("NPO", "full", NPO),
+        ("NPO", "full", NPO), ("PosthocSFT", "full", PosthocSFT), ("UnsafeFilter", "full", UnsafeFilter),
     ]  # fmt: skip
     return [Case(*form) for form in forms]
 

@@ -261,7 +261,8 @@ def answer(given: Context, pipe: Any) -> None:
 def measure(case: str, lora: bool, shape: str, device: str, rounds: int) -> None:
     """Prints the case: one line for the published step, one for each of this project's."""
     sides = ["published", "mirage", *(["mirage, no cache"] if case.startswith("rmu") else [])]
-    context, pipes, children = get_context("spawn"), {}, []
+    context, pipes, children = get_context("forkserver"), {}, []
+    context.set_forkserver_preload(["mirage.methods.rmu", "mirage.methods.npo", "transformers.trainer"])
     for side in sides:
         pipes[side], theirs = context.Pipe()
         children.append(context.Process(target=serve, args=(Job(side, case, lora, shape, device), theirs)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import signal
@@ -13,6 +14,19 @@ from local_server import Answer, LocalServer, Serve
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported anywhere
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads on busy cores are several times slower
+
+gc.disable()  # as in `mirage.cli`: what modules consist of stays, and looking through it takes seconds
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest test comes first, so that no worker waits for it at the end."""
+    items.sort(key=lambda item: item.path.name != "test_tutorial.py")
+
+
+def pytest_collection_finish() -> None:
+    """All modules are imported."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from builders import build_refusal_classifier
+from children.processes import run_command
 from PIL import Image
 from torch import Tensor
 
@@ -34,21 +35,15 @@ SMALL = (
 CALLBACK = "--trainer.callbacks=OneWordAttack --trainer.callbacks.eval_set=unsafe"
 
 
-def small_fit(config: str, root: Path, *extra: str, samples: int = 7, steps: int = 3) -> list[str]:
+def small_fit(config: str, root: Path, *extra: str, steps: int = 3) -> list[str]:
     """Arguments of a fit on mini that takes seconds."""
-    arguments = ["fit", "--config", config, *SMALL, f"--data.source.init_args.num_eval={samples}"]
+    arguments = ["fit", "--config", config, *SMALL, "--data.source.init_args.num_eval=7"]
     arguments += ["--trainer.max_epochs=1", f"--trainer.limit_train_batches={steps}"]
     return with_shipped_configs([*arguments, f"--trainer.default_root_dir={root}", *extra])
 
 
 def results_of(root: Path) -> dict[str, Any]:
     return dict(json.loads((root / "results.json").read_text()))
-
-
-def mirage(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """A child process, as from a shell."""
-    command = [sys.executable, "-m", "mirage.cli", *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240, check=False)
 
 
 def test_help_is_light() -> None:
@@ -172,19 +167,19 @@ def test_one_batch_is_fitted_again_and_again_in_bfloat16(tmp_path: Path, monkeyp
 
 @pytest.mark.slow
 def test_two_processes_count_and_train_as_one(tmp_path: Path) -> None:
-    """n = 7 is odd and n = 1 less than the ranks; batch 2 on two ranks is batch 4 on one."""
-    for config, samples in (("npo.yaml", 7), ("npo.yaml", 1), ("npo_crossed.yaml", 7)):
-        one, two = tmp_path / f"one.{config}{samples}", tmp_path / f"two.{config}{samples}"
+    """n = 7 is odd; batch 2 on two ranks is batch 4 on one."""
+    for config in ("npo.yaml", "npo_crossed.yaml"):
+        one, two = tmp_path / f"one.{config}", tmp_path / f"two.{config}"
         steps = ["--trainer.log_every_n_steps=1", "--trainer.accelerator=cpu"]
-        assert run(small_fit(config, one, *steps, samples=samples)) == 0
+        assert run(small_fit(config, one, *steps)) == 0
         ddp = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=2"]
-        done = mirage(*small_fit(config, two, *steps, *ddp, samples=samples), cwd=tmp_path)
+        done = run_command(*small_fit(config, two, *steps, *ddp), ranks=2)
         assert done.returncode == 0, done.stderr[-3000:]
         first, second = results_of(one), results_of(two)
         assert second["world_size"] == 2
         for side in ("unsafe", "benign"):
             assert first["start"][side] == second["start"][side]
-            assert first[side]["before"]["n"] == second[side]["before"]["n"] == samples
+            assert first[side]["before"]["n"] == second[side]["before"]["n"] == 7
             assert first[side]["before"] == second[side]["before"] and first[side]["after"] == second[side]["after"]
         assert first["utility"]["mini"]["score"] == second["utility"]["mini"]["score"]
         ours, theirs = losses_in(one), losses_in(two)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 import pickle
-import subprocess
-import sys
 import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from children.processes import run_command
 
 from mirage.cli import configs_folder, main
 from mirage.commands.filter import filter_data
@@ -263,8 +262,7 @@ KILLED = """
 
 
 def test_a_killed_filter_goes_on_where_it_was(tmp_path: Path) -> None:
-    tests = str(Path(__file__).parent)
-    killed = subprocess.run([sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path)], cwd=tests)
+    killed = run_command(str(tmp_path), code=textwrap.dedent(KILLED))
     assert killed.returncode == -9 and not (tmp_path / "dropped.jsonl").exists()
     judge = Truth()
     filter_data(dirty(), tmp_path, judge)

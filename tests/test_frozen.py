@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import errno
 import logging
-import multiprocessing
 import os
-import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import torch
 import yaml
 from builders import counted_calls, method_of
 from children import rmu_training
+from children.processes import run_children, said
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -31,7 +31,6 @@ from mirage.models.lora import LoraSettings
 from mirage.schema import Example
 
 CACHE = ".activation_cache"
-TESTS = Path(__file__).parent
 
 
 def files_in(folder: Path) -> dict[str, bytes]:
@@ -70,38 +69,20 @@ def test_losses_are_the_same_with_the_cache(layout: str, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_two_ranks_share_a_cache_and_one_may_be_killed_while_it_writes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), str(TESTS.parent)]))
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["children.rmu_training"])
-
-    def train(folder: Path, faults: tuple[str, str] = ("", ""), **given: Any) -> list[int | None]:
-        with socket.socket() as sample:
-            sample.bind(("127.0.0.1", 0))
-            port = sample.getsockname()[1]
-        ranks = [
-            context.Process(target=rmu_training.rank, args=(k, port, folder, faults[k]), kwargs=given) for k in (0, 1)
-        ]
-        for process in ranks:
-            process.start()
-        for process in ranks:
-            process.join(120)
-        assert not any(process.is_alive() for process in ranks)
-        return [process.exitcode for process in ranks]
+def test_two_ranks_share_a_cache_and_one_may_be_killed_while_it_writes(tmp_path: Path) -> None:
+    train = partial(run_children, rmu_training.rank, ranks=2)
 
     def losses(folder: Path) -> list[float]:
         values: list[list[float]] = [torch.load(folder / f"losses-{k}.pt", weights_only=True) for k in (0, 1)]
         return [*values[0], *values[1]]
 
     assert train(tmp_path / "without", cache=False) == [0, 0]
-    killed = train(tmp_path / "killed", ("", "write.after_fsync:.safetensors@3"))
+    killed = train(tmp_path / "killed", of_rank={1: {"fault": "write.after_fsync:.safetensors@3"}})
     assert killed[1] == -9 and killed[0] != 0
     left = files_in(tmp_path / CACHE)
     assert any(name.endswith(".partial") for name in left)
     for name in ("filled", "read"):
-        assert train(tmp_path / name) == [0, 0], (tmp_path / name / "stderr-0").read_text()
+        assert train(tmp_path / name) == [0, 0], said(tmp_path / name)
         assert losses(tmp_path / name) == pytest.approx(losses(tmp_path / "without"), abs=1e-5)
         assert len(files_in(tmp_path / CACHE)) == 14 + 9
         assert all(load_file(path) for path in (tmp_path / CACHE).iterdir())

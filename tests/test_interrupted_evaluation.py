@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from children.processes import run_command
 from safetensors.torch import load_file, save_file
 
 from mirage.cli import with_shipped_configs
@@ -57,10 +55,7 @@ def attack(eval_set: str, word: str, shots: int, judge: str = "Exact", tokens: i
 def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a validation that was killed in the middle of the unsafe samples, half a line behind it."""
     root = tmp_path_factory.mktemp("killed") / "run"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", KILLED, *validation(root)]
-    done = subprocess.run(command, env=environment, capture_output=True, timeout=240, check=False)
-    assert done.returncode == -signal.SIGKILL
+    assert run_command(*validation(root), code=KILLED).returncode == -signal.SIGKILL
     (log,) = (root / "validate" / "records").glob(".*.jsonl")
     assert len(log.read_text().splitlines()) == 1 + KILLED_AFTER
     assert not (root / "validate" / "results.json").exists()

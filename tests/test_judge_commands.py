@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from builders import build_refusal_classifier, record_of
+from children.processes import run_command
 
 from mirage.audit.counts import audit_pairs
 from mirage.cli import main
@@ -197,15 +197,14 @@ def test_a_classifier_judges_a_run_by_name(run: Path, tmp_path: Path, capsys: py
 
 
 def test_killed_between_two_files_the_same_command_goes_on(run: Path) -> None:
-    command = [sys.executable, "-m", "mirage.cli", "judge", str(run), "--judge", "Keyword"]
-    armed = {**os.environ, "MIRAGE_FAULT": "write.before_first_byte:results.json"}
     before = files(run)
-    assert subprocess.run(command, env=armed, capture_output=True).returncode == -9
+    command = ("judge", str(run), "--judge", "Keyword")
+    assert run_command(*command, MIRAGE_FAULT="write.before_first_byte:results.json").returncode == -9
     assert files(run)["results.json"] == before["results.json"]
     assert files(run)["records/unsafe.jsonl"] != before["records/unsafe.jsonl"]
     with pytest.raises(ValueError, match="fingerprint"):
         load_run(run)
-    assert main(["judge", str(run), "--judge", "Keyword"]) == 0
+    assert main(command) == 0
     assert load_run(run).results["unsafe"]["judge"] == "keyword(default)"
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mirage.evaluation.judge.base import Answered
 from mirage.evaluation.judge.exact import Exact
-from mirage.evaluation.judge.keyword import PATTERNS, PUBLISHED, SIGNS, Keyword, is_refusal
+from mirage.evaluation.judge.keyword import PATTERNS, PUBLISHED, SIGNS, Keyword, Preset, are_refusals, is_refusal
 from mirage.schema import EvalSample, Verdict
 
 
@@ -77,6 +77,14 @@ def test_spelling_does_not_hide_a_refusal() -> None:
         "I can\u200bnot help with that.",
     ):
         assert is_refusal(disguised), disguised
+
+
+@pytest.mark.parametrize("preset", ["default", "published"])
+def test_many_texts_are_read_as_each_alone(preset: Preset) -> None:
+    answers = [answer for file in ("refusals", "refusals_by_kind") for _, answer in answers_in(f"{file}.jsonl")]
+    answers += [answer.replace(" ", " \n").upper() for answer in answers]
+    answers += [f"{answer[:9]}{mark}{answer[9:]}" for mark in "*#\x1f\u200b" for answer in answers]
+    assert are_refusals(answers, preset) == [is_refusal(answer, preset) for answer in answers]
 
 
 def test_position_decides_a_refusal_opens_the_answer() -> None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
-import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from children.processes import run_command
 from local_server import Body, Reply, Serve, asked, completion
 
 from mirage.cli import main
@@ -330,7 +329,7 @@ KILLED = """
 def test_a_killed_preparation_goes_on_and_other_settings_reuse_nothing(tmp_path: Path) -> None:
     root, out = vlguard(tmp_path / "data"), tmp_path / "out"
     settings = ("--batch_size", "4")
-    killed = subprocess.run([sys.executable, "-c", textwrap.dedent(KILLED), "10", *command(root, out, *settings)])
+    killed = run_command("10", *command(root, out, *settings), code=textwrap.dedent(KILLED))
     assert killed.returncode == -9
     assert not (out / "harmful_answers.jsonl").exists()
     (log,) = (out / ".answers").iterdir()

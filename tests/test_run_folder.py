@@ -7,12 +7,11 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from children.processes import run_command
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_cli import results_of, small_fit
 
@@ -115,7 +114,7 @@ os.kill(os.getpid(), 9)
 def test_a_stale_lock_is_taken_over_and_one_in_use_is_not(tmp_path: Path) -> None:
     """On this host at once; of another host, whose processes are not seen, when it is not renewed for the lease."""
     lease_s, lock = 1.5, tmp_path / ".lock"
-    killed = subprocess.run([sys.executable, "-c", HELD, str(tmp_path), str(lease_s)], timeout=120, check=False)
+    killed = run_command(str(tmp_path), str(lease_s), code=HELD)
     assert killed.returncode == -signal.SIGKILL
     left = lock.read_text()
     begun = time.monotonic()
@@ -155,7 +154,7 @@ AnswerLog.add = kill
 from mirage.training import run
 run(sys.argv[1:])
 """
-    killed = subprocess.run([sys.executable, "-c", code, *fit], timeout=240, capture_output=True, check=False)
+    killed = run_command(*fit, code=code)
     assert killed.returncode == -signal.SIGKILL and not (root / "checkpoints").exists()
     assert run(fit) == 0
     printed = capsys.readouterr().out

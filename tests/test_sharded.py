@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import pickle
 import shutil
-import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ import torch
 import xxhash
 import yaml
 from children import sharded_training
+from children.processes import run_children
 
 from mirage.checkpoint.io import CheckpointError, CheckpointNotFoundError, read_checkpoint, resolve_checkpoint
 from mirage.checkpoint.sharded import Reader
@@ -25,47 +24,14 @@ from mirage.models.load import load_model
 
 pytestmark = pytest.mark.slow
 
-TESTS = Path(__file__).parent
 Fits = Sequence[dict[str, Any]]
 
 
-class Ranks:
-    """Child processes, one a rank, with everything imported already."""
-
-    def __init__(self) -> None:
-        self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["children.sharded_training"])
-
-    def __call__(self, folder: Path, ranks: int, fits: Fits, faults: dict[int, str] | None = None) -> list[int]:
-        """Runs fits one after the other, and returns how each rank ended."""
-        port = free_port()
-        given = [(folder, rank, ranks, port, fits, (faults or {}).get(rank, "")) for rank in range(ranks)]
-        return self.ended(folder, sharded_training.run, given)
-
-    def ended(self, folder: Path, work: Callable[..., None], given: Sequence[tuple[Any, ...]]) -> list[int]:
-        children = [self.context.Process(target=work, args=one) for one in given]
-        for child in children:
-            child.start()
-        for child in children:
-            child.join(240)
-        hung = [child for child in children if child.is_alive()]
-        for child in hung:
-            child.kill()
-        assert not hung, f"ranks wait for each other: {said(folder)[-2000:]}"
-        return [int(child.exitcode or 0) for child in children]
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
-@pytest.fixture(scope="module")
-def train() -> Iterator[Ranks]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")]))
-        yield Ranks()
+def train(folder: Path, ranks: int, fits: Fits, faults: dict[int, str] | None = None) -> list[int]:
+    """Runs fits one after the other, and returns how each rank ended."""
+    of_rank = {rank: {"fault": fault} for rank, fault in (faults or {}).items()}
+    codes = run_children(sharded_training.run, folder, ranks, of_rank, fits=fits)
+    return codes if ranks > 1 else [codes]
 
 
 def said(folder: Path) -> str:
@@ -97,7 +63,7 @@ TEXTS: Fits = [
 
 
 @pytest.mark.parametrize("strategy", ["ModelParallelStrategy", "ddp"])
-def test_two_ranks_train_and_answer_as_one_process(strategy: str, train: Ranks, tmp_path: Path) -> None:
+def test_two_ranks_train_and_answer_as_one_process(strategy: str, tmp_path: Path) -> None:
     fits = TEXTS if strategy == "ddp" else [*METHODS, *({**fit, "name": f"text {fit['name']}"} for fit in TEXTS)]
     assert train(tmp_path / "one", 1, [{**fit, "strategy": "auto"} for fit in fits]) == [0], said(tmp_path / "one")
     assert train(tmp_path / "two", 2, [{**fit, "strategy": strategy} for fit in fits]) == [0, 0], said(tmp_path / "two")
@@ -110,15 +76,14 @@ def test_two_ranks_train_and_answer_as_one_process(strategy: str, train: Ranks, 
 
 @pytest.mark.parametrize("kind", ["qwen2_5_vl", "llava_next"])
 def test_a_rank_without_questions_helps_the_other_to_answer(
-    kind: str, train: Ranks, checkpoints: Callable[[str], Path], tmp_path: Path
+    kind: str, checkpoints: Callable[[str], Path], tmp_path: Path
 ) -> None:
     """Qwen2.5-VL answers by its own `generate`, which calls the vision tower outside of any forward pass."""
-    port = free_port()
-    given = [(str(checkpoints(kind)), tmp_path, rank, port) for rank in range(2)]
-    assert train.ended(tmp_path, sharded_training.answer, given) == [0, 0], said(tmp_path)
+    ended = run_children(sharded_training.answer, tmp_path, ranks=2, checkpoint=str(checkpoints(kind)))
+    assert ended == [0, 0], said(tmp_path)
 
 
-def test_a_rank_that_fails_in_an_evaluation_ends_all(train: Ranks, tmp_path: Path) -> None:
+def test_a_rank_that_fails_in_an_evaluation_ends_all(tmp_path: Path) -> None:
     """The others are still answering, and need it for that."""
     assert train(tmp_path, 2, [{"name": "fails", "asks": 5, "judge": "Failing"}]) == [1, 1]
     assert "Evaluation failed. rank 1:" in (tmp_path / "stderr-0").read_text()
@@ -129,7 +94,7 @@ SAVED = {"name": "run", **STEERED, "steps": 4, "saves": True}
 
 
 @pytest.fixture(scope="module")
-def straight(train: Ranks, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on two ranks that nothing interrupts."""
     folder = tmp_path_factory.mktemp("straight")
     assert train(folder, 2, [SAVED]) == [0, 0], said(folder)
@@ -147,7 +112,7 @@ def straight(train: Ranks, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ids=["a rank is killed", "the first rank is killed", "a rank's disk is full", "the first rank's disk is full"],
 )
 def test_struck_inside_a_save_a_run_resumes_to_the_same_bits(
-    faults: dict[int, str], codes: list[int], train: Ranks, straight: Path, tmp_path: Path
+    faults: dict[int, str], codes: list[int], straight: Path, tmp_path: Path
 ) -> None:
     assert train(tmp_path, 2, [SAVED], faults) == codes
     folder = tmp_path / "run/checkpoints"

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from builders import results_of
+from children.processes import run_command
 
 from mirage.checkpoint.io import read_checkpoint, resolve_checkpoint
 from mirage.cli import with_shipped_configs
@@ -35,12 +36,18 @@ def arguments(command: str, root: Path, *extra: str) -> list[str]:
     return with_shipped_configs([command, "--config", "rmu.yaml", *settings, *quiet, *extra])
 
 
-def signalled(sent: str, given: list[str], folder: Path) -> tuple[int, str]:
-    """Exit status and standard error of a run that is signalled as `stopped_cli.py` says; it ends within 10 s of that."""
-    environment = {**os.environ, "SIGNAL": sent, "SIGNALLED": str(folder / "signalled")}
-    environment["PYTHONPATH"] = os.pathsep.join([str(CHILD.parents[2]), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, str(CHILD), *given]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+def signalled(sent: str, given: list[str], folder: Path, ranks: int = 1) -> tuple[int, str]:
+    """Exit status and standard error of a run that is signalled as `stopped_cli.py` says; it ends within 10 s of that.
+
+    Of several ranks, the first one begins the others if `ranks` is 0.
+    """
+    environment = {"SIGNAL": sent, "SIGNALLED": str(folder / "signalled")}
+    if ranks:
+        done = run_command(*given, code=CHILD.read_text(), ranks=ranks, **environment)
+    else:
+        environment["PYTHONPATH"] = os.pathsep.join([str(CHILD.parents[2]), os.environ.get("PYTHONPATH", "")])
+        command, environment = [sys.executable, str(CHILD), *given], os.environ | environment
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
     sent_at, ended_at = map(float, (folder / "signalled").read_text().split())
     assert ended_at - sent_at < 10, done.stderr[-3000:]
     assert "Traceback" not in done.stderr
@@ -97,15 +104,13 @@ def test_a_fit_that_is_stopped_says_where_and_goes_on_to_the_same_end(
 
 def test_a_signal_to_one_of_two_ranks_ends_both_evaluations(tmp_path: Path) -> None:
     root = tmp_path / "run"
-    code, said = signalled(f"SIGTERM:answer:{ANSWER}:1", arguments("fit", root, *TWO_RANKS), tmp_path)
+    code, said = signalled(f"SIGTERM:answer:{ANSWER}:1", arguments("fit", root, *TWO_RANKS), tmp_path, ranks=0)
     assert code == 143
     assert said.count("mirage: stopped at step 0; go on with --ckpt_path last.") == said.count("mirage:") == 1
     assert ANSWER < kept(root) < 4 * SAMPLES  # rank 0 has some, too
     again = arguments("fit", root, *TWO_RANKS, "--ckpt_path=last", "--trainer.enable_progress_bar=true")
-    done = subprocess.run(
-        [sys.executable, "-m", "mirage.cli", *again, "--trainer.max_epochs=2"], capture_output=True, text=True, timeout=240,
-        check=False, env={**os.environ, "COLUMNS": "80", "FORCE_COLOR": "1", "TERM": "xterm"},
-    )  # fmt: skip
+    terminal = {"COLUMNS": "80", "FORCE_COLOR": "1", "TERM": "xterm"}
+    done = run_command(*again, "--trainer.max_epochs=2", ranks=2, **terminal)
     assert done.returncode == 0, done.stderr[-3000:]
     assert f"{ANSWER} of {2 * SAMPLES} answers are kept" in done.stdout
     assert measured(root)["step"] == 2 * STEPS and "sync_dist" not in done.stderr
@@ -118,14 +123,14 @@ def test_a_validation_that_is_stopped_goes_on_by_the_same_command(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     root = tmp_path / "run"
-    code, said = signalled(f"SIGINT:answer:{ANSWER // 2}:0", arguments("validate", root, *TWO_RANKS), tmp_path)
+    code, said = signalled(f"SIGINT:answer:{ANSWER // 2}:0", arguments("validate", root, *TWO_RANKS), tmp_path, ranks=2)
     assert code == 130
     assert said.count("mirage: stopped; the same command goes on with the answers that are kept.") == 1
     assert ANSWER // 2 < kept(root / "validate") < 4 * SAMPLES
 
 
 def test_ctrl_c_while_modules_are_imported_leaves_no_traceback(tmp_path: Path) -> None:
-    assert signalled("SIGINT:import:1:0", ["fit"], tmp_path) == (130, "mirage: stopped.\n")
+    assert signalled("SIGINT:import:1:0", ["fit"], tmp_path, ranks=0) == (130, "mirage: stopped.\n")
 
 
 IN_MID_EPOCH = ("--trainer.max_steps=2", "--trainer.max_epochs=-1")
@@ -146,7 +151,8 @@ def test_a_fit_that_is_stopped_in_the_evaluation_at_its_end_is_measured_when_it_
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     root, whole = tmp_path / "run", tmp_path / "whole"
-    code, said = signalled(f"SIGTERM:answer:{7 * SAMPLES + ANSWER}:0", arguments("fit", root, *IN_MID_EPOCH), tmp_path)
+    sent = f"SIGTERM:answer:{7 * SAMPLES + ANSWER}:0"
+    code, said = signalled(sent, arguments("fit", root, *IN_MID_EPOCH), tmp_path)
     assert code == 143 and "mirage: stopped at step 2; go on with --ckpt_path last." in said
     assert not (root / "results.json").exists() and kept(root) == ANSWER
     assert run(arguments("fit", root, *IN_MID_EPOCH, "--ckpt_path=last")) == 0

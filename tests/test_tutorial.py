@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import doctest
-import os
 import re
+import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from children.processes import run_command
 
 REPOSITORY = Path(__file__).parent.parent
 BLOCK = re.compile(r'^```(\w+)(?: title="([\w.]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
@@ -18,12 +18,6 @@ FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 @pytest.mark.slow
 def test_every_block_of_the_tutorial_does_what_the_page_says(tmp_path: Path) -> None:
-    bin = tmp_path / "bin"
-    bin.mkdir()
-    for name, command in {"python": "", "mirage": " -m mirage"}.items():
-        (bin / name).write_text(f'#!/bin/sh\nexec "{sys.executable}"{command} "$@"\n')
-        (bin / name).chmod(0o755)
-    paths = {"PATH": f"{bin}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(REPOSITORY), "COLUMNS": "80"}
     folder = tmp_path / "work"
     folder.mkdir()
     blocks = BLOCK.findall((REPOSITORY / "docs" / "tutorial.md").read_text())
@@ -33,10 +27,13 @@ def test_every_block_of_the_tutorial_does_what_the_page_says(tmp_path: Path) -> 
             (folder / title).write_text(text)
             continue
         for command, expected in re.findall(r"^\$ (.*\n)((?:(?!\$ ).*\n)*)", text, re.MULTILINE):
-            done = subprocess.run(
-                ["sh", "-c", command], cwd=folder, env=os.environ | paths, capture_output=True, text=True, check=False,
-                timeout=280,
-            )  # fmt: skip
+            program, *arguments = shlex.split(command)
+            if program == "mirage":
+                done = run_command(*arguments, cwd=folder, COLUMNS="80")
+            elif program == "python":
+                done = run_command(*arguments[1:], code=(folder / arguments[0]).read_text(), cwd=folder)
+            else:
+                done = subprocess.run([program, *arguments], cwd=folder, capture_output=True, text=True, check=False)
             assert done.returncode == 0, done.stderr[-3000:]
             if expected:
                 agrees = doctest.OutputChecker().check_output(expected, done.stdout, FLAGS)

@@ -46,6 +46,5 @@ def test_the_wheel_trains_evaluates_and_reports_without_the_repository(tmp_path:
         "--trainer.check_val_every_n_epoch=1",
     ]
     mirage("fit", "--config", "rmu.yaml", *small, "--trainer.limit_train_batches=2", "--trainer.max_epochs=1")
-    mirage("validate", "--config", "rmu.yaml", *small, "--ckpt_path", "last")
     mirage("report", "runs/rmu", "--out", "report")
     assert "<html" in (folder / "report" / "report.html").read_text()

@@ -104,7 +104,7 @@ class Sample:
             self.seen[each.unsafe] += 1
             if len(kept) < self._limit:
                 kept.append(each)
-            elif (place := self._random.randrange(self.seen[each.unsafe])) < self._limit:
+            elif (place := int(self._random.random() * self.seen[each.unsafe])) < self._limit:
                 kept[place] = each
             yield each
 
@@ -126,6 +126,7 @@ def cues(question: str) -> dict[str, str]:
     }
 
 
+@lru_cache(1 << 15)
 def clause_type(question: str) -> str:
     """`question`, `request` (so is "can you describe it?") or `statement`."""
     question = without_list_mark(question)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import posixpath
 from argparse import RawDescriptionHelpFormatter
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache
 from importlib.resources import files
-from pathlib import Path, PurePosixPath
+from itertools import islice
+from pathlib import Path
 from typing import Literal
 
 from jsonargparse import DefaultHelpFormatter
@@ -20,7 +21,7 @@ from mirage.commands.arguments import Parser, instantiated
 from mirage.commands.outputs import check_folder
 from mirage.data.base import Source
 from mirage.errors import DataError
-from mirage.evaluation.judge.keyword import Preset, is_refusal
+from mirage.evaluation.judge.keyword import Preset, are_refusals
 from mirage.json_file import records
 from mirage.shapes import AnyText, Shape, checked
 
@@ -130,8 +131,7 @@ def run(arguments: Sequence[str]) -> None:
         asked = of_source(given.data, given.retain, given.answers, by_answers, skipped)
         name = " and ".join(dict.fromkeys(source.name for source in (given.data, given.retain) if source is not None))
     if by_answers:
-        refuses = lru_cache(1 << 16)(is_refusal)  # the same few refusals come again and again
-        labelled = (each._replace(unsafe=refuses(answer, given.preset)) for each, answer in asked)
+        labelled = by_answers_of(asked, given.preset)
         data = f"{name}, refused if the answer refuses by keyword({given.preset})"
     else:
         labelled = (each for each, _ in asked)
@@ -187,11 +187,18 @@ def of_source(
             continue
         for example in owner.unsafe(answers) if unsafe else owner.retain():
             name = example.image.name if example.image is not None else ""
-            asked = Asked(example.prompt, unsafe, name or example.id, _folder(name))
-            yield asked, example.answer
-            yield from ((asked._replace(question=question), answer) for question, answer in example.later_turns)
+            picture, folder = name or example.id, _folder(name)
+            for question, answer in ((example.prompt, example.answer), *example.later_turns):
+                yield Asked(question, unsafe, picture, folder), answer
     for each in dict.fromkeys((source, benign)):
         skipped += _skipped_by(each)
+
+
+def by_answers_of(asked: Iterator[tuple[Asked, str]], preset: Preset) -> Iterator[Asked]:
+    """The questions, unsafe where their answer refuses."""
+    while some := list(islice(asked, 10_000)):
+        refused = are_refusals([answer for _, answer in some], preset)
+        yield from (Asked(each.question, unsafe, *each[2:]) for (each, _), unsafe in zip(some, refused, strict=True))
 
 
 def of_file(path: Path, every_question: bool, skipped: list[str]) -> Iterator[tuple[Asked, str]]:
@@ -228,7 +235,7 @@ def of_file(path: Path, every_question: bool, skipped: list[str]) -> Iterator[tu
 
 
 def _folder(image: str) -> str:
-    return str(PurePosixPath(image).parent) if image else "no picture"
+    return posixpath.dirname(image) or "." if image else "no picture"
 
 
 def _skipped_by(source: Source) -> Iterable[str]:

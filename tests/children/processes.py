@@ -1,4 +1,4 @@
-"""Python functions run in child processes that may be killed, one or one a rank, without importing torch each time."""
+"""Functions and commands in child processes that may be killed, one or one a rank, without importing torch anew."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ import multiprocessing
 import os
 import socket
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 from unittest import mock
 
-SECONDS = 60  # after which a child hangs
+SECONDS = 240  # after which a child hangs
 PATHS = [str(folder) for folder in Path(__file__).parents[1:3]]
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["children.tiny_training", "children.mini_training"])
+CONTEXT.set_forkserver_preload(["children.preloaded"])
+MIRAGE = "import sys; from mirage.cli import main; sys.exit(main())"
 
 
 def run_children(
@@ -41,6 +44,39 @@ def run_children(
     assert not hung, f"no end after {SECONDS} s: {said(folder)[-3000:]}"
     codes = [child.exitcode for child in children]
     return codes[0] if ranks == 1 else codes
+
+
+def run_command(
+    *arguments: str, code: str = MIRAGE, cwd: Path | None = None, ranks: int = 1, **environment: str
+) -> CompletedProcess[str]:
+    """How `python -c CODE ARGUMENTS` ended, by default `mirage ARGUMENTS`, and what its ranks printed."""
+    settings = {"code": code, "arguments": arguments, "cwd": cwd or Path.cwd(), "given": {**os.environ, **environment}}
+    with tempfile.TemporaryDirectory() as folder:
+        ended = run_children(command, Path(folder), ranks, **settings)
+        codes = [ended] if ranks == 1 else ended
+        failed = max(range(ranks), key=lambda rank: codes[rank] != 0)
+        printed = (Path(folder) / "stdout").read_text()
+        return CompletedProcess(arguments, codes[failed], printed, said(Path(folder), failed))
+
+
+def command(
+    folder: Path,
+    code: str,
+    arguments: tuple[str, ...],
+    cwd: Path,
+    given: dict[str, str],
+    rank: int | None = None,
+    port: int = 0,
+) -> None:
+    """In the child: runs `code` as the main program."""
+    os.environ.clear()
+    os.environ |= given
+    begin(folder, rank, port)
+    os.dup2(os.open(folder / "stdout", os.O_CREAT | os.O_WRONLY | os.O_APPEND), 1)
+    sys.stdout = os.fdopen(1, "w")
+    os.chdir(cwd)
+    sys.argv = ["-c", *arguments]
+    exec(compile(code, "<command>", "exec"), {"__name__": "__main__"})
 
 
 def begin(folder: Path, rank: int | None, port: int) -> None:

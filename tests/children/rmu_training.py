@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from children.processes import begin
 from mirage.data.crossing import Crossing
 from mirage.data.module import AlignmentData
 from mirage.data.sources.mini import Mini
@@ -55,12 +55,10 @@ def train(
     return method, losses.values
 
 
-def rank(number: int, port: int, folder: Path, fault: str = "", **given: Any) -> None:
-    """One of two ranks; its losses go to `folder/losses-NUMBER.pt`."""
-    os.environ |= {"LOCAL_RANK": str(number), "NODE_RANK": "0", "WORLD_SIZE": "2", "MIRAGE_FAULT": fault}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    folder.mkdir(parents=True, exist_ok=True)
-    sys.stderr = (folder / f"stderr-{number}").open("w", buffering=1)
+def rank(folder: Path, rank: int, port: int, fault: str = "", **given: Any) -> None:
+    """One of two ranks; its losses go to `folder/losses-RANK.pt`."""
+    begin(folder, rank, port)
+    os.environ["MIRAGE_FAULT"] = fault
     torch.set_num_threads(1)
     _, values = train(folder, devices=2, **given)
-    torch.save(values, folder / f"losses-{number}.pt")
+    torch.save(values, folder / f"losses-{rank}.pt")

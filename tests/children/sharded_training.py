@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from children.processes import begin
 from mirage.checkpoint.callback import AtomicCheckpoint
 from mirage.checkpoint.io import AtomicCheckpointIO, resolve_checkpoint
 from mirage.checkpoint.resume import ResumeCheck, RNGState
@@ -63,16 +63,13 @@ class Losses(Callback):
         self.of_step.append((float(logged["train/loss"]), float(logged["train/grad_norm"])))
 
 
-def run(folder: Path, rank: int, ranks: int, port: int, fits: Sequence[dict[str, Any]], fault: str = "") -> None:
+def run(folder: Path, fits: Sequence[dict[str, Any]], fault: str = "", rank: int | None = None, port: int = 0) -> None:
     """Each of `fits` in turn, in `folder/NAME`; what rank 0 saw of it goes to `folder/NAME/seen.json`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    os.dup2(os.open(folder / f"stderr-{rank}", os.O_CREAT | os.O_WRONLY | os.O_TRUNC), 2)
-    sys.stderr = os.fdopen(2, "w", buffering=1)
-    os.environ |= {"MIRAGE_FAULT": fault, "LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": str(ranks)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    begin(folder, rank, port)
+    os.environ["MIRAGE_FAULT"] = fault
     torch.set_num_threads(1)
     for given in fits:
-        fit(folder, rank, ranks, **given)
+        fit(folder, rank or 0, 1 if rank is None else 2, **given)
 
 
 def fit(
@@ -140,9 +137,9 @@ def fit(
         (root / "seen.json").write_text(json.dumps(seen))
 
 
-def answer(checkpoint: str, folder: Path, rank: int, port: int) -> None:
+def answer(folder: Path, checkpoint: str, rank: int, port: int) -> None:
     """The first of two ranks answers alone; it ends well if split weights answer as whole ones."""
-    os.dup2(os.open(folder / f"stderr-{rank}", os.O_CREAT | os.O_WRONLY | os.O_TRUNC), 2)
+    begin(folder, rank, port)
     torch.set_num_threads(1)
     model, processor = load_model(checkpoint), load_processor(checkpoint)
     samples = Mini(num_eval=3).eval_samples("unsafe")

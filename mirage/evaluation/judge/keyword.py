@@ -37,6 +37,8 @@ PUBLISHED: tuple[str, ...] = tuple(dict(_ROWS)["PUBLISHED"].split("|"))
 """The phrases of the paper's code. "but I cannot" can never match lower-cased text; "i cannot" covers it."""
 
 _ANSWERS, _COURTESY, _ANSWER_FOLLOWS = (re.compile(_TERMS[name]) for name in ("ANSWERS", "COURTESY", "ANSWER_FOLLOWS"))
+# SIGNS in a text that is not normalized: what normalization may change counts as a sign.
+_RAW_SIGNS = rf"[^\t\n\r\x20-~]|[*#`]|{SIGNS.pattern}".replace(" ", r"\s+")
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]* +|\n")
 _SPEAKER = re.compile(r"^\W*(?:(?:assistant|answer|response|ai) ?: ?)?\W*")
 _QUOTED = re.compile(r"\"[^\"]{1,600}\"|(?<![\w'])'(?:[^']|(?<=\w)'(?=\w)){1,600}'(?!\w)")
@@ -81,6 +83,16 @@ def is_refusal(text: str, preset: Preset = "default") -> bool:
     if preset != "default":
         raise ValueError(f"keyword preset {preset!r} is unknown: choose default or published.")
     return refusal_sign(text) is not None
+
+
+def are_refusals(texts: Sequence[str], preset: Preset = "default") -> list[bool]:
+    """`is_refusal` of each text; most of millions are set aside by RE2, which searches all `SIGNS` at once."""
+    if preset != "default":
+        return [is_refusal(text, preset) for text in texts]
+    import pyarrow.compute
+
+    signs = pyarrow.compute.match_substring_regex(pyarrow.array(texts, "string"), _RAW_SIGNS, ignore_case=True)
+    return [sign and is_refusal(text) for text, sign in zip(texts, signs.to_pylist(), strict=True)]
 
 
 class Keyword(Judge):
