@@ -61,7 +61,8 @@ def themed_svg(panel: Panel) -> str:
     root, rest = _drawn([panel], (4.6, 3.7), "svg", transparent=True).decode().partition("<svg")[2].split(">", 1)
     root = re.sub(r' (?:width|height|xmlns:xlink|version)="[^"]*"', "", root)
     root += f' role="img" aria-label="{panel.title}; the numbers stand in the table below"'
-    rest = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{panel.measure}-", rest)
+    prefix = re.sub(r"\W+", "-", panel.title)
+    rest = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", rest)
     for colour, name in _VARIABLES.items():
         rest = rest.replace(colour, f"var(--{name})")
     return f"<svg{root}>{rest}"
