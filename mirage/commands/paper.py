@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 
 from mirage.commands.arguments import ByHand, keywords
@@ -81,9 +82,9 @@ def print_plan(rows: Sequence[Row], models: Path, data: Path) -> None:
     console = Console()
     console.print(Sheet("", heads, lines, caption).on_terminal(gap=2))
     absent = missing(rows, models, data)
-    for path, (how, needed) in absent.items():
-        of = "all rows" if len(needed) == len(rows) > 1 else ", ".join(needed)
-        text = f"missing: {path}\n  {how}\n  needed by {of}"
+    for (how, needed), paths in groupby(absent, key=absent.__getitem__):
+        by = "all rows" if len(needed) == len(rows) > 1 else ", ".join(needed)
+        text = "\n".join([f"missing, needed by {by}:", *(f"  {path}" for path in paths), f"  from: {how}"])
         console.print(text, markup=False, highlight=False, soft_wrap=True)
     print(f"{len(absent)} missing." if absent else "Every file is there.")
 
@@ -98,7 +99,9 @@ def write_page(rows: Sequence[Row], failed: dict[str, str], data: Path, out: Pat
         options = ["--labels", "answers", "--preset", "published", "--out", str(figure.parent)]
         status, last = call(["audit", "--file", str(questions), *options], out / "logs" / "audit.log")
         notes += [f"Figure 1: {last}"] if status else []
-    shown = [PaperRow(row.name, row.label, row.group, row.published, row.run if row.finished() else None) for row in rows]
+    shown = [
+        PaperRow(row.name, row.label, row.group, row.published, row.run if row.finished() else None) for row in rows
+    ]
     if all(row.run is None for row in shown):
         print("No row is finished, so there is no page yet.")
         return

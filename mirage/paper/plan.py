@@ -67,9 +67,7 @@ def table() -> dict[str, Any]:
     return content
 
 
-def planned(
-    models: Path, data: Path, out: Path, overrides: Path | None = None, released: bool = False
-) -> list[Row]:
+def planned(models: Path, data: Path, out: Path, overrides: Path | None = None, released: bool = False) -> list[Row]:
     """Every row, in the table's order.
 
     Args:
@@ -77,20 +75,24 @@ def planned(
         data: Folder of the data, in place of `data/`.
         out: Folder of the run folders.
         overrides: A YAML file that is laid over every config: settings as in a config, a list under `callbacks+` of
-            `trainer` behind the others, and at its top `callbacks`, settings of every callback of a class.
+            `trainer` behind the others, and at its top `callbacks`, settings of every callback of a class, and `rows`,
+            what lies over the config of one row besides.
         released: Evaluate the weights that others published for a row, where there are some, and train none.
 
     Raises:
         ValueError: If `overrides` is not such a file.
     """
     given, over = table(), {} if overrides is None else _read(overrides)
+    of_row = over.pop("rows", {})
+    if unknown := [name for name in of_row if name not in given["rows"]]:
+        raise ValueError(f"{overrides}: rows: there is no row {unknown[0]!r}. The rows are {', '.join(given['rows'])}.")
     rows = []
     for name, row in given["rows"].items():
         weights = (row.get("released") if released else None) or row.get("weights")
         parts = [_read(configs_folder() / CONFIGS / f"{part}.yaml") for part in
                  ("base" if weights else row["config"], *given["evaluation"])]  # fmt: skip
         config: dict[str, Any] = {}
-        for part in (*parts, {"callbacks": given["callbacks"]}, over):
+        for part in (*parts, {"callbacks": given["callbacks"]}, over, of_row.get(name, {})):
             config = _laid_over(config, part)
         for cls, settings in config.pop("callbacks").items():
             found = [each for each in config["trainer"]["callbacks"] if each["class_path"] == cls]
@@ -134,7 +136,7 @@ def cost(row: Row) -> Cost:
 
     import mirage.methods.catalogue  # noqa: F401  # names the classes
     from mirage.methods.base import AlignmentModule
-    from mirage.models.memory import GIB, estimate, trains_as
+    from mirage.models.memory import estimate, trains_as
     from mirage.models.pretrained import read_config
 
     assumed, data, trainer = table()["estimate"], row.config["data"], row.config["trainer"]
@@ -204,7 +206,11 @@ def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, 
         old = result.get(key)
         if key.endswith("+"):
             result[key[:-1]] = [*(result.get(key[:-1]) or ()), *value]
-        elif isinstance(old, dict) and isinstance(value, dict) and value.get("class_path") in (None, old.get("class_path")):
+        elif (
+            isinstance(old, dict)
+            and isinstance(value, dict)
+            and value.get("class_path") in (None, old.get("class_path"))
+        ):
             result[key] = _laid_over(old, value)
         else:
             result[key] = value

@@ -34,8 +34,8 @@ COLUMNS = (
 )
 DIFFERENCES = (
     "The published ASR is judged by Qwen2.5-VL-7B, before the attack by stricter rules than after it; ours by the judge "
-    "that is named below, both times.",
-    "The published rewrites are by a language model; ours are those of the attack that is named below.",
+    "that the table names, both times.",
+    "The published rewrites are by a language model; ours are those of the attack that the table names.",
     "SPA-VL's ASR after is the mean over the three rewrites, as the published figures seem to be; VLGuard's counts "
     "any of the three.",
     "VQAv2 and VizWiz are published on test splits that only a server can score; ours are on the validation splits.",
@@ -65,7 +65,12 @@ class PaperCell(NamedTuple):
 
 
 def paper_report(
-    rows: Sequence[PaperRow], heads: Sequence[str], out: Path, figure1: Path, notes: Sequence[str], pictures: OpenPicture
+    rows: Sequence[PaperRow],
+    heads: Sequence[str],
+    out: Path,
+    figure1: Path,
+    notes: Sequence[str],
+    pictures: OpenPicture,
 ) -> list[Path]:
     """Writes report.html and table.md into `out` and returns them.
 

@@ -25,7 +25,13 @@ _SETS = {
     "harm": ("test/harm-*.parquet", "test/harm/*.parquet", "evalharm/*.parquet", "harm*.parquet"),
     "help": ("test/help-*.parquet", "test/help/*.parquet", "evalhelp/*.parquet", "help*.parquet"),
 }
-_EVAL_SETS = {"unsafe": "harm", "benign": "help", "train_unsafe": "train", "spavl_unsafe": "harm", "spavl_benign": "help"}
+_EVAL_SETS = {
+    "unsafe": "harm",
+    "benign": "help",
+    "train_unsafe": "train",
+    "spavl_unsafe": "harm",
+    "spavl_benign": "help",
+}
 
 
 class _Row(Shape):
