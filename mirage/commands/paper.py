@@ -91,7 +91,7 @@ def print_plan(rows: Sequence[Row], models: Path, data: Path) -> None:
 
 def write_page(rows: Sequence[Row], failed: dict[str, str], data: Path, out: Path) -> None:
     """Figure 1 by `mirage audit`, then the page of all rows that are finished."""
-    from mirage.report.paper import PaperRow, paper_report
+    from mirage.report.paper import paper_report
 
     notes = [f"{name}: {why}" for name, why in failed.items()]
     figure, questions = out / "audit" / "audit.svg", data / "vlguard" / "train.json"
@@ -99,14 +99,9 @@ def write_page(rows: Sequence[Row], failed: dict[str, str], data: Path, out: Pat
         options = ["--labels", "answers", "--preset", "published", "--out", str(figure.parent)]
         status, last = call(["audit", "--file", str(questions), *options], out / "logs" / "audit.log")
         notes += [f"Figure 1: {last}"] if status else []
-    shown = [
-        PaperRow(row.name, row.label, row.group, row.published, row.run if row.finished() else None) for row in rows
-    ]
-    if all(row.run is None for row in shown):
-        print("No row is finished, so there is no page yet.")
-        return
-    for file in paper_report(shown, table()["published_columns"], out, figure, notes, run_pictures()):
-        print(f"wrote {file}")
+    folders = {row.name: row.run for row in rows if row.finished()}
+    written = paper_report(table(), folders, out, figure, notes, run_pictures()) if folders else []
+    print(f"wrote {' and '.join(map(str, written))}" if written else "No row is finished, so there is no page yet.")
 
 
 def run(arguments: Sequence[str]) -> None:

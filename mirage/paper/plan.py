@@ -14,16 +14,11 @@ import yaml
 
 from mirage.cli import configs_folder
 
-CONFIGS = "llava15_7b"
-
 
 class Row(NamedTuple):
     """One row of the table."""
 
     name: str
-    label: str
-    group: str
-    published: Sequence[float] | None  # percent, in the order of `published_columns()`
     trains: bool  # False: weights are evaluated as they are
     config: Mapping[str, Any]  # one whole config
     needs: Sequence[str]  # keys of `files` in rows.yaml that the config names
@@ -89,10 +84,10 @@ def planned(models: Path, data: Path, out: Path, overrides: Path | None = None, 
     rows = []
     for name, row in given["rows"].items():
         weights = (row.get("released") if released else None) or row.get("weights")
-        parts = [_read(configs_folder() / CONFIGS / f"{part}.yaml") for part in
-                 ("base" if weights else row["config"], *given["evaluation"])]  # fmt: skip
-        config: dict[str, Any] = {}
-        for part in (*parts, {"callbacks": given["callbacks"]}, over, of_row.get(name, {})):
+        config: dict[str, Any] = {"callbacks": given["callbacks"]}
+        names = ("base" if weights else row["config"], *given["evaluation"])
+        parts = (_read(configs_folder() / "llava15_7b" / f"{each}.yaml") for each in names)
+        for part in (*parts, over, of_row.get(name, {})):
             config = _laid_over(config, part)
         for cls, settings in config.pop("callbacks").items():
             found = [each for each in config["trainer"]["callbacks"] if each["class_path"] == cls]
@@ -103,11 +98,9 @@ def planned(models: Path, data: Path, out: Path, overrides: Path | None = None, 
         if weights:
             config["model"]["init_args"]["pretrained"] = weights
         config["trainer"]["default_root_dir"] = str(out / name)
-        needs = [path for path in dict.fromkeys(_texts(config)) if path in given["files"]]
-        where = {"models": models, "data": data}
-        rows.append(
-            Row(name, row["label"], row["group"], row.get("published"), not weights, _located(config, where), needs)
-        )
+        needs: dict[str, None] = {}
+        config = _located(config, {"models": models, "data": data}, needs)
+        rows.append(Row(name, not weights, config, [path for path in needs if path in given["files"]]))
     return rows
 
 
@@ -117,7 +110,7 @@ def missing(rows: Sequence[Row], models: Path, data: Path) -> dict[Path, tuple[s
     for row in rows:
         for key in row.needs:
             entry = table()["files"][key]
-            path = Path(_located(key, {"models": models, "data": data}))
+            path = Path(_located(key, {"models": models, "data": data}, {}))
             how = entry["from"].format(path=path, models=models, data=data)
             for pattern in entry.get("holds", [""]):
                 if not (any(path.glob(pattern)) if pattern else path.exists()):
@@ -133,6 +126,7 @@ def cost(row: Row) -> Cost:
     Answers are counted at their full length, so evaluation takes less too.
     """
     from jsonargparse import ArgumentParser
+    from transformers import LlamaConfig, LlavaConfig
 
     import mirage.methods.catalogue  # noqa: F401  # names the classes
     from mirage.methods.base import AlignmentModule
@@ -143,7 +137,9 @@ def cost(row: Row) -> Cost:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(AlignmentModule, "model")
     method = parser.instantiate_classes(parser.parse_object({"model": row.config["model"]})).model
-    shapes = read_config(method.pretrained) if Path(method.pretrained).is_dir() else _shapes_7b()
+    shapes: Any = LlavaConfig(text_config=LlamaConfig(vocab_size=32064))  # LLaVA-1.5-7B's
+    if Path(method.pretrained).is_dir():
+        shapes = read_config(method.pretrained)
     devices = int(trainer["devices"]) * trainer.get("num_nodes", 1)
     retain = math.ceil(data["gamma"] * data["batch_size"])
     unsafe = 0 if method.unsafe_answers is None else data["batch_size"]
@@ -167,26 +163,18 @@ def cost(row: Row) -> Cost:
 
 
 def _evaluations(row: Row) -> Iterator[float]:
-    """Tokens of each callback's questions and answers, those of answers scaled by how much slower they are."""
+    """Of each callback, the tokens of its questions and answers, each divided by the assumed use of the device."""
     assumed, trainer = table()["estimate"], row.config["trainer"]
-    epochs = trainer["max_epochs"] // trainer.get("check_val_every_n_epoch", 1)
-    for callback in trainer["callbacks"]:
-        settings = callback["init_args"]
-        benchmark = settings.get("benchmark")
-        asked = benchmark["init_args"] if benchmark else settings
-        questions = assumed["questions"].get(benchmark["class_path"] if benchmark else settings["eval_set"], 0)
-        questions = min(questions, asked.get("limit") or questions)
-        answers = 1 if benchmark else 1 + settings["attack"]["init_args"]["shots"]
-        times = 1 if benchmark or not row.trains else 1 + max(epochs, 1)
+    epochs = max(trainer["max_epochs"] // trainer.get("check_val_every_n_epoch", 1), 1)
+    for settings in (callback["init_args"] for callback in trainer["callbacks"]):
+        if benchmark := settings.get("benchmark"):
+            key, limit, answers, times = benchmark["class_path"], benchmark["init_args"].get("limit"), 1, 1
+        else:  # plainly and under attack; of the starting model, and after each validation epoch
+            answers, times = 1 + settings["attack"]["init_args"]["shots"], 1 + epochs if row.trains else 1
+            key, limit = settings["eval_set"], settings.get("limit")
+        questions = min(assumed["questions"].get(key, 0), limit or math.inf)
         written = answers * settings["max_new_tokens"] / assumed["generating"]
         yield times * questions * (assumed["prompt_tokens"] / assumed["training"] + written)
-
-
-def _shapes_7b() -> Any:
-    """LLaVA-1.5-7B's configuration, which is that of the class but for the padded vocabulary."""
-    from transformers import LlamaConfig, LlavaConfig
-
-    return LlavaConfig(text_config=LlamaConfig(vocab_size=32064))
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -217,20 +205,14 @@ def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, 
     return result
 
 
-def _texts(value: Any) -> Iterator[str]:
-    """Every text in the settings."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping | list):
-        for each in value.values() if isinstance(value, Mapping) else value:
-            yield from _texts(each)
-
-
-def _located(value: Any, where: Mapping[str, Path]) -> Any:
-    """The settings with the folders of `where` in place of their names at the beginning of a path."""
+def _located(value: Any, where: Mapping[str, Path], found: dict[str, None]) -> Any:
+    """The settings with the folders of `where` in place of their names, as paths begin; `found` receives these paths."""
     if isinstance(value, Mapping):
-        return {key: _located(each, where) for key, each in value.items()}
+        return {key: _located(each, where, found) for key, each in value.items()}
     if isinstance(value, list):
-        return [_located(each, where) for each in value]
+        return [_located(each, where, found) for each in value]
     first, slash, rest = value.partition("/") if isinstance(value, str) else ("", "", "")
-    return str(where[first] / rest) if slash and first in where else value
+    if not slash or first not in where:
+        return value
+    found[value] = None
+    return str(where[first] / rest)

@@ -25,13 +25,8 @@ _SETS = {
     "harm": ("test/harm-*.parquet", "test/harm/*.parquet", "evalharm/*.parquet", "harm*.parquet"),
     "help": ("test/help-*.parquet", "test/help/*.parquet", "evalhelp/*.parquet", "help*.parquet"),
 }
-_EVAL_SETS = {
-    "unsafe": "harm",
-    "benign": "help",
-    "train_unsafe": "train",
-    "spavl_unsafe": "harm",
-    "spavl_benign": "help",
-}
+_EVAL_SETS = {"unsafe": "harm", "benign": "help", "train_unsafe": "train"}
+_EVAL_SETS |= {"spavl_unsafe": "harm", "spavl_benign": "help"}  # beside those of another source
 
 
 class _Row(Shape):
