@@ -185,7 +185,7 @@ def test_overrides_lie_over_every_config(tmp_path: Path) -> None:
     assert rows[2].config["model"]["init_args"]["pretrained"] == str(tmp_path / "m/llava-1.5-7b-mixed-hf")
     for content, says in (
         ("callbacks: {OneWord: {limit: 1}}", "no row has a OneWord"), ("rows: {nop: {}}", "no row 'nop'"),
-        ("- 1", "holds no settings"),
+        ("- 1", "holds no settings"), ("model: 3", "does not go with the config of base"),
     ):  # fmt: skip
         (tmp_path / "over.yaml").write_text(content)
         with pytest.raises(ValueError, match=says):

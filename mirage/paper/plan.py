@@ -40,7 +40,7 @@ class Row(NamedTuple):
             results = json.loads((self.run / "results.json").read_bytes())
         except (OSError, ValueError):
             return False
-        callbacks = [each["init_args"] for each in self.config["trainer"]["callbacks"]]
+        callbacks = [each.get("init_args") or {} for each in self.config["trainer"]["callbacks"]]
         attacked = [each["eval_set"] for each in callbacks if "attack" in each and not each.get("optional")]
         scores = sum("benchmark" in each for each in callbacks)
         whole = all(results.get(name) for name in attacked) and len(results.get("utility") or ()) >= scores
@@ -78,26 +78,21 @@ def planned(models: Path, data: Path, out: Path, overrides: Path | None = None, 
         ValueError: If `overrides` is not such a file.
     """
     given, over = table(), {} if overrides is None else _read(overrides)
-    of_row = over.pop("rows", {})
+    of_row = over.pop("rows", None) or {}
     if unknown := [name for name in of_row if name not in given["rows"]]:
         raise ValueError(f"{overrides}: rows: there is no row {unknown[0]!r}. The rows are {', '.join(given['rows'])}.")
     rows = []
     for name, row in given["rows"].items():
         weights = (row.get("released") if released else None) or row.get("weights")
-        config: dict[str, Any] = {"callbacks": given["callbacks"]}
         names = ("base" if weights else row["config"], *given["evaluation"])
-        parts = (_read(configs_folder() / "llava15_7b" / f"{each}.yaml") for each in names)
-        for part in (*parts, over, of_row.get(name, {})):
-            config = _laid_over(config, part)
-        for cls, settings in config.pop("callbacks").items():
-            found = [each for each in config["trainer"]["callbacks"] if each["class_path"] == cls]
-            if not found:
-                raise ValueError(f"{overrides}: callbacks: no row has a {cls}. Name a class such as OneWordAttack.")
-            for each in found:
-                each["init_args"] = _laid_over(each["init_args"], settings)
-        if weights:
-            config["model"]["init_args"]["pretrained"] = weights
-        config["trainer"]["default_root_dir"] = str(out / name)
+        parts = [_read(configs_folder() / "llava15_7b" / f"{each}.yaml") for each in names]
+        try:
+            config = _assembled([{"callbacks": given["callbacks"]}, *parts, over, of_row.get(name) or {}])
+            if weights:
+                config["model"]["init_args"]["pretrained"] = weights
+            config["trainer"]["default_root_dir"] = str(out / name)
+        except (AttributeError, KeyError, TypeError) as error:  # whatever a file may hold
+            raise ValueError(f"{overrides} does not go with the config of {name} ({error!r}). Correct it.") from error
         needs: dict[str, None] = {}
         config = _located(config, {"models": models, "data": data}, needs)
         rows.append(Row(name, not weights, config, [path for path in needs if path in given["files"]]))
@@ -166,12 +161,14 @@ def _evaluations(row: Row) -> Iterator[float]:
     """Of each callback, the tokens of its questions and answers, each divided by the assumed use of the device."""
     assumed, trainer = table()["estimate"], row.config["trainer"]
     epochs = max(trainer["max_epochs"] // trainer.get("check_val_every_n_epoch", 1), 1)
-    for settings in (callback["init_args"] for callback in trainer["callbacks"]):
+    for settings in (callback.get("init_args") or {} for callback in trainer["callbacks"]):
         if benchmark := settings.get("benchmark"):
             key, limit, answers, times = benchmark["class_path"], benchmark["init_args"].get("limit"), 1, 1
-        else:  # plainly and under attack; of the starting model, and after each validation epoch
+        elif "attack" in settings:  # plainly and under attack; the starting model, and after each validation epoch
             answers, times = 1 + settings["attack"]["init_args"]["shots"], 1 + epochs if row.trains else 1
             key, limit = settings["eval_set"], settings.get("limit")
+        else:
+            continue
         questions = min(assumed["questions"].get(key, 0), limit or math.inf)
         written = answers * settings["max_new_tokens"] / assumed["generating"]
         yield times * questions * (assumed["prompt_tokens"] / assumed["training"] + written)
@@ -185,6 +182,20 @@ def _read(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{file} holds no settings. Write them as in a config of mirage fit.")
     return content
+
+
+def _assembled(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One config of several parts, `callbacks` laid over the callbacks of each class."""
+    config: dict[str, Any] = {}
+    for part in parts:
+        config = _laid_over(config, part)
+    for cls, settings in config.pop("callbacks").items():
+        found = [each for each in config["trainer"]["callbacks"] if each["class_path"] == cls]
+        if not found:
+            raise ValueError(f"callbacks of the overrides: no row has a {cls}. Name a class such as OneWordAttack.")
+        for each in found:
+            each["init_args"] = _laid_over(each["init_args"], settings)
+    return config
 
 
 def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
