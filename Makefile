@@ -47,8 +47,8 @@ table-crossed: $(INSTALLED)  ## the same on crossed forms, with the attack's wor
 	done
 	$(BIN)/mirage report $(ROWS) --out $(RUNS)/report
 
-paper: $(INSTALLED)  ## the paper's table and figures at 7B (MODELS=folder DATA=folder, ARGS=--dry-run; docs/paper.md)
-	$(BIN)/mirage paper --models $(MODELS) --data $(DATA) $(ARGS)
+paper: $(INSTALLED)  ## the paper's table and figures at 7B (MODELS=models DATA=data ARGS=--dry-run; docs/paper.md)
+	$(BIN)/mirage paper --models $(or $(MODELS),models) --data $(or $(DATA),data) $(ARGS)
 
 pictures: $(INSTALLED)  ## the README's pictures from the runs of `make table table-crossed` (BROWSER=chromium takes the page's)
 	mkdir -p docs/images
