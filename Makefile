@@ -19,7 +19,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-.PHONY: install demo test test-fast table table-crossed pictures lint format help bench-eval bench-train gpu-check docs soak fuzz
+.PHONY: install demo test test-fast table table-crossed paper pictures lint format help bench-eval bench-train gpu-check docs soak fuzz
 
 install: $(INSTALLED)  ## create .venv with the pinned dependencies
 
@@ -47,6 +47,9 @@ table-crossed: $(INSTALLED)  ## the same on crossed forms, with the attack's wor
 	    --trainer.default_root_dir $(RUNS)/$${method}_crossed_unseen || exit 1; \
 	done
 	$(BIN)/mirage report $(CROSSED) --out $(RUNS)/report_crossed
+
+paper: $(INSTALLED)  ## the paper's table and figures at 7B (MODELS=models DATA=data ARGS=--dry-run; docs/paper.md)
+	$(BIN)/mirage paper --models $(or $(MODELS),models) --data $(or $(DATA),data) $(ARGS)
 
 pictures: $(INSTALLED)  ## the README's pictures from the runs of `make table table-crossed` (BROWSER=chromium takes the page's)
 	mkdir -p docs/images

@@ -31,6 +31,7 @@ COMMANDS = {
     "stress": "a finished run under other words, forms, weights and carriers of harm",
     "calibrate": "how far a judge agrees with another, or with labels",
     "report": "tables, curves and one HTML page from finished runs",
+    "paper": "the paper's table and figures by one command, or what it takes (--dry-run)",
     "mini": "build the embedded checkpoint: mirage mini build --out DIR",
 }
 

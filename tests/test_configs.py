@@ -29,7 +29,7 @@ LARGE = ["llava15_7b/base", *(f"llava15_7b/{name}{form}" for name in METHODS for
 LARGE += [f"llava15_7b/{name}" for name in CROSSED]
 SMALL = [f"small_vlm/{name}{form}" for name in ("mixed_sft", "npo", "rmu") for form in ("", "_crossed")]
 LARGER = {"llava15_13b/npo": llava_1_5_13b, "llava_next_34b/npo": llava_next_34b}
-ADDED = ["llava15_7b/utility", "panel"]  # no whole config: given behind one
+ADDED = ["llava15_7b/spavl", "llava15_7b/utility", "panel"]  # no whole config: given behind one
 FOUND = sorted(str(path.relative_to(configs_folder()).with_suffix("")) for path in configs_folder().rglob("*.yaml"))
 
 
@@ -87,7 +87,7 @@ def at(settings: dict[str, Any], key: str) -> Any:
 
 
 def test_all_configs_are_found() -> None:
-    assert sorted([*MINI, *LARGE, *LARGER, *SMALL, *ADDED]) == FOUND and len(FOUND) == 34
+    assert sorted([*MINI, *LARGE, *LARGER, *SMALL, *ADDED]) == FOUND and len(FOUND) == 35
 
 
 def test_every_config_is_read(parsed: dict[str, dict[str, Any]]) -> None:

@@ -22,11 +22,20 @@ _COUNTED = {"before", "after", "per_shot", "per_category", "start", "schema_vers
 
 
 def page(
-    runs: list[Run], panels: list[Panel], galleries: list[Gallery], comparison: Sheet | None, notes: list[str]
+    runs: list[Run],
+    panels: list[Panel],
+    galleries: list[Gallery],
+    comparison: Sheet | None,
+    notes: list[str],
+    name: str = "page.html.jinja",
+    **more: Any,
 ) -> str:
-    """The whole of report.html: tables, curves and gallery in one file that needs no network and runs no script."""
+    """The whole of report.html: tables, curves and gallery in one file that needs no network and runs no script.
+
+    `name` is a template that extends page.html.jinja, and `more` what it needs or has otherwise.
+    """
     table1, shown = grid(runs), models(runs)
-    return template("page.html.jinja", autoescape=True, finalize=_inert).render(
+    settings: dict[str, Any] = dict(
         style=Markup((files("mirage.report") / "page.css").read_text(encoding="utf-8")),
         table1=table1,
         # One utility score fits beside the rest of Table 1; more have a table of their own.
@@ -41,6 +50,7 @@ def page(
         runs=[(run.label, [("folder", str(run.folder)), *_facts(run.results)]) for run in runs],
         markup=Markup,
     )
+    return template(name, autoescape=True, finalize=_inert).render(settings | more)
 
 
 def _inert(value: Any) -> Any:

@@ -26,6 +26,7 @@ _SETS = {
     "help": ("test/help-*.parquet", "test/help/*.parquet", "evalhelp/*.parquet", "help*.parquet"),
 }
 _EVAL_SETS = {"unsafe": "harm", "benign": "help", "train_unsafe": "train"}
+_EVAL_SETS |= {"spavl_unsafe": "harm", "spavl_benign": "help"}  # beside those of another source
 
 
 class _Row(Shape):
@@ -46,7 +47,8 @@ class SPAVL(FileSource):
 
     The unsafe set's refusals are the `chosen` answers, its harmful answers the `rejected` ones. There is no retain set.
     Pictures and texts stay in Arrow, memory-mapped. EvalSample sets: `unsafe` (HarmEval), `benign` (HelpEval), and
-    `train_unsafe`, the training questions, for which other harmful answers may be made.
+    `train_unsafe`, the training questions, for which other harmful answers may be made. `spavl_unsafe` and `spavl_benign`
+    are the first two under names of their own, for a run that also measures another source's.
 
     Args:
         root: Folder with the parquet files as the Hugging Face repository lays them out (`data/train-*.parquet`,
@@ -55,11 +57,13 @@ class SPAVL(FileSource):
         harmful_answers: File that `mirage prepare` wrote, with other harmful answers than the `rejected` ones: one JSON
             line for each training question. An answer of null leaves its question out.
         cache: Folder for what `datasets` makes of parquet files; by default its own.
+        test_only: The two test sets alone are there, for evaluation.
     """
 
     root: Path
     harmful_answers: Path | None = None
     cache: Path | None = None
+    test_only: bool = False
 
     def __post_init__(self) -> None:
         """Opens no file yet."""
@@ -99,7 +103,7 @@ class SPAVL(FileSource):
     def validate(self) -> Sequence[DataIssue]:
         """Every faulty row of the three sets: texts and pictures. A set that is not there is an issue too."""
         issues: list[DataIssue] = []
-        for name in _SETS:
+        for name in ("harm", "help") if self.test_only else _SETS:
             try:
                 issues += self._set_issues(name)
             except DataError as error:
