@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from inspect_ai import event, log, model, scorer
@@ -51,7 +52,7 @@ def inspect_logs(run: Run, open_picture: Callable[[str, str], Image]) -> tuple[d
             return model.ContentText(text=f"(picture {name}: not shown)")
 
     logs = {
-        stem: _log(run, stem, records, lambda name, stem=stem: shown(stem.removeprefix("start."), name))
+        stem: _log(run, stem, records, partial(shown, stem.removeprefix("start.")))
         for stem, records in run.records.items()
     }
     notes = [f"{len(problems)} of the pictures cannot be shown, {name}: {why}" for name, why in [*problems.items()][:1]]
