@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from inspect_ai import event, log, model, scorer
@@ -44,6 +44,7 @@ def inspect_logs(run: Run, open_picture: Callable[[str, str], Image]) -> tuple[d
         raise ValueError(f"{run.folder / 'records'} holds no records of an attacked set. Evaluate the run again.")
     problems: dict[str, str] = {}
 
+    @cache  # the starting model was asked about the same
     def shown(side: str, name: str) -> model.Content:
         try:
             return model.ContentImage(image=data_uri(open_picture(side, name), PICTURE_PX))
