@@ -39,6 +39,6 @@ def check_new_folder(out: Path, option: str = "--out") -> None:
     Raises:
         ValueError: If it cannot, or `out` is there and not an empty folder; it names `option`.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} exists and is not an empty folder. Choose another one for {option}.")
     check_folder(out if out.exists() else out.parent, option)
+    if out.exists() and any(out.iterdir()):
+        raise ValueError(f"{out} exists and is not an empty folder. Choose another one for {option}.")
