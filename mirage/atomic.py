@@ -10,6 +10,8 @@ from itertools import count
 from pathlib import Path
 from typing import BinaryIO
 
+from rich.filesize import decimal
+
 from mirage.fault_injection import fault_point
 
 
@@ -46,6 +48,32 @@ def write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
         file.write(text.encode(errors="replace"))
+
+
+@contextmanager
+def whole_folder(to: Path, size: int = 0) -> Iterator[Path]:
+    """A folder that takes the name `to` when the block ends, complete and on the disk; after an error nothing is left.
+
+    Refused with a ValueError before the first byte if the disk has less room than `size` bytes.
+    """
+    to.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(to.parent).free
+    if size > free:
+        raise ValueError(f"{to} needs {decimal(size)} and the disk has {decimal(free)} free. Free some space.")
+    partial = to.with_name(f".{to.name}.{os.getpid()}.partial")
+    partial.mkdir()
+    try:
+        yield partial
+        for file in filter(Path.is_file, partial.rglob("*")):
+            file.chmod(partial.stat().st_mode & 0o666)  # safetensors writes for its owner alone
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
+        sync_folder(partial)
+        os.replace(partial, to)
+        sync_folder(to.parent)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
 def free_name(folder: Path) -> Path:

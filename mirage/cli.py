@@ -25,7 +25,7 @@ TRAINING = {
 COMMANDS = {
     "prepare": "harmful answers to unlearn, and a retain set, from VLGuard or SPA-VL",
     "filter": "list what a judge calls harmful in instruction data, for UnsafeFilter",
-    "export": "a Hugging Face folder from a finished run: mirage export RUN --to DIR",
+    "export": "a finished run as a Hugging Face folder (--to DIR), or as logs for inspect view (--to inspect DIR)",
     "audit": "how far words and form of a training set's questions give its labels away",
     "judge": "score a finished run again with another judge, without generating",
     "stress": "a finished run under other words, forms, weights and carriers of harm",

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.filesize import decimal
 
-from mirage.atomic import sync_folder
+from mirage.atomic import whole_folder
 from mirage.checkpoint.io import CheckpointError, read_checkpoint, resolve_checkpoint
 from mirage.checkpoint.resume import refuse_other_weights
 from mirage.models.components import decoder_layers
@@ -59,10 +56,8 @@ def export(
     Raises:
         NothingToExport: If training changed no weight, or there are no adapters.
         CheckpointError: If the checkpoint does not fit the model, or holds weights that are not finite.
-        ValueError: If the settings name no starting model, or `to` is not empty.
+        ValueError: If the settings name no starting model.
     """
-    if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise ValueError(f"{to} exists and is not an empty folder. Choose another one for --to.")
     match settings:
         case {"model": {"class_path": str(), "init_args": {"pretrained": str()} as method}}:
             method = {**method, "pretrained": pretrained or method["pretrained"]}
@@ -79,7 +74,7 @@ def export(
         model = model.merge_and_unload()
     text = card(model, step)
     size = sum(tensor.nbytes for tensor in model.parameters() if tensor.requires_grad or not adapter_only)
-    with _whole_folder(to, size) as folder:
+    with whole_folder(to, size) as folder:
         start = _starting_folder(method)
         if not adapter_only and (start / GENERATION_FILE).is_file():
             # copied below; saving would refuse files that older versions of transformers wrote
@@ -129,32 +124,6 @@ def _adapters_add(model: Any) -> bool:
     layers: list[Any] = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
     weights = [(layer.get_base_layer().weight, layer.get_delta_weight("default")) for layer in layers]
     return any(not torch.equal(weight + added.to(weight), weight) for weight, added in weights)
-
-
-@contextmanager
-def _whole_folder(to: Path, size: int) -> Iterator[Path]:
-    """A folder that takes the name `to` when the block ends, complete and on the disk; after an error nothing is left.
-
-    Refused before the first byte if the disk has less room than `size` bytes.
-    """
-    to.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(to.parent).free
-    if size > free:
-        raise ValueError(f"{to} needs {decimal(size)} and the disk has {decimal(free)} free. Free some space.")
-    partial = to.with_name(f".{to.name}.{os.getpid()}.partial")
-    partial.mkdir()
-    try:
-        yield partial
-        for file in filter(Path.is_file, partial.rglob("*")):
-            file.chmod(partial.stat().st_mode & 0o666)  # safetensors writes for its owner alone
-            with file.open("rb") as written:
-                os.fsync(written.fileno())
-        sync_folder(partial)
-        os.replace(partial, to)
-        sync_folder(to.parent)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def _starting_folder(method: Mapping[str, Any]) -> Path:

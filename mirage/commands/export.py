@@ -1,14 +1,20 @@
-"""`mirage export RUN --to DIR`: a Hugging Face folder from a finished run."""
+"""`mirage export RUN --to DIR`: a Hugging Face folder from a finished run; `--to inspect DIR`: logs for `inspect view`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from mirage.atomic import whole_folder
 from mirage.commands.arguments import ByHand, keywords
-from mirage.commands.outputs import check_folder
-from mirage.commands.run_config import config_of
+from mirage.commands.outputs import check_new_folder
+from mirage.commands.run_config import config_of, source_of
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 def export_run(
@@ -17,7 +23,7 @@ def export_run(
     """Writes the model of a run as a Hugging Face folder.
 
     It holds weights with LoRA merged, or the adapters alone; processor, generation config and model card. Whole or not
-    at all.
+    at all. `--to inspect DIR` writes the run's questions, answers and verdicts as logs for `inspect view` instead.
 
     Args:
         run: Run folder, such as runs/rmu.
@@ -26,7 +32,7 @@ def export_run(
         adapter_only: Write the LoRA adapters in PEFT's format, without the base model.
         pretrained: Where the starting model is now, if it was moved.
     """
-    check_folder(to if to.exists() else to.parent, "--to")  # the folder appears beside its name, and then takes it
+    check_new_folder(to, "--to")
     settings = config_of(run)
     from mirage.checkpoint.export import export
     from mirage.models.components import unwrapped
@@ -45,7 +51,50 @@ def export_run(
     print(f"{to} holds the {'adapters' if adapter_only else 'model'}; README.md there describes it.")
 
 
+def export_logs(run: Path, to: Path, judge: str | None = None) -> None:
+    """Writes the records and figures of a run as logs for `inspect view`.
+
+    One log for each attacked evaluation set of the starting model and of the run's own, with the pictures. They hold
+    harmful text. Whole or not at all. Without the word `inspect` after --to: the model, as a Hugging Face folder.
+
+    Args:
+        run: Run folder, such as runs/rmu.
+        to: Folder to write; it must be empty or not exist.
+        judge: Whose verdicts to show, where several judges read the answers (mirage judge): a name, or how it begins, such
+            as keyword; by default the last one's.
+    """
+    check_new_folder(to, "--to inspect")
+    try:
+        from inspect_ai.log import write_eval_log
+    except ModuleNotFoundError as error:
+        raise ValueError(f"--to inspect needs inspect-ai ({error}): pip install 'safety-mirage[inspect]'.") from error
+    from mirage.report.inspect_log import inspect_logs
+    from mirage.report.runs import load_run, plain
+
+    sources = cache(lambda side: source_of(run, side))
+
+    def picture(side: str, name: str) -> Image:
+        source = sources(side)
+        if (found := source.picture(name)) is None:
+            raise ValueError(f"{source.name} has no picture of this name")
+        return found.open()
+
+    logs, notes = inspect_logs(load_run(run, judge), picture)
+    with whole_folder(to) as folder:
+        for name, log in logs.items():
+            write_eval_log(log, folder / f"{name}.eval")
+    for note in notes:
+        print(plain(f"note: {note}"))
+    print(f"{to} holds {len(logs)} logs with harmful text. Look at them: inspect view --log-dir {to}")
+
+
 def run(arguments: Sequence[str]) -> None:
     """Parses the arguments and exports."""
-    by_hand: ByHand = {"run": {"type": Path}, "--adapter_only": {"action": "store_true"}}
-    export_run(**keywords(export_run, "export", arguments, by_hand))
+    by_hand: ByHand = {"run": {"type": Path}}
+    at = next((at for at, pair in enumerate(pairwise(arguments), start=1) if pair == ("--to", "inspect")), None)
+    if at is not None and arguments[at + 1 : at + 2] and not arguments[at + 1].startswith("-"):
+        # the format is a word of its own, and a folder follows it; alone it is a folder of that name
+        export_logs(**keywords(export_logs, "export", [*arguments[:at], *arguments[at + 1 :]], by_hand))
+    else:
+        by_hand = {**by_hand, "--adapter_only": {"action": "store_true"}}
+        export_run(**keywords(export_run, "export", arguments, by_hand))

@@ -31,3 +31,14 @@ def check_file(out: Path, option: str = "--out") -> None:
     check_folder(out.parent, option)
     if out.exists() and not out.is_file():
         raise ValueError(f"{out} is not a file. Choose another {option}.")
+
+
+def check_new_folder(out: Path, option: str = "--out") -> None:
+    """Guarantees that a folder `out` can be made beside its name and then take it; leaves nothing behind.
+
+    Raises:
+        ValueError: If it cannot, or `out` is there and not an empty folder; it names `option`.
+    """
+    check_folder(out if out.exists() else out.parent, option)
+    if out.exists() and any(out.iterdir()):
+        raise ValueError(f"{out} exists and is not an empty folder. Choose another one for {option}.")

@@ -36,16 +36,25 @@ def config_of(run: Path) -> dict[str, Any]:
     return config
 
 
-def source_of(run: Path) -> Source:
-    """The data source that the run's config describes.
+def source_of(run: Path, eval_set: str | None = None) -> Source:
+    """The data source that the run's config describes: the evaluation set's own, if it has one, else that of the data.
 
     Only mirage's sources are built, by their names: a config may come from anywhere, and imports nothing here.
 
     Raises:
         ValueError: If there is no config, or it describes no source of mirage's.
     """
-    data = config_of(run).get("data")
-    return _built(data.get("source") if isinstance(data, dict) else None, f"The config.yaml of {run}")
+    config, described = config_of(run), None
+    match config:
+        case {"data": {"source": described}}:
+            pass
+    match config:
+        case {"trainer": {"callbacks": [*callbacks]}}:
+            for callback in callbacks:
+                match callback:
+                    case {"init_args": {"eval_set": name, "source": dict(own)}} if name == eval_set:
+                        described = own
+    return _built(described, f"The config.yaml of {run}")
 
 
 def run_pictures() -> Callable[[Path, str], Image]:

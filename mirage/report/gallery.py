@@ -82,7 +82,8 @@ def galleries(
         if open_picture is None or not (name := card.asked.image):
             return card
         try:
-            uri, pixel_art = _thumbnail(open_picture(card.responses[0].model.folder, name))
+            picture = open_picture(card.responses[0].model.folder, name)
+            uri, pixel_art = data_uri(picture), max(picture.size) <= PIXEL_ART_PX
             if len(uri) > bytes_left:
                 raise ValueError(f"the page is full of pictures ({max_picture_bytes:,} bytes). Show fewer questions.")
         except Exception as error:  # whatever is wrong with one picture, the report stands without it
@@ -126,11 +127,11 @@ def galleries(
     return made, notes
 
 
-def _thumbnail(image: Image) -> tuple[str, bool]:
-    """The picture as a small data URI, and whether it was small from the start."""
+def data_uri(image: Image, longest: int = THUMBNAIL_PX) -> str:
+    """The picture as a data URI, at most `longest` pixels on its longer side: small ones as PNG, others as JPEG."""
     image = image.convert("RGB")
-    pixel_art = max(image.size) <= PIXEL_ART_PX
-    image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
-    buffer, kind = io.BytesIO(), "png" if pixel_art else "jpeg"
-    image.save(buffer, format=kind, **({} if pixel_art else {"quality": 80}))
-    return (f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}", pixel_art)
+    kind = "png" if max(image.size) <= PIXEL_ART_PX else "jpeg"
+    image.thumbnail((longest, longest))
+    buffer = io.BytesIO()
+    image.save(buffer, format=kind, **({"quality": 80} if kind == "jpeg" else {}))
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
