@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_cli import mirage, results_of, small_fit
+from test_cli import results_of, small_fit
 
 REASON = "needs pip install 'safety-mirage[loggers]'"
 
@@ -34,7 +36,8 @@ def test_every_logger_has_metrics_table_and_curves(tmp_path: Path, monkeypatch: 
         loggers = {"WandbLogger": wandb, "MLFlowLogger": mlflow, "TensorBoardLogger": board}
         described = [{"class_path": name, "init_args": settings} for name, settings in loggers.items()]
         config.write_text(yaml.safe_dump({"trainer": {"logger": described}}))
-        done = mirage(*fit, *arguments, cwd=tmp_path)
+        command = [sys.executable, "-m", "mirage.cli", *fit, *arguments]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
         assert done.returncode == 0, done.stderr
 
     fitted()

@@ -225,11 +225,11 @@ def test_twelve_rows_killed_once_and_continued_end_in_one_page(
         "Figure 3",
         "Figure 4",
         "10.18",
-        "LLaVA-1.5-7B-LoRA: RR, benign questions",
+        "LLaVA-1.5-7B-LoRA: Refusal of spavl_benign (RR)",
         "svg+xml;base64",
     ):
         assert part in html
-    assert html.count("<svg") == 4
+    assert html.count("<svg") == 8
 
     assert main(given) == 0 and capsys.readouterr().out.count(": finished") == 12
     (material / "small.yaml").write_text(yaml.safe_dump(OVERRIDES | {"seed_everything": 1}))

@@ -18,7 +18,6 @@ from mirage.report.runs import Run, load_run
 from mirage.report.tables import Cell, Column, Sheet, cell_of, percent
 
 SHOWN = 4  # questions of each kind in the gallery
-PANELS = {"asr": "ASR, unsafe questions", "rr": "RR, benign questions"}
 
 
 def paper_report(
@@ -52,7 +51,7 @@ def paper_report(
     groups = {group: list(names) for group, names in groupby(rows, key=lambda name: rows[name]["group"])}
     by_group = {group: [runs[name] for name in names if name in runs] for group, names in groups.items()}
     curves = [
-        panel._replace(title=f"{group}: {PANELS[panel.measure]}")
+        panel._replace(title=f"{group}: {panel.title}")
         for group, members in by_group.items()
         for panel in panels(members)
     ]

@@ -13,7 +13,7 @@ from subprocess import CompletedProcess
 from typing import Any
 from unittest import mock
 
-SECONDS = 240  # after which a child hangs
+SECONDS = 600  # after which a child hangs, also on a machine with other work
 PATHS = [str(folder) for folder in Path(__file__).parents[1:3]]
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["children.preloaded"])
