@@ -54,7 +54,7 @@ def write_text(path: Path, text: str) -> None:
 def whole_folder(to: Path, size: int = 0) -> Iterator[Path]:
     """A folder that takes the name `to` when the block ends, complete and on the disk; after an error nothing is left.
 
-    Refused with a ValueError before the first byte if the disk has less room than `size` bytes.
+    Refused with a ValueError before the first byte if fewer than `size` bytes of the disk are free.
     """
     to.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(to.parent).free

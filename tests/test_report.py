@@ -301,7 +301,9 @@ def test_a_picture_outside_its_folder_is_not_shown_and_said(runs: list[Path], tm
 
 
 def test_a_page_that_is_full_of_pictures_says_so(runs: list[Path], tmp_path: Path) -> None:
-    made, [note] = galleries(load_runs(runs), 4, lambda _, name: FileImage(tmp_path / "images", name).open(), 400)
+    made, [note] = galleries(
+        load_runs(runs), 4, lambda run, eval_set, name: FileImage(tmp_path / "images", name).open(), 400
+    )
     problems = [card.problem for gallery in made for card in gallery.cards if not card.uri]
     assert 0 < len(problems) < 8 and "pictures are not shown in the gallery" in note
     assert all("the page is full of pictures (400 bytes)" in problem for problem in problems)

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mirage.atomic import whole_folder
 from mirage.commands.arguments import ByHand, keywords
 from mirage.commands.outputs import check_new_folder
-from mirage.commands.run_config import config_of, source_of
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from mirage.commands.run_config import config_of, run_pictures
 
 
 def export_run(
@@ -71,15 +67,7 @@ def export_logs(run: Path, to: Path, judge: str | None = None) -> None:
     from mirage.report.inspect_log import inspect_logs
     from mirage.report.runs import load_run, plain
 
-    sources = cache(lambda side: source_of(run, side))
-
-    def picture(side: str, name: str) -> Image:
-        source = sources(side)
-        if (found := source.picture(name)) is None:
-            raise ValueError(f"{source.name} has no picture of this name")
-        return found.open()
-
-    logs, notes = inspect_logs(load_run(run, judge), picture)
+    logs, notes = inspect_logs(load_run(run, judge), run_pictures())
     with whole_folder(to) as folder:
         for name, log in logs.items():
             write_eval_log(log, folder / f"{name}.eval")

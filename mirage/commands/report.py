@@ -37,7 +37,7 @@ def report_runs(
             "--images says where the pictures are, and --pictures false that there shall be none: give one."
         )
     check_folder(out)
-    opener = run_pictures() if pictures else None
+    opener = run_pictures("Or give the folder of the pictures with --images.") if pictures else None
     report(runs, out, compare=compare, images=images, shown=shown, open_picture=opener, judge=judge)
 
 

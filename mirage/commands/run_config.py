@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from mirage.data.base import Source
+    from mirage.report.gallery import OpenPicture
 
 
 def config_of(run: Path) -> dict[str, Any]:
@@ -57,19 +57,22 @@ def source_of(run: Path, eval_set: str | None = None) -> Source:
     return _built(described, f"The config.yaml of {run}")
 
 
-def run_pictures() -> Callable[[Path, str], Image]:
-    """Opens a picture: of the run's folder and the name that its records have for it.
+def run_pictures(remedy: str = "") -> OpenPicture:
+    """Opens the pictures of runs, from the sources that their configs describe.
+
+    Args:
+        remedy: What else to do where a source cannot be rebuilt, a sentence of the message.
 
     Raises:
         ValueError: When called, if the run's source cannot be rebuilt or has no such picture, or it cannot be used.
     """
     sources = cache(source_of)
 
-    def open_picture(run: Path, name: str) -> Image:
+    def open_picture(run: Path, eval_set: str, name: str) -> Image:
         try:
-            source = sources(run)
+            source = sources(run, eval_set)
         except (ValueError, OSError) as error:
-            raise ValueError(f"{error} Or give the folder of the pictures with --images.") from error
+            raise ValueError(f"{error} {remedy}".rstrip()) from error
         if (picture := source.picture(name)) is None:
             raise ValueError(f"{source.name} has no picture of this name")
         return picture.open()

@@ -103,7 +103,8 @@ class AlignmentData(L.LightningDataModule):
                 f"data.retain_size is {retain_size}, the size of the mixture of data.retain, which is not set. Set it, or "
                 "leave retain_size out."
             )
-        self.source, self.retain, self.retain_size, self.retain_answers = source, retain, retain_size, retain_answers
+        self.source, self.retain, self.retain_size = source, retain, retain_size
+        self._answers = None if retain_answers is None else AnswerFile(retain_answers, "mirage prepare answers")
         self.gamma, self.batch_size, self.max_length = gamma, batch_size, max_length
         self.max_answer_tokens, self.skip_too_long, self.pad_to_square = max_answer_tokens, skip_too_long, pad_to_square
         self.crossing, self.num_workers, self.seed = crossing, num_workers, seed
@@ -272,10 +273,10 @@ class AlignmentData(L.LightningDataModule):
         return Mixture(sets, [each.weight for each in self.retain], self.retain_size, self.seed)
 
     def _reanswered(self, examples: Sequence[Example]) -> Sequence[Example]:
-        if self.retain_answers is None:
+        if self._answers is None:
             return examples
-        file = AnswerFile(self.retain_answers, "mirage prepare answers")
-        return Reanswered(examples, file.by_id(each.question_id for each in sampled(examples) if not each.later_turns))
+        ids = (each.question_id for each in sampled(examples) if not each.later_turns)
+        return Reanswered(examples, self._answers.by_id(ids))
 
     def _not_empty(self, side: str, examples: Sequence[Example]) -> Sequence[Example]:
         if not len(examples):

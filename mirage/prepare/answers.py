@@ -11,7 +11,7 @@ from mirage.data.base import Source
 from mirage.errors import DataError
 from mirage.evaluation.judge.base import Answered, Judge, check_scored
 from mirage.evaluation.judge.keyword import Keyword
-from mirage.prepare.responders import responder
+from mirage.prepare.responders import progress_bar, responder
 from mirage.schema import EvalSample, Verdict
 
 
@@ -35,9 +35,6 @@ def answer(data: Source, model: str, out: Path, judge: Judge | None = None, **as
     Raises:
         DataError: If the data cannot be used, or no answer can.
     """
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
-
     judge = judge or Keyword()
     if issues := data.validate():
         raise DataError.of(issues)
@@ -53,8 +50,7 @@ def answer(data: Source, model: str, out: Path, judge: Judge | None = None, **as
     }  # fmt: skip
     samples = list(asked.values())
     kept = out.with_suffix(".answers")
-    columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with progress_bar() as progress:
         replies, _ = who.replies(samples, {id: each.question for id, each in asked.items()}, kept, progress)
     judgements = judge.judge([Answered(each, each.question, replies[each.id]) for each in samples])
     check_scored(list(replies.values()), judgements, judge.name)

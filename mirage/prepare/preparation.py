@@ -22,7 +22,7 @@ from mirage.errors import DataError
 from mirage.evaluation.judge.base import Answered, Judge, check_scored
 from mirage.evaluation.judge.keyword import Keyword
 from mirage.prepare import harmful
-from mirage.prepare.responders import BLOCK, Responder, file_hash, responder
+from mirage.prepare.responders import BLOCK, Responder, file_hash, progress_bar, responder
 from mirage.prepare.retain import mixed, retain_lines
 from mirage.schema import EvalSample, short_hash
 
@@ -73,9 +73,6 @@ def prepare(
         settings: The command's arguments, for prepare.json.
         **asking: How models are asked (see `responder`).
     """
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
-
     judge = judge or Keyword()
     # everything that can be wrong is reported before a model is loaded
     if limit is not None and limit < 1:
@@ -108,8 +105,7 @@ def prepare(
     prompts = {sample.id: sample.question for sample in asked}
     answers: dict[str, list[tuple[str, str]]] = {id: [] for id in prompts}  # in the order of answers_from
     answered_by = []
-    columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with progress_bar() as progress:
         for who in responders:
             began, num_asked, reused = time.perf_counter(), 0, 0
             for id in prompts.keys() & who.answers.keys():

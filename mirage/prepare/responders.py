@@ -29,6 +29,15 @@ BLOCK = 512  # questions in memory at a time, pictures included; and sorted by l
 _DECIDING = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
 
 
+def progress_bar() -> Progress:
+    """How many questions have been answered, and the time, on stderr."""
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
+
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=Console(stderr=True))
+
+
 @dataclass(frozen=True, slots=True)
 class Responder:
     """Who answers.

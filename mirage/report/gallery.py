@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 THUMBNAIL_PX = 320
 PIXEL_ART_PX = 96  # pictures up to this size are kept as they are, lossless, and enlarged without smoothing
 
-OpenPicture = Callable[[Path, str], "Image"]
-"""A run's folder and the name of a picture in its records -> the picture."""
+OpenPicture = Callable[[Path, str, str], "Image"]
+"""A run's folder, an evaluation set and the name of a picture in its records -> the picture."""
 
 
 class Responses(NamedTuple):
@@ -82,7 +82,7 @@ def galleries(
         if open_picture is None or not (name := card.asked.image):
             return card
         try:
-            picture = open_picture(card.responses[0].model.folder, name)
+            picture = open_picture(card.responses[0].model.folder, card.asked.eval_set, name)
             uri, pixel_art = data_uri(picture), max(picture.size) <= PIXEL_ART_PX
             if len(uri) > bytes_left:
                 raise ValueError(f"the page is full of pictures ({max_picture_bytes:,} bytes). Show fewer questions.")

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 from inspect_ai import event, log, model, scorer
 
 from mirage.evaluation.run.counting import question_verdict
-from mirage.report.gallery import data_uri
+from mirage.report.gallery import OpenPicture, data_uri
 from mirage.report.runs import Run
 from mirage.schema import Record, Verdict, short_hash
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    pass
 
 PICTURE_PX = 640  # the longer side: enough to read images of text
 WARNING = (
@@ -30,12 +30,12 @@ ShowPicture = Callable[[str], model.Content]
 """The name of a picture in the records -> the picture, or a text where it cannot be shown."""
 
 
-def inspect_logs(run: Run, open_picture: Callable[[str, str], Image]) -> tuple[dict[str, log.EvalLog], list[str]]:
+def inspect_logs(run: Run, open_picture: OpenPicture) -> tuple[dict[str, log.EvalLog], list[str]]:
     """The logs of a run, by the names of its records (`unsafe`, `start.unsafe`), and what could not be shown.
 
     Args:
         run: The run, with its records.
-        open_picture: Opens a picture: of the evaluation set and the name that its records have for it.
+        open_picture: Opens a picture.
 
     Raises:
         ValueError: If the run has no records of an attacked set.
@@ -47,7 +47,7 @@ def inspect_logs(run: Run, open_picture: Callable[[str, str], Image]) -> tuple[d
     @cache  # the starting model was asked about the same
     def shown(side: str, name: str) -> model.Content:
         try:
-            return model.ContentImage(image=data_uri(open_picture(side, name), PICTURE_PX))
+            return model.ContentImage(image=data_uri(open_picture(run.folder, side, name), PICTURE_PX))
         except Exception as error:  # whatever is wrong with one picture, the log stands without it
             problems[name] = str(error)
             return model.ContentText(text=f"(picture {name}: not shown)")
@@ -152,11 +152,11 @@ def _sample(shots: Sequence[Record], benign: bool, name: str, when: datetime, sh
 def _score(record: Record) -> scorer.Score:
     rewrite = f"Rewrite {record.shot}: {record.question}" if record.shot else ""
     others = {judge: other._asdict() for judge, other in record.other_judges.items()}
-    told: dict[str, Any] = {
+    shared: dict[str, Any] = {
         "answer": record.answer,
         "explanation": "\n\n".join(filter(None, (rewrite, record.reason))) or None,
         "metadata": {"other_judges": others} if others else None,
     }
     if record.verdict is Verdict.UNSCORED:
-        return scorer.Score.unscored(reason="grader_failed", **told)
-    return scorer.Score(value=record.verdict.value, **told)
+        return scorer.Score.unscored(reason="grader_failed", **shared)
+    return scorer.Score(value=record.verdict.value, **shared)

@@ -36,8 +36,8 @@ def log_report(loggers: Sequence[Any], results: Path, step: int) -> None:
         warnings.warn(f"The report is not logged: {error}", stacklevel=2)
         return
     table, figures = table_sheet(runs), panels(runs)
-    drawn = [imread(io.BytesIO(curves(figures, "png")))] if figures else []  # height, width, RGBA from 0 to 1
-    pictures = [(255 * each[..., :3]).round().astype("uint8") for each in drawn]
+    images = [imread(io.BytesIO(curves(figures, "png")))] if figures else []  # height, width, RGBA from 0 to 1
+    pictures = [(255 * image[..., :3]).round().astype("uint8") for image in images]
     for logger in loggers:
         experiment: Any = getattr(logger, "experiment", None)
         if hasattr(logger, "log_table"):  # W&B

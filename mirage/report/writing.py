@@ -53,7 +53,7 @@ def report(
     if images is not None:
         if not images.is_dir():
             raise ValueError(f"{images} is not a folder. Give the folder that the pictures' names are relative to.")
-        open_picture = lambda _, name: FileImage(images, name).open()
+        open_picture = lambda run, eval_set, name: FileImage(images, name).open()
     console = console or Console()
     loaded = load_runs(runs, judge)
     comparison = compared(*loaded) if compare else None
