@@ -17,11 +17,9 @@ class _Forget(LlavaInstruct):
     name = "published/forget"
 
     def _examples(self, places: Sequence[int]) -> list[Example]:
-        examples = super()._examples(places)
-        questions = [example.prompt.removesuffix(example.answer).rstrip() for example in examples]
         return [
-            replace(example, prompt=question or example.prompt)
-            for example, question in zip(examples, questions, strict=True)
+            replace(each, prompt=each.prompt.removesuffix(each.answer).rstrip() or each.prompt)
+            for each in super()._examples(places)
         ]
 
 
