@@ -128,17 +128,17 @@ class AlignmentModule(L.LightningModule, ABC):
         if trainer is not None and isinstance(trainer.strategy, ModelParallelStrategy):
             for turn in range(trainer.strategy.num_processes):  # a machine holds one whole model at a time
                 if turn == trainer.local_rank:
-                    self._load()
-                    shard(self.model, trainer.strategy.root_device, trainer.precision)
+                    shard(self._loaded(), trainer.strategy.root_device, trainer.precision)
                 trainer.strategy.barrier()
         else:
-            self._load()
+            self._loaded()
+        model: Any = self.model
         if trainer is not None and trainer.strategy.root_device.type == "cpu":
-            line = limit_threads(self.model)  # on every rank, before anything is computed
+            line = limit_threads(model)  # on every rank, before anything is computed
             if trainer.is_global_zero:
                 print(line, flush=True)
 
-    def _load(self) -> None:
+    def _loaded(self) -> Any:
         model = load_model(
             self.pretrained,
             dtype=self.dtype_name,
@@ -148,6 +148,7 @@ class AlignmentModule(L.LightningModule, ABC):
             gradient_checkpointing=self.gradient_checkpointing,
         )
         self.adapt(model.train())
+        return self.model
 
     def adapt(self, model: Any) -> None:
         """Takes the starting model: adds the adapters, if there are to be any, and freezes what does not train."""
