@@ -163,12 +163,7 @@ class ResumeCheck(Callback):
 
 
 def refuse_other_weights(state: Mapping[str, Any], present: Mapping[str, Any], needed: Set[str]) -> None:
-    """Checks that the weights of a checkpoint fit a model, by name and shape.
-
-    Args:
-        state: The state_dict of the checkpoint.
-        present: That of the model.
-        needed: Names that `state` must hold.
+    """Checks that a checkpoint's state_dict fits that of a model, by name and shape, and holds all names of `needed`.
 
     Raises:
         CheckpointError: If a key is missing, unknown, or of another shape; counts and the first three of each.

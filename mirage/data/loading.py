@@ -50,9 +50,6 @@ class Steps(SequentialSampler):
     `overfit_batches`.
 
     Args:
-        order: The data order.
-        rank: This process.
-        world_size: How many processes.
         accumulate: Batches per optimizer step; an epoch is a whole number of optimizer steps.
         position: How many batches have been trained on, asked anew at the start of every epoch: all that resuming needs.
     """
