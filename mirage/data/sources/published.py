@@ -49,7 +49,6 @@ class PublishedSplit(FileSource):
     name = "published"
 
     def __post_init__(self) -> None:
-        """Opens no file yet."""
         self.image_root = Path(self.images)
         settings: dict[str, Any] = {"image_check": self.image_check, "pixel_limit": self.pixel_limit}
         self._forget = _Forget(self.forget_file, self.images, self.cache, **settings)

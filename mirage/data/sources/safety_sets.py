@@ -40,7 +40,6 @@ class SafetySet(FileSource):
     root: Path
 
     def __post_init__(self) -> None:
-        """Opens no file yet."""
         self.image_root = None if self.folder is None else Path(self.root, self.folder)
 
     @abstractmethod
