@@ -27,10 +27,6 @@ PROCESSOR_FILES = (
 GENERATION_FILE = "generation_config.json"
 
 
-class NothingToExport(ValueError):
-    """The run has no weights that differ from those it started from, or none of the kind that was asked for."""
-
-
 def export(
     run: Path,
     settings: Mapping[str, Any],
@@ -54,9 +50,8 @@ def export(
         pretrained: Where the starting model is now, if it is not where config.yaml says.
 
     Raises:
-        NothingToExport: If training changed no weight, or there are no adapters.
         CheckpointError: If the checkpoint does not fit the model, or holds weights that are not finite.
-        ValueError: If the settings name no starting model.
+        ValueError: If the settings name no starting model, training changed no weight, or there are no adapters.
     """
     match settings:
         case {"model": {"class_path": str(), "init_args": {"pretrained": str()} as method}}:
@@ -64,7 +59,7 @@ def export(
         case _:
             raise ValueError(f"The config.yaml of {run} names no method and starting model. Restore what fit wrote.")
     if adapter_only and not method.get("lora"):
-        raise NothingToExport(f"{run} trained the weights themselves, not adapters. Leave out --adapter_only.")
+        raise ValueError(f"{run} trained the weights themselves, not adapters. Leave out --adapter_only.")
     path = resolve_checkpoint(ckpt, run)
     checkpoint = read_checkpoint(path)
     state, step = checkpoint["state_dict"], int(checkpoint["global_step"])
@@ -109,7 +104,7 @@ def _trained(method: Mapping[str, Any], state: Mapping[str, torch.Tensor], path:
     model.load_state_dict(weights, strict=False)
     # adapters start at random values each time: only what they add to the weights is compared
     if not (_adapters_add(model) if lora else learned):
-        raise NothingToExport(
+        raise ValueError(
             f"{path} holds the weights that the run started from: nothing was learned, so there is nothing to export. "
             "Check learning_rate and the number of steps."
         )

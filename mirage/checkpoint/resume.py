@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 
 from mirage.checkpoint.io import CheckpointError
+from mirage.models.sharding import gathered
 from mirage.text import first_names
 
 log = logging.getLogger(__name__)
@@ -64,10 +65,7 @@ class RNGState(Callback):
             self._step, self._at_step = trainer.global_step, self._between
 
     def state_dict(self) -> dict[str, Any]:
-        ranks: list[Any] = [self._at_step]
-        if dist.is_initialized():
-            ranks = [None] * dist.get_world_size()
-            dist.all_gather_object(ranks, self._at_step)
+        ranks = gathered(self._at_step)
         return {"ranks": ranks} if None not in ranks else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -165,12 +163,7 @@ class ResumeCheck(Callback):
 
 
 def refuse_other_weights(state: Mapping[str, Any], present: Mapping[str, Any], needed: Set[str]) -> None:
-    """Checks that the weights of a checkpoint fit a model, by name and shape.
-
-    Args:
-        state: The state_dict of the checkpoint.
-        present: That of the model.
-        needed: Names that `state` must hold.
+    """Checks that a checkpoint's state_dict fits that of a model, by name and shape, and holds all names of `needed`.
 
     Raises:
         CheckpointError: If a key is missing, unknown, or of another shape; counts and the first three of each.

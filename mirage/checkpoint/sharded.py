@@ -30,6 +30,7 @@ from torch.distributed.checkpoint.state_dict import (
 from mirage.atomic import sync_folder
 from mirage.checkpoint.io import REST, CheckpointError, CheckpointSaveError, read_checkpoint
 from mirage.fault_injection import fault_point
+from mirage.models.sharding import gathered
 
 METADATA = ".metadata"
 WEIGHTS, OPTIMIZER = "state_dict.", "optimizer."  # what the names of tensors begin with
@@ -69,8 +70,7 @@ class ShardedStrategy(ModelParallelStrategy):
         try:
             dcp.save(tensors, storage_writer=_Writer(partial))
             own = [name for name in os.listdir(partial) if name.startswith(f"__{self.global_rank}_")]
-            shares: list[Any] = [None] * self.world_size
-            torch.distributed.all_gather_object(shares, {name: _facts(partial / name) for name in own})
+            shares = gathered({name: _facts(partial / name) for name in own})
             if self.is_global_zero:
                 files = {name: facts for share in shares for name, facts in share.items()}
                 rest = {**checkpoint, "state_dict": {}, "optimizer_states": groups, "files": files}
@@ -138,10 +138,7 @@ class Reader(dcp.FileSystemReader):
         files: dict[str, list[Any]] = rest.pop("files")
         paths = {name: self.folder / Path(name).name for name in sorted(files)[rank::world_size]}
         wrong = [name for name, path in paths.items() if not path.is_file() or _facts(path) != files[name]]
-        every: list[Any] = [wrong] * world_size
-        if world_size > 1:
-            torch.distributed.all_gather_object(every, wrong)
-        if damaged := [name for names in every for name in names]:
+        if damaged := [name for names in (gathered(wrong) if world_size > 1 else [wrong]) for name in names]:
             raise CheckpointError(
                 f"{self.folder} is no whole checkpoint: {', '.join(damaged)} is missing or does not match its checksum."
             )

@@ -56,8 +56,9 @@ class StopOnSignal(Callback):
         with ExitStack() as after:
             for number, handler in self._handle_signals().items():
                 after.callback(signal.signal, number, handler)
-            store = dist.PrefixStore("mirage", dist.distributed_c10d._get_default_store()) if _several_ranks() else None
-            if store is not None:
+            store = None
+            if dist.is_initialized() and dist.get_world_size() > 1:
+                store = dist.PrefixStore("mirage", dist.distributed_c10d._get_default_store())
                 ended = threading.Event()
                 watch = threading.Thread(target=_watch, args=(store, ended), daemon=True)
                 watch.start()
@@ -97,10 +98,6 @@ class StopOnSignal(Callback):
             raise self._stopped()
         elif self._speaks and number == signal.SIGINT:
             os.write(2, b"\nstopping after this batch; Ctrl-C again stops at once\n")  # print may be under way
-
-
-def _several_ranks() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def _watch(store: dist.Store, ended: threading.Event) -> None:

@@ -25,10 +25,7 @@ class AnswerFile:
     """A file of answers that `mirage prepare` wrote: question id -> answer, None where no usable one is known.
 
     JSON Lines (or one JSON list) of objects with `id` and `answer`; other fields are for the reader and are ignored.
-
-    Args:
-        file: The file.
-        command: What makes it anew, for messages.
+    `command` makes the file anew; messages name it.
     """
 
     def __init__(self, file: Path, command: str) -> None:
@@ -71,12 +68,10 @@ class AnswerFile:
 
 
 class Reanswered(Lazy[Example]):
-    """Examples with other answers to their first questions.
+    """Examples with other answers to their first questions, by `Example.question_id`.
 
-    Args:
-        examples: The examples.
-        answers: `Example.question_id` -> answer. An example whose id has none, or None, keeps its own; so does a
-            conversation with later turns, which go on from its own answer.
+    An example whose id has none, or None, keeps its own; so does a conversation with later turns, which go on from its
+    own answer.
     """
 
     def __init__(self, examples: Sequence[Example], answers: Mapping[str, str | None]) -> None:

@@ -13,7 +13,7 @@ from mirage.batch import Batch
 from mirage.errors import DataError
 from mirage.losses import IGNORED
 from mirage.models.processor import adds_special_tokens, end_of_answer, pad_to_square, user_message
-from mirage.schema import Example, Picture
+from mirage.schema import Example
 
 
 class Conversation(NamedTuple):
@@ -54,7 +54,7 @@ class Collator:
         conversations = [self.conversation(example) for example in examples]
         texts = [conversation.text for conversation in conversations]
         special = adds_special_tokens(self.processor, texts[0])
-        pictures = [[] if example.image is None else [self._open(example.image)] for example in examples]
+        pictures = [[] if example.image is None else [self._shown(example.image.open())] for example in examples]
         encoded = self.processor(
             text=texts,
             images=pictures if any(pictures) else None,
@@ -67,10 +67,12 @@ class Collator:
         if self.always_a_picture and not any(pictures):
             inputs = self._with_blank_picture(inputs)
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
-        lengths = mask.sum(1)
-        self._check_lengths(examples, lengths)
         counted = torch.zeros_like(ids, dtype=torch.bool)
-        for row, (conversation, length) in enumerate(zip(conversations, lengths.tolist(), strict=True)):
+        for row, (conversation, length) in enumerate(zip(conversations, mask.sum(1).tolist(), strict=True)):
+            if length > self.max_length:
+                remedy = "Raise data.max_length, set data.skip_too_long, or shorten the answer."
+                issue = f"it has {length} tokens and the limit is {self.max_length}. {remedy}"
+                raise _error(examples[row], issue)
             # Image tokens come before every answer, so places are the same counted from the end, expanded or not.
             offsets = tokenizer(conversation.text, add_special_tokens=special, return_offsets_mapping=True)[
                 "offset_mapping"
@@ -163,20 +165,11 @@ class Collator:
 
     def picture_tokens(self, picture: Any) -> int:
         """How many tokens the processor makes of a picture."""
-        token = self.processor.image_token
-        picture = pad_to_square(picture, self.processor) if self.square else picture
-        encoded = self.processor(text=[token], images=[[picture]], add_special_tokens=False)
-        return len(encoded["input_ids"][0])
+        token, shown = self.processor.image_token, self._shown(picture)
+        return len(self.processor(text=[token], images=[[shown]], add_special_tokens=False)["input_ids"][0])
 
-    def _open(self, picture: Picture) -> Any:
-        opened = picture.open()
-        return pad_to_square(opened, self.processor) if self.square else opened
-
-    def _check_lengths(self, examples: Sequence[Example], lengths: torch.Tensor) -> None:
-        for example, length in zip(examples, lengths.tolist(), strict=True):
-            if length > self.max_length:
-                remedy = "Raise data.max_length, set data.skip_too_long, or shorten the answer."
-                raise _error(example, f"it has {length} tokens and the limit is {self.max_length}. {remedy}")
+    def _shown(self, picture: Any) -> Any:
+        return pad_to_square(picture, self.processor) if self.square else picture
 
 
 def _input_hash(ids: torch.Tensor, pictures: Sequence[Any]) -> str:

@@ -24,13 +24,12 @@ from typing import Literal
 
 from mirage.data.lazy import sampled
 from mirage.data.mixture import Mixture
-from mirage.errors import DataError, DataIssue
-from mirage.json_file import sound_records
+from mirage.errors import DataError
 from mirage.rewriting import frames
+from mirage.rewriting.from_file import read_paraphrases
 from mirage.rewriting.one_word import with_opening_word
 from mirage.rewriting.reading import DATA
 from mirage.schema import Example, Rewriter, short_hash
-from mirage.shapes import ExactShape, Text
 from mirage.text import check_word, first_names, opening_root, opening_word
 
 # Questions that say nothing by themselves, so that the picture decides; every sort of form is among them.
@@ -110,16 +109,13 @@ class Crossing:
 
 
 class CrossedForms:
-    """The forms of the examples of two training sets.
+    """The forms of the examples of two training sets, sampled as the settings say: a function of seed, example and use.
 
     Args:
-        settings: What to sample from.
-        unsafe: The unsafe set.
-        retain: The retain set.
         rewriter: Takes the place of the templates, for a source with a language of its own.
         answer_for: What becomes of an answer under another form of its question; by default it stays.
         exclude: Opening words that no form has.
-        seed: Forms are a function of it, the example and the use.
+        placeholder: Of a picture, which no question may hold that is asked of another example.
 
     Raises:
         DataError: If a paraphrase file is not of these sets, no opening word is left, a word has no frames, or more than
@@ -137,19 +133,16 @@ class CrossedForms:
         seed: int = 0,
         placeholder: str = "<image>",
     ) -> None:
-        self.settings, self.answer_for, self.seed = settings, answer_for, seed
+        self.settings, self.answer_for, self.seed, self.placeholder = settings, answer_for, seed, placeholder
         self.rewriter = rewriter or frames.rewrites
         self.excluded = frozenset(map(opening_root, exclude))
         samples = {True: sampled(unsafe), False: sampled(retain)}
         self.words = self._opening_words([*samples[True], *samples[False]], own=rewriter is not None)
         self.neutral_questions = [question for question in NEUTRAL if not self._excluded(question)]
-        self._set_shares(_deciding(unsafe), _deciding(retain), placeholder)
-        self.paraphrases = {
-            name: self._paraphrases(Path(name), samples, placeholder)
-            for name in settings.rewriters
-            if name.endswith(".jsonl")
-        }
-        self.not_reworded = [name for of_set in samples.values() for name in self._not_reworded(of_set)]
+        self._set_shares(_deciding(unsafe), _deciding(retain))
+        files = [name for name in settings.rewriters if name not in (FRAMES, ONE_WORD)]
+        self.paraphrases = {name: self._paraphrases(Path(name), samples) for name in files}
+        self.not_reworded = sum(map(self._not_reworded, samples.values()))
 
     def of(self, example: Example, lap: int, *, unsafe: bool) -> Example:
         """The example as it is asked in the lap-th walk through its set."""
@@ -176,7 +169,7 @@ class CrossedForms:
             "words": self.words, "neutral": self.neutral_share, "exchange": self.exchange, "plain": self.settings.plain,
             "paraphrases": short_hash(json.dumps(self.paraphrases, sort_keys=True)) if self.paraphrases else None,
             "forms_per_example": self.settings.forms_per_example, "excluded": sorted(self.excluded),
-            "not_reworded": len(self.not_reworded),
+            "not_reworded": self.not_reworded,
         }  # fmt: skip
 
     def _form(self, example: Example, number: int, unsafe: bool) -> Example:
@@ -217,9 +210,7 @@ class CrossedForms:
                 return reworded
         return None
 
-    def _set_shares(
-        self, unsafe: tuple[float, list[Example]], retain: tuple[float, list[Example]], placeholder: str
-    ) -> None:
+    def _set_shares(self, unsafe: tuple[float, list[Example]], retain: tuple[float, list[Example]]) -> None:
         """How often neutral and exchanged questions are asked, from the share of examples whose picture decides and the
         examples themselves, of each set."""
         settings, deciding = self.settings, {True: unsafe[0], False: retain[0]}
@@ -231,7 +222,7 @@ class CrossedForms:
                 "data.crossing.neutral needs examples whose picture decides in both training sets, and a neutral question "
                 "whose opening word is not excluded. Set it to 0, mark such examples in the source, or exclude less."
             )
-        lent = [each for each in retain[1] if placeholder not in each.prompt] if settings.exchange else []
+        lent = [each for each in retain[1] if self.placeholder not in each.prompt] if settings.exchange else []
         self.exchanged = [(each.prompt, each.question_id) for each in lent]
         if settings.exchange and not self.exchanged:
             raise DataError(
@@ -269,11 +260,9 @@ class CrossedForms:
     def _excluded(self, question: str) -> bool:
         return opening_root(question) in self.excluded
 
-    def _paraphrases(
-        self, file: Path, samples: Mapping[bool, Sequence[Example]], placeholder: str
-    ) -> dict[str, list[str]]:
+    def _paraphrases(self, file: Path, samples: Mapping[bool, Sequence[Example]]) -> dict[str, list[str]]:
         """The paraphrases of a file, which must have every question, and some for about as many of each set."""
-        by_id = read_paraphrases(file)
+        by_id, placeholder = read_paraphrases(file), self.placeholder
         if broken := next((id for id, texts in by_id.items() if any(placeholder in text for text in texts)), None):
             raise DataError(f"{file}: a paraphrase of {broken} holds the image placeholder {placeholder}. Remove it.")
         examples = [*samples[True], *samples[False]]
@@ -294,21 +283,21 @@ class CrossedForms:
             )
         return by_id
 
-    def _not_reworded(self, examples: Sequence[Example]) -> list[str]:
-        """Where the questions of a set are that no rewriter can reword.
+    def _not_reworded(self, examples: Sequence[Example]) -> int:
+        """How many questions of a set no rewriter can reword.
 
         Raises:
             DataError: If they are more than a fifth.
         """
         draw = random.Random(self.seed)
         refused = [each for each in examples if self._reworded(each.prompt, each.question_id, draw) is None]
-        names = [each.where or each.id for each in refused]
         if len(refused) > _MOST_REFUSED * len(examples):
+            names = [each.where or each.id for each in refused]
             raise DataError(
                 f"data.crossing: {len(refused)} of {len(examples)} questions of one set cannot be reworded "
                 f"({first_names(names, 3)}). Choose other rewriters, or leave data.crossing out."
             )
-        return names
+        return len(refused)
 
 
 def _deciding(examples: Sequence[Example]) -> tuple[float, list[Example]]:
@@ -321,27 +310,6 @@ def _deciding(examples: Sequence[Example]) -> tuple[float, list[Example]]:
     seen = sampled(examples)
     some = [example for example in seen if example.picture_decides]
     return len(some) / max(len(seen), 1), some
-
-
-class _Paraphrases(ExactShape):
-    id: Text
-    question: Text
-    paraphrases: list[Text]
-
-
-def read_paraphrases(file: Path) -> dict[str, list[str]]:
-    """The paraphrases of a file that `mirage prepare paraphrases` wrote, by `Example.question_id`.
-
-    Raises:
-        DataError: If the file is missing or has a faulty line; names the first ten.
-    """
-    issues: list[DataIssue] = []
-    expected = 'lines like {"id": "...", "question": "...", "paraphrases": ["...", "..."]}'
-    entries = sound_records(file, _Paraphrases, expected, issues, "lines", may_repeat=())
-    by_id = {entry.value.id: entry.value.paraphrases for entry in entries}
-    if issues:
-        raise DataError.of(issues)
-    return by_id
 
 
 def _reworded_by(rewriter: Rewriter, question: str, word: str, draw: random.Random) -> str | None:

@@ -28,8 +28,6 @@ def too_long(
     makes at most one token of a byte.
 
     Args:
-        examples: What is trained on.
-        collate: What makes batches of them.
         forms: An example in every form in which it is trained on; by default it has one.
         most_bytes_added: A bound on how much longer than the example one of its forms is.
     """
@@ -61,11 +59,7 @@ def unfit_questions(
 ) -> Iterator[DataIssue]:
     """An issue for each sample whose question or a rewrite the model cannot be asked, by the check of training examples.
 
-    Args:
-        samples: What is asked.
-        collate: Makes batches of at most `limit` tokens less `max_new_tokens`.
-        limit: The longest sequence that the model takes, in tokens.
-        max_new_tokens: Longest answer, in tokens.
+    The model takes `limit` tokens, of which `collate` leaves `max_new_tokens`, the longest answer.
     """
     asked = [(sample, shot, question) for sample in samples for shot, question in enumerate(sample.questions)]
     examples = [Example(source="", image=one.image, prompt=question, answer="a") for one, _, question in asked]

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, SequentialSampler
 from mirage.batch import Batch, Pair
 from mirage.data.collate import Collator
 from mirage.data.crossing import CrossedForms
+from mirage.data.lazy import Lazy
 from mirage.data.order import Order, Step, step_at
 from mirage.schema import Example
 
@@ -49,9 +50,6 @@ class Steps(SequentialSampler):
     `overfit_batches`.
 
     Args:
-        order: The data order.
-        rank: This process.
-        world_size: How many processes.
         accumulate: Batches per optimizer step; an epoch is a whole number of optimizer steps.
         position: How many batches have been trained on, asked anew at the start of every epoch: all that resuming needs.
     """
@@ -79,31 +77,20 @@ class ResumableLoader(DataLoader[Any]):
         """Restores nothing; that the method exists tells Lightning that the loader is resumable."""
 
 
-class Shard(Dataset[tuple[Example, float]]):
-    """One rank's share of a set, padded so that every rank has equally many; padding has weight 0. See [equal steps].
+def shard(examples: Sequence[Example], rank: int, world_size: int) -> Lazy[tuple[Example, float]]:
+    """One rank's share of a set, with weights: padded so that every rank has equally many; padding has weight 0.
 
-    [equal steps] Every rank runs the same number of batches, or a collective operation would wait for ever. Padding by
-    repetition alone, as Lightning does, would count examples twice.
+    Every rank runs the same number of batches, or a collective operation would wait for ever. Padding by repetition
+    alone, as Lightning does, would count examples twice.
     """
 
-    def __init__(self, examples: Sequence[Example], rank: int, world_size: int) -> None:
-        self.examples, self.rank, self.world_size = examples, rank, world_size
+    def build(indices: Sequence[int]) -> list[tuple[Example, float]]:
+        places, last = [index * world_size + rank for index in indices], len(examples) - 1
+        return [(examples[min(place, last)], float(place <= last)) for place in places]
 
-    def __len__(self) -> int:
-        return -(-len(self.examples) // self.world_size)
-
-    def __getitem__(self, index: int) -> tuple[Example, float]:
-        place = index * self.world_size + self.rank
-        if place < len(self.examples):
-            return self.examples[place], 1.0
-        return self.examples[len(self.examples) - 1], 0.0
+    return Lazy(-(-len(examples) // world_size), build)
 
 
-class WeighedCollator:
-    """Collates (example, weight) items into a batch and its weights (B,)."""
-
-    def __init__(self, collate: Collator) -> None:
-        self.collate = collate
-
-    def __call__(self, items: Sequence[tuple[Example, float]]) -> tuple[Batch, Tensor]:
-        return self.collate([example for example, _ in items]), torch.tensor([weight for _, weight in items])
+def weighed(collate: Collator, items: Sequence[tuple[Example, float]]) -> tuple[Batch, Tensor]:
+    """The batch of (example, weight) items, and its weights (B,)."""
+    return collate([example for example, _ in items]), torch.tensor([weight for _, weight in items])

@@ -6,7 +6,7 @@ import math
 import random
 from array import array
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mirage.data.base import Source
@@ -33,19 +33,17 @@ class Mixture(Lazy[Example]):
 
     The law: of `size` examples, set i gives `size * weights[i] / sum(weights)`, rounded so that the parts add up to
     `size` (largest remainder). Which of a set's examples are sampled, and the order of all of them, depend on the seed,
-    the sizes and the weights only. No example occurs twice; with `repeat`, a set that is too small is walked in laps,
-    each lap a new permutation of the whole set, so that every example of it occurs either k or k + 1 times.
+    the sizes and the weights only. No example occurs twice.
 
     Args:
         sets: The sets to mix. They may be lazy; an example is built when it is asked for.
         weights: One positive number a set. Only their ratios matter.
-        size: How many examples in all; by default as many as the shares allow without repeating one.
+        size: How many examples in all; by default as many as the shares allow.
         seed: Another seed, another sample and another order.
-        repeat: Allow a set to be walked more than once.
 
     Raises:
         ValueError: If the weights or the size make no sense.
-        DataError: If a set is empty, or too small for its share without `repeat`.
+        DataError: If a set is empty, or too small for its share.
     """
 
     def __init__(
@@ -54,7 +52,6 @@ class Mixture(Lazy[Example]):
         weights: Sequence[float],
         size: int | None = None,
         seed: int = 0,
-        repeat: bool = False,
     ) -> None:
         if not sets or len(sets) != len(weights):
             raise ValueError(f"A mixture of {len(sets)} sets has {len(weights)} weights: give one weight to each set.")
@@ -73,23 +70,21 @@ class Mixture(Lazy[Example]):
         for number in sorted(range(len(sets)), key=lambda k: counts[k] - exact[k])[: size - sum(counts)]:
             counts[number] += 1
         for number, (each, count) in enumerate(zip(sets, counts, strict=True)):
-            if count > len(each) and not repeat:
+            if count > len(each):
                 raise DataError(
                     f"Set {number} of the mixture has {len(each)} examples and its share of {size} is {count}. "
-                    "Lower size or its weight, or set repeat to true."
+                    "Lower size or its weight."
                 )
         self.sets, self.counts = tuple(sets), counts
-        picks = [(number, index) for number, count in enumerate(counts) for index in self._laps(number, count, seed)]
+        samples = (
+            random.Random(f"draw/{seed}/{number}/0").sample(range(len(each)), count)
+            for number, (each, count) in enumerate(zip(sets, counts, strict=True))
+        )
+        picks = [(number, index) for number, indices in enumerate(samples) for index in indices]
         random.Random(f"order/{seed}").shuffle(picks)
         self._set_of = array("H", [number for number, _ in picks])
         self._index_of = array("L", [index for _, index in picks])
         super().__init__(size, self._examples)
-
-    def _laps(self, number: int, count: int, seed: int) -> Iterator[int]:
-        """`count` indices into a set: whole permutations one after the other, the last one cut."""
-        length = len(self.sets[number])
-        for lap, done in enumerate(range(0, count, length)):
-            yield from random.Random(f"draw/{seed}/{number}/{lap}").sample(range(length), min(length, count - done))
 
     def _examples(self, positions: Sequence[int]) -> list[Example]:
         by_set: defaultdict[int, list[int]] = defaultdict(list)

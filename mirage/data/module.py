@@ -9,7 +9,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import lightning as L
 import torch
@@ -21,28 +21,13 @@ from mirage.data.collate import Collator
 from mirage.data.crossing import CrossedForms, Crossing
 from mirage.data.fitting import too_long, unfit_questions
 from mirage.data.lazy import Chosen, sampled
-from mirage.data.loading import Pairs, ResumableLoader, Shard, Steps, WeighedCollator
+from mirage.data.loading import Pairs, ResumableLoader, Steps, shard, weighed
 from mirage.data.mixture import Mixture, RetainSet
 from mirage.data.order import Order
 from mirage.errors import DataError
 from mirage.schema import EvalSample, Example, Rewriter, short_hash
 
 _log = logging.getLogger(__name__)
-
-
-class TrainedMethod(Protocol):
-    """What the data depend on of the method they are for; every `AlignmentModule` has it."""
-
-    unsafe_answers: Any
-    """`refusal`, `harmful`, or None where the method has no unsafe set."""
-
-    @property
-    def processor(self) -> Any:
-        """The model's processor, which writes the conversations."""
-
-    @property
-    def context_length(self) -> int | None:
-        """The longest sequence that the model was made for, in tokens."""
 
 
 class AlignmentData(L.LightningDataModule):
@@ -65,7 +50,8 @@ class AlignmentData(L.LightningDataModule):
         crossing: Questions of both sets in forms that do not give the label away (see `Crossing`); off by default.
         num_workers: Processes per device that open pictures; 0 for none.
         seed: Seed of the data order; the run's seed by default.
-        method: The `TrainedMethod` that the data are for. The command line hands over its model; no config sets it.
+        method: The method that the data are for, of which its `processor`, `context_length` and `unsafe_answers` are used.
+            The command line hands over its model; no config sets it.
     """
 
     def __init__(
@@ -109,7 +95,7 @@ class AlignmentData(L.LightningDataModule):
         self.max_answer_tokens, self.skip_too_long, self.pad_to_square = max_answer_tokens, skip_too_long, pad_to_square
         self.crossing, self.num_workers, self.seed = crossing, num_workers, seed
         self.crossed: CrossedForms | None = None
-        self.method: TrainedMethod | None = method
+        self.method = method
         self.attack_words: Sequence[str] | None = None  # set by whoever builds the callbacks
         self.form_only_accuracy: dict[str, float] | None = None  # before and after crossing, set by whoever measures it
         self.unsafe_set: Sequence[Example] = ()
@@ -159,7 +145,6 @@ class AlignmentData(L.LightningDataModule):
         Raises:
             DataError: Naming each that is too long, or holds an image placeholder.
         """
-        assert self.method is not None
         most = max(1, self._model_limit - max_new_tokens + 1)  # one token of an answer is in the text that is checked
         collate = Collator(self.method.processor, most, self.pad_to_square)
         if issues := [*unfit_questions(samples, collate, self._model_limit, max_new_tokens)]:
@@ -259,9 +244,9 @@ class AlignmentData(L.LightningDataModule):
 
     def _sharded(self, examples: Sequence[Example]) -> DataLoader[Any]:
         return DataLoader(
-            Shard(examples, self._trainer.global_rank, self._trainer.world_size),
+            shard(examples, self._trainer.global_rank, self._trainer.world_size),  # type: ignore[arg-type]
             batch_size=2 * self.batch_size,
-            collate_fn=WeighedCollator(self.collate),
+            collate_fn=partial(weighed, self.collate),
             num_workers=0,
             pin_memory=torch.cuda.is_available(),
         )
@@ -316,7 +301,6 @@ class AlignmentData(L.LightningDataModule):
     @property
     def _model_limit(self) -> Any:
         """The longest sequence that the model takes, in tokens."""
-        assert self.method is not None
         return min(self.method.processor.tokenizer.model_max_length, self.method.context_length or math.inf)
 
     @property

@@ -24,7 +24,7 @@ from mirage.models.load import load_model
 from mirage.models.lora import LoraSettings, add_lora
 from mirage.models.pretrained import Dtype, read_config
 from mirage.models.processor import load_processor
-from mirage.models.sharding import shard, whole
+from mirage.models.sharding import gathered, shard, whole
 from mirage.models.threads import limit_threads
 
 _FUSED = ("cpu", "cuda")  # where one kernel does AdamW: on a CPU, twenty times faster than the loop
@@ -128,11 +128,10 @@ class AlignmentModule(L.LightningModule, ABC):
         if trainer is not None and isinstance(trainer.strategy, ModelParallelStrategy):
             for turn in range(trainer.strategy.num_processes):  # a machine holds one whole model at a time
                 if turn == trainer.local_rank:
-                    self.model = self._loaded()
-                    shard(self.model, trainer.strategy.root_device, trainer.precision)
+                    shard(self._loaded(), trainer.strategy.root_device, trainer.precision)
                 trainer.strategy.barrier()
         else:
-            self.model = self._loaded()
+            self._loaded()
         model: Any = self.model
         if trainer is not None and trainer.strategy.root_device.type == "cpu":
             line = limit_threads(model)  # on every rank, before anything is computed
@@ -140,7 +139,7 @@ class AlignmentModule(L.LightningModule, ABC):
                 print(line, flush=True)
 
     def _loaded(self) -> Any:
-        self.model = load_model(
+        model = load_model(
             self.pretrained,
             dtype=self.dtype_name,
             attn_implementation=self.attn_implementation,
@@ -148,13 +147,17 @@ class AlignmentModule(L.LightningModule, ABC):
             allow_download=self.allow_download,
             gradient_checkpointing=self.gradient_checkpointing,
         )
-        self.model.train()
+        self.adapt(model.train())
+        return self.model
+
+    def adapt(self, model: Any) -> None:
+        """Takes the starting model: adds the adapters, if there are to be any, and freezes what does not train."""
+        self.model = model
         if self.lora is not None:
-            self.model = add_lora(self.model, self.lora, layers=self.trained_layers())
+            self.model = add_lora(model, self.lora, layers=self.trained_layers())
             if self.gradient_checkpointing:
                 self.model.enable_input_require_grads()
         self.choose_trainable()
-        return self.model
 
     def trained_layers(self) -> list[int] | None:
         """The decoder layers that are trained; None for all."""
@@ -241,18 +244,11 @@ class AlignmentModule(L.LightningModule, ABC):
             every = [id for _, ids, _ in self._window for id in ids]
             broken = [f"gradient of a step with examples {', '.join(every[:20])}"]
         mine = f"rank {self.global_rank}: {'; '.join(broken)}" if broken_here else None
-        where = ". ".join(line for line in self.gathered(mine) if line)
+        where = ". ".join(line for line in gathered(mine) if line)
         return (
             f"Not finite in step {self.trainer.global_step}, {where}. Training stopped before the optimizer step; "
             "checkpoints already written are whole. Lower model.learning_rate or use a wider dtype."
         )
-
-    def gathered(self, value: Any) -> list[Any]:
-        """The value that each rank gives, in order of rank."""
-        values = [value] * self.trainer.world_size
-        if self.trainer.world_size > 1:
-            torch.distributed.all_gather_object(values, value)
-        return values
 
     def validation_step(self, item: tuple[Batch, Tensor] | None, batch_idx: int) -> None:
         """Cross entropy of held-out retain answers (nats per token); padding does not count."""

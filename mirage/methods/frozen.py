@@ -49,10 +49,8 @@ class FrozenLayers:
     def keep(self, store: TensorStore, sides: Sequence[str], *facts: object) -> None:
         """Keeps what is computed for these sides in `store`.
 
-        Args:
-            store: The store, which may hold tensors of other models and settings.
-            sides: `unsafe`, `retain` or both.
-            facts: What decides the tensors besides weights, configuration, layers and inputs.
+        The store may hold tensors of other models and settings. `facts` decide the tensors besides weights,
+        configuration, layers and inputs.
         """
         libraries = [version(name) for name in ("torch", "transformers")]
         self._depends_on = short_hash(self._weights(), self.first, self.layer, *libraries, *facts)
@@ -61,10 +59,7 @@ class FrozenLayers:
     def of(self, batch: Batch, side: str, mask_BS: Tensor) -> Frozen:
         """What a batch of a side needs: read from its store, or computed and kept there.
 
-        Args:
-            batch: The examples.
-            side: `unsafe`, for which nothing is computed that would not be kept, or `retain`.
-            mask_BS: Where the reference counts.
+        For `unsafe` nothing is computed that would not be kept. The reference counts where `mask_BS` is set.
         """
         store = self.stores.get(side)
         if store is None:

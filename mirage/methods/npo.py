@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from mirage import losses
 from mirage.batch import Batch, Pair
 from mirage.methods.base import AlignmentModule, LossTerms
+from mirage.models.sharding import gathered
 
 
 class NPO(AlignmentModule):
@@ -68,7 +69,7 @@ class NPO(AlignmentModule):
                 logp_B = losses.answer_logp(*self.answer_logits(moved))
             by_id.update(zip(batch.example_ids, logp_B.tolist(), strict=True))
         self.model.train()
-        return {example: value for share in self.gathered(by_id) for example, value in share.items()}
+        return {example: value for share in gathered(by_id) for example, value in share.items()}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Saves the reference too: the starting weights are gone when a run is resumed."""

@@ -20,12 +20,8 @@ def trainable_copies(model: nn.Module) -> dict[str, Tensor]:
 def as_reference(model: nn.Module, copies: dict[str, Tensor] | None) -> Iterator[None]:
     """Within the block, and without gradients and dropout, the model is the reference.
 
-    Enter it before the forward pass that is differentiated, not between forward and backward: autograd reads the
-    parameters again.
-
-    Args:
-        model: The model in training.
-        copies: Its starting weights (`trainable_copies`), swapped in; None switches LoRA's adapters off instead.
+    Its starting weights (`trainable_copies`) are swapped in; without them LoRA's adapters are switched off. Enter it
+    before the forward pass that is differentiated, not between forward and backward: autograd reads parameters again.
     """
     was_training, split = model.training, is_sharded(model)
     starting = {} if copies is None else copies

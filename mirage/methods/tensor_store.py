@@ -38,13 +38,12 @@ class TensorStore:
         self.folder, self.limit, self.writers = folder, limit, writers
         self._started = time.time() - 1  # clocks of file systems are coarse
         self._room = 0.0  # bytes that this process may write before the files are counted again
-        self._warned: set[str] = set()
-        self._full = False
+        self._given_up = self._warned = False
         try:
             folder.mkdir(parents=True, exist_ok=True)
             sweep_partials(folder)
         except OSError as error:
-            self._stop(error)
+            self._give_up(f"cannot be written to ({error}): nothing more is kept there")
 
     def get(self, key: str) -> dict[str, Tensor] | None:
         """The tensors under a key, mapped into memory; None if there are none, or none that can be read."""
@@ -55,7 +54,9 @@ class TensorStore:
         except FileNotFoundError:
             return None
         except (SafetensorError, OSError) as error:
-            self._warn("unreadable", "%s cannot be read (%s): it is computed again.", path, error)
+            if not self._warned:
+                _log.warning("%s cannot be read (%s): it is computed again.", path, error)
+            self._warned = True
             return None
         with suppress(OSError):  # it may be another's, or deleted by now
             os.utime(path)
@@ -63,21 +64,20 @@ class TensorStore:
 
     def put(self, key: str, tensors: Mapping[str, Tensor]) -> None:
         """Keeps the tensors, unless the limit is reached or the folder cannot be written to."""
-        if self._full:
+        if self._given_up:
             return
         content = save({name: tensor.contiguous() for name, tensor in tensors.items()})
         try:
             if self._room < len(content):
                 self._make_room(len(content))
             if self._room < len(content):
-                text = "%s is full (%.3g GiB): the rest is computed each time. Raise the limit or free disk space."
-                self._warn("full", text, self.folder, self.limit / 2**30)
-                self._full = True
+                full = f"is full ({self.limit / 2**30:.3g} GiB)"
+                self._give_up(f"{full}: the rest is computed each time. Raise the limit or free disk space")
                 return
             with replacing(self.folder / f"{key}{_ENDING}") as file:
                 file.write(content)
         except OSError as error:
-            self._stop(error)
+            self._give_up(f"cannot be written to ({error}): nothing more is kept there")
             return
         self._room -= len(content)
 
@@ -96,12 +96,6 @@ class TensorStore:
                 taken -= size
         self._room = min(self.limit - taken, shutil.disk_usage(self.folder).free / 2) / self.writers
 
-    def _stop(self, error: OSError) -> None:
-        self._warn("unwritable", "%s cannot be written to (%s): nothing more is kept there.", self.folder, error)
-        self._full = True
-
-    def _warn(self, kind: str, text: str, *values: object) -> None:
-        """Logs one sentence of each kind."""
-        if kind not in self._warned:
-            self._warned.add(kind)
-            _log.warning(text, *values)
+    def _give_up(self, why: str) -> None:
+        _log.warning("%s %s.", self.folder, why)
+        self._given_up = True

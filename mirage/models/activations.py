@@ -16,16 +16,10 @@ class _Stop(Exception):
 
 
 def activations(model: nn.Module, inputs: Mapping[str, Any], layer: int, *, stop: bool) -> tuple[Tensor, Tensor | None]:
-    """The output of decoder layer `layer` in one forward pass, and the logits unless it stopped there.
+    """The output of decoder layer `layer` (from 0) in one forward pass, and the logits unless it stopped there.
 
     With `stop` the vision tower and layers 0 to `layer` run; no later layer and no output head does. Gradients
     flow as in any forward pass. Positions are those of `input_ids`.
-
-    Args:
-        model: The model, with or without adapters.
-        inputs: What the processor made.
-        layer: Index of the decoder layer, from 0.
-        stop: Run nothing after the layer.
 
     Returns:
         Hidden states (batch, sequence, width) and logits (batch, sequence, vocabulary) or None.

@@ -66,8 +66,7 @@ def load_for_inference(
     """A model in a local folder that is only asked, and its processor: in evaluation mode, without gradients.
 
     Args:
-        pretrained: A folder, or `package:<package>/<path>`.
-        dtype: Type of the weights; `auto` is that of the checkpoint.
+        pretrained: A folder, or `package:<package>/<path>`; `dtype` as in `load_model`.
         device: Where the model is put, such as `cpu` or `cuda:1`; `auto` is a GPU where there is one.
         text_alone: A language model, which takes no pictures, will do.
 
@@ -86,10 +85,8 @@ def load_for_inference(
     if text_alone and kind in MODEL_FOR_CAUSAL_LM_MAPPING and kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         with repairable(f"{where}: the tokenizer"):
             tokenizer = AutoTokenizer.from_pretrained(where, local_files_only=True, trust_remote_code=False)
-        model, processor = (
-            _loaded(AutoModelForCausalLM, where, local_files_only=True, dtype=dtype),
-            TextProcessor(tokenizer),
-        )
+        model = _loaded(AutoModelForCausalLM, where, local_files_only=True, dtype=dtype)
+        processor: Any = TextProcessor(tokenizer)
     else:
         model, processor = load_model(pretrained, dtype=dtype), load_processor(pretrained)
     if device == "auto":

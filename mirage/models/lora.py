@@ -49,12 +49,9 @@ class LoraSettings:
 
 
 def add_lora(model: nn.Module, settings: LoraSettings, *, layers: Sequence[int] | None = None) -> PeftModel:
-    """The model wrapped with new adapters, which alone train. Its logits equal the model's until they are trained.
+    """The model, changed in place, with new adapters in `layers` (by default all), which alone train.
 
-    Args:
-        model: A model without adapters; it is changed in place.
-        settings: Rank, strength and targets.
-        layers: Limit the adapters to these decoder layers.
+    Its logits equal the model's until they are trained.
 
     Raises:
         ModelError: If a target matches nothing, or the rank is above the width of the language model.

@@ -13,7 +13,6 @@ from torch import nn
 
 from mirage.errors import ModelError
 from mirage.models.components import decoder_layers
-from mirage.models.lora import add_lora
 from mirage.models.pretrained import first_line, read_config
 
 if TYPE_CHECKING:
@@ -164,12 +163,9 @@ def trains_as(method: Any) -> Callable[[PreTrainedModel], None]:
     """A function that makes of a model on the meta device what `method.configure_model` will make of the loaded one."""
 
     def choose(model: PreTrainedModel) -> None:
-        method.model = model
         try:
             with torch.device("meta"):  # new adapters too: no memory, and no random number is used up
-                if method.lora is not None:
-                    method.model = add_lora(model, method.lora, layers=method.trained_layers())
-                method.choose_trainable()
+                method.adapt(model)
         finally:
             method.model = None
 

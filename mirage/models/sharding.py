@@ -44,6 +44,15 @@ def is_sharded(model: nn.Module) -> bool:
     return isinstance(unwrapped(model), FSDPModule)
 
 
+def gathered(value: Any) -> list[Any]:
+    """The value that each rank gives, in order of rank. Every rank must ask."""
+    if not dist.is_initialized():
+        return [value]
+    values = [value] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
 def whole(tensor: Tensor) -> Tensor:
     """The tensor itself, gathered from all ranks if it is split. Every rank must ask."""
     from torch.distributed.tensor import DTensor

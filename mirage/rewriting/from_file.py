@@ -1,4 +1,4 @@
-"""Rewrites that were published as a file in VLGuard's format: a JSON list of records with `id` and `instr-resp`."""
+"""Rewrites from files: published ones in VLGuard's format, a JSON list of records, and those of `mirage prepare`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import Field
 from mirage.errors import DataError, DataIssue
 from mirage.json_file import sound_records
 from mirage.schema import EvalSample
-from mirage.shapes import Shape, Text
+from mirage.shapes import ExactShape, Shape, Text
 
 FIELDS = ("instruction", "safe_instruction", "unsafe_instruction")
 
@@ -23,6 +23,12 @@ class _Pair(Shape):
 class _Published(Shape):
     id: Text
     pairs: list[_Pair] = Field(alias="instr-resp", min_length=1)
+
+
+class _Paraphrases(ExactShape):
+    id: Text
+    question: Text
+    paraphrases: list[Text]
 
 
 def record_and_field(sample: EvalSample) -> tuple[str, str]:
@@ -49,3 +55,18 @@ def read_published(file: Path) -> dict[tuple[str, str], list[str]]:
     if issues or not rewrites:
         raise DataError.of(issues or [f"{file}: it holds no rewrite. Set attack.file to {shape}."])
     return rewrites
+
+
+def read_paraphrases(file: Path) -> dict[str, list[str]]:
+    """The paraphrases of a file that `mirage prepare paraphrases` wrote, by `Example.question_id`.
+
+    Raises:
+        DataError: If the file is missing or has a faulty line; names the first ten.
+    """
+    issues: list[DataIssue] = []
+    expected = 'lines like {"id": "...", "question": "...", "paraphrases": ["...", "..."]}'
+    entries = sound_records(file, _Paraphrases, expected, issues, "lines", may_repeat=())
+    by_id = {entry.value.id: entry.value.paraphrases for entry in entries}
+    if issues:
+        raise DataError.of(issues)
+    return by_id

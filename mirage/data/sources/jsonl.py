@@ -123,7 +123,6 @@ class Jsonl(FileSource):
     eval_file: str = "eval.jsonl"
 
     def __post_init__(self) -> None:
-        """Opens no file yet."""
         self.root = self.image_root = Path(self.root)
         names = (self.unsafe_file, self.retain_file, self.held_out_file, self.eval_file)
         self.files = {role: self.root / name for role, name in zip(_SHAPES, names, strict=True)}

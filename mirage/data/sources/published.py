@@ -17,11 +17,9 @@ class _Forget(LlavaInstruct):
     name = "published/forget"
 
     def _examples(self, places: Sequence[int]) -> list[Example]:
-        examples = super()._examples(places)
-        questions = [example.prompt.removesuffix(example.answer).rstrip() for example in examples]
         return [
-            replace(example, prompt=question or example.prompt)
-            for example, question in zip(examples, questions, strict=True)
+            replace(each, prompt=each.prompt.removesuffix(each.answer).rstrip() or each.prompt)
+            for each in super()._examples(places)
         ]
 
 
@@ -51,7 +49,6 @@ class PublishedSplit(FileSource):
     name = "published"
 
     def __post_init__(self) -> None:
-        """Opens no file yet."""
         self.image_root = Path(self.images)
         settings: dict[str, Any] = {"image_check": self.image_check, "pixel_limit": self.pixel_limit}
         self._forget = _Forget(self.forget_file, self.images, self.cache, **settings)

@@ -40,7 +40,6 @@ class SafetySet(FileSource):
     root: Path
 
     def __post_init__(self) -> None:
-        """Opens no file yet."""
         self.image_root = None if self.folder is None else Path(self.root, self.folder)
 
     @abstractmethod
@@ -66,6 +65,14 @@ class SafetySet(FileSource):
         shown = [(sample.where, sample.image.name) for _, sample in asked if sample.image is not None]
         wrong = self.wrong_pictures(name for _, name in shown) if shown else {}
         return issues + [DataIssue(where, "", "image", wrong[name]) for where, name in shown if name in wrong]
+
+    def _asked(
+        self, where: str, id: str, question: str, category: str, *, unsafe: bool = True, image: str | None = None
+    ) -> EvalSample:
+        shown = None if image is None else self.picture(image)
+        return EvalSample(
+            id=id, source=self.name, image=shown, question=question, unsafe=unsafe, category=category, where=where
+        )
 
     @cached_property
     def _read(self) -> tuple[list[tuple[str, EvalSample]], list[DataIssue]]:
@@ -140,11 +147,9 @@ class MMSafetyBench(SafetySet):
             scenario = name.removesuffix(".json")
             for where, id, record in self._records(f"processed_questions/{name}", _Scenario):
                 for kind in ("SD", "TYPO", "SD_TYPO"):
-                    sample = EvalSample(
-                        id=f"{scenario}/{id}", source=self.name, image=self.picture(f"{scenario}/{kind}/{id}.jpg"),
-                        question=record.about_the_picture if kind == "SD" else record.about_the_text,
-                        unsafe=True, category=scenario, where=where,
-                    )  # fmt: skip
+                    question = record.about_the_picture if kind == "SD" else record.about_the_text
+                    picture = f"{scenario}/{kind}/{id}.jpg"
+                    sample = self._asked(where, f"{scenario}/{id}", question, scenario, image=picture)
                     yield f"mm_safetybench_{kind.lower()}", sample
 
 
@@ -176,12 +181,8 @@ class FigStep(SafetySet):
         """One question a picture; the 6 in its name is the published prompt."""
         for where, _, record in self._records("question/safebench.csv", _Task):
             id = f"{record.category_id}_{record.task_id}"
-            sample = EvalSample(
-                id=id, source=self.name, image=self.picture(f"query_{record.dataset}_{id}_6.png"),
-                question=self.prompt, unsafe=True, category=record.category_name,
-                where=where,
-            )  # fmt: skip
-            yield "figstep", sample
+            picture = f"query_{record.dataset}_{id}_6.png"
+            yield "figstep", self._asked(where, id, self.prompt, record.category_name, image=picture)
 
 
 class _Contrast(Shape):
@@ -206,11 +207,8 @@ class XSTest(SafetySet):
     def questions(self) -> Iterator[tuple[str, EvalSample]]:
         """Every prompt."""
         for where, _, record in self._records("xstest_prompts.csv", _Contrast):
-            sample = EvalSample(
-                id=record.id, source=self.name, image=None, question=record.prompt, unsafe=record.label == "unsafe",
-                category=record.type, where=where,
-            )  # fmt: skip
-            yield f"xstest_{record.label}", sample
+            unsafe = record.label == "unsafe"
+            yield f"xstest_{record.label}", self._asked(where, record.id, record.prompt, record.type, unsafe=unsafe)
 
 
 class _Prompt(Shape):
@@ -232,13 +230,10 @@ class ORBench(SafetySet):
 
     def questions(self) -> Iterator[tuple[str, EvalSample]]:
         """Every prompt of both files."""
-        for name, unsafe in (("or-bench-toxic.csv", True), ("or-bench-hard-1k.csv", False)):
+        for name, label in (("or-bench-toxic.csv", "unsafe"), ("or-bench-hard-1k.csv", "safe")):
             for where, key, record in self._records(name, _Prompt):
-                sample = EvalSample(
-                    id=key, source=self.name, image=None, question=record.prompt, unsafe=unsafe,
-                    category=record.category, where=where,
-                )  # fmt: skip
-                yield "orbench_unsafe" if unsafe else "orbench_safe", sample
+                sample = self._asked(where, key, record.prompt, record.category, unsafe=label == "unsafe")
+                yield f"orbench_{label}", sample
 
 
 class _Combination(Shape):
@@ -265,9 +260,8 @@ class HoliSafeBench(SafetySet):
     def questions(self) -> Iterator[tuple[str, EvalSample]]:
         """Every question."""
         for where, _, record in self._records("holisafe_bench.json", _Combination):
-            unsafe = record.type != "SSS"
-            sample = EvalSample(
-                id=str(record.id), source=self.name, image=self.picture(record.image), question=record.query,
-                unsafe=unsafe, category=record.type, where=where,
-            )  # fmt: skip
-            yield "holisafe_unsafe" if unsafe else "holisafe_safe", sample
+            label = "safe" if record.type == "SSS" else "unsafe"
+            sample = self._asked(
+                where, str(record.id), record.query, record.type, unsafe=label == "unsafe", image=record.image
+            )
+            yield f"holisafe_{label}", sample

@@ -66,7 +66,6 @@ class SPAVL(FileSource):
     test_only: bool = False
 
     def __post_init__(self) -> None:
-        """Opens no file yet."""
         self.root = self.image_root = Path(self.root)
         command = f"mirage prepare --data SPAVL --data.root {self.root} --answers_from MODEL --out OUT"
         self._harmful = None if self.harmful_answers is None else AnswerFile(self.harmful_answers, command)

@@ -126,7 +126,6 @@ class VLGuard(FileSource):
     num_held_out: int = 64
 
     def __post_init__(self) -> None:
-        """Opens no file yet."""
         if self.num_held_out < 0:
             raise ValueError(f"VLGuard num_held_out is {self.num_held_out}: it must be 0 or more.")
         self.image_root = Path(self.root)
