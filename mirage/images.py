@@ -52,6 +52,7 @@ _REFUSED = {
         "or a '/' at its ends."
     ),
 }
+_ANY_REFUSED = re.compile("|".join(_REFUSED), re.IGNORECASE)
 _JPEG_AHEAD = 8  # bytes that libjpeg reads ahead
 _JPEG_SCAN, _JPEG_END = b"\xff\xda", b"\xff\xd9"
 _ENDS = {"PNG": b"IEND\xaeB`\x82", "JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "GIF": b";"}  # of whole pictures
@@ -67,9 +68,9 @@ def allowed_name(name: str) -> str:
     Raises:
         ImageError: If it cannot be the name of a file below a folder.
     """
-    for pattern, remedy in _REFUSED.items():
-        if re.search(pattern, name, re.IGNORECASE):
-            raise ImageError(f"{_shown(name)} {remedy}")
+    if _ANY_REFUSED.search(name):
+        remedy = next(remedy for pattern, remedy in _REFUSED.items() if re.search(pattern, name, re.IGNORECASE))
+        raise ImageError(f"{_shown(name)} {remedy}")
     return name
 
 

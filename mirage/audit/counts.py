@@ -11,6 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from math import fsum, log, log2, sqrt
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -135,19 +136,17 @@ class Audit:
 class Cue:
     """For each value of a cue (such as the opening word): how many questions have it, and how many of them are refused.
 
-    One question adds one value, so `accuracy` and the like rate the cue as a classifier of the label.
+    Args:
+        labelled: How many questions have a value and a label (refused or not). If each question has one value, `accuracy`
+            and the like rate the cue as a classifier of the label.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, labelled: Counter[tuple[str, bool]]) -> None:
         self.count: Counter[str] = Counter()
         self.refused: Counter[str] = Counter()
-
-    def add(self, values: Iterable[str], refused: bool) -> None:
-        """Counts the values of one question."""
-        for value in values:
-            self.count[value] += 1
-            if refused:
-                self.refused[value] += 1
+        for (value, refused), count in labelled.items():
+            self.count[value] += count
+            self.refused[value] += count * refused
 
     def sides(self) -> list[tuple[int, int]]:
         """(refused, answered) of each value, in order of first occurrence."""
@@ -200,14 +199,17 @@ def audit_pairs(pairs: Iterable[tuple[str, bool]], *, every_word: bool = False, 
     """
     if min_count < 1:
         raise ValueError(f"audit: min_count is {min_count}: it must be at least 1.")
-    openers, words = Cue(), Cue()
-    for question, refused in pairs:
-        openers.add([opening_word(question)], refused)
+    by_opener: Counter[tuple[str, bool]] = Counter()
+    by_word: Counter[tuple[str, bool]] = Counter()
+    pairs = iter(pairs)
+    while some := list(islice(pairs, 10_000)):
+        by_opener.update((opening_word(question), refused) for question, refused in some)
         if every_word:
-            words.add(set(WORD.findall(question.lower().replace("\u2019", "'"))), refused)
-    if not openers.count:
+            by_word.update((word, refused) for question, refused in some for word in _words(question))
+    if not by_opener:
         raise ValueError("audit: there are no questions. Give a training set that has some.")
 
+    openers, words = Cue(by_opener), Cue(by_word)
     questions, refusals = openers.count.total(), openers.refused.total()
     listed = words if every_word else openers
     often = [(word, count) for word, count in listed.count.items() if word and count >= min_count]
@@ -236,6 +238,10 @@ def entropy_bits(counts: Sequence[int]) -> float:
     """The plug-in entropy of `counts`, in bits."""
     total = sum(counts)
     return max(0.0, -fsum(count / total * log2(count / total) for count in counts if count))
+
+
+def _words(question: str) -> set[str]:
+    return set(WORD.findall(question.lower().replace("\u2019", "'")))
 
 
 def _word_count(word: str, count: int, refused: int, questions: int, refusals: int) -> WordCount:
