@@ -6,12 +6,13 @@ from array import array
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
-from mirage.data.base import Source
+from mirage.data.base import Answers, Source
 from mirage.data.lazy import Chosen
 from mirage.errors import DataError, DataIssue
 from mirage.json_file import sound_records
-from mirage.schema import Example
+from mirage.schema import EvalSample, Example, Picture
 from mirage.shapes import Shape, Text
 
 _EXPECTED = 'lines like {"id": "<example id>", "place": 412}, as `mirage filter` writes them'
@@ -35,13 +36,32 @@ class Filtered(Source):
 
     def __init__(self, source: Source, dropped: Path) -> None:
         self.source, self.dropped = source, Path(dropped)
-        for name in ("unsafe", "held_out", "eval_samples", "picture", "offers", "rewriter", "answer_for"):
-            setattr(self, name, getattr(source, name))
+        self.rewriter, self.answer_for = source.rewriter, source.answer_for
 
     @property
     def name(self) -> str:
         """The source's name, and that it was filtered."""
         return f"{self.source.name}/filtered"
+
+    def unsafe(self, answers: Answers) -> Sequence[Example]:
+        """The source's unsafe set."""
+        return self.source.unsafe(answers)
+
+    def held_out(self) -> Sequence[Example]:
+        """The source's held-out examples."""
+        return self.source.held_out()
+
+    def eval_samples(self, eval_set: str) -> Sequence[EvalSample]:
+        """The source's samples."""
+        return self.source.eval_samples(eval_set)
+
+    def offers(self, part: Literal["unsafe", "retain"]) -> bool:
+        """Whether the source has such a set."""
+        return self.source.offers(part)
+
+    def picture(self, name: str) -> Picture | None:
+        """The source's picture."""
+        return self.source.picture(name)
 
     def retain(self) -> Sequence[Example]:
         """The source's retain set without what was dropped, each example built when it is asked for.
