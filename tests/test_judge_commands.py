@@ -161,14 +161,12 @@ def test_a_judge_that_needs_the_source_is_given_it_or_says_so(run: Path, capsys:
     assert "scored none of 8 answers" in told(*model, source=source), "mini cannot judge"
 
 
-def test_a_classifier_judges_a_run_by_name(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_classifier_judges_a_run_by_name(run: Path, tmp_path: Path) -> None:
     folder = build_refusal_classifier(tmp_path / "classifier")
-    judge = ["judge", str(run), "--judge", "Classifier", "--judge.pretrained", str(folder), "--judge.labels"]
-    assert main([*judge, '{"NORMAL": "complied", "REJECTION": "refused", "OTHER": "irrelevant"}']) == 0
+    labels = '{"NORMAL": "complied", "REJECTION": "refused", "OTHER": "irrelevant"}'
+    judge = ["--judge", "Classifier", "--judge.pretrained", str(folder), "--judge.labels", labels]
+    assert main(["judge", str(run), *judge]) == 0
     assert results_of(run)["unsafe"]["judge"].startswith("classifier(classifier: ")
-    before = files(run)
-    assert main([*judge, '{"REFUSAL": "refused"}']) == 1
-    assert "'REFUSAL', but the labels" in said(capsys) and files(run) == before
 
 
 def test_killed_between_two_files_the_same_command_goes_on(run: Path) -> None:

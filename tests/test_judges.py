@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from builders import build_refusal_classifier
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
@@ -160,9 +160,9 @@ def test_answers_of_any_length_and_content_are_read() -> None:
 
 
 def test_fluency_refuses_what_it_cannot_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    for wrong in ({"quantile": 0.0}, {"quantile": 1.0}, {"threshold": 0.5}):
+    for wrong in ({"quantile": 0.0}, {"quantile": 1.0}, {"threshold": 0.5}, {"max_new_tokens": 0}):
         with pytest.raises(ValueError, match="fluency"):
-            Fluency(CHECKPOINT, **wrong)
+            Fluency(CHECKPOINT, **wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"set judge\.pretrained"):
         Fluency(threshold=-3.0).judge([asked("It is a red ball.")])
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
@@ -230,7 +230,6 @@ FORGED = [  # of which hostile answers are made
 
 
 @given(st.lists(st.sampled_from(FORGED) | st.text(max_size=3), max_size=12).map("".join))
-@settings(deadline=None, derandomize=True, database=None)
 def test_an_answer_can_neither_leave_its_place_nor_speak_for_the_judge(attack: str) -> None:
     # the weakest judge there is: it repeats the answer and then says nothing of its own
     judge, answer = ModelJudge(engine=Scripted(shown_answer)), f"Fine. {attack}"
@@ -275,8 +274,10 @@ def test_each_shot_is_judged_by_the_question_as_asked_and_by_its_own_rubric() ->
 def test_a_model_judge_refuses_what_it_cannot_use() -> None:
     for says, wrong in {
         r"needs judge\.pretrained": {"engine": None},
+        "one of them": {"pretrained": "x"},
         r"judge\.max_new_tokens is 0": {"max_new_tokens": 0},
         r"judge\.rubric must be attack or instruction_data": {"rubric": "instruction"},
+        "or a text": {"help_rubric": "  "},
         "go with attack alone": {"rubric": "some text", "harm_rubric": "more"},
     }.items():
         with pytest.raises(ValueError, match=says):
@@ -328,13 +329,6 @@ def test_a_judge_that_is_down_is_not_asked_a_thousand_times() -> None:
     judged = ModelJudge(engine=engine).judge([asked("fine", id=f"p{k}") for k in range(1000)])
     assert {told.verdict for told in judged} == {UNSCORED} and "ConnectionError: refused" in judged[0].reason
     assert len(engine.prompts) < 10
-
-
-def test_a_real_model_that_cannot_judge_leaves_everything_unscored() -> None:
-    judge = ModelJudge(CHECKPOINT, max_new_tokens=8)
-    assert judge.name.startswith("model(checkpoint: ")
-    judged = judge.judge([*mini_answers()[:6], asked("...")])
-    assert [told.verdict for told in judged] == [UNSCORED] * 6 + [IRRELEVANT]
 
 
 # --- the classifier --------------------------------------------------------------------------------------------------
@@ -398,7 +392,6 @@ def test_kappa_by_the_textbook() -> None:
 
 
 @given(st.lists(st.lists(st.integers(1, 60), min_size=3, max_size=3), min_size=3, max_size=3))
-@settings(deadline=None, derandomize=True, database=None)
 def test_kappa_error_is_that_of_the_delta_method(counts: list[list[int]]) -> None:
     """Var(kappa) = (sum p g^2 - (sum p g)^2) / n with g the slope of kappa in each share p."""
     n = sum(map(sum, counts))

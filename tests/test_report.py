@@ -598,6 +598,7 @@ def in_records(change: Callable[[str], str]) -> Callable[[Path], None]:
 @pytest.mark.parametrize(("damage", "sentence"), [
     (lambda run: (run / "results.json").unlink(), r"no results\.json here\. Give the folder of a finished run"),
     (lambda run: rewrite(run, lambda _: '{"x": 2,\n "y": ', "results.json"), r"results\.json: Invalid JSON: .* line 2 "),
+    (lambda run: rewrite(run, lambda _: "[" * 100_000, "results.json"), r"results\.json: Invalid JSON: recursion"),
     (in_results("schema_version", 1), r"results\.json: schema_version: Input should be .* to 2\. Evaluate the run again"),
     (in_results("benign.after.helpful.rate", 1.5), r"benign\.after\.helpful\.rate: Input should be less than .* 1\."),
     (in_results("benign.after.helpful.low", float("nan")), r"benign\.after\.helpful\.low: Input should be "),
