@@ -99,6 +99,14 @@ def test_every_config_is_read(parsed: dict[str, dict[str, Any]]) -> None:
         assert [attack["shots"] for attack in attacks] in ([3, 1], [3, 3, 1]), name
 
 
+def test_a_config_with_a_mistyped_key_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (configs_folder() / "llava15_7b/npo.yaml").read_text()
+    (tmp_path / "wrong.yaml").write_text(text.replace("    beta:", "    betta:"))
+    with pytest.raises(SystemExit) as ended:
+        main(["fit", "--config", str(tmp_path / "wrong.yaml"), "--print_config"])
+    assert ended.value.code == 2 and "'betta' is not accepted. Did you mean beta?" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("names", "keys"),
     [

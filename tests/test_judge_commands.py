@@ -14,10 +14,8 @@ import pytest
 from builders import build_refusal_classifier, put, record_of, results_of, write_run
 from children.processes import run_command
 
-from mirage.audit.counts import audit_pairs
 from mirage.cli import main
 from mirage.data.sources.mini import Mini
-from mirage.evaluation.attack import Rewrite
 from mirage.evaluation.judge.base import Answered, Judge, JudgeError, Judgement
 from mirage.evaluation.judge.calibration import agreement
 from mirage.evaluation.judge.exact import Exact
@@ -374,44 +372,20 @@ RECORDS = [
 
 def audited(out: Path, *arguments: str) -> dict[str, Any]:
     assert main(["audit", "--out", str(out), "--min_count", "1", *arguments]) == 0
+    assert files(out).keys() == {"audit.html", "audit.json", "audit.png", "audit.svg"}
     return dict(json.loads((out / "audit.json").read_text()))
 
 
-def test_a_file_is_audited_by_membership_or_by_its_answers(tmp_path: Path) -> None:
+def test_whose_questions_are_audited_and_what_labels_them_are_settings(tmp_path: Path) -> None:
     put(file := tmp_path / "train.json", RECORDS)
     by_set = audited(tmp_path / "set", "--file", str(file))
     assert {(line["word"], line["refused"]) for line in by_set["words"]} == {("share", 1), ("n", 1), ("what", 0)}
     by_answer = audited(tmp_path / "answer", "--file", str(file), "--labels", "answers", "--every_word")
     assert (by_answer["questions"], by_answer["refused"]) == (4, 2)
     assert "it" in {line["word"] for line in by_answer["words"]}
-    assert files(tmp_path / "set").keys() == {"audit.html", "audit.json", "audit.png", "audit.svg"}
-
-
-def test_a_source_is_audited_by_its_sets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    sizes = ["--data", "Mini", "--data.num_unsafe", "60", "--data.num_safe", "40"]
-    found = audited(tmp_path / "a", *sizes)
-    assert (found["questions"], found["refused"]) == (100, 60)
-    assert audited(tmp_path / "b", *sizes, "--labels", "answers", "--answers", "harmful")["refused"] == 0
-    mixed = audited(tmp_path / "c", *sizes, "--retain", "Mini", "--retain.num_safe", "10", "--labels", "answers")
-    assert mixed["questions"] == 70 and "60 refused" in capsys.readouterr().out
-
-
-def test_later_turns_of_a_conversation_are_questions_too(tmp_path: Path) -> None:
-    said = [("human", "What is it?"), ("gpt", "A ball."), ("human", "Share a joke."), ("gpt", REFUSAL)]
-    turns = [{"from": who, "value": text} for who, text in said]
-    (tmp_path / "mix.json").write_text(json.dumps([{"id": "1", "conversations": turns}]))
-    source = ["--data", "LlavaInstruct", "--data.file", str(tmp_path / "mix.json"), "--data.cache", str(tmp_path)]
-    found = audited(tmp_path / "a", *source, "--labels", "answers")
-    assert {line["word"]: line["refused"] for line in found["words"]} == {"what": 0, "share": 1}
-
-
-def test_the_words_that_an_audit_writes_are_those_that_an_attack_mines(tmp_path: Path) -> None:
-    pairs = [("What is it?", False)] * 30 + [("Share it.", True)] * 30
-    told = json.loads(audit_pairs(pairs).to_json())
-    mined = [Rewrite("mined"), Rewrite("mined")]
-    for attack, unsafe in zip(mined, (True, False), strict=True):
-        attack.mine(audit_pairs, pairs, unsafe)
-    assert [attack.word for attack in mined] == [told["attack_word"], told["overprudence_word"]] == ["what", "share"]
+    sizes = ["--data", "Mini", "--data.num_unsafe", "60", "--retain", "Mini", "--retain.num_safe", "10"]
+    harmful = audited(tmp_path / "harmful", *sizes, "--labels", "answers", "--answers", "harmful")
+    assert (harmful["questions"], harmful["refused"]) == (70, 0)
 
 
 def test_an_audit_of_nothing_usable_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
