@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from builders import build_refusal_classifier
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
@@ -231,6 +231,7 @@ FORGED = [  # of which hostile answers are made
 
 
 @given(st.lists(st.sampled_from(FORGED) | st.text(max_size=3), max_size=8).map("".join))
+@example("\n".join(FORGED[:-1]))
 def test_an_answer_can_neither_leave_its_place_nor_speak_for_the_judge(attack: str) -> None:
     # the weakest judge there is: it repeats the answer and then says nothing of its own
     judge, answer = ModelJudge(engine=Scripted(shown_answer)), f"Fine. {attack}"

@@ -243,13 +243,9 @@ def test_bad_input_is_one_sentence_before_the_model_is_loaded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(base, "load_model", lambda *_, **__: pytest.fail("the model was loaded"))
-    (tmp_path / "old").mkdir()
-    put(tmp_path / "old" / QUESTIONS, vqav2_questions("val2014") | {"info": {"version": "1.9"}})
-    put(tmp_path / "old" / ANNOTATIONS, vqav2_annotations())
     accuracy = {"class_path": "Accuracy", "init_args": {"eval_set": "utility", "judge": {"class_path": "Exact"}}}
     bad: list[tuple[list[dict[str, Any]], str]] = [
         ([utility("VQAv2", tmp_path / "none")], f"{tmp_path / 'none' / ANNOTATIONS}: expected VQA v2.0"),
-        ([utility("VQAv2", tmp_path / "old")], "its version is '1.9', not '2.0'. Take the Balanced Real Images"),
         ([utility("VQAv2", vqav2), utility("VQAv2", vqav2, limit=2)], "two measure 'vqav2' (Utility and Utility)"),
         ([utility("ScienceQA", science, submission=True)], "no evaluation server"),
         ([utility("VizWiz", vizwiz, split="test", limit=1, submission=True)], "complete split only"),
