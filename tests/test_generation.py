@@ -37,7 +37,7 @@ from mirage.schema import EvalSample, Picture
 pytestmark = pytest.mark.slow
 
 MINI = "package:mirage.mini/checkpoint"
-NEW_TOKENS = 8
+NEW_TOKENS = 10
 PLAIN = ["llava", "llava_next", "idefics3", "smolvlm", "internvl", "vipllava", "llava_onevision"]
 # positions, attention or caches of their own
 OTHERWISE = ["qwen2_5_vl", "paligemma", "qwen2_vl", "qwen3_vl", "glm4v", "aya_vision", "idefics2", "gemma3", "mllama"]
