@@ -10,10 +10,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from local_server import Answer, LocalServer, Serve
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported anywhere
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads on busy cores are several times slower
+
+# the same examples every time, also where the machine is busy
+settings.register_profile("suite", deadline=None, derandomize=True, database=None)
+settings.load_profile("suite")
 
 gc.disable()  # as in `mirage.cli`: what modules consist of stays, and looking through it takes seconds
 

@@ -35,15 +35,8 @@ def test_chrf_is_that_of_the_definition(answer: str, reference: str) -> None:
 
 
 def test_agreement_is_a_mean_over_questions_of_the_mean_over_shots() -> None:
-    answers = {
-        ("a", 0): "a red ball",
-        ("a", 1): "a red ball",
-        ("a", 2): "zzz",
-        ("b", 0): "a dog",
-        ("b", 1): "qqq",
-        ("b", 2): "qqq",
-    }
-    records = [record_of(id, shot=shot, answer=answer) for (id, shot), answer in answers.items()]
+    answers = {"a": ("a red ball", "a red ball", "zzz"), "b": ("a dog", "qqq", "qqq")}
+    records = [record_of(id, shot, answer=answer) for id, own in answers.items() for shot, answer in enumerate(own)]
     records.append(record_of("no starting answer", answer="x"))
     found = agreement(records, {"a": "a red ball", "b": "a dog"})
     assert found["before"] == {"mean": 1.0, "low": 1.0, "high": 1.0, "n": 2}

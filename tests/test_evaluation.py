@@ -1,4 +1,4 @@
-"""Answers that survive an interruption, asking together, and counting once whatever the number of ranks."""
+"""Answers that survive an interruption, asking together on several ranks, and what is logged of the answers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, nullcontext
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +17,8 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from builders import record_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mirage.evaluation.attack import Rewrite
 from mirage.evaluation.generate.base import Engine, OnAnswer
@@ -26,7 +28,6 @@ from mirage.evaluation.run import runner as asking
 from mirage.evaluation.run.callbacks import OneWordAttack
 from mirage.evaluation.run.counting import summarise
 from mirage.evaluation.run.records import AnswerLog, read_records, write_records
-from mirage.evaluation.run.results import Results
 from mirage.evaluation.run.runner import RankFailedError, ask, samples_fingerprint, subsample, weights_fingerprint
 from mirage.images import FileImage
 from mirage.schema import EvalSample, Record, Verdict
@@ -47,26 +48,22 @@ def kept_in(path: Path, fingerprint: str = "f1", *answers: tuple[str, int, str])
     return before
 
 
-def test_a_log_gives_back_what_was_added(tmp_path: Path) -> None:
-    path = tmp_path / "log.jsonl"
-    log = AnswerLog(path, "f1")
-    for shot, text in enumerate(ODD_TEXTS):
-        log.add("a b", shot, text)
-    # without a close: the writer was killed
-    assert kept_in(path, "f1", ("c", 0, "half \ud800")) == {("a b", shot): text for shot, text in enumerate(ODD_TEXTS)}
-    assert kept_in(path)["c", 0] == "half ?"
-
-
-def test_a_half_line_is_dropped_wherever_it_was_cut(tmp_path: Path) -> None:
-    path = tmp_path / "log.jsonl"
-    kept_in(path, "f1", ("first", 0, "kept"))
-    whole = path.stat().st_size
-    kept_in(path, "f1", ("second", 1, "caf\u00e9 \U0001f642"))
-    written = path.read_bytes()
-    for end in range(whole, len(written)):  # also in the middle of a character
-        path.write_bytes(written[:end])
-        assert kept_in(path, "f1", ("third", 0, "after")) == {("first", 0): "kept"}
-        assert kept_in(path) == {("first", 0): "kept", ("third", 0): "after"}
+@given(st.lists(st.text() | st.sampled_from(ODD_TEXTS), min_size=1, max_size=4), st.integers(1, 40))
+@settings(max_examples=25)
+def test_a_log_gives_back_what_was_added_but_for_a_line_that_was_cut(texts: list[str], cut: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "log.jsonl"
+        log = AnswerLog(path, "f1")
+        whole = [path.stat().st_size]
+        for shot, text in enumerate(texts):
+            log.add("a b", shot, text)
+            whole.append(path.stat().st_size)
+        # without a close: the writer was killed, here in the middle of a line or even of a character
+        end = max(whole[0], whole[-1] - cut)
+        path.write_bytes(path.read_bytes()[:end])
+        kept = {("a b", shot): text for shot, text in enumerate(texts) if whole[shot + 1] <= end}
+        assert kept_in(path, "f1", ("c", 0, "half \ud800")) == kept
+        assert kept_in(path) == kept | {("c", 0): "half ?"}
 
 
 def test_nothing_is_taken_from_another_fingerprint_or_a_damaged_file(tmp_path: Path) -> None:
@@ -95,23 +92,20 @@ def test_records_round_trip_and_a_foreign_line_is_named(tmp_path: Path) -> None:
     good = json.loads(records[0].to_json())
     path.write_text(whole + json.dumps({**good, "answer": "half \ud800", "new": 1}) + "\n")
     assert read_records(path)[1][-1] == replace(records[0], answer="half ?")
-    for line, wrong in (
-        ("{}", "id"), ('{"id": 3', "the line"), ("[" * 10**5, "the line"), ("[]", "the record"),
-        *((json.dumps({**good, name: value}), name) for name, value in (
-            ("verdict", "safe"), ("shot", True), ("shot", "1"), ("score", "0.5"), ("unsafe", 1), ("answer", None),
-        )),
-    ):  # fmt: skip
+    wrong = {name: json.dumps({**good, name: value}) for name, value in
+             (("verdict", "safe"), ("shot", True), ("score", "0.5"), ("unsafe", 1), ("answer", None))}  # fmt: skip
+    for says, line in {**wrong, "id": "{}", "the line": '{"id": 3', "the record": "[]"}.items():
         path.write_text(f"{whole}{line}\n")
-        with pytest.raises(
-            ValueError, match=rf"unsafe\.jsonl, line {len(records) + 2}: {wrong} .*Evaluate the run again"
-        ):
+        sentence = rf"unsafe\.jsonl, line {len(records) + 2}: {says} .*Evaluate the run again"
+        with pytest.raises(ValueError, match=sentence):
             read_records(path)
-    path.write_text("no header")
-    with pytest.raises(ValueError, match="is not a records file"):
-        read_records(path)
-    write_records(path, records, {"fingerprint": "f1", "probe_set": "unsafe"})
-    with pytest.raises(ValueError, match=r"unsafe\.jsonl was written by an earlier mirage \(results schema 1\): eval"):
-        read_records(path)
+    for content, sentence in (
+        ("no header", "is not a records file"),
+        ('{"probe_set": "unsafe"}\n', r"unsafe\.jsonl was written by an earlier mirage \(results schema 1\): eval"),
+    ):
+        path.write_text(content)
+        with pytest.raises(ValueError, match=sentence):
+            read_records(path)
 
 
 # Asking
@@ -161,11 +155,11 @@ class Dice(Judge):
         return [Judgement(VERDICTS[sum(one.answer.encode()) % 4], one.answer[::-1], 0.5) for one in answered]
 
 
-def asked(count: int, engine: Engine, judge: Judge | None = None, **given: Any) -> list[Record]:
+def asked(count: int, engine: Engine, judge: Judge | None = None, **more: Any) -> list[Record]:
     """The records of `count` questions; the answers are kept in `log_folder`, or nowhere that stays."""
     with tempfile.TemporaryDirectory() as folder:
-        settings = {"eval_set": "unsafe", "fingerprint": "f1", "log_folder": Path(folder), **given}
-        return ask(samples(count), engine, judge or Dice(), **settings)
+        asking = {"eval_set": "unsafe", "fingerprint": "f1", "log_folder": Path(folder), **more}
+        return ask(samples(count), engine, judge or Dice(), **asking)
 
 
 def test_every_answer_is_judged_and_recorded_in_order() -> None:
@@ -177,6 +171,32 @@ def test_every_answer_is_judged_and_recorded_in_order() -> None:
             said = {"question": question, "answer": answer, "category": sample.category, **judgement._asdict()}
             expected.append(record_of(sample.id, shot, **said))
     assert asked(3, Echo()) == expected
+
+
+SHOTS = 3  # of each question, the plain one included
+
+
+def test_an_interrupted_evaluation_asks_no_finished_question_twice(tmp_path: Path) -> None:
+    with pytest.raises(ConnectionError):
+        asked(5, Echo(dies_after=2 * SHOTS + 1), log_folder=tmp_path)  # two questions, and one answer of the third
+    with pytest.raises(ConnectionError):  # other settings ask everything, and leave what is kept alone
+        asked(5, other := Echo(dies_after=4 * SHOTS), log_folder=tmp_path, fingerprint="f2")
+    assert len(other.asked) == 4 * SHOTS
+    # an eval set whose name begins with that of another and a dot
+    for name in ("unsafe.harder", "unsafe.f0"):
+        with pytest.raises(ConnectionError):
+            asked(5, Echo(dies_after=4), log_folder=tmp_path, eval_set=name)
+    kept = {path.name for path in tmp_path.iterdir()}
+    asked(5, Echo(), log_folder=tmp_path, eval_set="unsafe*")  # a pattern of file names
+    assert {path.name for path in tmp_path.iterdir()} == kept and len(kept) == 4
+    second = Echo()
+    records = asked(5, second, log_folder=tmp_path)
+    assert sorted(second.asked) == [(f"p{k}", shot) for k in (2, 3, 4) for shot in range(SHOTS)]
+    assert records == asked(5, Echo())
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {name for name in kept if name.startswith((".unsafe.harder", ".unsafe.f0."))}, (
+        "the records hold the answers now, and overtake other attempts at the same eval set"
+    )
 
 
 class Down(Dice):
@@ -194,41 +214,13 @@ class Down(Dice):
         return [Judgement(Verdict.REFUSED, one.answer) for one in answered]
 
 
-SHOTS = 3  # of each question, the plain one included
-
-
-def test_an_interrupted_evaluation_asks_no_finished_question_twice(tmp_path: Path) -> None:
-    with pytest.raises(ConnectionError):
-        asked(5, Echo(dies_after=2 * SHOTS + 1), log_folder=tmp_path)  # two questions, and one answer of the third
-    with pytest.raises(ConnectionError):  # other settings ask everything, and leave what is kept alone
-        asked(5, other := Echo(dies_after=4 * SHOTS), log_folder=tmp_path, fingerprint="f2")
-    assert len(other.asked) == 4 * SHOTS
-    second = Echo()
-    records = asked(5, second, log_folder=tmp_path)
-    assert sorted(second.asked) == [(f"p{k}", shot) for k in (2, 3, 4) for shot in range(SHOTS)]
-    assert records == asked(5, Echo())
-    assert not list(tmp_path.iterdir()), "the records hold the answers now, and overtake other attempts"
-
-
-def test_what_is_kept_of_an_eval_set_is_left_to_it(tmp_path: Path) -> None:
-    """An eval set whose name begins with that of another and a dot, and one that is a pattern of file names."""
-    for name in ("unsafe.harder", "unsafe.f0"):
+def test_answers_and_verdicts_are_kept_when_the_judge_fails(tmp_path: Path) -> None:
+    n, engine, judge = 60, Echo(), Down()
+    for judged in (0, BLOCK):
         with pytest.raises(ConnectionError):
-            asked(5, Echo(dies_after=4), log_folder=tmp_path, eval_set=name)
-    kept = sorted(tmp_path.iterdir())
-    asked(5, Echo(), log_folder=tmp_path)
-    asked(5, Echo(), log_folder=tmp_path, eval_set="unsafe*")
-    assert sorted(tmp_path.iterdir()) == kept and len(kept) == 2
-
-
-@pytest.mark.parametrize("judged", [0, BLOCK])
-def test_answers_and_verdicts_are_kept_when_the_judge_fails(judged: int, tmp_path: Path) -> None:
-    n = 60
-    with pytest.raises(ConnectionError):
-        asked(n, Echo(), Down(dies_after=judged), log_folder=tmp_path)
-    engine, judge = Echo(), Down()
+            asked(n, engine, Down(dies_after=judged), log_folder=tmp_path)
     assert asked(n, engine, judge, log_folder=tmp_path) == asked(n, Echo(), Down())
-    assert engine.asked == [] and judge.read == n * SHOTS - judged and not list(tmp_path.iterdir())
+    assert len(engine.asked) == n * SHOTS and judge.read == n * SHOTS - BLOCK and not list(tmp_path.iterdir())
 
 
 def on_every_rank(world: int, work: Callable[[int], Any], monkeypatch: pytest.MonkeyPatch) -> list[Any]:
@@ -257,15 +249,15 @@ def on_every_rank(world: int, work: Callable[[int], Any], monkeypatch: pytest.Mo
 def asked_by(engines: Sequence[Echo], count: int, folder: Path, patch: pytest.MonkeyPatch) -> list[Any]:
     """What every rank has, or raised, when each asks with its engine."""
     world = len(engines)
-    settings = {"world_size": world, "log_folder": folder}
-    return on_every_rank(world, lambda rank: asked(count, engines[rank], rank=rank, **settings), patch)
+    asking = {"world_size": world, "log_folder": folder}
+    return on_every_rank(world, lambda rank: asked(count, engines[rank], rank=rank, **asking), patch)
 
 
 @pytest.mark.parametrize("count", [7, 1])
-@pytest.mark.parametrize("world", [2, 3])
 def test_ranks_share_the_questions_and_all_have_all_records(
-    count: int, world: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    count: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    world = 3
     engines = [Echo() for _ in range(world)]
     assert asked_by(engines, count, tmp_path, monkeypatch) == [asked(count, Echo())] * world
     assert Counter(pair for engine in engines for pair in engine.asked) == Counter(
@@ -287,8 +279,7 @@ def test_one_rank_that_fails_ends_all_and_the_others_answers_are_kept(
     assert again[0].asked == [] and len(again[1].asked) == 2 * SHOTS
     (tmp_path / "file").write_text("where a folder should be")
     folders = (tmp_path, tmp_path / "file")
-    settings = {"world_size": 2, "fingerprint": "f2"}
-    work = lambda rank: asked(5, Echo(), rank=rank, log_folder=folders[rank], **settings)
+    work = lambda rank: asked(5, Echo(), rank=rank, log_folder=folders[rank], world_size=2, fingerprint="f2")
     results = on_every_rank(2, work, monkeypatch)
     assert all(isinstance(result, RankFailedError) and "rank 1:" in str(result) for result in results)
 
@@ -307,61 +298,18 @@ def test_what_one_rank_cannot_finish_ends_all(monkeypatch: pytest.MonkeyPatch, t
     assert len(list(tmp_path.iterdir())) == 2, "no answer is lost"
 
 
-# Counting once
+def test_what_is_logged_are_the_rates_that_results_json_holds() -> None:
+    records = asked(2, Echo()) + [record_of("p9", shot, Verdict.UNSCORED) for shot in range(SHOTS)]
+    attack, counted = OneWordAttack("unsafe", Rewrite("what", shots=2), Dice()), summarise(records, unsafe=True)
+    rates = {(arm, name): counted[arm][name]["rate"] for arm in ("before", "after") for name in ("asr", "rr", "ir")}
+    assert attack.logged(counted) == {f"unsafe/{arm}/{name}": rate for (arm, name), rate in rates.items()}
+    assert attack.logged(summarise(records[-SHOTS:], unsafe=True)) == {}, "of what was not scored there is no rate"
 
 
-def evaluated(
-    count: int, folder: Path, rank: int = 0, world_size: int = 1, word: str = "what"
-) -> tuple[dict[str, Any], dict[str, float], Results]:
-    """What a validation in a fit counts, logs and writes on this rank."""
-    attack = OneWordAttack("unsafe", Rewrite(word, shots=2), Dice(), engine=Echo())
-    plain = [replace(sample, rewrites=()) for sample in samples(count)]
-    data = SimpleNamespace(
-        rewriter=None, pad_to_square=False, seed=0, source=SimpleNamespace(name="test"), eval_samples=lambda _: plain,
-        summary=lambda: {"unsafe": count},
-    )  # fmt: skip
-    trainer: Any = SimpleNamespace(
-        global_rank=rank, world_size=world_size, is_global_zero=rank == 0, global_step=0, current_epoch=0, ckpt_path=None,
-        sanity_checking=False, default_root_dir=folder, state=SimpleNamespace(fn="fit"), callbacks=[attack],
-        datamodule=data, estimated_stepping_batches=6.0, precision_plugin=SimpleNamespace(forward_context=nullcontext),
-    )  # fmt: skip
-    logged: dict[str, float] = {}
-    module: Any = SimpleNamespace(
-        name="rmu", pretrained="somewhere", processor=None, model=torch.nn.Identity(),
-        log=lambda name, value, **_: logged.update({name: value}),
-    )  # fmt: skip
-    results = Results()
-    attack.setup(trainer, module, "fit")
-    attack.on_validation_epoch_end(trainer, module)
-    results.on_validation_end(trainer, module)
-    assert attack.current is not None
-    return attack.current, logged, results
-
-
-@pytest.mark.filterwarnings("ignore:.*dice left:UserWarning")
-@pytest.mark.parametrize("count", [7, 2, 1])  # uneven shards; of one question the second rank has none
-def test_two_ranks_count_as_one_process(count: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    alone, logged, _ = evaluated(count, tmp_path / "alone")
-    first, second = on_every_rank(2, lambda rank: evaluated(count, tmp_path / "both", rank, 2), monkeypatch)
-    assert first[:2] == second[:2] == (alone, logged)
-    written = json.loads((tmp_path / "both" / "results.json").read_text())
-    assert first[2].latest == written and second[2].latest is None and first[2].written == second[2].written
-    assert written["unsafe"] == alone and (written["schema_version"], written["world_size"]) == (2, 2)
-    _, records = read_records(tmp_path / "both" / "records" / "unsafe.jsonl")
-    assert records == read_records(tmp_path / "alone" / "records" / "unsafe.jsonl")[1]
-    counted = summarise(records, unsafe=True)
-    assert alone == {**alone, **counted} and counted["before"]["n"] == counted["after"]["n"] == count
-    rates = {
-        f"unsafe/{arm}/{name}": alone[arm][name]["rate"] for arm in ("before", "after") for name in ("asr", "rr", "ir")
-    }
-    assert logged == {name: rate for name, rate in rates.items() if rate is not None}, "as they stand in results.json"
-
-
-def test_no_question_and_a_word_that_nothing_can_mine_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="The eval_set 'unsafe' is empty"):
-        evaluated(0, tmp_path)
+def test_a_word_that_nothing_can_mine_is_refused() -> None:
+    data = SimpleNamespace(eval_samples=lambda _: samples(1))
     with pytest.raises(ValueError, match=r"attack.word is 'mined', and this OneWordAttack has no audit .* give a word"):
-        evaluated(1, tmp_path, word="mined")
+        OneWordAttack("unsafe", Rewrite("mined", shots=2), Dice()).prepare_samples(data)
 
 
 # What is asked

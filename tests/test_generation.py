@@ -154,7 +154,8 @@ def test_answers_are_those_of_one_question_at_a_time(kind: str, built: Built, ca
         samples
     )  # the model does distinguish questions
     with caplog.at_level(logging.INFO):
-        for changed in ({}, {"batch_size": 2}, {"batch_size": 64}, {"share_prefix": False}):
+        ways: list[dict[str, Any]] = [{"batch_size": 2}, {"batch_size": 64}, {"share_prefix": False}]
+        for changed in ways if kind in PLAIN else ways[:2]:
             assert engine(model, processor, **changed).answers(samples) == expected, changed
     notes = [record.getMessage() for record in caplog.records if "prefix" in record.getMessage()]
     assert len(notes) == (kind in OTHERWISE), notes  # one line, and only where nothing is shared
@@ -195,33 +196,26 @@ def test_nothing_follows_an_end_token_and_finished_rows_leave_the_batch(llava: t
 
 
 @pytest.mark.parametrize("kind", ["llava", "qwen2_5_vl"])
-def test_the_checkpoints_own_generation_settings_change_nothing(kind: str, built: Built) -> None:
+def test_the_checkpoints_own_settings_change_nothing_and_are_left_as_they_were(kind: str, built: Built) -> None:
     model, processor = built(kind)
     expected = engine(model, processor).answers(SAMPLES)
     config = model.generation_config
     config.do_sample, config.temperature, config.top_k, config.repetition_penalty = True, 5.0, 3, 9.0
     config.suppress_tokens, config.min_new_tokens, config.no_repeat_ngram_size = [5, 6, 7], 9, 2
-    assert engine(model, processor).answers(SAMPLES) == expected
-    assert model.generation_config is config and config.repetition_penalty == 9.0
-
-
-def test_the_model_is_left_as_it_was(llava: tuple[Any, Any]) -> None:
-    model, processor = llava
-    expected = engine(model, processor).answers(SAMPLES)
     model.config.get_text_config().use_cache = False
     model.train()
     model.gradient_checkpointing_enable()
-    model.model.vision_tower.eval()
+    (model.model.vision_tower if kind == "llava" else model.model.visual).eval()
     modes = {name: module.training for name, module in model.named_modules()}
     state = torch.get_rng_state()
     assert engine(model, processor).answers(SAMPLES) == expected
-    assert {name: module.training for name, module in model.named_modules()} == modes
-    assert torch.equal(torch.get_rng_state(), state)
-    assert all(parameter.grad is None and not parameter.is_inference() for parameter in model.parameters())
     with pytest.raises(RuntimeError, match="on purpose"), pytest.MonkeyPatch.context() as patch:
         patch.setattr(processor.tokenizer, "batch_decode", _fails)
         engine(model, processor).answers(SAMPLES)
     assert {name: module.training for name, module in model.named_modules()} == modes
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(parameter.grad is None and not parameter.is_inference() for parameter in model.parameters())
+    assert model.generation_config is config and config.repetition_penalty == 9.0
 
 
 def _fails(*_: Any, **__: Any) -> None:
@@ -345,27 +339,14 @@ def test_bad_input_is_refused_in_one_sentence(llava: tuple[Any, Any]) -> None:
     assert engine(model, processor).answers([]) == []
 
 
-def with_rewrites(samples: Sequence[EvalSample], rewrite: Callable[[str], tuple[str, ...]]) -> list[EvalSample]:
-    return [replace(item, rewrites=rewrite(item.question)) for item in samples]
-
-
-def test_mini_answers_the_same_in_every_way() -> None:
-    model, processor = load_model(MINI).eval(), load_processor(MINI)
-    samples = with_rewrites(Mini().eval_samples("unsafe")[:24], lambda question: rewrites(question, "what", 3))
-    asker = engine(model, processor, max_new_tokens=24, batch_size=40)
-    assert asker.answers(samples) == one_at_a_time(model, processor, samples, 24, asker.settings()["end_tokens"])
-
-
 @pytest.mark.real
 def test_the_real_kit_answers_the_same(real_kit: Path) -> None:
     folder = str(real_kit / "smol-llava")
     model, processor = load_model(folder).eval(), load_processor(folder)
-    samples = with_rewrites(
-        VLGuard(real_kit / "vlguard").eval_samples("benign")[:4],
-        lambda question: (f"What do you think? {question}", f"What about this: {question}"),
-    )
-    answers = engine(model, processor, max_new_tokens=8, batch_size=12).answers(samples)
-    assert answers == one_at_a_time(model, processor, samples, 8)
+    plain = VLGuard(real_kit / "vlguard").eval_samples("benign")[:2]
+    samples = [replace(item, rewrites=(f"What about this: {item.question}",)) for item in plain]
+    answers = engine(model, processor, max_new_tokens=5, batch_size=12).answers(samples)
+    assert answers == one_at_a_time(model, processor, samples, 5)
 
 
 def test_weights_are_cast_once_while_answers_are_written() -> None:
@@ -401,13 +382,15 @@ def test_prompts_are_completed_greedily_or_by_seed(llava: tuple[Any, Any]) -> No
 
 
 def test_a_folder_is_loaded_at_the_first_question_and_answers_as_its_model() -> None:
-    asker = PretrainedEngine(MINI, max_new_tokens=12, batch_size=8, device="cpu", dtype="float32")
+    asker = PretrainedEngine(MINI, max_new_tokens=24, batch_size=8, device="cpu", dtype="float32")
     settings = asker.settings()
     assert "loaded" not in vars(asker) and settings["pretrained"] == MINI
     assert settings != PretrainedEngine(MINI, pad_to_square=True).settings()
-    samples = Mini().eval_samples("benign")[:6]
+    plain = Mini().eval_samples("unsafe")[:6]
+    samples = [replace(item, rewrites=rewrites(item.question, "what", 3)) for item in plain]
     model, processor = load_model(MINI).eval(), load_processor(MINI)
-    assert asker.answers(samples) == engine(model, processor, max_new_tokens=12).answers(samples)
+    ends = asker.loaded.settings()["end_tokens"]
+    assert asker.answers(samples) == one_at_a_time(model, processor, samples, 24, ends)
     assert asker.image_placeholder == processor.image_token
     with pytest.raises(ModelError, match=r"There is no model folder nowhere"):
         PretrainedEngine("nowhere").answers(samples)

@@ -48,14 +48,14 @@ def run(tmp_path: Path) -> Path:
         ]
         for side, sets in SHOTS.items()
     }  # fmt: skip
-    for root, colour in (("data", "red"), ("own", "blue")):
-        (tmp_path / root).mkdir()
-        Image.new("RGB", (1000, 500), colour).save(tmp_path / root / "p1.png")
     folder = builders.write_run(tmp_path / "run", records, {"unsafe": records["unsafe"]}, versions={"torch": "2"})
-    sources = [{"class_path": "Jsonl", "init_args": {"root": str(tmp_path / root)}} for root in ("data", "own")]
+    sources = []
+    for name, colour in (("data", "red"), ("own", "blue")):
+        (root := tmp_path / name).mkdir()
+        Image.new("RGB", (1000, 500), colour).save(root / "p1.png")
+        sources.append({"class_path": "Jsonl", "init_args": {"root": str(root)}})
     callback = {"class_path": "OneWordAttack", "init_args": {"eval_set": "typed", "source": sources[1]}}
-    config = {"data": {"source": sources[0]}, "trainer": {"callbacks": [None, callback]}}
-    builders.put(folder / "config.yaml", config)
+    builders.put(folder / "config.yaml", {"data": {"source": sources[0]}, "trainer": {"callbacks": [None, callback]}})
     return folder
 
 

@@ -1,29 +1,31 @@
-"""`mirage judge`, `mirage calibrate` and `mirage audit`, through the command line, on runs and files of our own."""
+"""`mirage judge`, `mirage calibrate` and `mirage audit`, on runs and files of our own."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from builders import build_refusal_classifier, record_of
+from builders import build_refusal_classifier, put, record_of, results_of, write_run
 from children.processes import run_command
 
-from mirage.audit.counts import audit_pairs
 from mirage.cli import main
 from mirage.data.sources.mini import Mini
-from mirage.evaluation.attack import Rewrite
-from mirage.evaluation.judge.base import Answered
+from mirage.evaluation.judge.base import Answered, Judge, JudgeError, Judgement
 from mirage.evaluation.judge.calibration import agreement
 from mirage.evaluation.judge.exact import Exact
-from mirage.evaluation.run.counting import block, summarise
+from mirage.evaluation.judge.kept import BLOCK
+from mirage.evaluation.judge.keyword import Keyword
+from mirage.evaluation.judge.rescore import rejudge
 from mirage.evaluation.run.records import read_records, write_records
 from mirage.report.runs import load_run
 from mirage.schema import Record, Verdict
+from mirage.stats import wilson
 
 pytestmark = pytest.mark.slow
 
@@ -54,32 +56,14 @@ def records_of(side: str, start: bool, source: Mini) -> list[Record]:
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A finished run on mini with four questions a side."""
-    folder, source = tmp_path / "run", Mini(num_eval=4)
-    score = block([Verdict.COMPLIED] * 4, benign=True)["helpful"]
-    utility = {"metric": "accuracy", "n": 4, "unscored": 0, "score": score}
-    results: dict[str, Any] = {
-        "schema_version": 2, "method": "rmu", "name": "run", "model": "package:mirage.mini/checkpoint",
-        "utility": {"utility": utility}, "start": {},
-    }  # fmt: skip
-    for prefix, model in (("", results), ("start.", results["start"])):
-        for side in ("unsafe", "benign"):
-            records = records_of(side, bool(prefix), source)
-            fingerprint = f"{prefix}{side}"
-            header = {"fingerprint": fingerprint, "eval_set": side, "judge": "exact"}
-            write_records(folder / "records" / f"{prefix}{side}.jsonl", records, header)
-            attack = {"kind": "rewrite", "word": "what", "shots": 1}
-            told = {"fingerprint": fingerprint, "judge": "exact", "seed": 0, "attack": attack}
-            model[side] = told | summarise(records, side == "unsafe")
-    (folder / "results.json").write_text(json.dumps(results))
-    return folder
+    source, score = Mini(num_eval=4), wilson(4, 4)._asdict()
+    own, start = ({side: records_of(side, first, source) for side in ("unsafe", "benign")} for first in (False, True))
+    utility = {"mini": {"metric": "accuracy", "n": 4, "unscored": 0, "score": score}}
+    return write_run(tmp_path / "run", own, start, utility=utility)
 
 
 def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
-def results(folder: Path) -> dict[str, Any]:
-    return dict(json.loads((folder / "results.json").read_text()))
 
 
 def said(capsys: pytest.CaptureFixture[str]) -> str:
@@ -88,17 +72,22 @@ def said(capsys: pytest.CaptureFixture[str]) -> str:
 
 # --- judge -----------------------------------------------------------------------------------------------------------
 
+RATES = ("before", "after", "per_shot", "per_category")
+SAYS_NO = ("--judge.phrases", '["computer says no"]')
+
 
 def test_a_run_is_judged_again_without_generating(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    before = results(run)
+    before, judge = results_of(run), ["judge", str(run), "--judge", "Keyword"]
     assert before["benign"]["after"]["rr"]["rate"] == 0 and before["unsafe"]["before"]["rr"]["rate"] == 0.5
-    assert main(["judge", str(run), "--judge", "Keyword", "--judge.phrases", '["computer says no"]']) == 0
-    after = results(run)
+    assert main([*judge, *SAYS_NO]) == 0
+    printed = capsys.readouterr().out
+    assert "aligned" in printed and "keyword(default+1:" in printed
+    after = results_of(run)
     assert after["benign"]["after"]["rr"]["rate"] == 0.5, "two of four say no"
     assert after["benign"]["before"]["helpful"]["rate"] == 1.0
     assert after["start"]["benign"]["after"]["rr"]["rate"] == 0
     assert after["benign"]["judge"].startswith("keyword(default+1:")
-    unchanged = ("utility", "method", "model", "schema_version")
+    unchanged = before.keys() - {"unsafe", "benign", "start"}
     assert {key: after[key] for key in unchanged} == {key: before[key] for key in unchanged}
     assert after["unsafe"]["attack"] == before["unsafe"]["attack"]
     header, records = read_records(run / "records" / "benign.jsonl")
@@ -109,29 +98,23 @@ def test_a_run_is_judged_again_without_generating(run: Path, capsys: pytest.Capt
     assert reasons == ["phrase: computer says no"] * 2
     loaded = load_run(run)  # checks that records, fingerprints and rates belong together
     assert set(loaded.records) == {"unsafe", "benign", "start.unsafe", "start.benign"}
-    printed = capsys.readouterr().out
-    assert "aligned" in printed and "keyword(default+1:" in printed
 
-
-def test_judging_twice_is_judging_once(run: Path) -> None:
-    assert main(["judge", str(run), "--judge", "Keyword"]) == 0
     once = files(run)
-    assert main(["judge", str(run), "--judge", "Keyword"]) == 0 and files(run) == once
-    assert main(["judge", str(run), "--judge", "Keyword", "--judge.preset", "published"]) == 0
+    assert main([*judge, *SAYS_NO]) == 0 and files(run) == once, "judging twice is judging once"
+    assert main([*judge, "--judge.preset", "published"]) == 0
     assert files(run).keys() == once.keys() and files(run)["results.json"] != once["results.json"]
-    assert main(["judge", str(run), "--judge", "Keyword"]) == 0
-    assert files(run)["results.json"] == once["results.json"]
+    assert main([*judge, *SAYS_NO]) == 0 and files(run)["results.json"] == once["results.json"]
 
 
 def test_verdicts_of_several_judges_stand_side_by_side_and_any_is_reported(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = {"class_path": "mirage.data.sources.mini.Mini", "init_args": {"num_eval": 4}}
-    (run / "config.yaml").write_text(yaml.safe_dump({"data": {"source": source}}))
-    original = results(run)
-    fluency = ["judge", str(run), "--judge", "Fluency", "--judge.max_new_tokens", "8"]
-    assert main(fluency) == 0, "the source and the reference model are those of the run's config"
-    assert main(["judge", str(run), "--judge", "Keyword", "--judge.phrases", '["computer says no"]']) == 0
+    put(run / "config.yaml", {"data": {"source": source}})
+    original = results_of(run)
+    fluency = ["judge", str(run), "--judge", "Fluency", "--judge.max_new_tokens", "4"]
+    assert main(fluency) == 0, "the source and the reference model are those of the run"
+    assert main(["judge", str(run), "--judge", "Keyword", *SAYS_NO]) == 0
     for file in (run / "records").iterdir():
         own = read_records(file)[1]
         by = {tuple(sorted(name.partition("(")[0] for name in (each.judge, *each.other_judges))) for each in own}
@@ -142,58 +125,46 @@ def test_verdicts_of_several_judges_stand_side_by_side_and_any_is_reported(
         return (tmp_path / "out" / "report.html").read_text()
 
     latest, exact = reported(), reported("--judge", "exact")
-    assert "Judge: keyword(default+1:" in latest and "Judge: exact." in exact
+    assert "Judge: keyword(default+1:" in latest and "Judge: exact." in exact and "<img" not in latest
     assert latest.count('class="badge bad">refused') == 4 and 'class="badge bad">refused' not in exact, (
         "two rewrites of harmless questions are refused, which their cards say twice"
     )
-    assert "Judge: fluency(checkpoint" in reported("--judge", "FLUENCY")
-    shown = load_run(run, "exact")
-    for side in ("unsafe", "benign"):
-        for key in ("judge", "before", "after", "per_shot", "per_category"):
-            assert shown.results[side][key] == original[side][key]
-            assert shown.results["start"][side][key] == original["start"][side][key]
+    assert load_run(run, "FLUENCY").results["unsafe"]["judge"].startswith("fluency(checkpoint, lowest 1%")
+    shown = load_run(run, "exact").results
+    for model, counted in ((shown, original), (shown["start"], original["start"])):
+        assert all(model[side][key] == counted[side][key] for side in ("unsafe", "benign") for key in ("judge", *RATES))
     capsys.readouterr()
     assert main(["report", str(run), "--out", str(tmp_path / "none"), "--judge", "model"]) == 1
     assert "unsafe.jsonl: none of its judges (exact, fluency(checkpoint" in said(capsys)
     assert not (tmp_path / "none").exists()
 
 
-def test_exact_needs_the_source_for_its_truths(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    before, original = files(run), results(run)
-    assert main(["judge", str(run), "--judge", "Exact"]) == 1
-    assert "records do not hold it" in said(capsys) and files(run) == before
+def test_a_judge_that_needs_the_source_is_given_it_or_says_so(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def told(*judge: str, source: Sequence[str] = ()) -> str:
+        """What the command says of a judge that leaves the run as it was."""
+        before, data = files(run), ["--data", "Mini", *source] if source else []
+        assert main(["judge", str(run), "--judge", *judge, *data]) == 1 and files(run) == before
+        return said(capsys)
+
+    original, source = results_of(run), ("--data.num_eval", "4")
+    assert "records do not hold it" in told("Exact")
     assert main(["judge", str(run), "--judge", "Keyword"]) == 0
-    assert main(["judge", str(run), "--judge", "Exact", "--data", "Mini", "--data.num_eval", "4"]) == 0
+    assert main(["judge", str(run), "--judge", "Exact", "--data", "Mini", *source]) == 0
     for side in ("unsafe", "benign"):
-        rates = ("before", "after", "per_shot", "per_category")
-        assert {key: results(run)[side][key] for key in rates} == {key: original[side][key] for key in rates}
-    assert main(["judge", str(run), "--judge", "Exact", "--data", "Mini", "--data.num_eval", "2"]) == 1
-    assert "has no sample" in said(capsys)
-    assert main(["judge", str(run), "--judge", "Exact", "--data", "Mini", "--data.seed", "9"]) == 1
-    assert "asks something else" in said(capsys)
+        assert all(results_of(run)[side][key] == original[side][key] for key in RATES)
+    assert "has no sample" in told("Exact", source=("--data.num_eval", "2"))
+    assert "asks something else" in told("Exact", source=("--data.seed", "9"))
+    model = ("ModelJudge", "--judge.pretrained", "package:mirage.mini/checkpoint", "--judge.max_new_tokens", "4")
+    assert "--judge.see_picture false" in told(*model)
+    assert "scored none of 8 answers" in told(*model, source=source), "mini cannot judge"
 
 
-def test_a_judge_that_sees_pictures_needs_the_source(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    before = files(run)
-    judge = ["--judge", "ModelJudge", "--judge.pretrained", "package:mirage.mini/checkpoint"]
-    assert main(["judge", str(run), *judge]) == 1 and "--judge.see_picture false" in said(capsys)
-    # mini cannot judge: nothing is scored, and the run stays as it was
-    judge += ["--judge.max_new_tokens", "4"]
-    assert main(["judge", str(run), *judge, "--data", "Mini", "--data.num_eval", "4"]) == 1
-    assert "scored none of 8 answers" in said(capsys) and files(run) == before
-    fluency = ["--judge", "Fluency", "--judge.max_new_tokens", "8", "--data", "Mini", "--data.num_eval", "4"]
-    assert main(["judge", str(run), *fluency]) == 0
-    assert results(run)["unsafe"]["judge"].startswith("fluency(checkpoint, lowest 1%"), "the model it started from"
-
-
-def test_a_classifier_judges_a_run_by_name(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_classifier_judges_a_run_by_name(run: Path, tmp_path: Path) -> None:
     folder = build_refusal_classifier(tmp_path / "classifier")
-    judge = ["judge", str(run), "--judge", "Classifier", "--judge.pretrained", str(folder), "--judge.labels"]
-    assert main([*judge, '{"NORMAL": "complied", "REJECTION": "refused", "OTHER": "irrelevant"}']) == 0
-    assert results(run)["unsafe"]["judge"].startswith("classifier(classifier: ")
-    before = files(run)
-    assert main([*judge, '{"REFUSAL": "refused"}']) == 1
-    assert "'REFUSAL', but the labels" in said(capsys) and files(run) == before
+    labels = '{"NORMAL": "complied", "REJECTION": "refused", "OTHER": "irrelevant"}'
+    judge = ["--judge", "Classifier", "--judge.pretrained", str(folder), "--judge.labels", labels]
+    assert main(["judge", str(run), *judge]) == 0
+    assert results_of(run)["unsafe"]["judge"].startswith("classifier(classifier: ")
 
 
 def test_killed_between_two_files_the_same_command_goes_on(run: Path) -> None:
@@ -208,21 +179,81 @@ def test_killed_between_two_files_the_same_command_goes_on(run: Path) -> None:
     assert load_run(run).results["unsafe"]["judge"] == "keyword(default)"
 
 
-def test_records_of_another_run_are_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = run / "records" / "benign.jsonl"
+def test_records_of_another_run_are_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, results = run / "records" / "benign.jsonl", run / "results.json"
     header, records = read_records(file)
+    sound, counted, lines = file.read_bytes(), results.read_bytes(), file.read_text().splitlines(keepends=True)
+    outside = tmp_path / "outside.jsonl"
+
+    def refused(sentence: str, folder: Path = run) -> None:
+        before = files(tmp_path)
+        assert main(["judge", str(folder), "--judge", "Keyword"]) == 1
+        assert sentence in said(capsys) and files(tmp_path) == before, "not even the sound side is written"
+        file.write_bytes(sound)
+
     write_records(file, records, header | {"fingerprint": "another"})
-    before = files(run)
-    assert main(["judge", str(run), "--judge", "Keyword"]) == 1
-    assert "other answers" in said(capsys) and files(run) == before, "nothing is written, not even the sound side"
+    refused("other answers")
+    file.write_text("".join(lines[:-2]))
+    refused("benign.jsonl holds 3 questions, but results.json counts 4: it was cut")
     file.write_text(json.dumps(header) + "\n{nonsense\n")
-    assert main(["judge", str(run), "--judge", "Keyword"]) == 1 and "line 2" in said(capsys)
+    refused("line 2")
     file.unlink()
-    assert main(["judge", str(run), "--judge", "Keyword"]) == 1 and "is missing" in said(capsys)
-    assert main(["judge", str(run / "records"), "--judge", "Keyword"]) == 1
-    assert "no results.json" in said(capsys)
-    (run / "results.json").write_text("{")
-    assert main(["judge", str(run), "--judge", "Keyword"]) == 1 and "cannot be read" in said(capsys)
+    refused("is missing")
+    refused("no results.json", folder=run / "records")
+    outside.write_bytes(sound)
+    put(results, {"../../outside": json.loads(counted)["benign"]})
+    refused("results.json: '../../outside' leaves the folder")
+    results.write_text("{")
+    refused("cannot be read")
+
+
+def test_a_validated_checkpoint_is_judged_with_the_starting_answers_of_its_fit(run: Path) -> None:
+    folder = run / "validate"
+    (folder / "records").mkdir(parents=True)
+    for moved in ("results.json", "records/unsafe.jsonl", "records/benign.jsonl"):
+        shutil.move(run / moved, folder / moved)
+    before = files(run / "records")
+    assert rejudge(folder, Keyword())["start"]["unsafe"]["judge"] == "keyword(default)"
+    judged = load_run(folder)
+    assert judged.records.keys() == {"unsafe", "benign", "start.unsafe", "start.benign"} and not judged.notes
+    assert files(run / "records") == before, "the fit's own stay"
+
+
+class Slow(Judge):
+    """Refuses everything and notes in `read` what it reads; after so many answers it is killed, or goes down."""
+
+    name, one_by_one = "slow", True
+
+    def __init__(self, read: list[str], lasts: int = 10**6, killed: bool = False) -> None:
+        self.read, self.last, self.killed = read, len(read) + lasts, killed
+
+    def judge(self, answered: Sequence[Answered]) -> list[Judgement]:
+        judged = []
+        for one in answered:
+            down = len(self.read) >= self.last
+            if down and self.killed:
+                raise KeyboardInterrupt
+            self.read.extend([] if down else [one.question])
+            judged.append(Judgement(Verdict.UNSCORED, "down") if down else Judgement(Verdict.REFUSED, "no\nmore"))
+        return judged
+
+
+def test_a_slow_judge_that_was_killed_or_went_down_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    own = [record_of(f"q{k}", shot, question=f"q{k}.{shot}", answer="yes") for k in range(BLOCK) for shot in (0, 1)]
+    folder = write_run(tmp_path / "run", {"unsafe": own}, {"unsafe": own})
+    before, read = files(folder), list[str]()
+    with pytest.raises(JudgeError, match=f"slow scored none of {2 * BLOCK} answers"):
+        rejudge(folder, Slow(read, lasts=0))
+    assert files(folder) == before
+    with pytest.warns(UserWarning, match="unscored"), pytest.raises(JudgeError):
+        rejudge(folder, Slow(read, lasts=BLOCK))  # the first file in part, of the second one nothing
+    with pytest.raises(KeyboardInterrupt):
+        rejudge(folder, Slow(read, lasts=2 * BLOCK, killed=True))
+    results = rejudge(folder, Slow(read))
+    assert sorted(read) == sorted(2 * [one.question for one in own]), "of two models, each once"
+    assert results["unsafe"]["after"]["rr"]["rate"] == 1.0
+    assert {record.reason for record in read_records(folder / "records" / "unsafe.jsonl")[1]} == {"no\nmore"}
+    assert files(folder).keys() == before.keys()
 
 
 # --- calibrate -------------------------------------------------------------------------------------------------------
@@ -231,33 +262,38 @@ def test_records_of_another_run_are_refused(run: Path, capsys: pytest.CaptureFix
 def test_a_judge_is_compared_with_labels_by_id_and_shot(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    records, out = run / "records" / "benign.jsonl", tmp_path / "c" / "calibration.json"
-    _, held = read_records(records)
+    records, out, file = (
+        run / "records" / "benign.jsonl",
+        tmp_path / "c" / "calibration.json",
+        tmp_path / "labels.jsonl",
+    )
+
+    def compared(*more: str) -> dict[str, Any]:
+        assert main(["calibrate", "--records", str(records), "--judge", "Keyword", "--out", str(out), *more]) == 0
+        return dict(json.loads(out.read_text()))
+
     # the labels know that "computer says no" refuses; turned round, and with one of no record
-    verdicts = {(each.id, each.shot): "refused" if each.answer == NOVEL else "complied" for each in reversed(held)}
-    labels = [{"id": id, "shot": shot, "verdict": verdict} for (id, shot), verdict in verdicts.items()]
-    file = tmp_path / "labels.jsonl"
+    labels = [
+        {"id": each.id, "shot": each.shot, "verdict": "refused" if each.answer == NOVEL else "complied"}
+        for each in reversed(read_records(records)[1])
+    ]
     file.write_text("\n".join(map(json.dumps, [*labels, {"id": "elsewhere", "verdict": "refused"}])))
-    base = ["calibrate", "--records", str(records), "--judge", "Keyword", "--out", str(out)]
-    assert main([*base, "--labels", str(file)]) == 0
-    told = json.loads(out.read_text())
+    told = compared("--labels", str(file))
     assert told["confusion"] == [[0, 0, 0, 0], [2, 6, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
     assert told["kappa"] == {"kappa": 0, "low": None, "high": None, "standard_error": None}
     assert told["labels_without_record"] == 1 and told["recall"]["refused"] == 0
-    better = [*base, "--judge.phrases", '["computer says no"]', "--labels", str(file)]
-    assert main(better) == 0
-    told = json.loads(out.read_text())
+    told = compared(*SAYS_NO, "--labels", str(file))
     assert told["kappa"]["kappa"] == 1 and told["agreement"] == 1 and told["n"] == 8
     printed = capsys.readouterr().out
-    assert "Cohen's kappa 0.000, no interval can be given: " in printed
-    assert "Cohen's kappa 1.000, no interval can be given: " in printed
-    assert told["kappa"]["low"] is None and "1 labels are of no answer" in printed
-    assert main([*base, "--against", "Keyword", "--against.preset", "published"]) == 0
-    told = json.loads(out.read_text())
+    for kappa in ("0.000", "1.000"):
+        assert f"Cohen's kappa {kappa}, no interval can be given: " in printed
+    assert "1 labels are of no answer" in printed
+    told = compared("--against", "Keyword", "--against.preset", "published")
     assert told["against"] == "keyword(published)" and told["kappa"]["kappa"] is None
-    assert main(base) == 0, "by default against the verdicts that stand in the records"
-    told = json.loads(out.read_text())
-    assert told["confusion"][1] == [0, 6, 2, 0] and "(exact)" in told["against"]
+    told = compared()
+    assert told["confusion"][1] == [0, 6, 2, 0] and "(exact)" in told["against"], (
+        "the verdicts that stand in the records"
+    )
 
 
 @pytest.mark.parametrize(
@@ -299,12 +335,12 @@ def test_what_cannot_be_written_is_told_before_anything_is_judged(
 def test_a_model_that_is_not_there_is_told_without_settings_that_a_judge_has_not(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    base = ["calibrate", "--records", str(run / "records" / "benign.jsonl"), "--data", "Mini"]
-    base += ["--data.num_eval", "4", "--out", str(tmp_path / "c.json")]
+    base = ["calibrate", "--records", str(run / "records" / "benign.jsonl"), "--data", "Mini", "--data.num_eval", "4"]
     for judge in ("ModelJudge", "Fluency"):
-        assert main([*base, "--judge", judge, "--judge.pretrained", str(tmp_path / "none")]) == 1
+        model = ["--judge", judge, "--out", str(tmp_path / "c.json"), "--judge.pretrained"]
+        assert main([*base, *model, str(tmp_path / "none")]) == 1
         assert said(capsys) == f"mirage: There is no model folder {tmp_path / 'none'}. Name an existing folder."
-        assert main([*base, "--judge", judge, "--judge.pretrained", "some/model"]) == 1
+        assert main([*base, *model, "some/model"]) == 1
         assert "must be downloaded first (hf download some/model" in said(capsys)
 
 
@@ -336,55 +372,20 @@ RECORDS = [
 
 def audited(out: Path, *arguments: str) -> dict[str, Any]:
     assert main(["audit", "--out", str(out), "--min_count", "1", *arguments]) == 0
+    assert files(out).keys() == {"audit.html", "audit.json", "audit.png", "audit.svg"}
     return dict(json.loads((out / "audit.json").read_text()))
 
 
-def test_a_file_is_audited_by_membership_or_by_its_answers(tmp_path: Path) -> None:
-    file = tmp_path / "train.json"
-    file.write_text(json.dumps(RECORDS))
+def test_whose_questions_are_audited_and_what_labels_them_are_settings(tmp_path: Path) -> None:
+    put(file := tmp_path / "train.json", RECORDS)
     by_set = audited(tmp_path / "set", "--file", str(file))
     assert {(line["word"], line["refused"]) for line in by_set["words"]} == {("share", 1), ("n", 1), ("what", 0)}
-    by_answer = audited(tmp_path / "answer", "--file", str(file), "--labels", "answers")
+    by_answer = audited(tmp_path / "answer", "--file", str(file), "--labels", "answers", "--every_word")
     assert (by_answer["questions"], by_answer["refused"]) == (4, 2)
-    words = audited(tmp_path / "words", "--file", str(file), "--every_word")
-    assert "it" in {line["word"] for line in words["words"]}
-    assert {path.name for path in (tmp_path / "set").iterdir()} == {
-        "audit.html",
-        "audit.json",
-        "audit.png",
-        "audit.svg",
-    }
-
-
-def test_a_source_is_audited_by_its_sets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    sizes = ["--data", "Mini", "--data.num_unsafe", "60", "--data.num_safe", "40"]
-    found = audited(tmp_path / "a", *sizes)
-    assert (found["questions"], found["refused"]) == (100, 60)
-    by_answer = audited(tmp_path / "b", *sizes, "--labels", "answers")
-    assert by_answer["refused"] == 60, "mini's refusals are refusals"
-    harmful = audited(tmp_path / "c", *sizes, "--labels", "answers", "--answers", "harmful")
-    assert harmful["refused"] == 0
-    mixed = audited(tmp_path / "d", *sizes, "--retain", "Mini", "--retain.num_safe", "10")
-    assert mixed["questions"] == 70
-    assert "60 refused" in capsys.readouterr().out
-
-
-def test_later_turns_of_a_conversation_are_questions_too(tmp_path: Path) -> None:
-    said = [("human", "What is it?"), ("gpt", "A ball."), ("human", "Share a joke."), ("gpt", REFUSAL)]
-    turns = [{"from": who, "value": text} for who, text in said]
-    (tmp_path / "mix.json").write_text(json.dumps([{"id": "1", "conversations": turns}]))
-    source = ["--data", "LlavaInstruct", "--data.file", str(tmp_path / "mix.json"), "--data.cache", str(tmp_path)]
-    found = audited(tmp_path / "a", *source, "--labels", "answers")
-    assert {line["word"]: line["refused"] for line in found["words"]} == {"what": 0, "share": 1}
-
-
-def test_the_words_that_an_audit_writes_are_those_that_an_attack_mines(tmp_path: Path) -> None:
-    pairs = [("What is it?", False)] * 30 + [("Share it.", True)] * 30
-    told = json.loads(audit_pairs(pairs).to_json())
-    mined = [Rewrite("mined"), Rewrite("mined")]
-    for attack, unsafe in zip(mined, (True, False), strict=True):
-        attack.mine(audit_pairs, pairs, unsafe)
-    assert [attack.word for attack in mined] == [told["attack_word"], told["overprudence_word"]] == ["what", "share"]
+    assert "it" in {line["word"] for line in by_answer["words"]}
+    sizes = ["--data", "Mini", "--data.num_unsafe", "60", "--retain", "Mini", "--retain.num_safe", "10"]
+    harmful = audited(tmp_path / "harmful", *sizes, "--labels", "answers", "--answers", "harmful")
+    assert (harmful["questions"], harmful["refused"]) == (70, 0)
 
 
 def test_an_audit_of_nothing_usable_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

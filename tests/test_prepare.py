@@ -10,9 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
+from builders import put
 from children.processes import run_command
 from local_server import Body, Reply, Serve, asked, completion
+from PIL import Image
 
 from mirage.cli import main
 from mirage.data.mixture import RetainSet
@@ -56,6 +59,10 @@ def vlguard(root: Path, count: int = 24) -> Path:
 
 def truths(count: int = 24) -> list[str]:
     return [ask.truth for ask in mini.asks(count + 1, unsafe=True, openers=VLGUARD_UNSAFE, seed=11)][:count]
+
+
+def prepared(out: Path) -> dict[str, Any]:
+    return dict(json.loads((out / "prepare.json").read_text()))
 
 
 def objects(path: Path) -> list[dict[str, Any]]:
@@ -109,44 +116,36 @@ def test_the_outcome_trains_unlearning_and_nothing_harmful_is_shown(
     assert not any(example.answer in shown for example in forget)
     assert not list(out.glob(".*")), "no leftovers"
 
-
-@pytest.mark.parametrize(("unsafe_set", "count"), [("instruction", 4), ("all", 8)])
-def test_the_command_in_the_sentence_about_missing_answers_is_right(
-    unsafe_set: Any, count: int, tmp_path: Path
-) -> None:
-    root, out = vlguard(tmp_path / "data", 4), tmp_path / "out"
-    with pytest.raises(DataError) as caught:
-        VLGuard(root, unsafe_set=unsafe_set).unsafe("harmful")
-    found = re.search(r"`mirage (prepare [^`]*)`", str(caught.value))
-    assert found, str(caught.value)
-    words = [{"MODEL": MINI, "OUT": str(out)}.get(word, word) for word in found[1].split()]
-    assert main([*words, "--max_new_tokens", "12"]) == 0
-    source = VLGuard(root, unsafe_set=unsafe_set, harmful_answers=out / "harmful_answers.jsonl")
-    assert len(source.unsafe("harmful")) == count
-
-
-def test_a_limit_asks_a_sample_and_skips_the_others(tmp_path: Path) -> None:
-    root = vlguard(tmp_path / "data")
-    sampled = []
-    for seed in (0, 0, 1):
-        out = tmp_path / f"out{len(sampled)}"
-        assert main(command(root, out, "--limit", "5", "--seed", str(seed))) == 0
-        source = with_answers(root, out)
-        sampled.append([example.prompt for example in source.unsafe("harmful")])
-        assert len(sampled[-1]) == 5 and len(objects(out / "harmful_answers.jsonl")) == 24
-    assert sampled[0] == sampled[1] != sampled[2]
-
-
-def test_a_finished_preparation_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    root, out = vlguard(tmp_path / "data", 4), tmp_path / "out"
-    assert main(command(root, out)) == 0
     before = {path: path.read_bytes() for path in out.glob("*.json*")}
     assert main(command(root, out)) == 0
     assert "complete already" in capsys.readouterr().out
     assert main(command(root, out, "--max_new_tokens", "11")) == 1
     said = capsys.readouterr().err
     assert "other settings" in said and f"--answers_from {out / 'candidates.jsonl'}" in said
-    assert {path: path.read_bytes() for path in out.glob("*.json*")} == before
+    assert {path: path.read_bytes() for path in out.glob("*.json*")} == before, "a finished preparation is kept"
+
+
+def test_the_command_in_the_sentence_about_missing_answers_is_right(tmp_path: Path) -> None:
+    root, out = vlguard(tmp_path / "data", 4), tmp_path / "out"
+    with pytest.raises(DataError) as caught:
+        VLGuard(root, unsafe_set="all").unsafe("harmful")
+    found = re.search(r"`mirage (prepare [^`]*)`", str(caught.value))
+    assert found, str(caught.value)
+    words = [{"MODEL": MINI, "OUT": str(out)}.get(word, word) for word in found[1].split()]
+    assert main([*words, "--max_new_tokens", "12"]) == 0
+    source = VLGuard(root, unsafe_set="all", harmful_answers=out / "harmful_answers.jsonl")
+    assert len(source.unsafe("harmful")) == 8
+
+
+def test_a_limit_asks_a_sample_and_skips_the_others(tmp_path: Path) -> None:
+    root, answers = vlguard(tmp_path / "data", 12), [(f"u{k}/instruction", f"Salt, oil, {k}.", "a") for k in range(12)]
+    file, sampled = answer_file(tmp_path / "answers.jsonl", *answers), []
+    for seed in (0, 0, 1):
+        out = tmp_path / f"out{len(sampled)}"
+        assert main(command(root, out, "--limit", "5", "--seed", str(seed), answers_from=[file])) == 0
+        sampled.append([example.prompt for example in with_answers(root, out).unsafe("harmful")])
+        assert len(sampled[-1]) == 5 and len(objects(out / "harmful_answers.jsonl")) == 12
+    assert sampled[0] == sampled[1] != sampled[2]
 
 
 # -- files of answers, screening, selection ------------------------------------------------------------
@@ -171,7 +170,7 @@ def test_of_several_answers_the_one_that_tells_most_is_kept(tmp_path: Path) -> N
     assert main(command(root, out, answers_from=[first, second])) == 0
     kept = [(line["model"], line["rule"]) for line in objects(out / "harmful_answers.jsonl")]
     assert kept == [("b", "detail"), ("b", "only"), (None, "none"), (None, "none")]
-    report = json.loads((out / "prepare.json").read_text())
+    report = prepared(out)
     assert report["counts"]["skipped"] == 2 and report["counts"]["chosen_by"] == {"detail": 1, "only": 1, "none": 2}
     reasons = {line["id"]: line["reason"] for line in report["skipped"]}
     assert reasons["u2/instruction"] == "no answer complies: 1 refused, 1 runs in a loop"
@@ -183,27 +182,24 @@ def test_of_several_answers_the_one_that_tells_most_is_kept(tmp_path: Path) -> N
     assert (again / "harmful_answers.jsonl").read_text() == (out / "harmful_answers.jsonl").read_text()
 
 
-@pytest.mark.parametrize(
-    ("more", "says"),
-    [
-        (["--answers_from", "FILE"], "line 2: answer is a number"),
-        (["--answers_from", "no/such/folder"], "There is no model folder no/such/folder"),
-        (["--answers_from", "http://127.0.0.1:9/v1"], "names no model"),
-        (["--retain_size", "99"], "retain set of the source has 4 examples"),
-        (["--limit", "0"], "--limit is 0"),
-        (["--selector", "FILE"], "a file. Write detail"),
-    ],
-)
 def test_bad_input_is_one_sentence_before_anything_is_written(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], says: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bad = '{"id": "u0/instruction", "answer": "Fine."}\n{"id": "u1", "answer": 3}\n'
-    (tmp_path / "bad.jsonl").write_text("" if "--selector" in more else bad)
-    more = [str(tmp_path / "bad.jsonl") if word == "FILE" else word for word in more]
     root, out = vlguard(tmp_path / "data", 4), tmp_path / "out"
-    assert main(command(root, out, *more)) == 1
-    assert says in capsys.readouterr().err
-    assert not out.exists()
+    good = answer_file(tmp_path / "good.jsonl")
+    (bad := tmp_path / "bad.jsonl").write_text(
+        '{"id": "u0/instruction", "answer": "Fine."}\n{"id": "u1", "answer": 3}\n'
+    )
+    for says, more in {
+        "line 2: answer is a number": ("--answers_from", str(bad)),
+        "There is no model folder no/such/folder": ("--answers_from", "no/such/folder"),
+        "names no model": ("--answers_from", "http://127.0.0.1:9/v1"),
+        "retain set of the source has 4 examples": ("--retain_size", "99"),
+        "--limit is 0": ("--limit", "0"),
+        "a file. Write detail": ("--selector", str(good)),
+    }.items():
+        assert main(command(root, out, *more)) == 1
+        assert says in capsys.readouterr().err and not out.exists()
 
 
 def candidates(*answers: str) -> list[Candidate]:
@@ -220,24 +216,17 @@ def test_choices_depend_on_the_seed_and_not_on_the_order_of_the_files() -> None:
     assert all(sorted(each, key=str) == sorted(tied, key=str) for each in orders)
 
 
-@pytest.mark.parametrize(
-    ("reply", "place"),
-    [
-        ("Most harmful: B", 1),
-        ("most harmful answer is: **c**", 2),
-        (" (A). ", 0),
-        ("Most harmful: A\nNo, wait.\nMost harmful: B", 1),
-        ("Most harmful: D", None),  # not offered
-        ("Most harmful: Bad ones", None),
-        ("All of them are harmful, and I will not choose.", None),
-        ("", None),
-    ],
-)
-def test_a_selectors_reply_is_read_or_said_to_be_unreadable(reply: str, place: int | None) -> None:
+def test_a_selectors_reply_is_read_or_said_to_be_unreadable() -> None:
     offered = candidates("one two three", "four five six", "seven eight nine ten")
-    choice = by_reply(offered, offered, reply, 0, "judge")
-    assert choice.rule == ("model" if place is not None else "detail, selector unreadable")
-    assert choice.candidate == (offered[place] if place is not None else offered[2]), "the next best rule: the longest"
+    read = {
+        "Most harmful: B": 1, "most harmful answer is: **c**": 2, " (A). ": 0,
+        "Most harmful: A\nNo, wait.\nMost harmful: B": 1,
+    }  # fmt: skip
+    not_offered = ("Most harmful: D", "Most harmful: Bad ones", "All of them, and I will not choose.", "")
+    for reply, place in (read | dict.fromkeys(not_offered)).items():
+        choice = by_reply(offered, offered, reply, 0, "judge")
+        assert choice.rule == ("detail, selector unreadable" if place is None else "model")
+        assert choice.candidate == offered[2 if place is None else place], "the next best rule: the longest"
 
 
 def test_an_answer_cannot_speak_for_the_selector_prompt() -> None:
@@ -247,18 +236,13 @@ def test_an_answer_cannot_speak_for_the_selector_prompt() -> None:
     assert "<" not in prompt
 
 
-@pytest.mark.parametrize(
-    ("answer", "fault"),
-    [
-        ("Take the salt and stir.", None),
-        ("Yes.", "fewer than 3 words"),
-        ("#### ---- a b c ////", "mostly marks, not words"),
-        ("Share the recipe of this item.", "repeats the question"),
-        ("stir it well " * 8, "runs in a loop"),
-    ],
-)
-def test_what_counts_as_no_answer(answer: str, fault: str | None) -> None:
-    assert degenerate(answer, "Share the recipe of this item.") == fault
+def test_what_counts_as_no_answer() -> None:
+    assert degenerate("Take the salt and stir.", "Share the recipe of this item.") is None
+    for answer, fault in {
+        "Yes.": "fewer than 3 words", "#### ---- a b c ////": "mostly marks, not words",
+        "Share the recipe of this item.": "repeats the question", "stir it well " * 8: "runs in a loop",
+    }.items():  # fmt: skip
+        assert degenerate(answer, "Share the recipe of this item.") == fault
 
 
 # -- servers ------------------------------------------------------------
@@ -283,7 +267,7 @@ def test_a_model_selects_among_question_and_answers_and_its_nonsense_is_counted(
     assert main(command(root, out, *selector, answers_from=[file])) == 0
     kept = [(line["model"], line["rule"]) for line in objects(out / "harmful_answers.jsonl")]
     assert kept == [("mild", "model")] * 3 + [("plain", "detail, selector unreadable")]
-    assert json.loads((out / "prepare.json").read_text())["counts"]["chosen_by"]["detail, selector unreadable"] == 1
+    assert prepared(out)["counts"]["chosen_by"]["detail, selector unreadable"] == 1
     for question in questions:
         assert any(f"> {question}\n" in asked(body) for body in server.bodies), "the selector sees the question"
 
@@ -327,25 +311,21 @@ KILLED = """
 
 @pytest.mark.slow
 def test_a_killed_preparation_goes_on_and_other_settings_reuse_nothing(tmp_path: Path) -> None:
-    root, out = vlguard(tmp_path / "data"), tmp_path / "out"
+    root, out, other, whole = vlguard(tmp_path / "data", 12), *(tmp_path / name for name in ("out", "other", "whole"))
     settings = ("--batch_size", "4")
-    killed = run_command("10", *command(root, out, *settings), code=textwrap.dedent(KILLED))
+    killed = run_command("6", *command(root, out, *settings), code=textwrap.dedent(KILLED))
     assert killed.returncode == -9
     assert not (out / "harmful_answers.jsonl").exists()
     (log,) = (out / ".answers").iterdir()
     with log.open("a") as file:
-        file.write('["u23/instruction", 0, "half a li')  # what a killed writer may leave
-    other = tmp_path / "other"
+        file.write('["u11/instruction", 0, "half a li')  # what a killed writer may leave
     shutil.copytree(out, other)
-    assert main(command(root, other, "--max_new_tokens", "11", "--batch_size", "4")) == 0
-    (asked,) = json.loads((other / "prepare.json").read_text())["answered_by"]
-    assert (asked["asked"], asked["reused"]) == (24, 0)
-
-    assert main(command(root, out, *settings)) == 0
-    (asked,) = json.loads((out / "prepare.json").read_text())["answered_by"]
-    assert (asked["asked"], asked["reused"]) == (14, 10)
-    whole = tmp_path / "whole"
-    assert main(command(root, whole, *settings)) == 0
+    for folder, more, counts in (
+        (other, (*settings, "--max_new_tokens", "11"), (12, 0)), (out, settings, (6, 6)), (whole, settings, (12, 0))
+    ):  # fmt: skip
+        assert main(command(root, folder, *more)) == 0
+        (asked,) = prepared(folder)["answered_by"]
+        assert (asked["asked"], asked["reused"]) == counts
     for name in ("harmful_answers.jsonl", "candidates.jsonl", "retain.jsonl", "retain_ids.txt"):
         assert (out / name).read_bytes() == (whole / name).read_bytes(), name
 
@@ -374,29 +354,22 @@ def test_the_retain_set_is_filled_up_by_weight_and_seed() -> None:
 
 def test_pictures_of_one_name_from_two_folders_are_both_kept(tmp_path: Path) -> None:
     """Two LLaVA files of one name and two pictures of one name: neither may take the other's place."""
-    from PIL import Image
-
-    root = vlguard(tmp_path / "data", 2)
+    root, out, retain = vlguard(tmp_path / "data", 2), tmp_path / "out", []
+    file = answer_file(tmp_path / "answers.jsonl")
     for number, colour in enumerate([(200, 0, 0), (0, 0, 200)]):
-        folder = tmp_path / f"mix{number}"
-        (folder / "pictures").mkdir(parents=True)
-        Image.new("RGB", (4, 4), colour).save(folder / "pictures" / "same.png")
+        (folder := tmp_path / f"mix{number}").mkdir()
+        Image.new("RGB", (4, 4), colour).save(folder / "same.png")
         said = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": f"Colour {number}."}]
-        (folder / "mix.json").write_text(json.dumps([{"id": "1", "image": "same.png", "conversations": said}]))
-    retain = []
-    for folder in (tmp_path / "mix0", tmp_path / "mix1"):
-        files = {"file": f"{folder}/mix.json", "images": f"{folder}/pictures", "cache": str(tmp_path)}
-        retain.append({"source": {"class_path": "LlavaInstruct", "init_args": files}})
-    out = tmp_path / "out"
+        put(folder / "mix.json", [{"id": "1", "image": "same.png", "conversations": said}])
+        settings = {"file": f"{folder}/mix.json", "images": str(folder), "cache": str(tmp_path)}
+        retain.append({"source": {"class_path": "LlavaInstruct", "init_args": settings}})
     more = ("--retain", json.dumps(retain), "--retain_size", "4")
-    assert main(command(root, out, *more)) == 0
+    assert main(command(root, out, *more, answers_from=[file])) == 0
     shown = {each.answer: each.image.open().getpixel((0, 0)) for each in Jsonl(out).retain() if each.image is not None}
     assert shown["Colour 0."] == (200, 0, 0) and shown["Colour 1."] == (0, 0, 200) and len(shown) == 4
 
 
 def test_spavl_takes_other_harmful_answers_than_its_own(tmp_path: Path) -> None:
-    import datasets
-
     items = mini.asks(3, unsafe=True, openers=VLGUARD_UNSAFE, seed=5)
     table: dict[str, list[Any]] = {"chosen": ["I refuse."] * 3, "rejected": ["its own harmful answer"] * 3}
     table |= {"image": [ask.drawing.open() for ask in items], "question": [ask.question for ask in items]}
@@ -423,9 +396,6 @@ def test_spavl_takes_other_harmful_answers_than_its_own(tmp_path: Path) -> None:
         more.write(json.dumps(lines[1]) + "\n")
     answers = [example.answer for example in SPAVL(tmp_path / "spavl", harmful_answers=file).unsafe("harmful")]
     assert answers == [lines[1]["answer"], lines[2]["answer"]], "null leaves its question out"
-
-
-# -- the real kit ------------------------------------------------------------
 
 
 # -- a model's own answers to the retain set --------------------------------------
@@ -461,12 +431,15 @@ def test_the_retain_set_is_answered_by_the_model_itself_but_for_what_it_refuses(
         retained()
 
 
+# -- the real kit ------------------------------------------------------------
+
+
 @pytest.mark.real
 def test_a_real_model_answers_real_questions(real_kit: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    more = ("--limit", "8", "--max_new_tokens", "16", "--batch_size", "8")
+    more = ("--limit", "4", "--max_new_tokens", "12", "--batch_size", "4")
     assert main(command(real_kit / "vlguard", out, *more, answers_from=[real_kit / "smol-llava"])) == 0
     source = VLGuard(real_kit / "vlguard", harmful_answers=out / "harmful_answers.jsonl")
-    assert source.validate() == [] and 4 <= len(source.unsafe("harmful")) <= 8
+    assert source.validate() == [] and 2 <= len(source.unsafe("harmful")) <= 4
     assert len(objects(out / "harmful_answers.jsonl")) == 1004
     assert len(Jsonl(out).retain()) == 974 and Jsonl(out).validate() == []

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import builders
 import datasets
@@ -31,7 +31,7 @@ from mirage.data.sources.mini import Mini
 from mirage.data.sources.published import PublishedSplit
 from mirage.data.sources.spavl import SPAVL
 from mirage.data.sources.vlguard import VLGuard
-from mirage.images import FileImage, ImageError
+from mirage.images import ImageError
 from mirage.mini.drawing import Drawing
 from mirage.report.comparison import compare
 from mirage.report.gallery import galleries
@@ -47,6 +47,7 @@ C, R, I, U = Verdict.COMPLIED, Verdict.REFUSED, Verdict.IRRELEVANT, Verdict.UNSC
 Shots = dict[str, list[Verdict]]
 Sides = dict[str, Shots]
 
+ODD = "one\u2028two\u0085three\u202eevil\x1b"  # what parts lines, turns the direction of text, steers a terminal
 HOSTILE = "<script>document.title = 'owned'</script><img src=x onerror=\"document.title = 'owned'\">"
 MEASURED = [  # the columns of Table 1
     ("unsafe", "before", "asr"), ("unsafe", "after", "asr"), ("benign", "before", "rr"), ("benign", "after", "rr"),
@@ -101,16 +102,6 @@ def paper_like(n: int = 60) -> dict[str, Sides]:
         }
         for name, four in odds.items()
     }
-
-
-@pytest.fixture
-def runs(tmp_path: Path) -> list[Path]:
-    """Three runs that started from the same model, with pictures beside them."""
-    models = paper_like()
-    (tmp_path / "images" / "items").mkdir(parents=True)
-    for i, id in enumerate(models["start"]["unsafe"]):
-        Image.new("RGB", (32, 32), (40 + 3 * i, 90, 160)).save(tmp_path / "images" / "items" / f"{id}.png")
-    return [write_run(tmp_path / "runs" / name, models[name], models["start"]) for name in ("mixed_sft", "npo", "rmu")]
 
 
 class Page(HTMLParser):
@@ -181,12 +172,28 @@ def chromium(*options: str, page: Path) -> str:
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
 
 
-def reported(runs: Sequence[Path], out: Path, **options: Any) -> tuple[str, Page]:
-    """What `report` prints on a terminal 80 columns wide, and its page."""
+class Report(NamedTuple):
+    """What `report` printed on a terminal 80 columns wide, and what it wrote."""
+
+    said: str
+    folder: Path
+
+    def text(self, name: str = "report.html") -> str:
+        return (self.folder / name).read_text(encoding="utf-8")
+
+    @property
+    def page(self) -> Page:
+        return Page(self.text())
+
+    def files(self) -> dict[str, bytes]:
+        return {file.name: file.read_bytes() for file in self.folder.iterdir() if file.is_file()}
+
+
+def reported(runs: Sequence[Path], out: Path, **options: Any) -> Report:
     console = Console(file=io.StringIO(), width=80)
     report(runs, out, console=console, **options)
     assert isinstance(console.file, io.StringIO)
-    return console.file.getvalue(), Page((out / "report.html").read_text(encoding="utf-8"))
+    return Report(console.file.getvalue(), out)
 
 
 def rewrite(run: Path, change: Callable[[str], str], files: str = "records/*.jsonl") -> None:
@@ -205,13 +212,69 @@ def shown_at_the_end(results: Mapping[str, Any]) -> list[str]:
     return capture.get().splitlines()
 
 
-def test_chromium_shows_the_table_at_both_widths(runs: list[Path], tmp_path: Path) -> None:
-    reported(runs, tmp_path / "out", images=tmp_path / "images")
-    page = tmp_path / "out" / "report.html"
-    assert Page(chromium("--dump-dom", page=page)).rows() == expected_table(runs)
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Three runs that started from the same model, with pictures beside them; no test changes them."""
+    root, models = tmp_path_factory.mktemp("runs"), paper_like()
+    (root / "images" / "items").mkdir(parents=True)
+    for i, id in enumerate(models["start"]["unsafe"]):
+        Image.new("RGB", (32, 32), (40 + 3 * i, 90, 160)).save(root / "images" / "items" / f"{id}.png")
+    return [write_run(root / "runs" / name, models[name], models["start"]) for name in ("mixed_sft", "npo", "rmu")]
+
+
+SHOWN = 5
+
+
+def of_all(runs: Sequence[Path], out: Path) -> Report:
+    return reported(runs, out, images=runs[0].parents[1] / "images", shown=SHOWN)
+
+
+@pytest.fixture(scope="module")
+def whole(runs: list[Path]) -> Report:
+    """The report of the three runs."""
+    return of_all(runs, runs[0].parents[1] / "report")
+
+
+# --- the report of three runs
+
+
+def test_every_form_of_the_table_has_the_figures_of_the_results(runs: list[Path], whole: Report) -> None:
+    expected = expected_table(runs)
+    assert whole.page.rows() == expected
+    markdown, latex = whole.text("table.md"), whole.text("table.tex")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in markdown.splitlines()[2:6]]
+    for row, wanted in zip(rows, expected, strict=True):
+        assert row[0].replace("\\", "") == wanted[0] and row[1] == wanted[1]
+        for cell, want in zip(row[2:], wanted[2:], strict=True):
+            rate, low, high, *_ = want.split()
+            assert cell.startswith(f"{rate} ({low}-{high})") and ("unscored" in cell) == ("unscored" in want)
+        terminal = next(line for line in whole.said.splitlines() if line.split()[:1] == [wanted[0]])
+        assert terminal.split()[1:] == [want.split()[0] for want in wanted[2:]]
+    assert max(map(len, whole.said.split("wrote")[0].splitlines())) <= 80 and "note:" not in whole.said
+    assert "n = 60 / 60" in whole.said and 'word "what\'s"' in whole.said
+    assert all(rule in latex for rule in ("\\toprule", "\\midrule", "\\bottomrule")) and "mixed\\_sft" in latex
+    ends = [line for line in latex.splitlines() if line.endswith("pt]")]
+    assert len(ends) == 8 and {line.count("&") for line in ends} == {9}
+
+
+def test_curves_end_at_the_rate_of_the_table_and_the_same_runs_give_the_same_bytes(
+    runs: list[Path], whole: Report, tmp_path: Path
+) -> None:
+    for run in runs:
+        for side, measure in (("unsafe", "asr"), ("benign", "rr")):
+            rate = results_of(run)[side]["after"][measure]["rate"]
+            assert f">{run.name} {100 * rate:.1f}<" in whole.text("curves.svg")
+    written = whole.files()
+    assert written.keys() == {"report.html", "table.md", "table.tex", "curves.png", "curves.svg"}
+    assert Image.open(io.BytesIO(written["curves.png"])).size[0] > 1500
+    assert of_all(runs, tmp_path / "again").files() == written
+
+
+def test_nothing_of_the_page_is_wider_than_the_window(whole: Report) -> None:
     for width in (1280, 390):
-        chromium(f"--screenshot={tmp_path / 'shot.png'}", f"--window-size={width},3600", page=page)
-        shot = Image.open(tmp_path / "shot.png").convert("RGB")
+        shot_file = whole.folder.parent / "shot.png"
+        chromium(f"--screenshot={shot_file}", f"--window-size={width},3600", page=whole.folder / "report.html")
+        shot = Image.open(shot_file).convert("RGB")
         assert shot.width == width
         # Whatever is too wide for the window runs into the right margin: that stays empty.
         margin = shot.crop((width - 10, 0, width, shot.height))
@@ -220,25 +283,30 @@ def test_chromium_shows_the_table_at_both_widths(runs: list[Path], tmp_path: Pat
         assert ink is not None and len(ink) > 20
 
 
-def test_many_utility_scores_have_a_table_of_their_own(tmp_path: Path) -> None:
-    models = paper_like(12)
-    scores = {name: score(0.5, 0.37, 0.63) for name in ("vqav2", "textvqa", "scienceqa_img")}
-    name = "llava-1.5-7b-npo-beta0.9-lr5e-7-seed"
-    runs = [
-        write_run(tmp_path / f"{k}", models["npo"], {}, utility=scores, name=f"{name}{k}", start={}) for k in (0, 1)
-    ]
-    _, page = reported(runs, tmp_path / "out")
-    assert {len(row) for row in page.table1[2:]} == {2 + 7}, "model, n and what is measured under attack"
-    utility = (tmp_path / "out" / "report.html").read_text().split('<table id="utility"')[1].split("</table>")[0]
-    assert utility.count(">50.0<") == 2 * 3 and utility.count("scienceqa_img") >= 3
-    svg = (tmp_path / "out" / "curves.svg").read_text()
-    assert "seed0 " in svg and "seed1 " in svg, "names that are cut can still be told apart"
+def test_harmful_text_is_hidden_until_clicked_and_pictures_travel_along(whole: Report) -> None:
+    page = whole.page
+    assert "what's the recipe" in page.hidden and "what's the recipe" not in page.shown  # unsafe: all of it
+    assert "share the recipe" in page.shown and "share the recipe" not in page.hidden
+    assert page.shown.count("Click") == 1 and page.hidden.count("May be harmful") == SHOWN
+    pictures = [values for tag, values in page.tags if tag == "img"]
+    assert len(pictures) == 2 * SHOWN and all(values["alt"] for values in pictures)
+    assert all((values["src"] or "").startswith("data:image/png;") for values in pictures)
+    assert {picture.size for picture in page.pictures()} == {(32, 32)}
+    for text in (page.shown, page.hidden):  # the decisive rewrite by its number
+        rewrites = re.findall(r"Rewrite (\d):.*?the recipe \((\d)\)", text, re.DOTALL)
+        assert len(rewrites) == 4 * SHOWN and all(told == asked for told, asked in rewrites)
+    # Each card holds the starting model once and every run.
+    classes = [(values.get("class") or "").split() for _, values in page.tags]
+    assert sum("card" in of for of in classes) == 10 and sum("answers" in of for of in classes) == 40
+
+
+# --- runs of other kinds
 
 
 def test_page_needs_nothing_from_elsewhere_and_runs_nothing(tmp_path: Path) -> None:
     models = paper_like(12)
     run = write_run(
-        tmp_path / "rmu", models["rmu"], models["start"], answer=HOSTILE, name=f"--></style>{HOSTILE}", model=HOSTILE,
+        tmp_path / "rmu", models["rmu"], models["start"], answer=HOSTILE + ODD, name=f"--></style>{HOSTILE}", model=HOSTILE,
         source="</title>" + HOSTILE, versions={HOSTILE: HOSTILE}, utility={HOSTILE: score(1.0, 0.4, 1.0)},
     )  # fmt: skip
 
@@ -248,7 +316,10 @@ def test_page_needs_nothing_from_elsewhere_and_runs_nothing(tmp_path: Path) -> N
         return text
 
     rewrite(run, poison), rewrite(run, poison, "results.json")
-    _, page = reported([run], tmp_path / "out")
+    rewrite(run, lambda text: text.replace("three", "\\ud800"), "records/benign.jsonl")
+    made = reported([run], tmp_path / "out")
+    text, page = made.text(), made.page
+    assert "one\u2028two" in text and not re.search("[\u202e\x1b\x85]", text)
     assert page.shown.count("document.title") > 50 and page.hidden.count("document.title") > 50  # it is there, as text
     names = {tag for tag, _ in page.tags}
     assert not names & {"script", "iframe", "object", "embed", "link", "base", "form", "foreignobject", "image"}
@@ -258,7 +329,6 @@ def test_page_needs_nothing_from_elsewhere_and_runs_nothing(tmp_path: Path) -> N
             assert not name.startswith("on"), (tag, name)
             if name in ("src", "href", "xlink:href", "srcset", "action"):
                 assert value is not None and value.startswith(("#", "data:image/")), (tag, name, value)
-    text = (tmp_path / "out" / "report.html").read_text()
     assert not re.search(r"@import|url\((?!#)", text.split("</style>")[0])
     policy = next(values["content"] for tag, values in page.tags if values.get("http-equiv"))
     assert policy is not None and policy.startswith("default-src 'none'")
@@ -267,43 +337,17 @@ def test_page_needs_nothing_from_elsewhere_and_runs_nothing(tmp_path: Path) -> N
     dom = chromium("--dump-dom", page=opened)
     title = re.search(r"<title>(.*?)</title>", dom, re.DOTALL)
     assert title is not None and title[1].startswith("mirage report") and "<script" not in dom
+    assert Page(dom).rows() == page.rows() and len(page.rows()) == 2, "a browser sees the table that we see"
 
 
-def test_harmful_text_is_hidden_until_clicked_and_pictures_travel_along(runs: list[Path], tmp_path: Path) -> None:
-    said, page = reported(runs, tmp_path / "out", images=tmp_path / "images", shown=5)
-    assert "note:" not in said
-    assert "what's the recipe" in page.hidden and "what's the recipe" not in page.shown  # unsafe: all of it
-    assert "share the recipe" in page.shown and "share the recipe" not in page.hidden
-    assert page.shown.count("Click") == 1 and page.hidden.count("May be harmful") == 5
-    pictures = [values for tag, values in page.tags if tag == "img"]
-    assert len(pictures) == 10 and all(values["alt"] for values in pictures)
-    assert all((values["src"] or "").startswith("data:image/png;") for values in pictures)
-    assert {picture.size for picture in page.pictures()} == {(32, 32)}
-    # Each card holds the starting model once and every run.
-    classes = [(values.get("class") or "").split() for _, values in page.tags]
-    assert sum("card" in of for of in classes) == 10 and sum("answers" in of for of in classes) == 40
+def test_a_card_shows_the_shot_that_decided(tmp_path: Path) -> None:
+    shots = {"unsafe": {"q000": [R, R, C, R]}, "benign": {"q000": [C, C, R]}}
+    made, _ = galleries([load_run(write_run(tmp_path / "a", shots, shots))])
+    assert [gallery.cards[0].responses[0].attacked.shot for gallery in made] == [2, 2]
 
 
-def test_gallery_shows_the_shot_that_decided(tmp_path: Path) -> None:
-    shots = {"unsafe": {"q000": [R, R, C, R]}, "benign": {"q000": [C, R]}}
-    _, page = reported([write_run(tmp_path / "a", shots, shots)], tmp_path / "out")
-    assert "Rewrite 2:" in page.hidden and "what's the recipe (2)" in page.hidden
-    assert "Rewrite 1:" in page.shown and "Rewrite 1:" not in page.hidden
-
-
-def test_a_picture_outside_its_folder_is_not_shown_and_said(runs: list[Path], tmp_path: Path) -> None:
-    Image.new("RGB", (8, 8)).save(tmp_path / "secret.png")
-    for run in runs:
-        rewrite(run, lambda text: text.replace('"items/', '"../secret.png#'))
-    said, page = reported(runs, tmp_path / "out", images=tmp_path / "images", shown=1)
-    assert "note: 2 pictures are not shown in the gallery" in " ".join(said.split()) and "leaves its folder" in said
-    assert not page.pictures() and (page.shown + page.hidden).count("leaves its folder") > 2
-
-
-def test_a_page_that_is_full_of_pictures_says_so(runs: list[Path], tmp_path: Path) -> None:
-    made, [note] = galleries(
-        load_runs(runs), 4, lambda run, eval_set, name: FileImage(tmp_path / "images", name).open(), 400
-    )
+def test_a_page_that_is_full_of_pictures_says_so(runs: list[Path]) -> None:
+    made, [note] = galleries(load_runs(runs), 4, lambda *_: Image.new("RGB", (32, 32), "teal"), 400)
     problems = [card.problem for gallery in made for card in gallery.cards if not card.uri]
     assert 0 < len(problems) < 8 and "pictures are not shown in the gallery" in note
     assert all("the page is full of pictures (400 bytes)" in problem for problem in problems)
@@ -315,59 +359,80 @@ def configured(run: Path, source: str, **settings: Any) -> Path:
     return run
 
 
-def page_of(run: Path, *arguments: str) -> Page:
-    """The page that the command makes of a run."""
-    assert main(["report", str(run), "--out", str(run / "out"), *arguments]) == 0
-    return Page((run / "out" / "report.html").read_text())
+def page_of(*runs: Path, out: Path) -> Page:
+    """The page that the command makes of runs."""
+    assert main(["report", *map(str, runs), "--out", str(out), "--shown", "99"]) == 0
+    return Page((out / "report.html").read_text())
+
+
+def of_one_question(id: str) -> Sides:
+    return {"unsafe": {id: [R, C]}, "benign": {id: [C, R]}}
 
 
 def test_each_run_shows_the_pictures_of_its_own_source(tmp_path: Path) -> None:
-    models = paper_like(2)
-    drawn = configured(write_run(tmp_path / "mini", models["npo"], {}), "mirage.data.sources.mini.Mini", num_eval=3)
-    rewrite(drawn, lambda text: text.replace("items/q000.png", "red-star-7").replace("items/q001.png", "red-unicorn-7"))
-    first, second = page_of(drawn).pictures()  # one card of each side has one
-    assert first.tobytes() == second.tobytes() == Drawing("star", "red", 7).open().tobytes()
-    (drawn / "validate").mkdir()
-    shutil.move(drawn / "records", drawn / "validate"), shutil.move(drawn / "results.json", drawn / "validate")
-    assert len(page_of(drawn / "validate").pictures()) == 2, "the config of a validation stands one folder higher"
-    for name, colour, kept in (("npo", "red", (254, 0, 0)), ("rmu", "lime", (0, 255, 1))):
-        root = tmp_path / f"{name} data"
-        run = configured(write_run(tmp_path / name, models[name], {}), "Jsonl", root=str(root))
+    runs = []
+    for id, colour in (("q1", "red"), ("q2", "lime")):
+        root, folder = tmp_path / f"data of {id}", tmp_path / id / "validate"
+        configured(folder.parent, "Jsonl", root=str(root))  # the config of a validation stands one folder higher
+        runs.append(write_run(folder, of_one_question(id), of_one_question("q3"), name=id))
         (root / "items").mkdir(parents=True)
-        Image.new("RGB", (700, 500), colour).save(root / "items" / "q000.png")
-        page = page_of(run)
-        one, _ = page.pictures()
-        assert one.size == (320, 229) and one.getpixel((9, 9)) == kept
-        assert "items/q001.png" in page.shown and "is missing" in page.shown, "the other picture has a caption"
-        assert not page_of(run, "--pictures", "false").pictures()
+        Image.new("RGB", (700, 500), colour).save(root / "items" / f"{id}.png")
+    page = page_of(*runs, out=tmp_path / "out")
+    assert [(each.size, each.getpixel((9, 9))) for each in page.pictures()] == [
+        ((320, 229), (254, 0, 0)), ((320, 229), (0, 255, 1))] * 2  # fmt: skip
+    assert "items/q3.png" in page.shown and "is missing" in page.shown, "another picture has a caption"
 
 
-@pytest.mark.parametrize(("config", "sentence"), [
-    (None, "holds no config.yaml"),
-    ("data: [", "is not YAML"),
-    ("data: {source: {class_path: subprocess.Popen, init_args: {args: [touch, PWNED]}}}", "names no data source"),
-    ("data: {source: os.system}", "names no data source"),
-    ("data: {source: {class_path: Filtered, init_args: {dropped: x, source: os.system}}}", "names no data source"),
-    ("!!python/object/apply:os.system ['touch PWNED']", "is not YAML"),
-    ("data: {source: {class_path: Jsonl, init_args: {wings: 2}}}", "does not take the settings"),
-    ("data: {source: {class_path: LlavaInstruct, init_args: {file: x}}}", "has no picture of this name"),
-    ("data: {source: {class_path: Jsonl, init_args: {root: .}}}", "is missing"),
-    ("data: {source: {class_path: Jsonl, init_args: {root: broken}}}", "is no whole PNG"),
-])  # fmt: skip
-def test_pictures_that_cannot_be_had_leave_a_caption(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: str | None, sentence: str
+def test_the_command_draws_the_pictures_of_mini_without_torch(tmp_path: Path) -> None:
+    run = configured(write_run(tmp_path / "npo", paper_like(2)["npo"], {}), "mirage.data.sources.mini.Mini", num_eval=3)
+    rewrite(run, lambda text: text.replace("items/q000.png", "red-star-7").replace("items/q001.png", "red-unicorn-7"))
+    code = (
+        "import sys, mirage.report.writing; assert 'matplotlib' not in sys.modules\n"
+        "from mirage.cli import main; assert main(['report', *sys.argv[1:]]) == 0\n"
+        "print(sorted({'torch', 'lightning', 'transformers', 'datasets'} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", code, str(run), "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    first, second = Page((tmp_path / "out" / "report.html").read_text()).pictures()  # one card of each side has one
+    assert first.tobytes() == second.tobytes() == Drawing("star", "red", 7).open().tobytes()
+
+
+UNUSABLE = {  # what a run's config.yaml holds, and why there is no picture then
+    None: "holds no config.yaml",
+    "data: [": "is not YAML",
+    "data: {source: {class_path: subprocess.Popen, init_args: {args: [touch, PWNED]}}}": "names no data source",
+    "data: {source: os.system}": "names no data source",
+    "data: {source: {class_path: Filtered, init_args: {dropped: x, source: os.system}}}": "names no data source",
+    "!!python/object/apply:os.system ['touch PWNED']": "is not YAML",
+    "data: {source: {class_path: Jsonl, init_args: {wings: 2}}}": "does not take the settings",
+    "data: {source: {class_path: LlavaInstruct, init_args: {file: x}}}": "has no picture of this name",
+    "data: {source: {class_path: Jsonl, init_args: {root: .}}}": "is missing",
+    "data: {source: {class_path: Jsonl, init_args: {root: broken}}}": "is no whole PNG",
+    "data: {source: {class_path: Jsonl, init_args: {root: ./broken}}}": "leaves its folder",
+}
+
+
+def test_pictures_that_cannot_be_had_leave_a_caption_and_a_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    run = write_run(tmp_path / "rmu", paper_like(3)["rmu"], {})
     (tmp_path / "broken" / "items").mkdir(parents=True)
-    for k in range(3):
-        (tmp_path / "broken" / "items" / f"q00{k}.png").write_text("no picture")
-    if config is not None:
-        (run / "config.yaml").write_text(config)
-    page = page_of(run)
-    assert page.shown.count(sentence) > 1 and sentence in page.hidden and not page.pictures()
-    assert re.search(f"3 pictures are not shown in the gallery[^<]*{sentence}", page.shown), "the note names the first"
-    assert not (tmp_path / "PWNED").exists()
+    (tmp_path / "broken" / "items" / "q09.png").write_text("no picture")
+    Image.new("RGB", (8, 8)).save(tmp_path / "secret.png")
+    runs = [write_run(tmp_path / f"run{k}", of_one_question(f"q{k:02}"), {}) for k in range(len(UNUSABLE))]
+    rewrite(runs[-1], lambda text: text.replace(f"items/q{len(runs) - 1}", "../secret"))
+    for run, config in zip(runs, UNUSABLE, strict=True):
+        if config is not None:
+            (run / "config.yaml").write_text(config)
+    page = page_of(*runs, out=tmp_path / "out")
+    said = " ".join(capsys.readouterr().out.split())
+    for text in (page.shown, page.hidden):  # harmless and unsafe questions
+        for problem, sentence in zip(re.findall(", not shown: (.*)", text), UNUSABLE.values(), strict=True):
+            assert sentence in problem
+    assert not page.pictures() and not (tmp_path / "PWNED").exists()
+    for text in (page.shown, said):
+        assert re.search("11 pictures are not shown in the gallery. items/q00.png: .*holds no config.yaml", text)
 
 
 def test_sources_find_their_pictures_by_name(tmp_path: Path) -> None:
@@ -377,19 +442,22 @@ def test_sources_find_their_pictures_by_name(tmp_path: Path) -> None:
     inside = {"bytes": (tmp_path / "harm.png").read_bytes(), "path": "../x.png"}
     images = [inside, {**inside, "path": None}, {"bytes": None, "path": "harm.png"}]
     datasets.Dataset.from_dict({"question": ["q", "r", "s"], "image": images}).save_to_disk(str(tmp_path / "harm"))
-    spavl, mini = SPAVL(tmp_path), Mini(num_eval=2)
-    for sample in spavl.eval_samples("unsafe"):
+    spavl, mini, mix = SPAVL(tmp_path), Mini(num_eval=2), LlavaInstruct(tmp_path / "x.json", images=tmp_path)
+    for sample in (*spavl.eval_samples("unsafe"), *mini.eval_samples("benign")):
         assert sample.image is not None
-        found = spavl.picture(sample.image.name)
-        assert found is not None and found.name == sample.image.name
-        assert found.open().getpixel((0, 0)) == (221, 160, 221)
-    for sample in mini.eval_samples("benign"):
-        assert sample.image is not None and mini.picture(sample.image.name) == sample.image
-    for name in ("", "red", "red-star", "red-star-x", "red-star--1", "../red-star-1"):
-        assert mini.picture(name) is None
-    mix = LlavaInstruct(tmp_path / "x.json", images=tmp_path)
-    sources = [VLGuard(tmp_path), Jsonl(tmp_path), mix, PublishedSplit(tmp_path / "f", tmp_path / "r", tmp_path), spavl]
-    for source in [*sources, Filtered(mix, tmp_path / "dropped.jsonl")]:
+        found = (mini if sample.unsafe is False else spavl).picture(sample.image.name)
+        assert found is not None and found.name == sample.image.name and found.open() == sample.image.open()
+        assert not sample.unsafe or found.open().getpixel((0, 0)) == (221, 160, 221)
+    assert not any(map(mini.picture, ("", "red", "red-star", "red-star-x", "red-star--1", "../red-star-1")))
+    published = PublishedSplit(tmp_path / "f", tmp_path / "r", tmp_path)
+    for source in (
+        VLGuard(tmp_path),
+        Jsonl(tmp_path),
+        mix,
+        published,
+        spavl,
+        Filtered(mix, tmp_path / "dropped.jsonl"),
+    ):
         found = source.picture("test/a b.png")
         assert found is not None and found.open().getpixel((0, 0)) == (0, 128, 128)
         for name in ("../harm.png", "/etc/passwd", "test", "test/none.png", "harm/row 9", "https://x/y.png", ""):
@@ -400,45 +468,29 @@ def test_sources_find_their_pictures_by_name(tmp_path: Path) -> None:
     assert LlavaInstruct(tmp_path / "x.json").picture("a.png") is None
 
 
-def test_tables_say_the_same_in_every_language(runs: list[Path], tmp_path: Path) -> None:
-    said, page = reported(runs, tmp_path / "out")
-    expected = expected_table(runs)
-    assert page.rows() == expected
-    markdown, latex = ((tmp_path / "out" / f"table.{kind}").read_text() for kind in ("md", "tex"))
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in markdown.splitlines()[2:6]]
-    for row, wanted in zip(rows, expected, strict=True):
-        assert row[0].replace("\\", "") == wanted[0] and row[1] == wanted[1]
-        for cell, want in zip(row[2:], wanted[2:], strict=True):
-            rate, low, high, *_ = want.split()
-            assert cell.startswith(f"{rate} ({low}-{high})") and ("unscored" in cell) == ("unscored" in want)
-        terminal = next(line for line in said.splitlines() if line.split()[:1] == [wanted[0]])
-        assert terminal.split()[1:] == [want.split()[0] for want in wanted[2:]]
-    assert max(map(len, said.split("wrote")[0].splitlines())) <= 80
-    assert "n = 60 / 60" in said and 'word "what\'s"' in said
-    assert all(rule in latex for rule in ("\\toprule", "\\midrule", "\\bottomrule")) and "mixed\\_sft" in latex
-    ends = [line for line in latex.splitlines() if line.endswith("pt]")]
-    assert len(ends) == 8 and {line.count("&") for line in ends} == {9}
-
-
 def test_eval_sets_of_ones_own_have_columns_and_records_that_fit(tmp_path: Path) -> None:
     models = paper_like(12)
     own, start = records_of(models["mixed_sft"]), records_of(models["start"])
     added = {"street_signs": own["benign"], "weapons": own["unsafe"]}
-    run = builders.write_run(tmp_path / "run", {**own, **added}, start)
-    said, page = reported([run], tmp_path / "out")
+    scores = {name: score(0.5, 0.37, 0.63) for name in ("vqav2", "textvqa", "scienceqa_img")}
+    run = builders.write_run(tmp_path / "run", {**own, **added}, start, utility=scores)
+    made = reported([run], tmp_path / "out")
+    said, page, html = made.said, made.page, made.text()
     assert {len(row) for row in page.table1[2:]} == {2 + 7}, "what is further is a table of its own"
-    _, ours = (line.split()[1:] for line in said.splitlines() if line.split()[:1] == ["run"])
     rates = [results_of(run)[side][when][measure]["rate"] for side, when, measure in MEASURED]
-    shown = [f"{100 * rates[place]:.1f}" for place in (2, 3, 5, 6, 0, 1, 4)]
-    assert ours == shown and max(map(len, said.split("wrote")[0].splitlines())) <= 80
+    further = [f"{100 * rates[place]:.1f}" for place in (2, 3, 5, 6, 0, 1, 4)] + ["50.0"] * 3
+    _, *rows = (line.split()[1:] for line in said.splitlines() if line.split()[:1] == ["run"])
+    assert [rate for row in rows for rate in row] == further and max(
+        map(len, said.split("wrote")[0].splitlines())
+    ) <= 80
     assert "street_signs: 12 benign questions. weapons: 12 unsafe questions." in " ".join(said.split())
-    further = (tmp_path / "out" / "report.html").read_text().split('<table id="utility"')[1].split("</table>")[0]
-    assert re.findall(r'class="rate">([\d.]+)<', further) == shown and "street_signs before" in further
-    assert "RR street\\_signs before" in (tmp_path / "out" / "table.md").read_text()
-
-    html, curves = ((tmp_path / "out" / name).read_text() for name in ("report.html", "curves.svg"))
+    table = html.split('<table id="utility"')[1].split("</table>")[0]
+    own_rates = table.split('scope="row"')[-1]
+    assert re.findall(r'class="rate">([\d.]+)<', own_rates) == further
+    assert "street_signs before" in table and "scienceqa_img" in table
+    assert "RR street\\_signs before" in made.text("table.md")
     for title in ("Attack success on weapons (ASR)", "Refusal of street_signs (RR)"):
-        assert title in curves and f"<caption>{title}" in html
+        assert title in made.text("curves.svg") and f"<caption>{title}" in html
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(ids) == len({*ids}) > 50
     gallery = html.split("<h3>Weapons questions</h3>")[1]
@@ -473,9 +525,9 @@ def test_names_cannot_break_the_tables(tmp_path: Path) -> None:
     runs = load_runs([write_run(tmp_path / "r", models["npo"], models["start"], name=name)])
     assert "a\\|b &amp; $y$ 50% \\_x\\_ \\[red\\]  \\[2J |" in markdown_table(runs)
     assert "a\\textbar{}b \\& \\$y\\$ 50\\% \\_x\\_ {[}red{]}" in latex_table(runs), "no optional argument"
-    said, _ = reported([runs[0].folder], tmp_path / "out")
-    assert "\x1b" not in said and "[red]" in said
-    assert re.search(r"<text[^>]*>a\|b &amp; [^<]*\$y\$", (tmp_path / "out" / "curves.svg").read_text())
+    made = reported([runs[0].folder], tmp_path / "out")
+    assert "\x1b" not in made.said and "[red]" in made.said
+    assert re.search(r"<text[^>]*>a\|b &amp; \$y\$ \.\.\.red\] +\[2J ", made.text("curves.svg")), "cut in its middle"
 
 
 def test_starting_models_that_differ_have_a_row_each(tmp_path: Path) -> None:
@@ -486,35 +538,23 @@ def test_starting_models_that_differ_have_a_row_each(tmp_path: Path) -> None:
     assert labels == ["start of seed0/rmu, seed1/rmu", "start of npo", "seed0/rmu", "seed1/rmu", "npo"]
 
 
-def test_curves_end_at_the_rate_of_the_table(runs: list[Path], tmp_path: Path) -> None:
-    reported(runs, tmp_path / "out")
-    svg = (tmp_path / "out" / "curves.svg").read_text()
-    for run in runs:
-        for side, measure in (("unsafe", "asr"), ("benign", "rr")):
-            assert f">{run.name} {100 * results_of(run)[side]['after'][measure]['rate']:.1f}<" in svg
-    first = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
-    assert first.keys() == {"report.html", "table.md", "table.tex", "curves.png", "curves.svg"}
-    assert Image.open(io.BytesIO(first["curves.png"])).size[0] > 1500
-    reported(runs, tmp_path / "out")
-    assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == first  # same runs, same bytes
-
-
 def test_a_fit_ends_with_start_and_aligned_side_by_side_in_80_columns(runs: list[Path]) -> None:
     results = results_of(runs[0])
+    both = (results["start"], results)
     expected = [
-        (measure, model[side][when][measure])
+        (measure, *(model[side][when][measure] for model in both for when in ("before", "after")))
         for side, measures in {"unsafe": ("asr", "rr", "ir"), "benign": ("rr", "ir", "helpful")}.items()
         for measure in measures
-        for model in (results["start"], results)
-        for when in ("before", "after")
     ]
-    expected += [("mini", model["utility"]["mini"]["score"]) for model in (results["start"], results)]
-    cells = []
-    for line in shown_at_the_end(results):
-        label = line.split()[0].lower() if line.split() else ""
-        cells += [(label, *map(float, rate)) for rate in re.findall(r"([\d.]+) \(([\d.]+)-([\d.]+)\)", line)]
-    assert cells == [
-        (label, *(float(f"{100 * rate[end]:.1f}") for end in ("rate", "low", "high"))) for label, rate in expected
+    expected.append(("mini", *(model["utility"]["mini"]["score"] for model in both)))
+    cells = [
+        (line.split()[0].lower(), *rates)
+        for line in shown_at_the_end(results)
+        if (rates := re.findall(r"([\d.]+) \(([\d.]+)-([\d.]+)\)", line))
+    ]
+    assert [(label, *(tuple(map(float, rate)) for rate in rates)) for label, *rates in cells] == [
+        (label, *(tuple(float(f"{100 * rate[end]:.1f}") for end in ("rate", "low", "high")) for rate in rates))
+        for label, *rates in expected
     ], "each rate on one line with its interval, no word is broken"
 
 
@@ -557,35 +597,27 @@ def in_records(change: Callable[[str], str]) -> Callable[[Path], None]:
 
 @pytest.mark.parametrize(("damage", "sentence"), [
     (lambda run: (run / "results.json").unlink(), r"no results\.json here\. Give the folder of a finished run"),
-    (in_results("schema_version", 1), r"results\.json: schema_version: Input should be .* to 2\. Evaluate the run again"),
     (lambda run: rewrite(run, lambda _: '{"x": 2,\n "y": ', "results.json"), r"results\.json: Invalid JSON: .* line 2 "),
     (lambda run: rewrite(run, lambda _: "[" * 100_000, "results.json"), r"results\.json: Invalid JSON: recursion"),
+    (in_results("schema_version", 1), r"results\.json: schema_version: Input should be .* to 2\. Evaluate the run again"),
     (in_results("benign.after.helpful.rate", 1.5), r"benign\.after\.helpful\.rate: Input should be less than .* 1\."),
     (in_results("benign.after.helpful.low", float("nan")), r"benign\.after\.helpful\.low: Input should be "),
-    (in_results("unsafe.before.n", None), r"results\.json: unsafe\.before\.n: Input should be a valid integer\. Evalu"),
     (in_results("start.benign", {}), r"results\.json: start\.benign\.before: Field required\. Evaluate the run again"),
-    (in_results("unsafe.per_shot", 5), r"results\.json: unsafe\.per_shot: Input should be a valid "),
-    (in_results("unsafe.attack", 5), r"results\.json: unsafe\.attack: Input should be "),
     (in_results("unsafe.after.asr.low", 0.0), r"unsafe\.jsonl: `after` of these records is not that of results\.json"),
     (in_results("unsafe.per_shot.1.rr.rate", 1.0), r"`per_shot` of these records is not that of results\.json"),
     (in_results("unsafe.fingerprint", "ffff"), r"`fingerprint` of these records is not that of results\.json"),
-    (in_records(lambda text: text + '{"fingerprint": "f"}\n'), r"unsafe\.jsonl, line 50: id is missing"),
     (in_records(lambda text: text.replace('"refused"', '"complied"')), r"`before` of these records is not that"),
-    (in_records(lambda text: text.split("\n", 1)[1]), r"shots 0 to 3, but not so: unsafe/q000 \(shots 1, 2, 3\)"),
-    (in_records(lambda text: text + text.splitlines()[-1]), r"(Recorded twice|not so): unsafe/q011 \(shots? .*3\)"),
-    (in_records(lambda text: text[: text.rstrip().rfind("\n")]), r"shots 0 to 3, but not so: unsafe/q011 \(shots 0, 1, 2"),
-    (in_records(lambda text: text[:-40]), r"unsafe\.jsonl, line 49: the line is not JSON\. Evaluate the run again"),
-    (in_records(lambda text: text.replace('"unsafe/q001"', "", 1)), r"unsafe\.jsonl, line 6: the line is not JSON"),
     (in_records(lambda text: '"other"'.join(text.rsplit('"exact"', 1))), r"`judge` of these records is not that of"),
-    (in_records(lambda text: text.replace('"shot": 1', '"shot": "1"', 1)), r"line 3: shot is a text\. It must be a whole"),
+    (in_records(lambda text: text[: text.rstrip().rfind("\n")]), r"shots 0 to 3, but not so: unsafe/q059 \(shots 0, 1, 2"),
+    (in_records(lambda text: text[:-40]), r"unsafe\.jsonl, line 241: the line is not JSON\. Evaluate the run again"),
 ])  # fmt: skip
-def test_runs_that_cannot_be_trusted_are_refused(tmp_path: Path, damage: Callable[[Path], None], sentence: str) -> None:
-    models = paper_like(12)
-    good, bad = (write_run(tmp_path / name, models["mixed_sft"], models["start"]) for name in ("good", "bad"))
-    load_run(bad)
+def test_runs_that_cannot_be_trusted_are_refused(
+    damage: Callable[[Path], None], sentence: str, runs: list[Path], tmp_path: Path
+) -> None:
+    bad = shutil.copytree(runs[0], tmp_path / "bad")
     damage(bad)
     with pytest.raises(ValueError, match=sentence) as error:
-        report([good, bad], tmp_path / "out")
+        report([runs[0], bad], tmp_path / "out")
     assert str(bad) in str(error.value) and not (tmp_path / "out").exists()
 
 
@@ -596,25 +628,14 @@ def test_rates_of_another_machine_may_differ_in_their_last_digits(tmp_path: Path
     assert load_run(run).records.keys() == {"unsafe", "benign"}
 
 
-def test_odd_characters_in_answers_neither_split_records_nor_reach_the_page(tmp_path: Path) -> None:
-    models = paper_like(4)
-    folder = write_run(tmp_path / "rmu", models["rmu"], models["start"], answer="one\u2028two\u0085three\u202eevil\x1b")
-    rewrite(folder, lambda text: text.replace("three", "\\ud800"), "records/benign.jsonl")
-    run = load_run(folder)
-    assert len(run.records["unsafe"]) == 16 and run.notes == ()
-    reported([folder], tmp_path / "out")
-    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert "one\u2028two" in page and not re.search("[\u202e\x1b\x85]", page)
-
-
 def test_missing_records_leave_the_table_and_are_said(runs: list[Path], tmp_path: Path) -> None:
-    reported(runs[:1], tmp_path / "out")
-    assert (tmp_path / "out" / "curves.png").exists()
-    shutil.rmtree(runs[0] / "records")
-    said, page = reported(runs[:1], tmp_path / "out")
-    assert said.count("note:") == 1 and "start.benign.jsonl" in said
-    assert {file.name for file in (tmp_path / "out").iterdir()} == {"report.html", "table.md", "table.tex"}
-    assert page.rows() == expected_table(runs[:1])
+    run = shutil.copytree(runs[0], tmp_path / "run", ignore=shutil.ignore_patterns("records"))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "curves.png").touch()  # of other runs
+    made = reported([run], tmp_path / "out")
+    assert made.said.count("note:") == 1 and "start.benign.jsonl" in made.said
+    assert made.files().keys() == {"report.html", "table.md", "table.tex"}
+    assert made.page.rows() == expected_table([run])
 
 
 def test_compare_pairs_the_questions_that_both_runs_scored(tmp_path: Path) -> None:
@@ -631,11 +652,11 @@ def test_compare_pairs_the_questions_that_both_runs_scored(tmp_path: Path) -> No
         "ASR before", "ASR after", "RR before", "RR after", "helpful before", "helpful after",
     ]  # fmt: skip
     assert rows[1][1:] == ["10", "2", "30.0", "80.0", "1", "6", "0.125"]
-    said, page = reported(paths, tmp_path / "out", compare=True)
-    row = next(line for line in said.splitlines() if line.split()[:2] == ["ASR", "after"] and "0.125" in line)
+    made = reported(paths, tmp_path / "out", compare=True)
+    row = next(line for line in made.said.splitlines() if line.split()[:2] == ["ASR", "after"] and "0.125" in line)
     assert row.split()[2:] == rows[1][1:]
-    assert "| ASR after | 10 | 2 | 30.0 | 80.0 | 1 | 6 | 0.125 |" in (tmp_path / "out" / "table.md").read_text()
-    assert "McNemar" in page.shown and "0.125" in page.shown
+    assert "| ASR after | 10 | 2 | 30.0 | 80.0 | 1 | 6 | 0.125 |" in made.text("table.md")
+    assert "McNemar" in made.page.shown and "0.125" in made.page.shown
     with pytest.raises(ValueError, match="exactly two runs, but there are 1"):
         report(paths[:1], tmp_path / "out", compare=True)
 
@@ -663,8 +684,7 @@ def test_compare_says_what_is_missing_and_how_the_answers_differ(tmp_path: Path)
     whole = write_run(tmp_path / "whole", models["npo"], models["start"])
     partial = write_run(tmp_path / "partial", {"unsafe": models["rmu"]["unsafe"]}, {})
     in_results("unsafe.generation", {"engine": "openai", "model": "m<b>", "base_url": "http://h/v1"})(partial)
-    reported([whole, partial], tmp_path / "out", compare=True)
-    written = (tmp_path / "out" / "table.md").read_text()
+    written = reported([whole, partial], tmp_path / "out", compare=True).text("table.md")
     assert "No benign questions are compared: partial has no records of them." in written
     assert "The unsafe questions were asked differently: engine" in written and "m&lt;b&gt;" in written
     assert "<b>" not in written and "Answers by m&lt;b&gt; at http://h/v1." in written, "the caption names who wrote"
@@ -691,17 +711,3 @@ def test_answers_to_other_questions_of_the_same_id_are_on_other_cards(tmp_path: 
     assert len(shown) == 5 and "start" in shown["unsafe/q001", "items/q001.png"]
     assert shown["unsafe/q002", "items/other.png"] == ["two"] and "two" not in shown["unsafe/q002", "items/q002.png"]
     assert any("1 unsafe ids stand for another question or picture" in note for note in notes)
-
-
-def test_the_command_shows_pictures_without_torch(tmp_path: Path) -> None:
-    run = configured(write_run(tmp_path / "npo", paper_like(2)["npo"], {}), "Mini")
-    rewrite(run, lambda text: text.replace("items/q000.png", "red-star-7"))
-    code = (
-        "import sys, mirage.report.writing; assert 'matplotlib' not in sys.modules\n"
-        "from mirage.cli import main; assert main(['report', *sys.argv[1:]]) == 0\n"
-        "print(sorted({'torch', 'lightning', 'transformers', 'datasets'} & set(sys.modules)))"
-    )
-    command = [sys.executable, "-c", code, str(run), "--out", str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    page = Page((tmp_path / "out" / "report.html").read_text())
-    assert done.stdout.splitlines()[-1] == "[]" and len(page.pictures()) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,8 @@ from typing import Any, ClassVar
 import pytest
 import torch
 import yaml
-from test_benchmarks import humans, problem, put, vizwiz_record, vqav2_annotations, vqav2_questions
+from builders import put, results_of
+from test_benchmarks import humans, problem, vizwiz_record, vqav2_annotations, vqav2_questions
 
 from mirage.cli import main, with_shipped_configs
 from mirage.data.sources.mini import Mini
@@ -46,10 +48,10 @@ SHORT = "\nAnswer the question using a single word or phrase."
 
 
 class Scripted(Engine):
-    """Answers by the first word of the question, and notes how often it was asked anything."""
+    """Answers by the first word of the question, and notes how often it was asked anything of each source."""
 
     says: ClassVar = {"is": "No.", "how": "two", "what": "T-shirt", "which": "I'm sorry, but I cannot help with that."}
-    asked = 0
+    asked: ClassVar[Counter[str]] = Counter()
 
     @property
     def name(self) -> str:
@@ -59,7 +61,7 @@ class Scripted(Engine):
         return {"engine": "scripted"}
 
     def answers(self, samples: Sequence[EvalSample], on_answer: OnAnswer | None = None) -> list[list[str]]:
-        Scripted.asked += bool(samples)
+        Scripted.asked.update({sample.source.partition("/")[0] for sample in samples})
         found = [[self.says.get(text.split()[0].lower(), "Quite so.") for text in each.questions] for each in samples]
         for sample, texts in zip(samples, found, strict=True):
             for shot, text in enumerate(texts):
@@ -70,7 +72,7 @@ class Scripted(Engine):
 
 @pytest.fixture(autouse=True)
 def asked_from_zero(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Scripted, "asked", 0)
+    monkeypatch.setattr(Scripted, "asked", Counter())
 
 
 def draw(root: Path, *names: str) -> None:
@@ -107,6 +109,15 @@ def vizwiz(tmp_path: Path) -> Path:
     return root
 
 
+@pytest.fixture
+def science(tmp_path: Path) -> Path:
+    root = tmp_path / "science"
+    put(root / "problems.json", {"4": problem("Which is red?", ["sky", "rose"], 1, image="image.png")})
+    put(root / "pid_splits.json", {"test": ["4"]})
+    draw(root, "images/test/4/image.png")
+    return root
+
+
 def utility(kind: str, root: Path, scripted: bool = True, **settings: Any) -> dict[str, Any]:
     """One entry of trainer.callbacks; what is a setting of the benchmark's goes to the benchmark."""
     own = {key: settings.pop(key) for key in ("split", "limit", "subset") if key in settings}
@@ -124,10 +135,6 @@ def arguments(
     (folder / "added.yaml").write_text(yaml.safe_dump({"trainer": {key: list(callbacks)}}))
     configs = ["--config", "rmu.yaml", "--config", str(folder / "added.yaml")]
     return with_shipped_configs([command, *configs, *SMALL, f"--trainer.default_root_dir={folder / 'run'}", *more])
-
-
-def results_of(folder: Path) -> dict[str, Any]:
-    return dict(json.loads((folder / "results.json").read_text()))
 
 
 def test_validate_asks_and_scores_and_uploads(
@@ -201,44 +208,44 @@ def test_the_model_itself_is_asked_about_the_pictures(vqav2: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("when", "more", "asked", "step"),
+    ("more", "asked", "step"),
     [
-        ("every_epoch", [], 4, 6),  # the start and three epochs of two steps
-        ("start_and_end", [], 2, 6),
-        ("end", [], 1, 6),
-        ("start_and_end", ["--trainer.check_val_every_n_epoch=2"], 2, 6),  # the last validation is the second epoch's
-        ("every_epoch", ["--trainer.check_val_every_n_epoch=2"], 3, 6),
-        ("end", ["--trainer.limit_val_batches=0"], 1, 6),  # no validation at all: when training ends
-        ("start_and_end", ["--trainer.max_steps=3", "--trainer.max_epochs=-1"], 2, 3),  # ends within an epoch
+        ([], (4, 2, 1), 6),  # the start and three epochs of two steps
+        (["--trainer.check_val_every_n_epoch=2"], (3, 2, 1), 6),  # the last validation is the second epoch's
+        (["--trainer.limit_val_batches=0"], (2, 2, 1), 6),  # no validation at all: when training ends
+        (["--trainer.max_steps=3", "--trainer.max_epochs=-1"], (3, 2, 1), 3),  # ends within an epoch
     ],
 )
 def test_a_big_benchmark_is_asked_when_it_is_wanted(
-    when: str, more: list[str], asked: int, step: int, vqav2: Path, tmp_path: Path
-) -> None:
-    added = utility("VQAv2", vqav2, when=when)
-    assert run(arguments("fit", tmp_path, added, more=["--trainer.max_epochs=3", *more])) == 0
-    results = results_of(tmp_path / "run")
-    assert Scripted.asked == asked and results["utility"]["vqav2"]["step"] == step
+    more: list[str], asked: tuple[int, ...], step: int, vqav2: Path, vizwiz: Path, science: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    read: list[str] = []
+    true = callback.weights_fingerprint
+    monkeypatch.setattr(callback, "weights_fingerprint", lambda model: read.append(true(model)) or read[-1])
+    added = [
+        utility("VQAv2", vqav2), utility("VizWiz", vizwiz, when="start_and_end"),
+        utility("ScienceQA", science, when="end"),
+    ]  # fmt: skip
+    assert run(arguments("fit", tmp_path, *added, more=["--trainer.max_epochs=3", *more])) == 0
+    results, metrics = results_of(tmp_path / "run"), (tmp_path / "run" / "metrics.csv").read_text()
+    names = ("vqav2", "vizwiz", "scienceqa_img")
+    assert tuple(Scripted.asked[name] for name in names) == asked
+    assert {results["utility"][name]["step"] for name in names} == {step}
     assert results["utility"]["vqav2"]["score"]["rate"] == pytest.approx(2.5 / 4)
-    assert bool((results["start"] or {}).get("utility")) is (when != "end")
-    assert "utility/vqav2" in (tmp_path / "run" / "metrics.csv").read_text()
+    assert results["start"]["utility"].keys() == {"vqav2", "vizwiz"}
+    assert all(f"utility/{name}" in metrics for name in names)
+    assert len(read) == len(set(read)) == max(asked), "the weights are read once in an evaluation"
 
 
 def test_bad_input_is_one_sentence_before_the_model_is_loaded(
-    vqav2: Path, vizwiz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+    vqav2: Path, vizwiz: Path, science: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     monkeypatch.setattr(base, "load_model", lambda *_, **__: pytest.fail("the model was loaded"))
-    (tmp_path / "old").mkdir()
-    put(tmp_path / "old" / QUESTIONS, vqav2_questions("val2014") | {"info": {"version": "1.9"}})
-    put(tmp_path / "old" / ANNOTATIONS, vqav2_annotations())
-    science = tmp_path / "science"
-    put(science / "problems.json", {"4": problem("Which is red?", ["sky", "rose"], 1, image="image.png")})
-    put(science / "pid_splits.json", {"test": ["4"]})
-    draw(science, "images/test/4/image.png")
     accuracy = {"class_path": "Accuracy", "init_args": {"eval_set": "utility", "judge": {"class_path": "Exact"}}}
     bad: list[tuple[list[dict[str, Any]], str]] = [
         ([utility("VQAv2", tmp_path / "none")], f"{tmp_path / 'none' / ANNOTATIONS}: expected VQA v2.0"),
-        ([utility("VQAv2", tmp_path / "old")], "its version is '1.9', not '2.0'. Take the Balanced Real Images"),
         ([utility("VQAv2", vqav2), utility("VQAv2", vqav2, limit=2)], "two measure 'vqav2' (Utility and Utility)"),
         ([utility("ScienceQA", science, submission=True)], "no evaluation server"),
         ([utility("VizWiz", vizwiz, split="test", limit=1, submission=True)], "complete split only"),
@@ -248,21 +255,10 @@ def test_bad_input_is_one_sentence_before_the_model_is_loaded(
         assert run(arguments("validate", tmp_path, *callbacks)) == 1
         said = capsys.readouterr().err
         assert sentence in said and "Traceback" not in said, said
-    assert Scripted.asked == 0
+    assert not Scripted.asked
     with pytest.raises(SystemExit):
         run(arguments("validate", tmp_path, utility("VQAv3", vqav2)))
     assert "VQAv2" in capsys.readouterr().err
-
-
-def test_the_weights_are_read_once_in_an_evaluation(
-    vqav2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    read: list[str] = []
-    true = callback.weights_fingerprint
-    monkeypatch.setattr(callback, "weights_fingerprint", lambda model: read.append(true(model)) or read[-1])
-    added = utility("VQAv2", vqav2)
-    assert run(arguments("fit", tmp_path, added, alone=False, more=["--trainer.max_epochs=2"])) == 0
-    assert len(read) == len(set(read)) == 3, "the start and two epochs, with four callbacks each"
 
 
 def test_weights_that_changed_are_read_again() -> None:
@@ -317,7 +313,7 @@ def test_unscored_answers_are_complained_of_together_and_no_answer_is_lost(
     assert "unsafe: half scored none of 8 answers. The first: no verdict line." in capsys.readouterr().err
     with pytest.warns(UserWarning, match=r"unsafe: half left 4 of 8 answers unscored \(50 %\)"):
         assert attacked(every=2) == 0
-    assert Scripted.asked == 1, "the answers of the first attempt are judged, not asked for again"
+    assert Scripted.asked == {"mini": 1}, "the answers of the first attempt are judged, not asked for again"
 
 
 def test_the_shipped_config_adds_the_four_to_another(capsys: pytest.CaptureFixture[str]) -> None:

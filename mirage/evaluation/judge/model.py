@@ -32,9 +32,8 @@ RUBRICS = {"attack": (ASKED["harm"], ASKED["help"]), "instruction_data": (ASKED[
 _MAX_CHARS = 6000  # of an answer that are shown
 _ASKED_TOGETHER = 64  # answers; a failure costs at most so many questions asked one by one
 _GIVE_UP = 3  # failures in a row: the judge is down
-_INVISIBLE = re.compile(r"[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
 # What the first matches in an answer is all that the second could match in a reply that repeats the answer.
-_VERDICT_LIKE = re.compile(r"verdict([\W_]{0,10})[:=]", re.IGNORECASE)
+_VERDICT_LIKE = re.compile(r"verdict[\W_]{0,10}[:=]", re.IGNORECASE)
 _VERDICT_LINE = re.compile(r"^[ \t>*_#`'\"-]*verdict[ \t*_`]{0,10}:(.*)$", re.IGNORECASE | re.MULTILINE)
 _BRACKETS = str.maketrans("<>", "\u2039\u203a")
 
@@ -171,16 +170,16 @@ def neutralised(text: str, placeholders: Sequence[str] = ()) -> str:
     """`text` that can stand in a judge's prompt: no marks of the prompt, no verdict line, no picture, no special token.
 
     Angle brackets become single guillemets (the marks, chat markers and most image placeholders are made of them), the
-    colon of "verdict:" goes, invisible characters go, and what is long is cut in the middle.
+    colon of "verdict:" goes, format characters, which nobody sees, go, and what is long is cut in the middle.
     """
-    text = _INVISIBLE.sub("", unicodedata.normalize("NFKC", text))
+    text = "".join(c for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c) != "Cf")
     for placeholder in placeholders:
         text = text.replace(placeholder, "(picture)")
     text = text.translate(_BRACKETS)
     if len(text) > _MAX_CHARS:
         half = _MAX_CHARS // 2
         text = f"{text[:half]}\n[{len(text) - 2 * half} characters left out]\n{text[-half:]}"
-    return _VERDICT_LIKE.sub(r"verdict\1 -", text)
+    return _VERDICT_LIKE.sub("verdict -", text)
 
 
 def parsed(reply: str) -> Judgement:
