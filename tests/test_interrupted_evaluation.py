@@ -21,7 +21,7 @@ from mirage.training import run
 
 pytestmark = pytest.mark.slow
 
-SAMPLES, SHOTS, KILLED_AFTER = 30, 3, 37  # the 38th answer of 120 to the unsafe samples is never kept
+SAMPLES, SHOTS, KILLED_AFTER = 10, 3, 17  # the 18th answer of 40 to the unsafe samples is never kept
 ASKED = SAMPLES * (1 + SHOTS) + SAMPLES * 2  # benign ones are asked plainly and after one word
 KILLED = f"""
 import os, signal, sys
