@@ -114,13 +114,10 @@ def test_struck_inside_a_save_the_run_resumes_to_the_same_bits(
         assert ".partial, left behind by a run that was killed" in said(tmp_path)
 
 
-@pytest.mark.parametrize("point", ["checkpoint.after_half", "write.before_first_byte"])
-def test_written_in_place_the_struck_checkpoint_is_a_broken_one(
-    point: str, train: Train, straight: Path, tmp_path: Path
-) -> None:
+def test_written_in_place_the_struck_checkpoint_is_a_broken_one(train: Train, straight: Path, tmp_path: Path) -> None:
+    in_place, half = partial(train, without=("replacing",)), "checkpoint.after_half"
     with pytest.raises((AssertionError, CheckpointError)):
-        in_place = partial(train, without=("replacing",))
-        test_struck_inside_a_save_the_run_resumes_to_the_same_bits(False, point, in_place, straight, tmp_path)
+        test_struck_inside_a_save_the_run_resumes_to_the_same_bits(False, half, in_place, straight, tmp_path)
     with pytest.raises(CheckpointError):
         read_checkpoint(tmp_path / "checkpoints" / "step-00000003.ckpt")
 

@@ -79,11 +79,11 @@ def test_a_run_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str
     # starting model's figures in the checkpoint are not shown
     evaluate = ["validate", *small_fit("npo.yaml", root)[1:]]
     callbacks = yaml.safe_load((root / "config.yaml").read_text())["trainer"]["callbacks"]
-    callbacks[0]["init_args"]["attack"] = {"class_path": "OneWord", "init_args": {"word": "what's"}}
+    callbacks[0]["init_args"]["attack"] = {"class_path": "Rewrite", "init_args": {"word": "who", "shots": 1}}
     assert run([*evaluate, f"--trainer.callbacks={json.dumps(callbacks)}", "--ckpt_path=last"]) == 0
     again = results_of(root / "validate")
     assert again["benign"] == results["benign"] and again["start"]["benign"] == results["start"]["benign"]
-    assert again["unsafe"]["attack"]["kind"] == "one_word" and "unsafe" not in again["start"]
+    assert again["unsafe"]["attack"]["word"] == "who" and "unsafe" not in again["start"]
     # without one, validate measures the starting model
     assert run(evaluate) == 0
     start = results_of(root / "validate")
@@ -284,7 +284,6 @@ JUDGES_ARE = "Classifier, Exact, Fluency, Keyword, ModelJudge, TopicFilter"
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ("judge x --judge VLGuard", f"--judge VLGuard: it takes one of {JUDGES_ARE}"),
         ("judge x --judge ModleJudge", f"--judge ModleJudge: it takes one of {JUDGES_ARE}. Did you mean ModelJudge?"),
         ("audit --data Keyword", f"--data Keyword: it takes one of {SOURCES_ARE}"),
         ("audit --data VLGuard", "--data (VLGuard): the following arguments are required: root"),
@@ -294,10 +293,6 @@ JUDGES_ARE = "Classifier, Exact, Fluency, Keyword, ModelJudge, TopicFilter"
         ),
         ("audit --data Mini --data.num_unsafe x", "--data.num_unsafe (Mini): it must be a whole number, not x"),
         ("audit --data.root x", f"--data: name its class too, one of {SOURCES_ARE}."),
-        (
-            "filter --out o --data Filtered --data.dropped x --data.source Nope",
-            f"--data.source Nope: it takes one of {SOURCES_ARE}",
-        ),
         (
             "judge x --judge ModelJudge --judge.engine OpenAIEngine",
             "--judge.engine (OpenAIEngine): the following arguments are required: base_url, model",
@@ -311,11 +306,6 @@ JUDGES_ARE = "Classifier, Exact, Fluency, Keyword, ModelJudge, TopicFilter"
             "fit --config rmu.yaml --model=rmu",
             "--model rmu: it takes one of MixedSFT, NPO, PosthocSFT, RMU, UnsafeFilter. Did you mean RMU?",
         ),
-        (
-            "fit --config rmu.yaml --trainer.max_epoch=1",
-            "unrecognized arguments: --trainer.max_epoch=1. Did you mean trainer.max_epochs?",
-        ),
-        ("fit --config rmu.yaml --data.gamma=nan", "--data.gamma: it must be a number, not nan"),
         ("fit --config rmu.yaml --model.lora.r=few", "--model.lora.r (LoraSettings): it must be a whole number, not few"),
         (
             "fit --config rmu.yaml --trainer.max_epochs=few",
@@ -333,7 +323,6 @@ JUDGES_ARE = "Classifier, Exact, Fluency, Keyword, ModelJudge, TopicFilter"
             "fit --config rmu.yaml --model.learnin_rate=1",
             "--model (RMU): Option 'learnin_rate' is not accepted. Did you mean learning_rate?",
         ),
-        ("fit --config rmu.yaml --model.alfa=1", "--model (RMU): Option 'alfa' is not accepted. Did you mean alpha?"),
         ("fit --config nowhere.yaml", "--config: File does not exist: 'nowhere.yaml'"),
         (
             f"fit --config rmu.yaml {CALLBACK} --trainer.callbacks.attack=OneWrd",

@@ -42,8 +42,8 @@ def files_in(folder: Path) -> dict[str, bytes]:
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "full": {},
-    "first layer, WMDP": {"train_layers": [0, 2], "positions": "all", "fine_tuning_weight": 0.0},
-    "crossed": {"crossing": True, "steps": 20},
+    "first layer": {"train_layers": [0, 2], "positions": "all"},
+    "WMDP, crossed": {"fine_tuning_weight": 0.0, "crossing": True, "steps": 20},
     "LoRA, recomputed": {"lora": LoraSettings(r=4, lora_dropout=0.1), "gradient_checkpointing": True},
 }
 
@@ -57,7 +57,7 @@ def test_losses_are_the_same_with_the_cache(layout: str, tmp_path: Path) -> None
     assert not (tmp_path / CACHE).exists()
     _, filling = rmu_training.train(tmp_path / "run", **given)
     filled = files_in(tmp_path / CACHE)
-    assert len(filled) == (14 + 9 if layout != "crossed" else len(filled)) > 14 + 8
+    assert len(filled) == (14 + 9 if layout != "WMDP, crossed" else len(filled)) > 14 + 8
     again, reading = rmu_training.train(tmp_path / "other run", **given)
     assert filling == pytest.approx(without, abs=1e-5) and reading == pytest.approx(without, abs=1e-5)
     assert files_in(tmp_path / CACHE) == filled

@@ -36,13 +36,6 @@ def test_every_lap_is_a_permutation_and_no_two_are_alike(side: str) -> None:
     assert len(set(laps)) == 6
 
 
-def test_walking_on_is_walking_in_one_go() -> None:
-    whole = walk("retain", 3, 90, 1, order())
-    for cut in (3, 4, 17, 34, 50, 90):
-        assert walk("retain", 3, cut, 1, order()) + walk("retain", cut, 90, 1, order()) == whole
-    assert walk("retain", 3, 90, 3, order()) == whole[::3]
-
-
 @pytest.mark.parametrize("gamma", GAMMAS)
 def test_the_layout_does_not_change_what_a_step_sees(gamma: float) -> None:
     four, two, one = (order(size, gamma) for size in (4, 2, 1))
@@ -79,12 +72,6 @@ def test_gamma_is_exact_over_any_window(gamma: float) -> None:
         assert abs(num_retain - exact * num_unsafe) < 1
         from_the_beginning = sum(len(step_at(index, 0, 1, settings).retain) for index in range(length))
         assert from_the_beginning == math.floor(exact * batch_size * length)
-
-
-def test_a_gamma_of_a_tenth_is_not_the_float_next_to_it() -> None:
-    tenth = order(10, 0.1, unsafe=100, retain=100)
-    counts = [len(step_at(index, 0, 1, tenth).retain) for index in range(2000)]
-    assert counts == [1] * 2000
 
 
 @pytest.mark.parametrize("gamma", [0.1, 1 / 3, 1.0, 2.5])

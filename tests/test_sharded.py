@@ -49,8 +49,8 @@ def seen(folder: Path, fit: dict[str, Any]) -> Any:
 STEERED = {"method": "RMU", "layer": 2, "steering_coefficient": 5.0}
 # Of the retain examples of a step, one rank has one with a picture and the other has one without.
 TEXTS: Fits = [
-    {"name": "rmu", **STEERED, "train_projector": True, "text": True, "batch_size": 2, "gamma": 1.0, "steps": 4},
-    {"name": "filter", "method": "UnsafeFilter", "text": True, "batch_size": 2, "steps": 4},
+    {"name": "rmu", **STEERED, "train_projector": True, "text": True, "batch_size": 2, "gamma": 1.0},
+    {"name": "filter", "method": "UnsafeFilter", "text": True, "batch_size": 2},
 ]
 FITS: Fits = [
     {"name": "mixed", "gradient_checkpointing": True, "asks": 1},  # a rank without a question
@@ -69,7 +69,7 @@ def test_two_ranks_train_and_answer_as_one_process(tmp_path: Path) -> None:
     for fit in FITS:
         one = seen(tmp_path / "one", {"name": fit["name"].partition(",")[0]})
         two = seen(tmp_path / "two", fit)
-        assert len(one["losses"]) == fit.get("steps", 2) and one["trained"] == two["trained"]
+        assert len(one["losses"]) == 2 and one["trained"] == two["trained"]
         torch.testing.assert_close(torch.tensor(two["losses"]), torch.tensor(one["losses"]), rtol=1e-5, atol=1e-5)
         assert one.get("asked") == two.get("asked"), fit["name"]
 

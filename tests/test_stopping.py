@@ -146,9 +146,10 @@ def test_a_fit_without_a_last_validation_is_measured_at_its_end(
     assert run(arguments("fit", root, *in_mid_epoch, "--ckpt_path=last")) == 0
     assert f"{ANSWER} of {4 * SAMPLES} answers are kept" in capfd.readouterr().out
     assert run(arguments("fit", other, "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=0")) == 0
-    assert_same_end(root, other)
     for folder in (root, other):
-        results = results_of(folder)
+        assert run(arguments("validate", folder, "--ckpt_path=last")) == 0
+        results, again = results_of(folder), results_of(folder / "validate")
+        assert all(results[name] == again[name] for name in ("unsafe", "benign", "utility"))
         assert (results["step"], results["epoch"]) == (2, 0)
         assert results["unsafe"]["fingerprint"] != results["start"]["unsafe"]["fingerprint"]
         assert len(read_records(folder / "records" / "benign.jsonl")[1]) == 2 * SAMPLES
