@@ -42,7 +42,7 @@ def files_in(folder: Path) -> dict[str, bytes]:
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "full": {},
-    "first layer": {"train_layers": [0, 2], "positions": "all"},
+    "first layer": {"train_layers": [0, 2], "positions": "all", "steps": 20},
     "WMDP, crossed": {"fine_tuning_weight": 0.0, "crossing": True, "steps": 20},
     "LoRA, recomputed": {"lora": LoraSettings(r=4, lora_dropout=0.1), "gradient_checkpointing": True},
 }

@@ -435,7 +435,7 @@ class Seen(Callback):
 def test_the_same_batches_are_fitted_again_and_again_in_bfloat16(training: Callable[..., Run]) -> None:
     """RMU swaps in copies that were made before Lightning cast the model; Lightning replaces shuffling samplers."""
     seen, overfit = Seen(), {"precision": "bf16-true", "overfit_batches": 3}
-    training("rmu", steps=3, accumulate=2, callbacks=[seen], trainer=overfit).fit()
+    training("rmu", steps=4, accumulate=2, callbacks=[seen], trainer=overfit).fit()
     assert len(seen.ids) == 6 and len({*seen.ids}) == 3 and seen.ids[:3] == seen.ids[3:]
 
 
