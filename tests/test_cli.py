@@ -24,8 +24,9 @@ from mirage.schema import RESULTS_KEYS, Record
 from mirage.training import run
 
 SMALL = (
-    "--data.source.init_args.num_unsafe=24", "--data.source.init_args.num_safe=24", "--data.batch_size=4",
-    "--data.num_workers=0", "--trainer.enable_progress_bar=false", "--trainer.check_val_every_n_epoch=1",
+    "--data.source.init_args.num_unsafe=24", "--data.source.init_args.num_safe=24", "--data.source.init_args.num_mix=24",
+    "--data.batch_size=4", "--data.num_workers=0", "--trainer.enable_progress_bar=false",
+    "--trainer.check_val_every_n_epoch=1",
 )  # fmt: skip
 CALLBACK = "--trainer.callbacks=OneWordAttack --trainer.callbacks.eval_set=unsafe"
 

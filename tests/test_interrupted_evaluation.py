@@ -39,7 +39,8 @@ run(sys.argv[1:])
 
 
 def validation(root: Path, *extra: str) -> list[str]:
-    settings = [f"--data.source.init_args.num_eval={SAMPLES}", f"--trainer.default_root_dir={root}"]
+    settings = [f"--data.source.init_args.num_{name}={SAMPLES}" for name in ("eval", "unsafe", "safe", "mix")]
+    settings.append(f"--trainer.default_root_dir={root}")
     callbacks = json.dumps([attack("unsafe", "what's", SHOTS), attack("benign", "share", 1)])
     quiet = ["--trainer.enable_progress_bar=false", f"--trainer.callbacks={callbacks}"]
     return with_shipped_configs(["validate", "--config", "rmu.yaml", *settings, *quiet, *extra])

@@ -32,6 +32,7 @@ def fit(folder: Path, *arguments: str) -> int:
         "enable_progress_bar": "false", "accelerator": "cpu",
     }  # fmt: skip
     trainer = [f"--trainer.{key}={value}" for key, value in options.items()]
+    trainer += [f"--data.source.init_args.num_{name}=50" for name in ("unsafe", "safe", "mix")]
     return main(["fit", "--config", "rmu.yaml", "--data.num_workers=0", *trainer, *arguments])
 
 

@@ -29,7 +29,7 @@ TWO_RANKS = ("--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.acceler
 
 def arguments(command: str, root: Path, *extra: str) -> list[str]:
     """Arguments of a run on mini that takes seconds, with dropout."""
-    settings = [f"--data.source.init_args.num_{name}={SAMPLES}" for name in ("eval", "unsafe", "safe")]
+    settings = [f"--data.source.init_args.num_{name}={SAMPLES}" for name in ("eval", "unsafe", "safe", "mix")]
     settings += ["--data.batch_size=4", "--data.num_workers=0", "--model.init_args.lora.lora_dropout=0.3"]
     trainer = {"max_epochs": 1, "limit_train_batches": STEPS, "check_val_every_n_epoch": 1, "default_root_dir": root}
     settings += [f"--trainer.{name}={value}" for name, value in trainer.items()]
