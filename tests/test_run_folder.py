@@ -178,7 +178,7 @@ def test_a_job_that_is_requeued_starts_afresh_until_there_is_a_checkpoint(
 ) -> None:
     """The answers of the starting model that a killed attempt kept are used, and no folder is set aside."""
     root = tmp_path / "run"
-    fit = small_fit("rmu.yaml", root, "--ckpt_path=auto", steps=1)
+    fit = small_fit("rmu.yaml", root, "--ckpt_path=auto", "--trainer.logger=false", steps=1)
     code = """
 import os, signal, sys
 from mirage.evaluation.run.records import AnswerLog

@@ -85,18 +85,18 @@ def test_a_fit_that_is_stopped_again_and_again_goes_on_to_the_same_end(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     root, straight = tmp_path / "run", tmp_path / "straight"
-    answers, resumed = 0, ["--ckpt_path=auto"]
+    answers, quiet, resumed = 0, "--trainer.logger=false", "--ckpt_path=auto"
     for sent, status, step, left in STOPS:
-        done = signalled(sent, arguments("fit", root, *resumed), tmp_path)
+        done = signalled(sent, arguments("fit", root, quiet, resumed), tmp_path)
         assert done.returncode == status
         assert done.stderr.splitlines()[-1] == f"mirage: stopped at step {step}; go on with --ckpt_path last."
         assert kept(root) == left
         assert (f"{answers} of {4 * SAMPLES} answers are kept" in done.stdout) == (answers > 0)
-        answers, resumed = left, ["--ckpt_path=last"]
-    assert run(arguments("fit", root, *resumed)) == 0
+        answers, resumed = left, "--ckpt_path=last"
+    assert run(arguments("fit", root, quiet, resumed)) == 0
     assert f"{answers} of {4 * SAMPLES} answers are kept" in capfd.readouterr().out
     assert not kept(root)
-    assert run(arguments("fit", straight)) == 0
+    assert run(arguments("fit", straight, quiet)) == 0
     assert_same_end(root, straight)
 
 
