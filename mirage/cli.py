@@ -145,6 +145,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not reader_is_gone():
             raise  # of another pipe
         return 141
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # rich makes it a plain exit
+            return 141
+        raise
 
 
 def reader_is_gone() -> bool:

@@ -74,7 +74,7 @@ def assert_whole(folder: Path) -> None:
     for path in files:
         read_checkpoint(path)
     assert folder / "checkpoints" / word(folder) in files
-    assert not any((folder / "checkpoints").glob("*.partial"))
+    assert not any((folder / "checkpoints").glob(".*"))
 
 
 def test_the_table_of_fault_points_and_the_calls_agree() -> None:
@@ -105,21 +105,19 @@ def test_struck_inside_a_save_the_run_resumes_to_the_same_bits(
         assert f"{tmp_path}/checkpoints/step-00000003.ckpt" in sentence
         if point != "checkpoint.before_last":
             assert re.search(r"not saved, the disk is full: .* kB needed, .* free\. .*step-00000002\.ckpt", sentence)
-        assert not any((tmp_path / "checkpoints").glob(".*"))
+        assert_whole(tmp_path)
+        return
     assert train(tmp_path, resume="last") == 0, said(tmp_path)
     assert_same_end(tmp_path, straight)
     assert_whole(tmp_path)
-    if not full_disk and not there:
+    if not there:
         assert ".partial, left behind by a run that was killed" in said(tmp_path)
 
 
-@pytest.mark.parametrize("point", ["checkpoint.after_half", "write.before_first_byte"])
-def test_written_in_place_the_struck_checkpoint_is_a_broken_one(
-    point: str, train: Train, straight: Path, tmp_path: Path
-) -> None:
+def test_written_in_place_the_struck_checkpoint_is_a_broken_one(train: Train, straight: Path, tmp_path: Path) -> None:
+    in_place, half = partial(train, without=("replacing",)), "checkpoint.after_half"
     with pytest.raises((AssertionError, CheckpointError)):
-        in_place = partial(train, without=("replacing",))
-        test_struck_inside_a_save_the_run_resumes_to_the_same_bits(False, point, in_place, straight, tmp_path)
+        test_struck_inside_a_save_the_run_resumes_to_the_same_bits(False, half, in_place, straight, tmp_path)
     with pytest.raises(CheckpointError):
         read_checkpoint(tmp_path / "checkpoints" / "step-00000003.ckpt")
 
@@ -127,16 +125,13 @@ def test_written_in_place_the_struck_checkpoint_is_a_broken_one(
 # batches 0 to 5 are the first epoch and two make a step, so 5 strikes in the middle of the window of step 3; validation
 # asks for 1000 and 1001, and adds 10000 in the second epoch. Asked to stop, a run saves although no save is due.
 STOPS = {
-    "killed after a step": ({2: "SIGKILL"}, -9, 1, 1),
     "killed inside an accumulation window": ({3: "SIGKILL"}, -9, 1, 1),
     "killed at the start of an epoch": ({6: "SIGKILL"}, -9, 0, 3),
     "killed in validation": ({1001: "SIGKILL"}, -9, 0, 3),
     "killed in the last validation": ({11000: "SIGKILL"}, -9, 1, 6),
-    "terminated after a step": ({3: "SIGTERM"}, 143, 0, 2),
     "terminated inside a window": ({4: "SIGTERM"}, 143, 0, 2),
     "terminated before validation": ({5: "SIGTERM"}, 143, 0, 3),
     "terminated in validation": ({1000: "SIGTERM"}, 143, 0, 3),
-    "Ctrl-C inside a window": ({3: "SIGINT"}, 130, 0, 2),
     "Ctrl-C in validation": ({1001: "SIGINT"}, 130, 0, 3),
     "Ctrl-C twice inside a window": ({3: "SIGINT SIGINT"}, 1, 0, 1),
     "Ctrl-C twice in validation": ({1001: "SIGINT SIGINT"}, 1, 0, 3),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -12,25 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from builders import build_refusal_classifier
+import yaml
+from builders import build_refusal_classifier, results_of
 from children.processes import run_command
 from PIL import Image
-from torch import Tensor
 
-from mirage.batch import Pair
-from mirage.checkpoint.io import read_checkpoint, resolve_checkpoint
-from mirage.cli import main, sentence_of, training_usage, with_shipped_configs
+from mirage.cli import main, sentence_of, with_shipped_configs
 from mirage.data.sources.catalogue import SOURCES
 from mirage.evaluation.catalogue import BENCHMARKS
-from mirage.methods.base import AlignmentModule
 from mirage.methods.catalogue import METHODS
 from mirage.schema import RESULTS_KEYS, Record
 from mirage.training import run
 
 SMALL = (
-    "--data.source.init_args.num_unsafe=24", "--data.source.init_args.num_safe=24", "--data.batch_size=4",
-    "--data.num_workers=0", "--trainer.enable_progress_bar=false", "--trainer.check_val_every_n_epoch=1",
+    "--data.source.init_args.num_unsafe=24", "--data.source.init_args.num_safe=24", "--data.source.init_args.num_mix=24",
+    "--data.batch_size=4", "--data.num_workers=0", "--trainer.enable_progress_bar=false",
+    "--trainer.check_val_every_n_epoch=1",
 )  # fmt: skip
 CALLBACK = "--trainer.callbacks=OneWordAttack --trainer.callbacks.eval_set=unsafe"
 
@@ -42,11 +38,7 @@ def small_fit(config: str, root: Path, *extra: str, steps: int = 3) -> list[str]
     return with_shipped_configs([*arguments, f"--trainer.default_root_dir={root}", *extra])
 
 
-def results_of(root: Path) -> dict[str, Any]:
-    return dict(json.loads((root / "results.json").read_text()))
-
-
-def test_help_is_light() -> None:
+def test_help_is_light_and_names_every_method_source_and_benchmark() -> None:
     code = (
         "import sys, mirage.cli; mirage.cli.main(['--help']); mirage.cli.main(['fit', '--help']);"
         "assert not {'torch', 'lightning', 'transformers'} & set(sys.modules)"
@@ -54,11 +46,8 @@ def test_help_is_light() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "rmu.yaml" in done.stdout and "mirage fit --config" in done.stdout
-
-
-def test_help_names_every_method_source_and_benchmark() -> None:
     for classes in (METHODS, SOURCES, BENCHMARKS):
-        assert ", ".join(sorted(cls.__name__ for cls in classes)) in training_usage("fit")
+        assert ", ".join(sorted(cls.__name__ for cls in classes)) in done.stdout
 
 
 @pytest.mark.slow
@@ -87,104 +76,40 @@ def test_a_run_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert (root / "config.yaml").is_file() and (root / "metrics.csv").is_file()
     assert list(root.glob("events.out.tfevents.*"))
 
-    # the checkpoint measures as the fit did, and without one validate measures the starting model
+    # from its checkpoint, harmless questions measure as in the fit; harmful ones under another attack, for which the
+    # starting model's figures in the checkpoint are not shown
     evaluate = ["validate", *small_fit("npo.yaml", root)[1:]]
-    assert run([*evaluate, "--ckpt_path=last"]) == 0
+    callbacks = yaml.safe_load((root / "config.yaml").read_text())["trainer"]["callbacks"]
+    callbacks[0]["init_args"]["attack"] = {"class_path": "Rewrite", "init_args": {"word": "who", "shots": 1}}
+    assert run([*evaluate, f"--trainer.callbacks={json.dumps(callbacks)}", "--ckpt_path=last"]) == 0
     again = results_of(root / "validate")
-    assert again["unsafe"]["fingerprint"] == results["unsafe"]["fingerprint"]
-    assert again["benign"] == results["benign"]
-    # another attack: the starting model's figures in the checkpoint are not of this attack, so they are not shown
-    other = [*CALLBACK.split(), "--trainer.callbacks.attack=OneWord", "--trainer.callbacks.attack.word=what's"]
-    assert run([*evaluate, *other, "--trainer.callbacks.judge=Exact", "--ckpt_path=last"]) == 0
-    strict = results_of(root / "validate")
-    assert strict["unsafe"]["attack"]["kind"] == "one_word" and not strict["start"]
+    assert again["benign"] == results["benign"] and again["start"]["benign"] == results["start"]["benign"]
+    assert again["unsafe"]["attack"]["word"] == "who" and "unsafe" not in again["start"]
+    # without one, validate measures the starting model
     assert run(evaluate) == 0
     start = results_of(root / "validate")
     assert start["unsafe"]["fingerprint"] == results["start"]["unsafe"]["fingerprint"]
     assert results_of(root) == results, "validate leaves the fit's results alone"
 
-    # a second fit in the same folder loses nothing
-    assert run(small_fit("npo.yaml", root, steps=1)) == 0
-    assert results_of(root.with_name("npo.1")) == results
-
-
-@pytest.mark.slow
-def test_a_run_is_resumed_in_its_own_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    root = tmp_path / "run"
-    shorter = ["--data.max_length=35", "--data.skip_too_long=true"]
-    assert run(small_fit("rmu.yaml", root, *shorter)) == 0
-    first = results_of(root)
-    assert first["data"]["skipped"]
-    assert all("the limit is 35" in sentence for sentence in first["data"]["skipped"])
-    assert run(small_fit("rmu.yaml", root, *shorter, "--trainer.max_epochs=2", "--ckpt_path=last")) == 0
-    assert "held an earlier run" not in capsys.readouterr().out
-    assert set(os.listdir(tmp_path)) == {"run", ".activation_cache"}
-    second = results_of(root)
-    assert (first["epoch"], second["epoch"]) == (0, 1)
-    assert second["start"] == first["start"] and second["data"] == first["data"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("method", ["mixed_sft", "rmu", "npo_crossed"])
-def test_a_resumed_run_ends_as_an_uninterrupted_one(method: str, tmp_path: Path) -> None:
-    straight, halves = tmp_path / "straight", tmp_path / "halves"
-    assert run(small_fit(f"{method}.yaml", straight, "--trainer.max_epochs=2")) == 0
-    middle = straight / "checkpoints" / "step-00000003.ckpt"
-    assert run(small_fit(f"{method}.yaml", halves, "--trainer.max_epochs=2", f"--ckpt_path={middle}")) == 0
-    ends = [read_checkpoint(resolve_checkpoint("last", root))["state_dict"] for root in (straight, halves)]
-    torch.testing.assert_close(*ends, rtol=0, atol=0)
-    for measured in ("unsafe", "benign", "utility", "start"):
-        assert results_of(halves)[measured] == results_of(straight)[measured]
-
-
-@pytest.mark.slow
-def test_gradients_are_clipped_in_mixed_precision(tmp_path: Path) -> None:
-    """Lightning refuses to clip for a fused AdamW, which would unscale gradients itself; in bfloat16 none are scaled."""
-    root = tmp_path / "run"
-    # so small a gradient changes nothing, at a learning rate that would otherwise leave no answer as it was
-    clipped = ["--trainer.precision=bf16-mixed", "--trainer.gradient_clip_val=1e-14"]
-    assert run(small_fit("mixed_sft.yaml", root, *clipped, "--model.init_args.learning_rate=0.01")) == 0
-    results = results_of(root)
-    assert results["unsafe"]["before"] == results["start"]["unsafe"]["before"]
-    assert results["benign"]["before"] == results["start"]["benign"]["before"]
-
-
-@pytest.mark.slow
-def test_one_batch_is_fitted_again_and_again_in_bfloat16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """RMU swaps in copies that were made before Lightning cast the model; Lightning replaces shuffling samplers."""
-    seen: list[tuple[str, ...]] = []
-    step = AlignmentModule.training_step
-
-    def recorded(method: AlignmentModule, pair: Pair, batch_idx: int) -> Tensor:
-        seen.append((pair.unsafe or pair.retain).example_ids)  # type: ignore[union-attr]
-        return step(method, pair, batch_idx)
-
-    monkeypatch.setattr(AlignmentModule, "training_step", recorded)
-    overfit = ["--trainer.overfit_batches=3", "--trainer.max_epochs=2", "--trainer.accumulate_grad_batches=2"]
-    assert run(small_fit("rmu.yaml", tmp_path / "run", *overfit, "--trainer.precision=bf16-true")) == 0
-    assert len(seen) == 6 and len({*seen}) == 3 and seen[:3] == seen[3:]
-
 
 @pytest.mark.slow
 def test_two_processes_count_and_train_as_one(tmp_path: Path) -> None:
     """n = 7 is odd; batch 2 on two ranks is batch 4 on one."""
-    for config in ("npo.yaml", "npo_crossed.yaml"):
-        one, two = tmp_path / f"one.{config}", tmp_path / f"two.{config}"
-        steps = ["--trainer.log_every_n_steps=1", "--trainer.accelerator=cpu"]
-        assert run(small_fit(config, one, *steps)) == 0
-        ddp = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=2"]
-        done = run_command(*small_fit(config, two, *steps, *ddp), ranks=2)
-        assert done.returncode == 0, done.stderr[-3000:]
-        first, second = results_of(one), results_of(two)
-        assert second["world_size"] == 2
-        for side in ("unsafe", "benign"):
-            assert first["start"][side] == second["start"][side]
-            assert first[side]["before"]["n"] == second[side]["before"]["n"] == 7
-            assert first[side]["before"] == second[side]["before"] and first[side]["after"] == second[side]["after"]
-        assert first["utility"]["mini"]["score"] == second["utility"]["mini"]["score"]
-        ours, theirs = losses_in(one), losses_in(two)
-        assert len(ours) == 3
-        assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-5)
+    one, two = tmp_path / "one", tmp_path / "two"
+    settings = ["--trainer.log_every_n_steps=1", "--trainer.accelerator=cpu"]
+    assert run(small_fit("npo_crossed.yaml", one, *settings)) == 0
+    ddp = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=2"]
+    done = run_command(*small_fit("npo_crossed.yaml", two, *settings, *ddp), ranks=2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = results_of(one), results_of(two)
+    assert second["world_size"] == 2
+    for side in ("unsafe", "benign"):
+        assert first["start"][side] == second["start"][side]
+        assert first[side]["before"]["n"] == second[side]["before"]["n"] == 7
+        assert first[side]["before"] == second[side]["before"] and first[side]["after"] == second[side]["after"]
+    assert first["utility"]["mini"]["score"] == second["utility"]["mini"]["score"]
+    ours, theirs = losses_in(one), losses_in(two)
+    assert len(ours) == 3 and ours == pytest.approx(theirs, rel=1e-5, abs=1e-5)
 
 
 def losses_in(root: Path) -> list[float]:
@@ -209,15 +134,13 @@ def losses_in(root: Path) -> list[float]:
             ["--trainer.accelerator=cpu", "--trainer.devices=x"],
             "trainer: `devices` selected with `CPUAccelerator` should be an int > 0. Correct",
         ),
-        (["--trainer.strategy=fsdp"], "trainer.strategy is fsdp, under which mirage neither"),
-        (["--trainer.strategy=deepspeed_stage_3"], "Write `strategy: ModelParallelStrategy`"),
+        (["--trainer.strategy=deepspeed_stage_3"], "is deepspeed_stage_3, under which mirage neither"),
         (
             ["--trainer.strategy=ModelParallelStrategy", "--data.gamma=0.2"],
             "Raise data.batch_size to make it at least 1",
         ),
         (["--trainer.strategy=ModelParallelStrategy", "--trainer.precision=16-mixed"], "Use bf16-mixed or 32-true"),
         (["--data.max_length=20"], "the limit is 20. Raise data.max_length, set"),
-        (["--model.init_args.layer=99"], "no decoder layer 99"),
         (["--model.init_args.lora.target_modules=[nowhere]"], "nowhere"),
         (["--model.init_args.pretrained=no/such/folder"], "no/such/folder"),
         (["--ckpt_path=last"], "You asked for the checkpoint 'last'"),
@@ -241,30 +164,30 @@ MINI = "package:mirage.mini/checkpoint"
 
 
 @pytest.mark.parametrize(
-    "command",
+    ("command", "place"),
     [
-        ["audit", "--data", "Mini", "--out"],
-        ["filter", "--data", "Mini", "--out"],
-        ["prepare", "--data", "Mini", "--answers_from", MINI, "--out"],
-        ["mini", "build", "--out"],
-        ["report", "RUN", "--out"],
-        ["export", "RUN", "--to"],
-        ["validate", "--config", "rmu.yaml", "--trainer.default_root_dir"],
-        ["fit", "--config", "rmu.yaml", "--trainer.default_root_dir"],
+        ("audit --data Mini --out", "afile"),
+        ("audit --data Mini --out", "/proc/x"),
+        ("filter --data Mini --out", "afile/x"),
+        (f"prepare --data Mini --answers_from {MINI} --out", "afile/x"),
+        ("mini build --out", "afile/x"),
+        ("report RUN --out", "afile/x"),
+        ("export RUN --to", "afile/x"),
+        ("export RUN --to", "/proc/x"),
+        ("validate --config rmu.yaml --trainer.default_root_dir", "afile/x"),
+        ("fit --config rmu.yaml --trainer.default_root_dir", "afile"),
     ],
-    ids=lambda command: command[0],
 )
-@pytest.mark.parametrize("place", ["afile", "afile/x", "/proc/x"])
 def test_an_output_that_cannot_be_written_is_one_sentence(
-    command: list[str], place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    command: str, place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for work in ("mirage.evaluation.generate.huggingface.HuggingFaceEngine.answers", "mirage.mini.build.build"):
         monkeypatch.setattr(work, lambda *_, **__: pytest.fail("the work was begun"))
     (tmp_path / "afile").touch()
-    assert main([*command, place]) == 1
+    assert main([*command.split(), place]) == 1
     (sentence,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("mirage: "))
-    assert place.split("/x")[0] in sentence and sentence.endswith(f"Choose another {command[-1]}.")
+    assert place.split("/x")[0] in sentence and sentence.endswith(f"Choose another {command.split()[-1]}.")
     assert "[Errno" not in sentence and [path.name for path in tmp_path.iterdir()] == ["afile"]
 
 
@@ -362,7 +285,6 @@ JUDGES_ARE = "Classifier, Exact, Fluency, Keyword, ModelJudge, TopicFilter"
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ("judge x --judge VLGuard", f"--judge VLGuard: it takes one of {JUDGES_ARE}"),
         ("judge x --judge ModleJudge", f"--judge ModleJudge: it takes one of {JUDGES_ARE}. Did you mean ModelJudge?"),
         ("audit --data Keyword", f"--data Keyword: it takes one of {SOURCES_ARE}"),
         ("audit --data VLGuard", "--data (VLGuard): the following arguments are required: root"),
@@ -372,10 +294,6 @@ JUDGES_ARE = "Classifier, Exact, Fluency, Keyword, ModelJudge, TopicFilter"
         ),
         ("audit --data Mini --data.num_unsafe x", "--data.num_unsafe (Mini): it must be a whole number, not x"),
         ("audit --data.root x", f"--data: name its class too, one of {SOURCES_ARE}."),
-        (
-            "filter --out o --data Filtered --data.dropped x --data.source Nope",
-            f"--data.source Nope: it takes one of {SOURCES_ARE}",
-        ),
         (
             "judge x --judge ModelJudge --judge.engine OpenAIEngine",
             "--judge.engine (OpenAIEngine): the following arguments are required: base_url, model",
@@ -389,11 +307,6 @@ JUDGES_ARE = "Classifier, Exact, Fluency, Keyword, ModelJudge, TopicFilter"
             "fit --config rmu.yaml --model=rmu",
             "--model rmu: it takes one of MixedSFT, NPO, PosthocSFT, RMU, UnsafeFilter. Did you mean RMU?",
         ),
-        (
-            "fit --config rmu.yaml --trainer.max_epoch=1",
-            "unrecognized arguments: --trainer.max_epoch=1. Did you mean trainer.max_epochs?",
-        ),
-        ("fit --config rmu.yaml --data.gamma=nan", "--data.gamma: it must be a number, not nan"),
         ("fit --config rmu.yaml --model.lora.r=few", "--model.lora.r (LoraSettings): it must be a whole number, not few"),
         (
             "fit --config rmu.yaml --trainer.max_epochs=few",
@@ -411,7 +324,6 @@ JUDGES_ARE = "Classifier, Exact, Fluency, Keyword, ModelJudge, TopicFilter"
             "fit --config rmu.yaml --model.learnin_rate=1",
             "--model (RMU): Option 'learnin_rate' is not accepted. Did you mean learning_rate?",
         ),
-        ("fit --config rmu.yaml --model.alfa=1", "--model (RMU): Option 'alfa' is not accepted. Did you mean alpha?"),
         ("fit --config nowhere.yaml", "--config: File does not exist: 'nowhere.yaml'"),
         (
             f"fit --config rmu.yaml {CALLBACK} --trainer.callbacks.attack=OneWrd",

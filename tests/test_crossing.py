@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from builders import results_of
 from local_server import Body, Reply, Serve, asked, completion
 
 from mirage.audit.forms import Asked, form_only_accuracy
 from mirage.cli import main
 from mirage.data.crossing import NEUTRAL, CrossedForms, Crossing
 from mirage.data.mixture import Mixture
-from mirage.data.order import Order, step_at
 from mirage.data.sources.jsonl import Jsonl
 from mirage.data.sources.mini import Mini
 from mirage.data.sources.vlguard import VLGuard
@@ -70,26 +70,6 @@ def test_a_form_is_a_function_of_seed_lap_and_example_alone() -> None:
     assert [forms.of(each, 0, unsafe=True).prompt for each in with_another_answer] == [
         forms.of(each, 0, unsafe=True).prompt for each in unsafe
     ]
-
-
-def test_layouts_and_resumed_walks_see_the_same_laps() -> None:
-    settings = Order(num_unsafe=7, num_retain=5, batch_size=4, gamma=1.5, seed=0)
-    halves = Order(num_unsafe=7, num_retain=5, batch_size=2, gamma=1.5, seed=0)
-
-    def used(steps: Sequence[Any]) -> tuple[Counter[Any], Counter[Any]]:
-        return (
-            Counter(use for step in steps for use in zip(step.unsafe, step.unsafe_laps, strict=True)),
-            Counter(use for step in steps for use in zip(step.retain, step.retain_laps, strict=True)),
-        )
-
-    for index in range(12):
-        whole = used([step_at(index, 0, 1, settings)])
-        assert used([step_at(index, rank, 2, halves) for rank in range(2)]) == whole
-        assert used([step_at(2 * index + k, 0, 1, halves) for k in range(2)]) == whole
-    unsafe, retain = used([step_at(index, 0, 1, settings) for index in range(70)])
-    for uses, size in ((unsafe, 7), (retain, 5)):
-        assert set(uses.values()) == {1}  # an example is used once in a lap
-        assert {index for index, _ in uses} == set(range(size))
 
 
 def test_opening_words_and_neutral_questions_are_as_frequent_in_both_sets_whatever_decides() -> None:
@@ -287,28 +267,15 @@ def test_a_method_without_an_unsafe_set_is_crossed_too() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("method", "exclude"), [("npo", []), ("mixed_sft", ["--data.crossing.exclude", "attack"])])
-def test_training_on_crossed_forms_sees_each_form_with_its_reference(
-    method: str, exclude: list[str], tmp_path: Path
-) -> None:
-    """Two epochs end without a missing reference, and results.json says what was crossed."""
-    options = [
-        "--trainer.max_epochs",
-        "2",
-        "--trainer.check_val_every_n_epoch",
-        "2",
-        "--data.source.init_args.num_eval",
-        "20",
-    ]
-    run = tmp_path / "run"
-    assert (
-        main(["fit", "--config", f"{method}_crossed.yaml", "--trainer.default_root_dir", str(run), *options, *exclude])
-        == 0
-    )
-    results = json.loads((run / "results.json").read_text())
+def test_a_fit_on_crossed_forms_reports_what_was_crossed(tmp_path: Path) -> None:
+    fit = ["fit", "--config", "mixed_sft_crossed.yaml", "--trainer.max_steps=1", "--data.batch_size=4"]
+    sizes = {"unsafe": 200, "safe": 200, "mix": 200, "eval": 20}
+    fit += [f"--data.source.init_args.num_{name}={size}" for name, size in sizes.items()]
+    assert main([*fit, f"--trainer.default_root_dir={tmp_path}", "--data.crossing.exclude=attack"]) == 0
+    results = results_of(tmp_path)
     crossing = results["data"]["crossing"]
-    assert crossing["share"] == 0.95 and crossing["excluded"] == (["share", "what"] if exclude else [])
-    assert ("share" in crossing["words"]) is (not exclude)
+    assert crossing["share"] == 0.95 and crossing["excluded"] == ["share", "what"]
+    assert crossing["words"] and not {"share", "what"} & set(crossing["words"])
     assert crossing["form_only_accuracy"]["after"] < 0.58 < 0.85 < crossing["form_only_accuracy"]["before"]
     assert results["start"]["benign"]["agreement"]["before"]["mean"] == 1.0
     assert results["benign"]["agreement"]["after"]["n"] == 20

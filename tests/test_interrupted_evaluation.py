@@ -21,7 +21,7 @@ from mirage.training import run
 
 pytestmark = pytest.mark.slow
 
-SAMPLES, SHOTS, KILLED_AFTER = 30, 3, 37  # the 38th answer of 120 to the unsafe samples is never kept
+SAMPLES, SHOTS, KILLED_AFTER = 10, 3, 17  # the 18th answer of 40 to the unsafe samples is never kept
 ASKED = SAMPLES * (1 + SHOTS) + SAMPLES * 2  # benign ones are asked plainly and after one word
 KILLED = f"""
 import os, signal, sys
@@ -39,7 +39,8 @@ run(sys.argv[1:])
 
 
 def validation(root: Path, *extra: str) -> list[str]:
-    settings = [f"--data.source.init_args.num_eval={SAMPLES}", f"--trainer.default_root_dir={root}"]
+    settings = [f"--data.source.init_args.num_{name}={SAMPLES}" for name in ("eval", "unsafe", "safe", "mix")]
+    settings.append(f"--trainer.default_root_dir={root}")
     callbacks = json.dumps([attack("unsafe", "what's", SHOTS), attack("benign", "share", 1)])
     quiet = ["--trainer.enable_progress_bar=false", f"--trainer.callbacks={callbacks}"]
     return with_shipped_configs(["validate", "--config", "rmu.yaml", *settings, *quiet, *extra])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,7 +47,7 @@ METHODS: dict[str, tuple[type[AlignmentModule], dict[str, Any]]] = {
     "npo": (NPO, {"beta": 0.5}),
     "rmu": (RMU, {"layer": LAYER, "steering_coefficient": 5.0}),
 }
-every_method = pytest.mark.parametrize("name", METHODS)
+every_method = pytest.mark.parametrize("name", ["mixed_sft", "unsafe_filter", "npo", "rmu"])  # PosthocSFT is MixedSFT
 full_and_lora = pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 
 
@@ -120,19 +120,21 @@ class Run(NamedTuple):
 
 def set_up(
     folder: Path, name: str | AlignmentModule, *, lora: bool = False, steps: int = 2, batch_size: int = 4,
-    accumulate: int = 1, gamma: float = 1.5, callbacks: Sequence[Callback] = (), **given: Any,
+    accumulate: int = 1, gamma: float = 1.5, callbacks: Sequence[Callback] = (), trainer: Mapping[str, Any] | None = None,
+    **given: Any,
 ) -> Run:  # fmt: skip
-    """A training of a few steps, by default of 4 unsafe and 6 retain examples."""
+    """A training of a few steps, by default of 4 unsafe and 6 retain examples; `trainer` is further settings of it."""
     L.seed_everything(3, verbose=False)
     method = name if isinstance(name, AlignmentModule) else made(name, lora=lora, **given)
     source = Mistaken(num_unsafe=14, num_safe=9, num_eval=4)
     data = AlignmentData(source, batch_size=batch_size, gamma=gamma, num_workers=0, method=method)
-    trainer = L.Trainer(
+    fitter = L.Trainer(
         accelerator="cpu", devices=1, max_steps=steps, accumulate_grad_batches=accumulate, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
         num_sanity_val_steps=0, default_root_dir=folder, callbacks=list(callbacks), plugins=[AtomicCheckpointIO()],
+        **(trainer or {}),
     )  # fmt: skip
-    return Run(method, data, trainer)
+    return Run(method, data, fitter)
 
 
 @pytest.fixture
@@ -191,8 +193,10 @@ EXPECTED = {
 COUNT = {(False, True): 4 * 7 * 2, (True, False): 3, (True, True): 3 * 7 * 2}
 
 
-@every_method
-@full_and_lora
+@pytest.mark.parametrize(
+    ("name", "lora"),
+    [("mixed_sft", False), ("unsafe_filter", True), ("npo", False), ("npo", True), ("rmu", False), ("rmu", True)],
+)
 def test_two_steps_change_exactly_what_should_learn_and_make_no_second_model(
     name: str, lora: bool, training: Callable[..., Run]
 ) -> None:
@@ -208,6 +212,14 @@ def test_two_steps_change_exactly_what_should_learn_and_make_no_second_model(
     assert changed == {key for key in before if re.fullmatch(EXPECTED[variant], key)}
     assert changed and len(changed) == COUNT.get(variant, len(changed))
     assert any("vision_tower" in key for key in before)  # and it is not among them
+
+    # a step is worth the unsafe mean and gamma times the retain mean
+    logged = run.trainer.callback_metrics
+    assert ("train/unsafe" in logged) is (name != "unsafe_filter")
+    expected = (
+        logged["train/unsafe"] + 1.5 * logged["train/retain"] if "train/unsafe" in logged else logged["train/retain"]
+    )
+    torch.testing.assert_close(logged["train/loss"], expected)
 
 
 def test_rmu_trains_the_layers_and_modules_that_are_set(training: Callable[..., Run]) -> None:
@@ -259,8 +271,7 @@ def test_a_step_is_one_forward_pass_and_its_terms_are_those_of_each_side_alone(n
     torch.testing.assert_close(alone[1].retain_B, together.retain_B)
 
 
-@full_and_lora
-@pytest.mark.parametrize("normalized", [False, True])
+@pytest.mark.parametrize(("lora", "normalized"), [(False, False), (True, True)])
 def test_npo_starts_at_2_ln_2_over_beta(lora: bool, normalized: bool, training: Callable[..., Run]) -> None:
     logged = training("npo", lora=lora, steps=1, length_normalized=normalized).fit().trainer.callback_metrics
     torch.testing.assert_close(logged["train/unsafe"], torch.tensor(2 * math.log(2) / 0.5), rtol=1e-5, atol=1e-5)
@@ -330,11 +341,11 @@ def test_the_target_is_a_positive_direction_of_the_given_length() -> None:
 
 
 @full_and_lora
-def test_the_reference_is_the_starting_model_to_the_bit_after_5_steps(lora: bool, training: Callable[..., Run]) -> None:
+def test_the_reference_is_the_starting_model_to_the_bit_after_2_steps(lora: bool, training: Callable[..., Run]) -> None:
     start = loaded("rmu", lora=lora)
     _, batch = sides_of(start)
     expected, _ = activations(start.model.eval(), batch.inputs, LAYER, stop=True)
-    method = training("rmu", lora=lora, steps=5).fit().method
+    method = training("rmu", lora=lora).fit().method
     with as_reference(method.model, method.reference):
         reference, _ = activations(method.model, batch.inputs, LAYER, stop=True)
     assert torch.equal(reference, expected)
@@ -348,7 +359,7 @@ def test_the_reference_is_the_starting_model_to_the_bit_after_5_steps(lora: bool
 
 @full_and_lora
 def test_npos_reference_comes_from_the_starting_model_and_stays(lora: bool, training: Callable[..., Run]) -> None:
-    run = training("npo", lora=lora, steps=5, learning_rate=5e-3).fit()
+    run = training("npo", lora=lora, learning_rate=1e-2).fit()
     start = loaded("npo")
     start.model.eval()
     examples = list(run.data.unsafe_set)
@@ -402,10 +413,38 @@ def test_bf16_autocast_does_not_mix_policy_and_reference() -> None:
     assert all(gradient.abs().sum() > 0 for gradient in gradients)
 
 
+def test_gradients_are_clipped_in_mixed_precision(training: Callable[..., Run]) -> None:
+    """Lightning refuses to clip for a fused AdamW, which would unscale gradients itself; in bfloat16 none are scaled."""
+    snapshots, clipped = Snapshots(), {"precision": "bf16-mixed", "gradient_clip_val": 1e-14}
+    after = weights_of(training("mixed_sft", callbacks=[snapshots], trainer=clipped).fit().method)
+    # AdamW's steps are of the size of the learning rate, 1e-3, unless a gradient is far below its epsilon
+    assert max((after[name] - before).abs().max() for name, before in snapshots.at(0).items()) < 1e-6
+
+
+class Seen(Callback):
+    """The unsafe examples of every batch."""
+
+    def __init__(self) -> None:
+        self.ids: list[tuple[str, ...]] = []
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Pair, *_: Any) -> None:
+        assert batch.unsafe is not None
+        self.ids.append(batch.unsafe.example_ids)
+
+
+def test_the_same_batches_are_fitted_again_and_again_in_bfloat16(training: Callable[..., Run]) -> None:
+    """RMU swaps in copies that were made before Lightning cast the model; Lightning replaces shuffling samplers."""
+    seen, overfit = Seen(), {"precision": "bf16-true", "overfit_batches": 3}
+    training("rmu", steps=4, accumulate=2, callbacks=[seen], trainer=overfit).fit()
+    assert len(seen.ids) == 6 and len({*seen.ids}) == 3 and seen.ids[:3] == seen.ids[3:]
+
+
 # A step does not depend on how it is cut
 
 
-@pytest.mark.parametrize(("name", "lora"), [*((name, False) for name in METHODS), ("mixed_sft", True), ("rmu", True)])
+@pytest.mark.parametrize(
+    ("name", "lora"), [("mixed_sft", True), ("unsafe_filter", False), ("npo", False), ("rmu", False)]
+)
 def test_a_batch_of_4_trains_as_2_accumulated_batches_of_2(
     name: str, lora: bool, training: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -417,24 +456,13 @@ def test_a_batch_of_4_trains_as_2_accumulated_batches_of_2(
     ends, start = [], weights_of(loaded(name, lora=lora))
     for batch_size, accumulate in ((4, 1), (2, 2)):
         run = training(
-            name, lora=lora, steps=3, batch_size=batch_size, accumulate=accumulate, gamma=0.7, learning_rate=0.05
+            name, lora=lora, steps=2, batch_size=batch_size, accumulate=accumulate, gamma=0.7, learning_rate=0.05
         )  # 2 or 3 retain examples for 4 unsafe ones, 1 or 2 for 2
         ends.append(weights_of(run.fit().method))
-        assert run.trainer.global_step == 3
+        assert run.trainer.global_step == 2
     way = torch.cat([(ends[0][key] - start[key]).flatten() for key in start]).abs()
     apart = torch.cat([(ends[0][key] - ends[1][key]).flatten() for key in start]).abs()
     assert way.max() > 1e-4 and apart.max() <= 1e-3 * way.max() and apart.mean() <= 1e-3 * way.mean()
-
-
-@every_method
-def test_a_step_is_worth_the_unsafe_mean_and_gamma_times_the_retain_mean(
-    name: str, training: Callable[..., Run]
-) -> None:
-    logged = training(name, steps=1, gamma=1.5).fit().trainer.callback_metrics
-    retain = logged["train/retain"]
-    assert ("train/unsafe" in logged) is (name != "unsafe_filter")
-    expected = logged["train/unsafe"] + 1.5 * retain if "train/unsafe" in logged else retain
-    torch.testing.assert_close(logged["train/loss"], expected)
 
 
 # A loss that is not finite
@@ -458,8 +486,7 @@ class Breaks(MixedSFT):
         return terms
 
 
-@pytest.mark.parametrize("side", ["unsafe", "retain"])
-@pytest.mark.parametrize(("place", "value"), [(0, math.nan), (1, math.inf)], ids=["first nan", "last inf"])
+@pytest.mark.parametrize(("side", "place", "value"), [("unsafe", 0, math.nan), ("retain", 1, math.inf)])
 def test_a_loss_that_is_not_finite_stops_before_the_step(
     side: str, place: int, value: float, training: Callable[..., Run]
 ) -> None:
@@ -475,18 +502,6 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(
     assert any(not torch.equal(snapshots.at(0)[name], before[name]) for name in before)  # the first one was taken
 
 
-def test_a_gradient_that_is_not_finite_stops_too(training: Callable[..., Run]) -> None:
-    snapshots = Snapshots()
-    run = training("mixed_sft", callbacks=[snapshots])
-    run.method.configure_model()
-    trained = next(parameter for parameter in run.method.parameters() if parameter.requires_grad)
-    trained.register_hook(lambda gradient: gradient * math.inf)
-    with pytest.raises(NonFiniteLossError, match=r"step 0, rank 0: gradient of a step with examples \w{16}, "):
-        run.fit()
-    after = weights_of(run.method)
-    assert all(torch.equal(value, after[name]) for name, value in snapshots.at(0).items())
-
-
 # A resumed run
 
 
@@ -495,27 +510,26 @@ def test_a_gradient_that_is_not_finite_stops_too(training: Callable[..., Run]) -
 def test_a_resumed_run_keeps_the_reference_of_the_starting_model(
     name: str, lora: bool, training: Callable[..., Run], tmp_path: Path
 ) -> None:
-    first = training(name, lora=lora, steps=2).fit()
-    first.trainer.save_checkpoint(tmp_path / "two.ckpt")
-    saved = torch.load(tmp_path / "two.ckpt", weights_only=True)["state_dict"]
+    first = training(name, lora=lora, steps=1).fit()
+    first.trainer.save_checkpoint(tmp_path / "one.ckpt")
+    saved = torch.load(tmp_path / "one.ckpt", weights_only=True)["state_dict"]
     trained = {key for key, parameter in first.method.named_parameters() if parameter.requires_grad}
     assert set(saved) == trained | ({"target"} if name == "rmu" else set())
     # another seed: what is sampled at the start of a run must come from the checkpoint
     given: dict[str, Any] = {"vector_seed": 9} if name == "rmu" else {}
-    resumed = training(name, lora=lora, steps=4, **given).fit(ckpt_path=str(tmp_path / "two.ckpt"))
-    straight = training(name, lora=lora, steps=4).fit()
+    resumed = training(name, lora=lora, steps=2, **given).fit(ckpt_path=str(tmp_path / "one.ckpt"))
+    assert resumed.trainer.global_step == 2
     if name == "npo":
         assert resumed.method.reference == first.method.reference
-    else:
-        assert torch.equal(resumed.method.target, first.method.target)
-        assert not torch.equal(loaded(name, **given).target, first.method.target)
-        if not lora:
-            start, copies = weights_of(loaded(name)), resumed.method.reference
-            assert all(torch.equal(copy, start[f"model.{key}"]) for key, copy in copies.items())
-            assert not any(torch.equal(copy, saved[f"model.{key}"]) for key, copy in copies.items())
-    ends = [weights_of(run.method) for run in (resumed, straight)]
-    for key in trained:
-        torch.testing.assert_close(ends[0][key], ends[1][key], rtol=1e-4, atol=1e-6)
+        return
+    start = loaded(name, **given)
+    assert torch.equal(resumed.method.target, first.method.target) and not torch.equal(
+        start.target, first.method.target
+    )
+    if not lora:
+        starting, copies = weights_of(start), resumed.method.reference
+        assert all(torch.equal(copy, starting[f"model.{key}"]) for key, copy in copies.items())
+        assert not any(torch.equal(copy, saved[f"model.{key}"]) for key, copy in copies.items())
 
 
 # Settings that cannot be

@@ -20,11 +20,11 @@ def order(batch_size: int = 4, gamma: float = 0.3, *, unsafe: int = 23, retain: 
     return Order(unsafe, retain, batch_size, gamma, seed)
 
 
-def together(steps: list[Step]) -> tuple[Counter[int], Counter[int]]:
-    """What the steps hold, as multisets."""
+def together(steps: list[Step]) -> tuple[Counter[tuple[int, int]], Counter[tuple[int, int]]]:
+    """What the steps hold, as multisets of example and lap."""
     return (
-        Counter(index for step in steps for index in step.unsafe),
-        Counter(index for step in steps for index in step.retain),
+        Counter(use for step in steps for use in zip(step.unsafe, step.unsafe_laps, strict=True)),
+        Counter(use for step in steps for use in zip(step.retain, step.retain_laps, strict=True)),
     )
 
 
@@ -36,21 +36,16 @@ def test_every_lap_is_a_permutation_and_no_two_are_alike(side: str) -> None:
     assert len(set(laps)) == 6
 
 
-def test_walking_on_is_walking_in_one_go() -> None:
-    whole = walk("retain", 3, 90, 1, order())
-    for cut in (3, 4, 17, 34, 50, 90):
-        assert walk("retain", 3, cut, 1, order()) + walk("retain", cut, 90, 1, order()) == whole
-    assert walk("retain", 3, 90, 3, order()) == whole[::3]
-
-
 @pytest.mark.parametrize("gamma", GAMMAS)
 def test_the_layout_does_not_change_what_a_step_sees(gamma: float) -> None:
     four, two, one = (order(size, gamma) for size in (4, 2, 1))
-    for index in range(40):
+    for index in range(30):
         whole = together([step_at(index, 0, 1, four)])
         assert together([step_at(index, rank, 2, two) for rank in range(2)]) == whole
         assert together([step_at(index, rank, 4, one) for rank in range(4)]) == whole
         assert together([step_at(2 * index + k, 0, 1, two) for k in range(2)]) == whole
+    for uses in together([step_at(index, 0, 1, four) for index in range(30)]):
+        assert set(uses.values()) <= {1}, "an example is used once in a lap"
 
 
 def test_ranks_share_no_example_within_a_lap() -> None:
@@ -58,14 +53,14 @@ def test_ranks_share_no_example_within_a_lap() -> None:
     for start in (0, 4, 8):
         unsafe, retain = together([step_at(start + k, rank, 3, whole_laps) for k in range(4) for rank in range(3)])
         assert set(unsafe.values()) == set(retain.values()) == {1}
-        assert len(unsafe) == len(retain) == 24
+        assert len(unsafe) == len(retain) == 24 and {lap for _, lap in (*unsafe, *retain)} == {start // 4}
 
 
 @pytest.mark.parametrize("gamma", GAMMAS)
 def test_gamma_is_exact_over_any_window(gamma: float) -> None:
     exact = Fraction(str(gamma))
     draw = random.Random(0)
-    for _ in range(200):
+    for _ in range(50):
         batch_size, world_size = draw.randint(1, 9), draw.randint(1, 4)
         start, length = draw.randint(0, 10**6), draw.randint(1, 30)
         settings = order(batch_size, gamma)
@@ -77,12 +72,6 @@ def test_gamma_is_exact_over_any_window(gamma: float) -> None:
         assert abs(num_retain - exact * num_unsafe) < 1
         from_the_beginning = sum(len(step_at(index, 0, 1, settings).retain) for index in range(length))
         assert from_the_beginning == math.floor(exact * batch_size * length)
-
-
-def test_a_gamma_of_a_tenth_is_not_the_float_next_to_it() -> None:
-    tenth = order(10, 0.1, unsafe=100, retain=100)
-    counts = [len(step_at(index, 0, 1, tenth).retain) for index in range(2000)]
-    assert counts == [1] * 2000
 
 
 @pytest.mark.parametrize("gamma", [0.1, 1 / 3, 1.0, 2.5])
@@ -134,8 +123,6 @@ def test_every_unsafe_example_is_seen_in_an_epoch() -> None:
     for batch_size, world_size in itertools.product((1, 4, 30), (1, 3)):
         settings = order(batch_size)
         epoch = range(settings.steps_per_epoch(world_size))
-        seen = together([step_at(index, rank, world_size, settings) for index in epoch for rank in range(world_size)])[
-            0
-        ]
-        assert set(seen) == set(range(23))
+        steps = [step_at(index, rank, world_size, settings) for index in epoch for rank in range(world_size)]
+        assert {index for index, _ in together(steps)[0]} == set(range(23))
         assert (len(epoch) - 1) * batch_size * world_size < 23

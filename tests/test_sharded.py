@@ -47,40 +47,37 @@ def seen(folder: Path, fit: dict[str, Any]) -> Any:
 
 
 STEERED = {"method": "RMU", "layer": 2, "steering_coefficient": 5.0}
-METHODS: Fits = [
-    {"name": "mixed", "asks": 3},
-    {"name": "npo", "method": "NPO", "beta": 0.5, "num_unsafe": 1},  # fewer unsafe examples than ranks
-    {"name": "rmu", **STEERED, "train_projector": True, "asks": 1, "steps": 3},  # a rank without a question
-    {"name": "rmu lora", **STEERED, "lora": True, "asks": 3},
-    {"name": "posthoc lora", "method": "PosthocSFT", "lora": True, "gradient_checkpointing": True},
-    {"name": "filter", "method": "UnsafeFilter", "gradient_checkpointing": True},
-]
 # Of the retain examples of a step, one rank has one with a picture and the other has one without.
 TEXTS: Fits = [
-    {"name": "rmu", **STEERED, "train_projector": True, "text": True, "batch_size": 2, "gamma": 1.0, "steps": 4},
-    {"name": "filter", "method": "UnsafeFilter", "text": True, "batch_size": 2, "steps": 4},
+    {"name": "rmu", **STEERED, "train_projector": True, "text": True, "batch_size": 2, "gamma": 1.0},
+    {"name": "filter", "method": "UnsafeFilter", "text": True, "batch_size": 2},
+]
+FITS: Fits = [
+    {"name": "mixed", "gradient_checkpointing": True, "asks": 1},  # a rank without a question
+    {"name": "npo", "method": "NPO", "beta": 0.5, "num_unsafe": 1},  # fewer unsafe examples than ranks
+    {"name": "rmu lora", **STEERED, "lora": True, "asks": 3},
+    {"name": "posthoc lora", "method": "PosthocSFT", "lora": True, "gradient_checkpointing": True},
+    *TEXTS,
+    *({**fit, "name": f"{fit['name']}, whole", "strategy": "ddp"} for fit in TEXTS),
 ]
 
 
-@pytest.mark.parametrize("strategy", ["ModelParallelStrategy", "ddp"])
-def test_two_ranks_train_and_answer_as_one_process(strategy: str, tmp_path: Path) -> None:
-    fits = TEXTS if strategy == "ddp" else [*METHODS, *({**fit, "name": f"text {fit['name']}"} for fit in TEXTS)]
-    assert train(tmp_path / "one", 1, [{**fit, "strategy": "auto"} for fit in fits]) == [0], said(tmp_path / "one")
-    assert train(tmp_path / "two", 2, [{**fit, "strategy": strategy} for fit in fits]) == [0, 0], said(tmp_path / "two")
-    for fit in fits:
-        one, two = seen(tmp_path / "one", fit), seen(tmp_path / "two", fit)
-        assert len(one["losses"]) == fit.get("steps", 2) and one["trained"] == two["trained"]
+def test_two_ranks_train_and_answer_as_one_process(tmp_path: Path) -> None:
+    alone = [{**fit, "strategy": "auto"} for fit in FITS if fit.get("strategy") != "ddp"]
+    assert train(tmp_path / "one", 1, alone) == [0], said(tmp_path / "one")
+    assert train(tmp_path / "two", 2, FITS) == [0, 0], said(tmp_path / "two")
+    for fit in FITS:
+        one = seen(tmp_path / "one", {"name": fit["name"].partition(",")[0]})
+        two = seen(tmp_path / "two", fit)
+        assert len(one["losses"]) == 2 and one["trained"] == two["trained"]
         torch.testing.assert_close(torch.tensor(two["losses"]), torch.tensor(one["losses"]), rtol=1e-5, atol=1e-5)
         assert one.get("asked") == two.get("asked"), fit["name"]
 
 
-@pytest.mark.parametrize("kind", ["qwen2_5_vl", "llava_next"])
-def test_a_rank_without_questions_helps_the_other_to_answer(
-    kind: str, checkpoints: Callable[[str], Path], tmp_path: Path
-) -> None:
+def test_a_rank_without_questions_helps_the_other_to_answer(checkpoints: Callable[[str], Path], tmp_path: Path) -> None:
     """Qwen2.5-VL answers by its own `generate`, which calls the vision tower outside of any forward pass."""
-    ended = run_children(sharded_training.answer, tmp_path, ranks=2, checkpoint=str(checkpoints(kind)))
-    assert ended == [0, 0], said(tmp_path)
+    kinds = [str(checkpoints(kind)) for kind in ("qwen2_5_vl", "llava_next")]
+    assert run_children(sharded_training.answer, tmp_path, ranks=2, checkpoints=kinds) == [0, 0], said(tmp_path)
 
 
 def test_a_rank_that_fails_in_an_evaluation_ends_all(tmp_path: Path) -> None:
@@ -102,33 +99,30 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("faults", "codes"),
+    ("faults", "codes", "ranks"),
     [
-        ({1: "share.written@3"}, [1, -9]),
-        ({0: "write.after_fsync:.ckpt@3"}, [-9, 1]),
-        ({1: "share.written@3=ENOSPC"}, [1, 1]),
-        ({0: "write.after_fsync:.ckpt@3=ENOSPC"}, [1, 1]),
+        ({1: "share.written@3"}, [1, -9], 1),
+        ({0: "write.after_fsync:.ckpt@3"}, [-9, 1], 2),
+        ({1: "share.written@3=ENOSPC"}, [1, 1], 0),
+        ({0: "write.after_fsync:.ckpt@3=ENOSPC"}, [1, 1], 0),
     ],
     ids=["a rank is killed", "the first rank is killed", "a rank's disk is full", "the first rank's disk is full"],
 )
 def test_struck_inside_a_save_a_run_resumes_to_the_same_bits(
-    faults: dict[int, str], codes: list[int], straight: Path, tmp_path: Path
+    faults: dict[int, str], codes: list[int], ranks: int, straight: Path, tmp_path: Path
 ) -> None:
     assert train(tmp_path, 2, [SAVED], faults) == codes
     folder = tmp_path / "run/checkpoints"
-    names = {path.name for path in folder.glob("*.ckpt")}
-    assert names == {"step-00000001.ckpt", "step-00000002.ckpt"}
-    if -9 not in codes:
+    assert {path.name for path in folder.glob("*.ckpt")} == {"step-00000001.ckpt", "step-00000002.ckpt"}
+    assert resolve_checkpoint("last", tmp_path / "run").name == "step-00000002.ckpt"
+    if not ranks:
         assert said(tmp_path).count("step-00000003.ckpt: checkpoint not saved, ") >= 2, "every rank says so"
         assert "No space left" in said(tmp_path) and not list(folder.glob(".*"))
-    resumed = {**SAVED, "resume": "last"}
-    shutil.copytree(tmp_path, tmp_path.with_name("alone"))
-    for ranks, where in ((2, tmp_path), (1, tmp_path.with_name("alone"))):
-        assert train(where, ranks, [resumed]) == [0] * ranks, said(where)
-        assert not list((where / "run/checkpoints").glob(".*"))
-        last = seen(where, SAVED)["losses"]
-        torch.testing.assert_close(last, seen(straight, SAVED)["losses"][2:], rtol=0, atol=0 if ranks == 2 else 1e-5)
-    shutil.rmtree(tmp_path.with_name("alone"))
+        return
+    assert train(tmp_path, ranks, [{**SAVED, "resume": "last"}]) == [0] * ranks, said(tmp_path)
+    assert not list(folder.glob(".*"))
+    ends = [seen(where, SAVED)["losses"] for where in (tmp_path, straight)]
+    torch.testing.assert_close(ends[0], ends[1][2:], rtol=0, atol=0 if ranks == 2 else 1e-5)
 
 
 def test_split_weights_are_exported_as_a_whole_model(straight: Path, tmp_path: Path) -> None:

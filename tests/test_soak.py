@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from children.processes import run_command
 
 pytestmark = pytest.mark.slow
 
+SOAK = "import sys, soak; sys.exit(soak.main())"
+
 
 def test_struck_at_random_a_run_loses_nothing_and_mixes_nothing(tmp_path: Path) -> None:
-    tests = Path(__file__).parent
-    paths = os.pathsep.join([str(tests), str(tests.parent), os.environ.get("PYTHONPATH", "")])
-    command = [
-        sys.executable,
-        str(tests / "soak.py"),
-        "--kills=8",
-        "--minutes=3",
-        f"--work={tmp_path}",
-        "--only=1 rank$",
-    ]
-    environment = {**os.environ, "PYTHONPATH": paths}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    done = run_command("--kills=4", "--minutes=3", f"--work={tmp_path}", "--only=fit rmu, 1 rank", code=SOAK)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-3000:]
     assert "0 failures." in done.stdout

@@ -13,7 +13,6 @@ import pytest
 import torch
 import yaml
 from builders import results_of
-from lightning.fabric import Fabric
 from rich.console import Console
 
 from mirage.checkpoint.io import read_checkpoint, resolve_checkpoint
@@ -50,13 +49,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def stress_of(run: Path, *only: str, limit: int = 8) -> Stress:
-    """The stress tests of the run, its model not loaded."""
-    return Stress(*parts_of(config_of(run), limit=limit), {}, only)
-
-
 @pytest.mark.slow
-def test_a_condition_has_the_figures_of_the_runs_own_evaluation(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_condition_is_measured_as_the_run_itself_and_put_back(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stressed: list[Stress] = []
+    measure = Stress.measure
+    monkeypatch.setattr(Stress, "measure", lambda self, *given: stressed.append(self) or measure(self, *given))
     assert main(["stress", str(run)]) == 0
     printed = capsys.readouterr().out
     out = run / "stress"
@@ -91,37 +90,20 @@ def test_a_condition_has_the_figures_of_the_runs_own_evaluation(run: Path, capsy
     assert max(map(len, shown[:-1])) <= 80 and sum("(" in line for line in shown) >= len(conditions)
     assert (out / "stress.png").read_bytes()[1:4] == b"PNG" and b"<svg" in (out / "stress.svg").read_bytes()
 
-
-@pytest.mark.slow
-def test_weights_are_put_back_after_every_change(run: Path, tmp_path: Path) -> None:
-    tests, checkpoint = stress_of(run, "relearn", "int8"), resolve_checkpoint("last", run)
-    conditions = tests.measure(checkpoint, Fabric(accelerator="cpu", devices=1), tmp_path)["conditions"]
-    saved = read_checkpoint(checkpoint)["state_dict"]
-    for name, value in tests.method.state_dict().items():
-        assert torch.equal(value, saved.get(name, value)), name
+    # the weights were others in each change, and are at the end what they were
+    saved = read_checkpoint(resolve_checkpoint("last", run))["state_dict"]
     untrained = load_model("package:mirage.mini/checkpoint").state_dict()
-    assert all(
-        torch.equal(value, untrained[name])
-        for name, value in tests.method.model.state_dict().items()
-        if f"model.{name}" not in saved
-    )
-    headers = [read_records(tmp_path / "records" / f"{name}.unsafe.jsonl")[0] for name in conditions if "plain" in name]
-    assert len({header["fingerprint"] for header in headers}) == len(headers) == 4  # the weights were others each time
+    for name, value in stressed[0].method.model.state_dict().items():
+        assert torch.equal(value, saved.get(f"model.{name}", untrained[name])), name
+    changed = ["plain", "relearn.harmless.plain", "relearn.harmful.plain", "int8.plain"]
+    assert len({read_records(out / f"records/{name}.unsafe.jsonl")[0]["fingerprint"] for name in changed}) == 4
 
-
-@pytest.mark.slow
-def test_without_a_picture_an_answer_is_a_function_of_the_question_alone(run: Path, tmp_path: Path) -> None:
-    tests = stress_of(run, "modality", limit=24)
-    tests.measure(resolve_checkpoint("last", run), Fabric(accelerator="cpu", devices=1), tmp_path)
-
-    def answers_by_question(condition: str) -> list[set[str]]:
-        _, records = read_records(tmp_path / "records" / f"{condition}.benign.jsonl")
-        assert {record.image is None for record in records} == {condition == "modality.text_only"}
-        return [{each.answer for each in records if each.question == one.question} for one in records]
-
-    assert {len(answers) for answers in answers_by_question("modality.text_only")} == {1}
-    assert {len(answers) for answers in answers_by_question("plain")} != {1}
-    assert {len(answers) for answers in answers_by_question("modality.picture_only")} != {1}
+    # without a picture, an answer is a function of the question alone
+    for name, alone in {"modality.text_only": True, "modality.picture_only": False, "plain": False}.items():
+        _, records = read_records(out / f"records/{name}.benign.jsonl")
+        assert {record.image is None for record in records} == {alone}
+        answers = {one.question: {each.answer for each in records if each.question == one.question} for one in records}
+        assert ({len(each) for each in answers.values()} == {1}) is alone
 
 
 class RefusalsOnly(Mini):

@@ -20,11 +20,7 @@ from mirage.evaluation.run.records import read_records
 
 pytestmark = pytest.mark.slow
 
-KINDS = {
-    "nan": "unsafe loss of examples {}",
-    "inf": "unsafe loss of examples {}",
-    "gradient": "gradient of a step with",
-}
+KINDS = {"nan": "unsafe loss of examples {}", "gradient": "gradient of a step with"}
 
 
 def end_of(folder: Path, rank: int) -> dict[str, Any]:
@@ -53,14 +49,13 @@ def test_what_is_not_finite_on_one_rank_stops_both_before_the_step(
         assert all(torch.equal(value, end["weights"][name]) for name, value in saved.items())
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_twin_without_the_check_the_spoilt_step_is_taken(kind: str, tmp_path: Path) -> None:
+def test_twin_without_the_check_the_spoilt_step_is_taken(tmp_path: Path) -> None:
     with pytest.raises(AssertionError):
-        test_what_is_not_finite_on_one_rank_stops_both_before_the_step(kind, tmp_path, protected=False)
+        test_what_is_not_finite_on_one_rank_stops_both_before_the_step("nan", tmp_path, protected=False)
     assert not all(value.isfinite().all() for value in end_of(tmp_path, 0)["weights"].values())
 
 
-@pytest.mark.parametrize(("samples", "batch_size"), [(7, 2), (7, 3), (1, 2)])
+@pytest.mark.parametrize(("samples", "batch_size"), [(7, 2), (1, 3)])
 def test_two_ranks_validate_as_one_process(
     samples: int, batch_size: int, tmp_path: Path, protected: bool = True
 ) -> None:

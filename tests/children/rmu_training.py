@@ -16,7 +16,7 @@ from mirage.data.module import AlignmentData
 from mirage.data.sources.mini import Mini
 from mirage.methods.rmu import RMU
 
-STEPS = 20
+STEPS = 8  # two laps of the unsafe set, five of the retain set
 
 
 class Losses(Callback):
@@ -30,21 +30,15 @@ class Losses(Callback):
 
 
 def train(
-    folder: Path, steps: int = STEPS, crossing: bool = False, devices: int = 1, source: type[Mini] = Mini, **given: Any
+    folder: Path, steps: int = STEPS, crossing: bool = False, devices: int = 1, **given: Any
 ) -> tuple[RMU, list[float]]:
     """The method after training in `folder`, beside which the cache lies, and the losses of this rank."""
     L.seed_everything(3, verbose=False)
     settings = {"layer": 2, "train_layers": [1, 2], "steering_coefficient": 5.0, "learning_rate": 1e-3, **given}
     method = RMU("package:mirage.mini/checkpoint", warmup_ratio=0.0, **settings)
     forms = Crossing(forms_per_example=2) if crossing else None
-    data = AlignmentData(
-        source(num_unsafe=14, num_safe=9, num_eval=4),
-        batch_size=4,
-        gamma=1.5,
-        num_workers=0,
-        crossing=forms,
-        method=method,
-    )
+    examples = Mini(num_unsafe=14, num_safe=9, num_eval=4)
+    data = AlignmentData(examples, batch_size=4, gamma=1.5, num_workers=0, crossing=forms, method=method)
     losses = Losses()
     trainer = L.Trainer(
         accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", max_steps=steps, logger=False,

@@ -89,7 +89,6 @@ def fit(
     asks: int = 0,
     saves: bool = False,
     resume: str | None = None,
-    precision: str = "32-true",
     judge: str = "Exact",
     **settings: Any,
 ) -> None:
@@ -103,23 +102,14 @@ def fit(
     losses, root = Losses(), folder / name
     callbacks: list[Callback] = [losses]
     if asks:
-        attack = OneWord("share")
         scores = {"Exact": Exact, "Failing": Failing}[judge]()
-        callbacks.append(
-            OneWordAttack(
-                "unsafe",
-                attack=attack,
-                judge=scores,
-                max_new_tokens=8,
-                batch_size=3,
-            )
-        )
+        callbacks.append(OneWordAttack("unsafe", OneWord("share"), scores, max_new_tokens=8, batch_size=3))
     if saves:
         facts = ResumeCheck(lambda: {"method": module.name, "ranks": ranks}, ["ranks"] if resume else [])
         callbacks += [RNGState(), facts, AtomicCheckpoint(every_n_steps=1)]
     engine: Any = ShardedStrategy() if strategy == "ModelParallelStrategy" else strategy
     trainer = L.Trainer(
-        accelerator="cpu", devices=ranks, strategy=engine, max_steps=steps, logger=False, precision=precision,
+        accelerator="cpu", devices=ranks, strategy=engine, max_steps=steps, logger=False,
         enable_checkpointing=False if not saves else None, enable_progress_bar=False, enable_model_summary=False,
         limit_val_batches=1 if asks else 0, val_check_interval=steps if asks else None, num_sanity_val_steps=0,
         default_root_dir=root, callbacks=callbacks, plugins=[AtomicCheckpointIO()], use_distributed_sampler=False,
@@ -137,20 +127,17 @@ def fit(
         (root / "seen.json").write_text(json.dumps(seen))
 
 
-def answer(folder: Path, checkpoint: str, rank: int, port: int) -> None:
+def answer(folder: Path, checkpoints: Sequence[str], rank: int, port: int) -> None:
     """The first of two ranks answers alone; it ends well if split weights answer as whole ones."""
     begin(folder, rank, port)
     torch.set_num_threads(1)
-    model, processor = load_model(checkpoint), load_processor(checkpoint)
     samples = Mini(num_eval=3).eval_samples("unsafe")
-
-    def engine() -> HuggingFaceEngine:
-        return HuggingFaceEngine(model, processor, max_new_tokens=8, batch_size=2)
-
-    whole = engine().answers(samples)
     torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    shard(model, torch.device("cpu"), "32-true")
-    split = engine()
-    with split.in_step():
-        answers = split.answers([] if rank else samples)
-    assert answers == ([] if rank else whole)
+    for checkpoint in checkpoints:
+        model, processor = load_model(checkpoint), load_processor(checkpoint)
+        whole = HuggingFaceEngine(model, processor, max_new_tokens=8, batch_size=2).answers(samples)
+        shard(model, torch.device("cpu"), "32-true")
+        split = HuggingFaceEngine(model, processor, max_new_tokens=8, batch_size=2)
+        with split.in_step():
+            answers = split.answers([] if rank else samples)
+        assert answers == ([] if rank else whole), checkpoint
