@@ -42,8 +42,8 @@ def files_in(folder: Path) -> dict[str, bytes]:
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "full": {},
-    "first layer": {"train_layers": [0, 2], "positions": "all", "steps": 20},
-    "WMDP, crossed": {"fine_tuning_weight": 0.0, "crossing": True, "steps": 20},
+    "first layer": {"train_layers": [0, 2], "positions": "all"},
+    "WMDP, crossed": {"fine_tuning_weight": 0.0, "crossing": True},
     "LoRA, recomputed": {"lora": LoraSettings(r=4, lora_dropout=0.1), "gradient_checkpointing": True},
 }
 
@@ -53,7 +53,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 def test_losses_are_the_same_with_the_cache(layout: str, tmp_path: Path) -> None:
     given = LAYOUTS[layout]
     method, without = rmu_training.train(tmp_path / "run", cache=False, **given)
-    assert len(without) == given.get("steps", rmu_training.STEPS) and without[-1] < without[0]
+    assert len(without) == rmu_training.STEPS and without[-1] < without[0]
     assert not (tmp_path / CACHE).exists()
     _, filling = rmu_training.train(tmp_path / "run", **given)
     filled = files_in(tmp_path / CACHE)
@@ -79,9 +79,7 @@ def test_two_ranks_share_a_cache_and_one_may_be_killed_while_it_writes(tmp_path:
     assert killed[1] == -9 and killed[0] != 0
     left = files_in(tmp_path / CACHE)
     assert any(name.endswith(".partial") for name in left)
-    assert train(tmp_path / "filled") == [0, 0], said(
-        tmp_path / "filled"
-    )  # its second lap reads what both have written
+    assert train(tmp_path / "filled") == [0, 0], said(tmp_path / "filled")  # a later lap reads what both have written
     assert losses(tmp_path / "filled") == pytest.approx(losses(tmp_path / "without"), abs=1e-5)
     assert len(files_in(tmp_path / CACHE)) == 14 + 9
     assert all(load_file(path) for path in (tmp_path / CACHE).iterdir())

@@ -16,7 +16,7 @@ from mirage.data.module import AlignmentData
 from mirage.data.sources.mini import Mini
 from mirage.methods.rmu import RMU
 
-STEPS = 8  # two laps of the unsafe set, five of the retain set
+STEPS = 20
 
 
 class Losses(Callback):
