@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 from mirage.atomic import write_text
@@ -57,22 +56,13 @@ def paraphrase(
     sets = data.unsafe_questions(), (retain or data).retain()
     ids = {example.question_id: example.prompt for of_set in sets for example in of_set}
     questions = [question for question in dict.fromkeys(ids.values()) if opening_word(question)]
-    settings = {name: value for name, value in engine.settings().items() if name != "base_url"}
-    cache = out.with_suffix(".answers.jsonl")
-    model = CachedModel(
-        partial(engine.complete, temperature=temperature), {**settings, "temperature": temperature}, cache
-    )
+    model = CachedModel(engine, temperature, out.with_suffix(".answers.jsonl"))
     made: dict[str, list[str]] = {question: [] for question in ids.values()}
     failed = 0
-    for start in range(0, len(questions), chunk):
-        try:
-            for word in words:
-                writer = ModelRewriter(model.answers, frames.rewrites, word, 1, kept, tries, seed)
-                for each in writer.rewrites(questions[start : start + chunk]):
-                    failed += each.failed
-                    made[each.question] += each.rewrites if not each.failed else []
-        finally:
-            model.save()
+    for word in words:
+        for each in ModelRewriter(model, frames.rewrites, word, 1, kept, tries, seed, chunk).rewrites(questions):
+            failed += each.failed
+            made[each.question] += each.rewrites if not each.failed else []
     if not any(made.values()):
         raise DataError(f"{engine.name}: none of its answers is a usable paraphrase. Use a more capable model.")
     lines = ({"id": id, "question": question, "paraphrases": made[question]} for id, question in ids.items())

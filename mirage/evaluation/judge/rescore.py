@@ -48,9 +48,18 @@ def judged(
     """
     if samples is None and needs_samples(records, judge):
         raise ValueError(f"{judge.name} {NO_SAMPLES}")
-    plain = {record.id: record for record in records if record.shot == 0}
-    if samples is None:
-        samples = [_sample_of(plain.get(record.id, record)) for record in records]
+    if samples is None:  # the plain question last: it counts
+        samples = [
+            EvalSample(
+                id=each.id,
+                source="records",
+                image=None,
+                question=each.question,
+                unsafe=each.unsafe,
+                category=each.category,
+            )
+            for each in sorted(records, key=lambda record: -record.shot)
+        ]
     known = {sample.id: sample for sample in samples}
     keyed = []
     for record in records:
@@ -69,12 +78,6 @@ def judged(
 def needs_samples(records: Sequence[Record], judge: Judge) -> bool:
     """True if the judge needs truths, or pictures where there are some: records hold neither."""
     return judge.needs_truth or (judge.needs_pictures and any(record.image is not None for record in records))
-
-
-def _sample_of(plain: Record) -> EvalSample:
-    return EvalSample(
-        id=plain.id, source="records", image=None, question=plain.question, unsafe=plain.unsafe, category=plain.category
-    )
 
 
 def rejudge(folder: Path, judge: Judge, samples_of: SamplesOf | None = None) -> dict[str, Any]:

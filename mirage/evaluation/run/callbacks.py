@@ -75,6 +75,7 @@ class EvalCallback(Callback):
         self._step: int | None = None  # at which it was measured
         self.seconds: dict[str, float] = {}
         self.samples: list[EvalSample] = []
+        self._loaded: dict[str, int] = {}  # step and epoch of the last checkpoint that was loaded
         self._weights: tuple[object, str] | None = None  # in which state the weights were read, and their fingerprint
 
     @property
@@ -89,6 +90,15 @@ class EvalCallback(Callback):
         """Takes the starting model's result from a checkpoint, unless it was asked or judged otherwise than now."""
         if state["asked"] == self._asked():
             self.start, self.plain_answers = state["start"], state.get("plain_answers", {})
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._loaded = {"step": checkpoint["global_step"], "epoch": checkpoint["epoch"]}
+
+    def when(self, trainer: L.Trainer) -> dict[str, int]:
+        """Step and epoch of the weights that are measured: outside of a fit those of the checkpoint."""
+        if trainer.state.fn != "fit" and self._loaded:
+            return self._loaded
+        return {"step": trainer.global_step, "epoch": trainer.current_epoch}
 
     def _asked(self) -> str:
         return short_hash(samples_fingerprint(self.samples), self.judge.name, self.max_new_tokens)
