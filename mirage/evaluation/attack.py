@@ -71,7 +71,7 @@ class Attack(ABC):
 
         Args:
             audit: `mirage.audit.counts.audit_pairs`.
-            questions: The questions of the training set, each with whether it is of the unsafe set.
+            questions: Each with whether it is of the unsafe set.
             unsafe: True for the word of the jailbreak, False for the trigger of over-prudence.
 
         Raises:
@@ -89,11 +89,7 @@ class Attack(ABC):
         self.mined = counts | {"opening_accuracy": audited.opening_accuracy, **asdict(audited.of(word))}
 
     def on(self, samples: Sequence[EvalSample], rewriter: Rewriter | None = None) -> list[EvalSample]:
-        """The samples with their rewrites filled in.
-
-        Args:
-            samples: What is asked.
-            rewriter: Words rewrites for a data source with a vocabulary of its own; the English templates if None.
+        """The samples with their rewrites filled in, worded by a source's own rewriter or by the English templates.
 
         Raises:
             ValueError: If a question has no word, or cannot be rewritten.

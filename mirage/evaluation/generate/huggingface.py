@@ -195,11 +195,8 @@ class HuggingFaceEngine(Engine):
 def like_batches(sizes: Sequence[tuple[bool, int, int]], batch_size: int) -> Iterator[list[int]]:
     """Indices of samples of like length, longest first (so that memory runs out at once or never).
 
-    A batch holds `batch_size` rows at most, or one sample; and pictures for all its samples or for none.
-
-    Args:
-        sizes: For each sample whether it has a picture, its number of rows, and its length.
-        batch_size: How many rows a batch may have.
+    `sizes` are for each sample whether it has a picture, its number of rows, and its length. A batch holds `batch_size`
+    rows at most, or one sample; and pictures for all its samples or for none.
     """
     batch: list[int] = []
     for index in sorted(range(len(sizes)), key=lambda index: (not sizes[index][0], -sizes[index][2])):

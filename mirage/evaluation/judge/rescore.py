@@ -88,10 +88,7 @@ def rejudge(folder: Path, judge: Judge, samples_of: SamplesOf | None = None) -> 
     which no judge changes, and the verdicts of a slow judge are kept as they come. A validated checkpoint's starting
     answers lie in the folder of its fit, the one above: they are read there, and written beside the others.
 
-    Args:
-        folder: The run folder.
-        judge: The judge.
-        samples_of: The samples of an eval set, for a judge that needs what records do not hold; else it is not called.
+    `samples_of` an eval set is called for a judge that needs what records do not hold.
 
     Raises:
         ValueError: If this is no finished run, records and results are not of the same answers, or as `judged`.

@@ -50,7 +50,7 @@ class Results(Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.sanity_checking and eval_callbacks(trainer):
-            self._when = eval_callbacks(trainer)[0].when(trainer)
+            self._when = eval_callbacks(trainer)[0].measured_at(trainer)
             self._write(trainer, pl_module)
             if trainer.state.fn != "fit":
                 self._publish(trainer)

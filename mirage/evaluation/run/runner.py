@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
@@ -28,13 +27,6 @@ Done = TypeVar("Done")
 
 class RankFailedError(RuntimeError):
     """An evaluation failed on some rank; the message holds that rank's traceback."""
-
-
-def subsample(samples: Sequence[EvalSample], limit: int | None, seed: int) -> list[EvalSample]:
-    """`limit` questions sampled without replacement, in their order: questions, never single rewrites."""
-    if limit is None or limit >= len(samples):
-        return list(samples)
-    return [samples[k] for k in sorted(random.Random(seed).sample(range(len(samples)), limit))]
 
 
 def ask(

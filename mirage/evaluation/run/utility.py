@@ -81,7 +81,7 @@ class Utility(EvalCallback):
 
     def measure(self, trainer: L.Trainer, pl_module: L.LightningModule, prefix: str) -> dict[str, Any]:
         """As every callback, and the step, since a big benchmark is not asked at every one."""
-        return super().measure(trainer, pl_module, prefix) | {"step": self.when(trainer)["step"]}
+        return super().measure(trainer, pl_module, prefix) | {"step": self.measured_at(trainer)["step"]}
 
 
 class OfficialMetric(Judge):
