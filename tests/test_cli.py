@@ -93,6 +93,7 @@ def test_a_run_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str
     again = results_of(root / "validate")
     assert again["unsafe"]["fingerprint"] == results["unsafe"]["fingerprint"]
     assert again["benign"] == results["benign"]
+    assert (again["step"], again["epoch"]) == (results["step"], results["epoch"])
     # another attack: the starting model's figures in the checkpoint are not of this attack, so they are not shown
     other = [*CALLBACK.split(), "--trainer.callbacks.attack=OneWord", "--trainer.callbacks.attack.word=what's"]
     assert run([*evaluate, *other, "--trainer.callbacks.judge=Exact", "--ckpt_path=last"]) == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from mirage.data.base import Source
 from mirage.errors import DataError
 from mirage.evaluation.judge.base import Answered, Judge, check_scored
 from mirage.evaluation.judge.keyword import Keyword
+from mirage.json_file import json_lines
 from mirage.prepare.responders import progress_bar, responder
 from mirage.schema import EvalSample, Verdict
 
@@ -61,6 +61,5 @@ def answer(data: Source, model: str, out: Path, judge: Judge | None = None, **as
     found = sum(text is not None for text in usable.values())
     if not found:
         raise DataError(f"{who.name} answers no question of the retain set. Use another model.")
-    lines = ({"id": id, "answer": text} for id, text in usable.items())
-    write_text(out, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    write_text(out, json_lines({"id": id, "answer": text} for id, text in usable.items()))
     print(f"{out} holds {found} answers of {len(usable)}; use it with --data.retain_answers {out}")

@@ -20,6 +20,7 @@ from mirage.evaluation.judge.keyword import Keyword
 from mirage.evaluation.judge.model import ModelJudge
 from mirage.evaluation.judge.topic import TopicFilter
 from mirage.evaluation.run.records import AnswerLog
+from mirage.json_file import json_lines
 from mirage.prepare.responders import progress_bar
 from mirage.schema import EvalSample, Example, Verdict
 
@@ -80,7 +81,7 @@ def filter_data(data: Source, out: Path, judge: Judge | None = None, block_size:
                 unscored += [judgement] if judgement.verdict is Verdict.UNSCORED else []
     warn_many_unscored(unscored, len(examples), judge.name)
     for name, listed in (("kept_ids", kept), ("dropped", dropped)):
-        write_text(out / f"{name}.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in listed))
+        write_text(out / f"{name}.jsonl", json_lines(listed))
     report = {
         "source": data.name, "judge": judge.name, "examples": len(examples), "kept": len(kept), "dropped": len(dropped),
         "verdicts": dict(verdicts), "seconds": round(time.perf_counter() - started, 1),

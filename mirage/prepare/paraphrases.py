@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from mirage.atomic import write_text
 from mirage.data.base import Source
 from mirage.errors import DataError
 from mirage.evaluation.generate.base import Engine
+from mirage.json_file import json_lines
 from mirage.rewriting import frames
 from mirage.rewriting.by_model import CachedModel, ModelRewriter
 from mirage.text import opening_word
@@ -66,7 +66,7 @@ def paraphrase(
     if not any(made.values()):
         raise DataError(f"{engine.name}: none of its answers is a usable paraphrase. Use a more capable model.")
     lines = ({"id": id, "question": question, "paraphrases": made[question]} for id, question in ids.items())
-    write_text(out, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    write_text(out, json_lines(lines))
     print(
         f"{out} holds {sum(map(len, made.values()))} paraphrases of {len(ids)} questions; {failed} were refused in every "
         f"attempt, and {sum(not each for each in made.values())} questions have none."

@@ -7,7 +7,7 @@ import platform
 import random
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +21,7 @@ from mirage.data.mixture import RetainSet
 from mirage.errors import DataError
 from mirage.evaluation.judge.base import Answered, Judge, check_scored
 from mirage.evaluation.judge.keyword import Keyword
+from mirage.json_file import json_lines
 from mirage.prepare import harmful
 from mirage.prepare.responders import BLOCK, Responder, file_hash, progress_bar, responder
 from mirage.prepare.retain import mixed, retain_lines
@@ -132,11 +133,11 @@ def prepare(
         for each in given
     ]
     texts = {
-        "candidates.jsonl": _as_lines(every),
-        "harmful_answers.jsonl": _as_lines(harmful.answer_line(id, choices.get(id)) for id in questions),
+        "candidates.jsonl": json_lines(every),
+        "harmful_answers.jsonl": json_lines(harmful.answer_line(id, choices.get(id)) for id in questions),
     }
     if kept:
-        texts |= {"retain.jsonl": _as_lines(kept), "retain_ids.txt": "".join(f"{line['id']}\n" for line in kept)}
+        texts |= {"retain.jsonl": json_lines(kept), "retain_ids.txt": "".join(f"{line['id']}\n" for line in kept)}
     for name, text in texts.items():
         write_text(out / name, text)
     counts = {"questions": len(questions), **harmful.counted(choices, candidates), "retain": len(kept)}
@@ -206,10 +207,6 @@ def _selected(
     return {
         id: harmful.by_reply(candidates[id], offered[id], reply, seed, chooser.name) for id, reply in replies.items()
     }
-
-
-def _as_lines(objects: Iterable[dict[str, Any]]) -> str:
-    return "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in objects)
 
 
 def _print(counts: Mapping[str, Any], out: Path) -> None:
