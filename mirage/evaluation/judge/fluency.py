@@ -97,7 +97,14 @@ class Fluency(Judge):
         return super().decided(one)
 
     def read(self, rest: list[Answered]) -> list[Judgement]:
-        threshold, origin = self._threshold()
+        threshold, origin = self.threshold, "given"
+        if threshold is None:
+            asked = dict(sorted(self._questions.items()))
+            key = short_hash(*asked)
+            if key not in self._thresholds:
+                self._thresholds[key] = self._sampled_quantile([*asked.values()])
+            threshold = self._thresholds[key]
+            origin = f"{100 * self.quantile:g} % of the reference's sampled answers lie below"
         return [
             Judgement(
                 Verdict.IRRELEVANT if score < threshold else Verdict.COMPLIED,
@@ -105,16 +112,6 @@ class Fluency(Judge):
             )
             for score in self._scores(rest)
         ]
-
-    def _threshold(self) -> tuple[float, str]:
-        """The threshold for the questions of all answers, and where it comes from."""
-        if self.threshold is not None:
-            return self.threshold, "given"
-        asked = self._questions
-        key = short_hash(*sorted(asked))
-        if key not in self._thresholds:
-            self._thresholds[key] = self._sampled_quantile([asked[place] for place in sorted(asked)])
-        return self._thresholds[key], f"{100 * self.quantile:g} % of the reference's sampled answers lie below"
 
     def _sampled_quantile(self, questions: list[Answered]) -> float:
         import numpy as np
