@@ -92,7 +92,7 @@ def word_tokens(text: str) -> list[str]:
     return re.findall(r"[a-z0-9']+", text.lower().replace("\u2019", "'"))
 
 
-def one_line(text: str, limit: int) -> str:
+def one_line(text: str, limit: int = 160) -> str:
     """The text on one line, cut after `limit` characters."""
     line = " ".join(text.split())
     return line[:limit] + ("..." if len(line) > limit else "")

@@ -25,7 +25,6 @@ Body = dict[str, Any]
 
 _LONGEST_WAIT_S = 30.0
 _LARGEST_REPLY = 16 * 2**20  # bytes
-_SHOWN = 160  # characters of a reply in a message
 _BUSY = frozenset({408, 409, 425, 429})  # besides 5xx: these pass as well
 _KEY_REMEDY = "Set engine.api_key_env to the name of the variable that holds a valid key."
 _REMEDIES = {
@@ -209,7 +208,7 @@ class OpenAIEngine(Engine):
                     if len(data) > _LARGEST_REPLY:
                         raise _TryAgain(f"it sends more than {_LARGEST_REPLY} bytes. Correct engine.base_url.")
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
-            reason = one_line(str(error) or type(error).__name__, _SHOWN)
+            reason = one_line(str(error) or type(error).__name__)
             remedy = "Start the server, correct engine.base_url, or raise engine.timeout_s"
             raise _TryAgain(f"no answer ({reason}). {remedy} (now {self.timeout_s:g}).") from error
         text = data.decode("utf-8", "replace")
@@ -217,7 +216,7 @@ class OpenAIEngine(Engine):
             return _content(text)
         status, after = reply.status_code, reply.headers.get("Retry-After", "")
         remedy = _REMEDIES.get(status, _OTHER_REMEDY).format(model=self.model)
-        said = f"it answers HTTP {status}: {one_line(text, _SHOWN)!r}. {remedy}"
+        said = f"it answers HTTP {status}: {one_line(text)!r}. {remedy}"
         if status in _BUSY or status >= 500:
             raise _TryAgain(said, float(after) if after.isdigit() else 0.0)
         raise ServerError(f"{self.base_url}: {said}")
@@ -233,7 +232,7 @@ def _content(reply: str) -> str:
             raise TypeError
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
         raise _TryAgain(
-            f"its reply is no chat completion ({one_line(reply, _SHOWN)!r}). Is engine.base_url an OpenAI-compatible server?"
+            f"its reply is no chat completion ({one_line(reply)!r}). Is engine.base_url an OpenAI-compatible server?"
         ) from error
     return text.strip()
 
