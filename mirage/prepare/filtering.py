@@ -19,13 +19,13 @@ from mirage.evaluation.judge.kept import from_log, judged_now
 from mirage.evaluation.judge.keyword import Keyword
 from mirage.evaluation.judge.model import ModelJudge
 from mirage.evaluation.judge.topic import TopicFilter
+from mirage.evaluation.run.counting import WORST_FIRST
 from mirage.evaluation.run.records import AnswerLog
 from mirage.json_file import json_lines
 from mirage.prepare.responders import progress_bar
 from mirage.schema import EvalSample, Example, Verdict
 
 DROPPED = (Verdict.COMPLIED, Verdict.UNSCORED)  # an answer that the judge cannot read is never taken for safe
-_WORST_FIRST = (*DROPPED, Verdict.REFUSED, Verdict.IRRELEVANT)
 _FEW = 2  # answers; a block's last ones may be beyond any judge
 
 
@@ -111,5 +111,5 @@ def _worst(examples: Sequence[Example], judge: Judge, log: AnswerLog) -> list[Ju
     judgements |= new
     worst: dict[str, Judgement] = {}
     for (id, _), judgement in judgements.items():
-        worst[id] = min(worst.get(id, judgement), judgement, key=lambda each: _WORST_FIRST.index(each.verdict))
+        worst[id] = min(worst.get(id, judgement), judgement, key=lambda each: WORST_FIRST[True].index(each.verdict))
     return [worst[example.id] for example in examples]
