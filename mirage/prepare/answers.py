@@ -11,7 +11,7 @@ from mirage.errors import DataError
 from mirage.evaluation.judge.base import Answered, Judge, check_scored
 from mirage.evaluation.judge.keyword import Keyword
 from mirage.json_file import json_lines
-from mirage.prepare.responders import progress_bar, responder
+from mirage.prepare.responders import responder
 from mirage.schema import EvalSample, Verdict
 
 
@@ -49,9 +49,7 @@ def answer(data: Source, model: str, out: Path, judge: Judge | None = None, **as
         if not each.later_turns
     }  # fmt: skip
     samples = list(asked.values())
-    kept = out.with_suffix(".answers")
-    with progress_bar() as progress:
-        replies, _ = who.replies(samples, {id: each.question for id, each in asked.items()}, kept, progress)
+    replies, _ = who.replies(samples, {id: each.question for id, each in asked.items()}, out.with_suffix(".answers"))
     judgements = judge.judge([Answered(each, each.question, replies[each.id]) for each in samples])
     check_scored(list(replies.values()), judgements, judge.name)
     usable = {

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mirage import __version__
 from mirage.atomic import sweep_partials, write_text
@@ -26,9 +26,6 @@ from mirage.prepare import harmful
 from mirage.prepare.responders import BLOCK, Responder, file_hash, progress_bar, responder
 from mirage.prepare.retain import mixed, retain_lines
 from mirage.schema import EvalSample, short_hash
-
-if TYPE_CHECKING:
-    from rich.progress import Progress
 
 EVAL_SET = "train_unsafe"
 SCHEMA_VERSION = 1
@@ -106,25 +103,25 @@ def prepare(
     prompts = {sample.id: sample.question for sample in asked}
     answers: dict[str, list[tuple[str, str]]] = {id: [] for id in prompts}  # in the order of answers_from
     answered_by = []
+    for who in responders:
+        began, num_asked, reused = time.perf_counter(), 0, 0
+        for id in prompts.keys() & who.answers.keys():
+            answers[id] += who.answers[id]
+        if who.engine is not None:
+            replies, reused = who.replies(asked, prompts, out / ".answers")
+            num_asked = len(prompts) - reused
+            for id, text in replies.items():
+                answers[id].append((who.name, text))
+        answered_by.append({
+            "name": who.name, "kind": who.kind, "fingerprint": who.fingerprint, "asked": num_asked,
+            "reused": reused, "seconds": round(time.perf_counter() - began, 1),
+        })  # fmt: skip
+    candidates = _screened(asked, answers, judge)
+    choices = {id: harmful.by_detail(given, seed) for id, given in candidates.items()}
+    if chooser is not None:
+        choices |= _selected(chooser, asked, candidates, out / ".answers", seed)
+    written = retain_lines(retained, out) if retained else ()
     with progress_bar() as progress:
-        for who in responders:
-            began, num_asked, reused = time.perf_counter(), 0, 0
-            for id in prompts.keys() & who.answers.keys():
-                answers[id] += who.answers[id]
-            if who.engine is not None:
-                replies, reused = who.replies(asked, prompts, out / ".answers", progress)
-                num_asked = len(prompts) - reused
-                for id, text in replies.items():
-                    answers[id].append((who.name, text))
-            answered_by.append({
-                "name": who.name, "kind": who.kind, "fingerprint": who.fingerprint, "asked": num_asked,
-                "reused": reused, "seconds": round(time.perf_counter() - began, 1),
-            })  # fmt: skip
-        candidates = _screened(asked, answers, judge)
-        choices = {id: harmful.by_detail(given, seed) for id, given in candidates.items()}
-        if chooser is not None:
-            choices |= _selected(chooser, asked, candidates, out / ".answers", seed, progress)
-        written = retain_lines(retained, out) if retained else ()
         kept = list(progress.track(written, len(retained or ()), description="retain"))
 
     every = [
@@ -195,7 +192,7 @@ def _screened(
 
 def _selected(
     chooser: Responder, asked: Sequence[EvalSample], candidates: Mapping[str, Sequence[harmful.Candidate]],
-    kept: Path, seed: int, progress: Progress,
+    kept: Path, seed: int,
 ) -> dict[str, harmful.Choice]:  # fmt: skip
     """What a model chooses, for the questions that leave a choice."""
     places = [place for place, given in enumerate(candidates.values()) if len(harmful.usable(given)) > 1]
@@ -203,7 +200,7 @@ def _selected(
     for sample in (open_to_choice := Chosen(asked, places)):
         offered[sample.id] = harmful.shuffled(candidates[sample.id], seed)
         prompts[sample.id] = harmful.selector_question(sample.question, offered[sample.id])
-    replies, _ = chooser.replies(open_to_choice, prompts, kept, progress)
+    replies, _ = chooser.replies(open_to_choice, prompts, kept)
     return {
         id: harmful.by_reply(candidates[id], offered[id], reply, seed, chooser.name) for id, reply in replies.items()
     }

@@ -52,7 +52,7 @@ class Responder:
     )  # a file's: id -> (model, answer) pairs
 
     def replies(
-        self, samples: Sequence[EvalSample], prompts: Mapping[str, str], kept: Path, progress: Progress
+        self, samples: Sequence[EvalSample], prompts: Mapping[str, str], kept: Path
     ) -> tuple[dict[str, str], int]:
         """What the model replies to the prompt of each sample, by id, and how many replies an earlier attempt had kept.
 
@@ -63,7 +63,7 @@ class Responder:
         """
         assert self.engine is not None, "a file is read, not asked"
         fingerprint = short_hash(self.fingerprint, *(text for pair in prompts.items() for text in pair))
-        with closing(AnswerLog(kept / f"{fingerprint}.jsonl", fingerprint)) as log:
+        with progress_bar() as progress, closing(AnswerLog(kept / f"{fingerprint}.jsonl", fingerprint)) as log:
             reused = len(log.known)
             task = progress.add_task(escape(self.name), total=len(samples), completed=reused)
 
