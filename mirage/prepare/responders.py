@@ -47,9 +47,8 @@ class Responder:
     kind: Literal["ModelFolder", "Server", "AnswerFile"]
     fingerprint: str
     engine: Engine | None = None  # None for a file; a folder's model is loaded at the first question
-    answers: Mapping[str, Sequence[tuple[str, str]]] = field(
-        default_factory=dict
-    )  # a file's: id -> (model, answer) pairs
+    # of a file: question id -> (model, answer) of each answer
+    answers: Mapping[str, Sequence[tuple[str, str]]] = field(default_factory=dict)
 
     def replies(
         self, samples: Sequence[EvalSample], prompts: Mapping[str, str], kept: Path
