@@ -104,10 +104,8 @@ class ModelJudge(Judge):
             who = Path(str(self.pretrained)).name
             settings: list[Any] = [self.pretrained, self.max_new_tokens, self.dtype]
         else:
-            who, settings = (
-                self.engine.settings().get("model", self.engine.name),
-                sorted(self.engine.settings().items()),
-            )
+            who = self.engine.settings().get("model", self.engine.name)
+            settings = sorted(self.engine.settings().items())
         shown = [part for rubric in self._rubrics for part in (self._task, rubric)]
         return f"model({who}: {short_hash(ASKED['prompt'], *shown, self.see_picture, *settings)[:8]})"
 
