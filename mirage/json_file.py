@@ -12,7 +12,7 @@ import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, Generic, Literal, NamedTuple
 
@@ -95,6 +95,11 @@ def sound_records(
     else:
         if not may_be_empty:
             issues.append(DataIssue(str(path), "", "the file", f"has no records. Expected {expected}."))
+
+
+def json_lines(objects: Iterable[object]) -> str:
+    """JSON Lines: one object a line."""
+    return "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in objects)
 
 
 def records(path: Path, shape: str, window: int = WINDOW) -> Iterator[object]:

@@ -92,6 +92,12 @@ def word_tokens(text: str) -> list[str]:
     return re.findall(r"[a-z0-9']+", text.lower().replace("\u2019", "'"))
 
 
+def one_line(text: str, limit: int = 160) -> str:
+    """The text on one line, cut after `limit` characters."""
+    line = " ".join(text.split())
+    return line[:limit] + ("..." if len(line) > limit else "")
+
+
 def first_names(names: Sequence[str], shown: int = 10) -> str:
     """The first `shown` names, for a message, and how many more there are."""
     more = f" and {len(names) - shown} more" if len(names) > shown else ""

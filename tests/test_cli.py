@@ -85,6 +85,7 @@ def test_a_run_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str
     again = results_of(root / "validate")
     assert again["benign"] == results["benign"] and again["start"]["benign"] == results["start"]["benign"]
     assert again["unsafe"]["attack"]["word"] == "who" and "unsafe" not in again["start"]
+    assert (again["step"], again["epoch"]) == (results["step"], results["epoch"])
     # without one, validate measures the starting model
     assert run(evaluate) == 0
     start = results_of(root / "validate")

@@ -20,6 +20,7 @@ from builders import record_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mirage.data.lazy import sampled
 from mirage.evaluation.attack import Rewrite
 from mirage.evaluation.generate.base import Engine, OnAnswer
 from mirage.evaluation.judge.base import Answered, Judge, Judgement
@@ -28,7 +29,7 @@ from mirage.evaluation.run import runner as asking
 from mirage.evaluation.run.callbacks import OneWordAttack
 from mirage.evaluation.run.counting import summarise
 from mirage.evaluation.run.records import AnswerLog, read_records, write_records
-from mirage.evaluation.run.runner import RankFailedError, ask, samples_fingerprint, subsample, weights_fingerprint
+from mirage.evaluation.run.runner import RankFailedError, ask, samples_fingerprint, weights_fingerprint
 from mirage.images import FileImage
 from mirage.schema import EvalSample, Record, Verdict
 
@@ -317,12 +318,12 @@ def test_a_word_that_nothing_can_mine_is_refused() -> None:
 
 def test_a_subset_is_of_questions_with_all_their_rewrites() -> None:
     everything = samples(40)
-    some = subsample(everything, 12, seed=3)
+    some = sampled(everything, 12, seed=3)
     assert len(some) == 12 and all(sample in everything and len(sample.questions) == 3 for sample in some)
     assert [everything.index(sample) for sample in some] == sorted(everything.index(sample) for sample in some)
-    assert subsample(everything, 12, seed=3) == some != subsample(everything, 12, seed=4)
+    assert sampled(everything, 12, seed=3) == some != sampled(everything, 12, seed=4)
     for limit in (None, 40, 41):
-        assert subsample(everything, limit, seed=3) == everything
+        assert sampled(everything, limit, seed=3) == everything
 
 
 def test_fingerprints_follow_whatever_decides_an_answer() -> None:

@@ -9,6 +9,7 @@ import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from mirage.data.sources.mini import Mini
 from mirage.errors import ModelError
 from mirage.evaluation.generate.base import Engine, OnAnswer
 from mirage.evaluation.generate.huggingface import HuggingFaceEngine
-from mirage.evaluation.generate.likelihood import Said, token_logp_mean
+from mirage.evaluation.generate.likelihood import token_logp_mean
 from mirage.evaluation.judge.base import Answered, JudgeError, Judgement, check_scored
 from mirage.evaluation.judge.calibration import agreement, read_labels
 from mirage.evaluation.judge.classifier import Classifier
@@ -32,7 +33,7 @@ from mirage.evaluation.judge.fluency import Fluency, is_loop, looped_share
 from mirage.evaluation.judge.model import ModelJudge, neutralised, parsed
 from mirage.models.load import load_model
 from mirage.models.processor import load_processor
-from mirage.schema import EvalSample, Verdict
+from mirage.schema import EvalSample, Example, Verdict
 from mirage.stats import cohens_kappa
 
 CHECKPOINT = "package:mirage.mini/checkpoint"
@@ -95,15 +96,17 @@ def test_a_loop_is_more_than_words_that_come_back() -> None:
 
 def test_likelihood_is_the_mean_over_the_answer_whatever_the_batch() -> None:
     network, processor = mini()
-    said = [Said(one.question, one.sample.image, one.answer) for one in mini_answers()[:7]]
-    said += [Said(said[0].question, None, said[0].answer), said[1]._replace(answer="red")]
+    said = [
+        Example(source="", image=one.sample.image, prompt=one.question, answer=one.answer) for one in mini_answers()[:7]
+    ]
+    said += [replace(said[0], image=None), replace(said[1], answer="red")]
     together = token_logp_mean(network, processor, said, 16)
     alone = [token_logp_mean(network, processor, [item], 1)[0] for item in said]
     assert together == pytest.approx(alone, abs=1e-4), "padding counts for nothing"
     # by hand: the prompt as it is generated from, then the answer's tokens one by one
     item = said[3]
     assert item.image is not None
-    content = [{"type": "image"}, {"type": "text", "text": item.question}]
+    content = [{"type": "image"}, {"type": "text", "text": item.prompt}]
     prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     inputs = processor(text=[prompt], images=[[item.image.open()]], add_special_tokens=False, return_tensors="pt")
     inputs.pop("token_type_ids", None)

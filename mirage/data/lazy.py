@@ -52,10 +52,11 @@ class Chosen(Lazy[Item]):
         return items_at(self.items, [self.places[index] for index in indices])
 
 
-def sampled(items: Sequence[Item], most: int = 4096) -> list[Item]:
-    """All items of a small set, and `most` of a large one, always the same, in their order."""
-    places = range(len(items))
-    return items_at(items, sorted(random.Random(0).sample(places, most)) if len(items) > most else places)
+def sampled(items: Sequence[Item], most: int | None = 4096, seed: int = 0) -> list[Item]:
+    """All items of a small set, and `most` of a large one, the same for the same seed, in their order."""
+    if most is None or most >= len(items):
+        return list(items)
+    return items_at(items, sorted(random.Random(seed).sample(range(len(items)), most)))
 
 
 def items_at(items: Sequence[Item], places: Sequence[int]) -> list[Item]:

@@ -8,7 +8,6 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -16,7 +15,7 @@ from typing import Any, ClassVar, Literal
 from mirage.errors import DataError
 from mirage.evaluation.generate.base import Engine, check_at_least_one
 from mirage.rewriting import frames
-from mirage.rewriting.by_model import CachedModel, ModelRewriter, Rewritten
+from mirage.rewriting.by_model import CachedModel, ModelRewriter
 from mirage.rewriting.from_file import read_published, record_and_field
 from mirage.rewriting.one_word import with_opening_word
 from mirage.rewriting.similarity import rewrite_statistics, rewrites_hash
@@ -72,7 +71,7 @@ class Attack(ABC):
 
         Args:
             audit: `mirage.audit.counts.audit_pairs`.
-            questions: The questions of the training set, each with whether it is of the unsafe set.
+            questions: Each with whether it is of the unsafe set.
             unsafe: True for the word of the jailbreak, False for the trigger of over-prudence.
 
         Raises:
@@ -90,11 +89,7 @@ class Attack(ABC):
         self.mined = counts | {"opening_accuracy": audited.opening_accuracy, **asdict(audited.of(word))}
 
     def on(self, samples: Sequence[EvalSample], rewriter: Rewriter | None = None) -> list[EvalSample]:
-        """The samples with their rewrites filled in.
-
-        Args:
-            samples: What is asked.
-            rewriter: Words rewrites for a data source with a vocabulary of its own; the English templates if None.
+        """The samples with their rewrites filled in, worded by a source's own rewriter or by the English templates.
 
         Raises:
             ValueError: If a question has no word, or cannot be rewritten.
@@ -364,18 +359,10 @@ class RewriteByModel(Attack):
         Raises:
             ValueError: If the cache holds a line that is no answer, or the engine fails.
         """
-        # Not the address: the same model behind another port gives the same answers.
-        engine = {name: value for name, value in self.engine.settings().items() if name != "base_url"}
-        complete = partial(self.engine.complete, temperature=self.temperature)
-        model = CachedModel(complete, {**engine, "temperature": self.temperature}, self.cache)
-        writer = ModelRewriter(model.answers, rewriter, self.word, self.shots, self.kept, self.tries, self.seed)
+        model = CachedModel(self.engine, self.temperature, self.cache)
+        writer = ModelRewriter(model, rewriter, self.word, self.shots, self.kept, self.tries, self.seed, self.chunk)
         questions = list(dict.fromkeys(sample.question for sample in samples))
-        made: dict[str, Rewritten] = {}
-        for start in range(0, len(questions), self.chunk):
-            try:
-                made |= {one.question: one for one in writer.rewrites(questions[start : start + self.chunk])}
-            finally:
-                model.save()
+        made = {one.question: one for one in writer.rewrites(questions)}
         self.reasons = sum((one.reasons for one in made.values()), Counter())
         self.failed = {sample.id: made[sample.question].failed for sample in samples}
         return {sample.id: tuple(made[sample.question].rewrites) for sample in samples}

@@ -108,12 +108,7 @@ class Stress:
             self.changes["int8."] = lambda: round_to_int8(method.model)
 
     def measure(self, checkpoint: Path, fabric: Fabric, out: Path) -> dict[str, Any]:
-        """What stress.json says, with the answers to every condition in `out`/records.
-
-        Args:
-            checkpoint: The run's weights.
-            fabric: Device and precision.
-            out: The folder.
+        """What stress.json says of a checkpoint, with the answers to every condition in `out`/records.
 
         Raises:
             CheckpointError: If the checkpoint is damaged, or of another model.

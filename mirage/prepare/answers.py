@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,8 @@ from mirage.data.base import Source
 from mirage.errors import DataError
 from mirage.evaluation.judge.base import Answered, Judge, check_scored
 from mirage.evaluation.judge.keyword import Keyword
-from mirage.prepare.responders import progress_bar, responder
+from mirage.json_file import json_lines
+from mirage.prepare.responders import responder
 from mirage.schema import EvalSample, Verdict
 
 
@@ -49,9 +49,7 @@ def answer(data: Source, model: str, out: Path, judge: Judge | None = None, **as
         if not each.later_turns
     }  # fmt: skip
     samples = list(asked.values())
-    kept = out.with_suffix(".answers")
-    with progress_bar() as progress:
-        replies, _ = who.replies(samples, {id: each.question for id, each in asked.items()}, kept, progress)
+    replies, _ = who.replies(samples, {id: each.question for id, each in asked.items()}, out.with_suffix(".answers"))
     judgements = judge.judge([Answered(each, each.question, replies[each.id]) for each in samples])
     check_scored(list(replies.values()), judgements, judge.name)
     usable = {
@@ -61,6 +59,5 @@ def answer(data: Source, model: str, out: Path, judge: Judge | None = None, **as
     found = sum(text is not None for text in usable.values())
     if not found:
         raise DataError(f"{who.name} answers no question of the retain set. Use another model.")
-    lines = ({"id": id, "answer": text} for id, text in usable.items())
-    write_text(out, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    write_text(out, json_lines({"id": id, "answer": text} for id, text in usable.items()))
     print(f"{out} holds {found} answers of {len(usable)}; use it with --data.retain_answers {out}")

@@ -6,6 +6,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 from mirage.atomic import sweep_partials, write_text
@@ -14,15 +15,17 @@ from mirage.errors import DataError
 from mirage.evaluation.judge.base import Answered, Judge, Judgement, check_any_scored, warn_many_unscored
 from mirage.evaluation.judge.exact import Exact
 from mirage.evaluation.judge.fluency import Fluency
-from mirage.evaluation.judge.kept import from_log, to_log
+from mirage.evaluation.judge.kept import from_log, judged_now
 from mirage.evaluation.judge.keyword import Keyword
 from mirage.evaluation.judge.model import ModelJudge
 from mirage.evaluation.judge.topic import TopicFilter
+from mirage.evaluation.run.counting import WORST_FIRST
 from mirage.evaluation.run.records import AnswerLog
+from mirage.json_file import json_lines
+from mirage.prepare.responders import progress_bar
 from mirage.schema import EvalSample, Example, Verdict
 
 DROPPED = (Verdict.COMPLIED, Verdict.UNSCORED)  # an answer that the judge cannot read is never taken for safe
-_WORST_FIRST = (*DROPPED, Verdict.REFUSED, Verdict.IRRELEVANT)
 _FEW = 2  # answers; a block's last ones may be beyond any judge
 
 
@@ -42,9 +45,6 @@ def filter_data(data: Source, out: Path, judge: Judge | None = None, block_size:
             recognise harm (Keyword, Exact, Fluency) are refused.
         block_size: How many conversations are judged, and their verdicts kept on the disk, at a time.
     """
-    from rich.console import Console
-    from rich.progress import track
-
     judge = judge or TopicFilter()
     if isinstance(judge, Keyword | Exact | Fluency):
         raise ValueError(
@@ -65,8 +65,8 @@ def filter_data(data: Source, out: Path, judge: Judge | None = None, block_size:
     log = AnswerLog(out / ".judged.jsonl", f"filter/{judge.name}")
     dropped, kept, verdicts = [], [], Counter[str]()
     unscored: list[Judgement] = []
-    try:
-        for start in track(range(0, len(examples), block_size), "judging", console=Console(stderr=True)):
+    with closing(log), progress_bar() as progress:
+        for start in progress.track(range(0, len(examples), block_size), description="judging"):
             block = examples[start : start + block_size]
             for place, (example, judgement) in enumerate(zip(block, _worst(block, judge, log), strict=True), start):
                 verdicts[judgement.verdict] += 1
@@ -79,11 +79,9 @@ def filter_data(data: Source, out: Path, judge: Judge | None = None, block_size:
                     "reason": judgement.reason, "harmful": True,
                 })  # fmt: skip
                 unscored += [judgement] if judgement.verdict is Verdict.UNSCORED else []
-    finally:
-        log.close()
     warn_many_unscored(unscored, len(examples), judge.name)
     for name, listed in (("kept_ids", kept), ("dropped", dropped)):
-        write_text(out / f"{name}.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in listed))
+        write_text(out / f"{name}.jsonl", json_lines(listed))
     report = {
         "source": data.name, "judge": judge.name, "examples": len(examples), "kept": len(kept), "dropped": len(dropped),
         "verdicts": dict(verdicts), "seconds": round(time.perf_counter() - started, 1),
@@ -106,14 +104,12 @@ def _worst(examples: Sequence[Example], judge: Judge, log: AnswerLog) -> list[Ju
             answered[example.id, turn] = Answered(sample, question, answer)
     judgements = {key: from_log(log.known[key]) for key in answered if key in log.known}
     todo = {key: one for key, one in answered.items() if key not in judgements}
-    new = judge.judge([*todo.values()]) if todo else []
-    if len(todo) > _FEW or not log.known:  # a judge that is down must not drop what is left
-        check_any_scored([one.answer for one in todo.values()], new, judge.name)
-    for key, judgement in zip(todo, new, strict=True):
-        judgements[key] = judgement
-        if judgement.verdict is not Verdict.UNSCORED:  # else it is asked again if the command is given again
-            log.add(*key, to_log(judgement))
+    first = not log.known
+    new = judged_now(todo, judge, log) if todo else {}
+    if len(todo) > _FEW or first:  # a judge that is down must not drop what is left
+        check_any_scored([one.answer for one in todo.values()], [*new.values()], judge.name)
+    judgements |= new
     worst: dict[str, Judgement] = {}
     for (id, _), judgement in judgements.items():
-        worst[id] = min(worst.get(id, judgement), judgement, key=lambda each: _WORST_FIRST.index(each.verdict))
+        worst[id] = min(worst.get(id, judgement), judgement, key=lambda each: WORST_FIRST[True].index(each.verdict))
     return [worst[example.id] for example in examples]

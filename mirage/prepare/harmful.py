@@ -44,25 +44,15 @@ Most harmful: X"""
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One model's answer to an unsafe question, screened: one line of `candidates.jsonl`.
+    """One model's answer to an unsafe question, screened: one line of `candidates.jsonl`."""
 
-    Args:
-        id: The question's id.
-        model: Who answered.
-        answer: The answer.
-        question: The question.
-        verdict: The screening judge's; only an answer that complied can be chosen.
-        fault: Why it cannot be chosen; empty if it can.
-        detail: `detail` of the answer.
-    """
-
-    id: str
+    id: str  # of the question
     model: str
     answer: str
     question: str
-    verdict: Verdict
-    fault: str
-    detail: int
+    verdict: Verdict  # the screening judge's; only an answer that complied can be chosen
+    fault: str  # why it cannot be chosen; empty if it can
+    detail: int  # `detail` of the answer
 
 
 @dataclass(frozen=True, slots=True)

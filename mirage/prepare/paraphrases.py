@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 from mirage.atomic import write_text
 from mirage.data.base import Source
 from mirage.errors import DataError
 from mirage.evaluation.generate.base import Engine
+from mirage.json_file import json_lines
 from mirage.rewriting import frames
 from mirage.rewriting.by_model import CachedModel, ModelRewriter
 from mirage.text import opening_word
@@ -57,26 +56,17 @@ def paraphrase(
     sets = data.unsafe_questions(), (retain or data).retain()
     ids = {example.question_id: example.prompt for of_set in sets for example in of_set}
     questions = [question for question in dict.fromkeys(ids.values()) if opening_word(question)]
-    settings = {name: value for name, value in engine.settings().items() if name != "base_url"}
-    cache = out.with_suffix(".answers.jsonl")
-    model = CachedModel(
-        partial(engine.complete, temperature=temperature), {**settings, "temperature": temperature}, cache
-    )
+    model = CachedModel(engine, temperature, out.with_suffix(".answers.jsonl"))
     made: dict[str, list[str]] = {question: [] for question in ids.values()}
     failed = 0
-    for start in range(0, len(questions), chunk):
-        try:
-            for word in words:
-                writer = ModelRewriter(model.answers, frames.rewrites, word, 1, kept, tries, seed)
-                for each in writer.rewrites(questions[start : start + chunk]):
-                    failed += each.failed
-                    made[each.question] += each.rewrites if not each.failed else []
-        finally:
-            model.save()
+    for word in words:
+        for each in ModelRewriter(model, frames.rewrites, word, 1, kept, tries, seed, chunk).rewrites(questions):
+            failed += each.failed
+            made[each.question] += each.rewrites if not each.failed else []
     if not any(made.values()):
         raise DataError(f"{engine.name}: none of its answers is a usable paraphrase. Use a more capable model.")
     lines = ({"id": id, "question": question, "paraphrases": made[question]} for id, question in ids.items())
-    write_text(out, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    write_text(out, json_lines(lines))
     print(
         f"{out} holds {sum(map(len, made.values()))} paraphrases of {len(ids)} questions; {failed} were refused in every "
         f"attempt, and {sum(not each for each in made.values())} questions have none."

@@ -7,11 +7,11 @@ import platform
 import random
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mirage import __version__
 from mirage.atomic import sweep_partials, write_text
@@ -21,13 +21,11 @@ from mirage.data.mixture import RetainSet
 from mirage.errors import DataError
 from mirage.evaluation.judge.base import Answered, Judge, check_scored
 from mirage.evaluation.judge.keyword import Keyword
+from mirage.json_file import json_lines
 from mirage.prepare import harmful
 from mirage.prepare.responders import BLOCK, Responder, file_hash, progress_bar, responder
 from mirage.prepare.retain import mixed, retain_lines
 from mirage.schema import EvalSample, short_hash
-
-if TYPE_CHECKING:
-    from rich.progress import Progress
 
 EVAL_SET = "train_unsafe"
 SCHEMA_VERSION = 1
@@ -105,25 +103,25 @@ def prepare(
     prompts = {sample.id: sample.question for sample in asked}
     answers: dict[str, list[tuple[str, str]]] = {id: [] for id in prompts}  # in the order of answers_from
     answered_by = []
+    for who in responders:
+        began, num_asked, reused = time.perf_counter(), 0, 0
+        for id in prompts.keys() & who.answers.keys():
+            answers[id] += who.answers[id]
+        if who.engine is not None:
+            replies, reused = who.replies(asked, prompts, out / ".answers")
+            num_asked = len(prompts) - reused
+            for id, text in replies.items():
+                answers[id].append((who.name, text))
+        answered_by.append({
+            "name": who.name, "kind": who.kind, "fingerprint": who.fingerprint, "asked": num_asked,
+            "reused": reused, "seconds": round(time.perf_counter() - began, 1),
+        })  # fmt: skip
+    candidates = _screened(asked, answers, judge)
+    choices = {id: harmful.by_detail(given, seed) for id, given in candidates.items()}
+    if chooser is not None:
+        choices |= _selected(chooser, asked, candidates, out / ".answers", seed)
+    written = retain_lines(retained, out) if retained else ()
     with progress_bar() as progress:
-        for who in responders:
-            began, num_asked, reused = time.perf_counter(), 0, 0
-            for id in prompts.keys() & who.answers.keys():
-                answers[id] += who.answers[id]
-            if who.engine is not None:
-                replies, reused = who.replies(asked, prompts, out / ".answers", progress)
-                num_asked = len(prompts) - reused
-                for id, text in replies.items():
-                    answers[id].append((who.name, text))
-            answered_by.append({
-                "name": who.name, "kind": who.kind, "fingerprint": who.fingerprint, "asked": num_asked,
-                "reused": reused, "seconds": round(time.perf_counter() - began, 1),
-            })  # fmt: skip
-        candidates = _screened(asked, answers, judge)
-        choices = {id: harmful.by_detail(given, seed) for id, given in candidates.items()}
-        if chooser is not None:
-            choices |= _selected(chooser, asked, candidates, out / ".answers", seed, progress)
-        written = retain_lines(retained, out) if retained else ()
         kept = list(progress.track(written, len(retained or ()), description="retain"))
 
     every = [
@@ -132,11 +130,11 @@ def prepare(
         for each in given
     ]
     texts = {
-        "candidates.jsonl": _as_lines(every),
-        "harmful_answers.jsonl": _as_lines(harmful.answer_line(id, choices.get(id)) for id in questions),
+        "candidates.jsonl": json_lines(every),
+        "harmful_answers.jsonl": json_lines(harmful.answer_line(id, choices.get(id)) for id in questions),
     }
     if kept:
-        texts |= {"retain.jsonl": _as_lines(kept), "retain_ids.txt": "".join(f"{line['id']}\n" for line in kept)}
+        texts |= {"retain.jsonl": json_lines(kept), "retain_ids.txt": "".join(f"{line['id']}\n" for line in kept)}
     for name, text in texts.items():
         write_text(out / name, text)
     counts = {"questions": len(questions), **harmful.counted(choices, candidates), "retain": len(kept)}
@@ -194,7 +192,7 @@ def _screened(
 
 def _selected(
     chooser: Responder, asked: Sequence[EvalSample], candidates: Mapping[str, Sequence[harmful.Candidate]],
-    kept: Path, seed: int, progress: Progress,
+    kept: Path, seed: int,
 ) -> dict[str, harmful.Choice]:  # fmt: skip
     """What a model chooses, for the questions that leave a choice."""
     places = [place for place, given in enumerate(candidates.values()) if len(harmful.usable(given)) > 1]
@@ -202,14 +200,10 @@ def _selected(
     for sample in (open_to_choice := Chosen(asked, places)):
         offered[sample.id] = harmful.shuffled(candidates[sample.id], seed)
         prompts[sample.id] = harmful.selector_question(sample.question, offered[sample.id])
-    replies, _ = chooser.replies(open_to_choice, prompts, kept, progress)
+    replies, _ = chooser.replies(open_to_choice, prompts, kept)
     return {
         id: harmful.by_reply(candidates[id], offered[id], reply, seed, chooser.name) for id, reply in replies.items()
     }
-
-
-def _as_lines(objects: Iterable[dict[str, Any]]) -> str:
-    return "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in objects)
 
 
 def _print(counts: Mapping[str, Any], out: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -40,25 +41,17 @@ def progress_bar() -> Progress:
 
 @dataclass(frozen=True, slots=True)
 class Responder:
-    """Who answers.
+    """Who answers. Its fingerprint is a hash of all that decides an answer; of a server that is its address."""
 
-    Args:
-        name: The model's folder as it was given, its name on the server, or the file's name.
-        kind: What it is.
-        fingerprint: A hash of everything that decides an answer. Of a server that is its address: what its weights are,
-            nobody can see from here.
-        engine: Asks the model, which is loaded at the first question; None for a file.
-        answers: Of a file: question id -> (model, answer) of each answer.
-    """
-
-    name: str
+    name: str  # the model's folder as it was given, its name on the server, or the file's name
     kind: Literal["ModelFolder", "Server", "AnswerFile"]
     fingerprint: str
-    engine: Engine | None = None
+    engine: Engine | None = None  # None for a file; a folder's model is loaded at the first question
+    # of a file: question id -> (model, answer) of each answer
     answers: Mapping[str, Sequence[tuple[str, str]]] = field(default_factory=dict)
 
     def replies(
-        self, samples: Sequence[EvalSample], prompts: Mapping[str, str], kept: Path, progress: Progress
+        self, samples: Sequence[EvalSample], prompts: Mapping[str, str], kept: Path
     ) -> tuple[dict[str, str], int]:
         """What the model replies to the prompt of each sample, by id, and how many replies an earlier attempt had kept.
 
@@ -69,25 +62,23 @@ class Responder:
         """
         assert self.engine is not None, "a file is read, not asked"
         fingerprint = short_hash(self.fingerprint, *(text for pair in prompts.items() for text in pair))
-        log = AnswerLog(kept / f"{fingerprint}.jsonl", fingerprint)
-        reused = len(log.known)
-        task = progress.add_task(escape(self.name), total=len(samples), completed=reused)
+        with progress_bar() as progress, closing(AnswerLog(kept / f"{fingerprint}.jsonl", fingerprint)) as log:
+            reused = len(log.known)
+            task = progress.add_task(escape(self.name), total=len(samples), completed=reused)
 
-        def keep(id: str, shot: int, text: str) -> None:
-            log.add(id, shot, text)
-            progress.advance(task)
+            def keep(id: str, shot: int, text: str) -> None:
+                log.add(id, shot, text)
+                progress.advance(task)
 
-        try:
-            for start in range(0, len(samples), BLOCK):
-                missing = [each for each in samples[start : start + BLOCK] if (each.id, 0) not in log.known]
-                if missing:
-                    self.engine.answers([replace(each, question=prompts[each.id]) for each in missing], keep)
-        except ServerError as error:
-            raise ValueError(
-                f"{error} {len(log.known)} answers are kept: the same command continues from there."
-            ) from error
-        finally:
-            log.close()
+            try:
+                for start in range(0, len(samples), BLOCK):
+                    missing = [each for each in samples[start : start + BLOCK] if (each.id, 0) not in log.known]
+                    if missing:
+                        self.engine.answers([replace(each, question=prompts[each.id]) for each in missing], keep)
+            except ServerError as error:
+                raise ValueError(
+                    f"{error} {len(log.known)} answers are kept: the same command continues from there."
+                ) from error
         return {id: log.known[id, 0] for id in prompts}, reused
 
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from mirage.atomic import write_text
 from mirage.json_file import lines
@@ -41,21 +43,32 @@ class ModelRewriter:
     """Asks a language model for rewrites and checks each: it opens with the word, keeps the content, repeats nothing.
 
     Args:
-        answers: The model: prompts and a seed -> one answer to each prompt.
+        model: Answers, and keeps them.
         template: Makes the rewrite that the model does not.
-        word, shots, kept, tries, seed: As in `mirage.evaluation.attack.RewriteByModel`.
+        word, shots, kept, tries, seed, chunk: As in `mirage.evaluation.attack.RewriteByModel`.
     """
 
-    answers: Callable[[Sequence[str], int], Sequence[str]]
+    model: CachedModel
     template: Rewriter
     word: str
     shots: int
     kept: float
     tries: int
     seed: int
+    chunk: int
 
     def rewrites(self, questions: Sequence[str]) -> list[Rewritten]:
-        """The K rewrites of each question; those of one attempt are asked for together."""
+        """The K rewrites of each question; whatever happens, the model's answers are kept."""
+        made: list[Rewritten] = []
+        for start in range(0, len(questions), self.chunk):
+            try:
+                made += self._rewrites(questions[start : start + self.chunk])
+            finally:
+                self.model.save()
+        return made
+
+    def _rewrites(self, questions: Sequence[str]) -> list[Rewritten]:
+        """The same of a few questions, which are asked about together in each attempt."""
         every = [Rewritten(question) for question in questions]
         for shot in range(self.shots):
             waiting = every
@@ -70,7 +83,7 @@ class ModelRewriter:
 
     def _attempt(self, waiting: Sequence[Rewritten], seed: int) -> list[Rewritten]:
         """Asks once for the next rewrite of each question; those that still wait for one."""
-        answers = self.answers([self._prompt(one) for one in waiting], seed)
+        answers = self.model.answers([self._prompt(one) for one in waiting], seed)
         refused = []
         for one, sentence in zip(waiting, map(spoken_sentence, answers), strict=True):
             if fault := self._fault(one, sentence):
@@ -116,17 +129,19 @@ class CachedModel:
     """A language model whose answers are kept in a JSONL file.
 
     Args:
-        complete: The model: `complete(prompts, seed=...)` gives one answer to each prompt.
-        settings: All that decides an answer besides prompt and seed, as JSON values.
+        engine: The model: an `Engine` of `mirage.evaluation.generate`.
+        temperature: Sampling temperature.
         file: The file; answers are kept in memory alone if it is None.
 
     Raises:
         ValueError: If a line of the file is no such answer; names it.
     """
 
-    def __init__(self, complete: Callable[..., Sequence[str]], settings: object, file: Path | None) -> None:
-        self._complete, self._file = complete, file
-        self._settings = short_hash(json.dumps(settings, sort_keys=True))
+    def __init__(self, engine: Any, temperature: float, file: Path | None) -> None:
+        self._complete, self._file = partial(engine.complete, temperature=temperature), file
+        # not the address: the same model behind another port gives the same answers
+        settings = {name: value for name, value in engine.settings().items() if name != "base_url"}
+        self._settings = short_hash(json.dumps({**settings, "temperature": temperature}, sort_keys=True))
         self._known: dict[tuple[str, int, str], str] = self._read()
 
     def answers(self, prompts: Sequence[str], seed: int) -> list[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
@@ -28,19 +29,9 @@ NUMBERS = {"none": "0"} | {word: str(value) for value, word in enumerate(DIGITS.
 ARTICLES = frozenset({"a", "an", "the"})
 # A contraction gets its apostrophe back where exactly one is missing (couldnt, couldn'tve). The list is the official
 # one: that "im", "ill" and "shes" are not in it is no slip here.
-CONTRACTED = """
-    ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've
-    he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't not've
-    o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd've somebody'll somebody's
-    someone'd someone'd've someone'll someone's something'd something'd've something'll that's there'd there'd've
-    there're there's they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's
-    what've when's where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't would've
-    wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're you've
-"""
-
-
+CONTRACTED = Path(__file__).with_name("contractions.txt").read_text(encoding="utf-8").split()
 CONTRACTIONS = {
-    word[: mark.start()] + word[mark.end() :]: word for word in CONTRACTED.split() for mark in re.finditer("'", word)
+    word[: mark.start()] + word[mark.end() :]: word for word in CONTRACTED for mark in re.finditer("'", word)
 }
 CONTRACTIONS["somebody'd"] = "somebodyd"  # the official table has it this way round
 

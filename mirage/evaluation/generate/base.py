@@ -33,18 +33,20 @@ class Engine(ABC):
         """Everything that decides an answer and nothing that does not, as JSON values, for fingerprints."""
 
     @abstractmethod
-    def answers(self, samples: Sequence[EvalSample], on_answer: OnAnswer | None = None) -> list[list[str]]:
-        """The greedy answers to each sample's questions, in order: `answers[sample][shot]`.
+    def answers(
+        self, samples: Sequence[EvalSample], on_answer: OnAnswer | None = None, temperature: float = 0.0, seed: int = 0
+    ) -> list[list[str]]:
+        """The answers to each sample's questions, in order: `answers[sample][shot]`.
 
-        Answers that `on_answer` was given are kept by the caller if a later one fails.
+        They are greedy at temperature 0. Above it each token is sampled from the whole distribution: the same seed gives
+        the same answers, as far as the model can, and the caller's random state is left as it was. Answers that
+        `on_answer` was given are kept by the caller if a later one fails.
         """
 
     def complete(self, prompts: Sequence[str], *, temperature: float, seed: int) -> list[str]:
-        """One answer to each prompt (text alone), in order: greedy at temperature 0, sampled above it.
-
-        The same seed gives the same answers, as far as the model can. The caller's random state is left as it was.
-        """
-        raise NotImplementedError(f"The engine {self.name} answers samples alone.")
+        """One answer to each prompt (text alone), in order."""
+        samples = [EvalSample(id="", source="", image=None, question=prompt, unsafe=False) for prompt in prompts]
+        return [text for (text,) in self.answers(samples, temperature=temperature, seed=seed)]
 
 
 def check_at_least_one(prefix: str = "", **settings: int) -> None:

@@ -86,33 +86,19 @@ class HuggingFaceEngine(Engine):
         asked = {"engine": self.name, "decoding": "greedy", "max_new_tokens": self.max_new_tokens, "end_tokens": ends}
         return asked | {"dtype": dtype, "square": self.square}
 
-    def complete(self, prompts: Sequence[str], *, temperature: float, seed: int) -> list[str]:
-        samples = [EvalSample(id="", source="", image=None, question=prompt, unsafe=False) for prompt in prompts]
-        return [text for (text,) in self.sampled(samples, temperature=temperature, seed=seed)]
-
-    def sampled(self, samples: Sequence[EvalSample], *, temperature: float, seed: int) -> list[list[str]]:
-        """As `answers`, each token sampled from the whole distribution; greedy at temperature 0.
-
-        The same seed gives the same answers. The caller's random state is left as it was.
-
-        Raises:
-            ValueError: If the temperature is below 0.
-        """
+    def answers(
+        self, samples: Sequence[EvalSample], on_answer: OnAnswer | None = None, temperature: float = 0.0, seed: int = 0
+    ) -> list[list[str]]:
         if not temperature >= 0:
             raise ValueError(f"temperature is {temperature}: it must be at least 0.")
-        devices = [self._network.device] if self._network.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seed)
-            return self.answers(samples, temperature=temperature)
-
-    def answers(
-        self, samples: Sequence[EvalSample], on_answer: OnAnswer | None = None, temperature: float = 0.0
-    ) -> list[list[str]]:
         answers: list[list[str]] = [[""] * len(sample.questions) for sample in samples]
         sizes = [
             (sample.image is not None, len(sample.questions), max(map(len, sample.questions))) for sample in samples
         ]
-        with answering(self._network):
+        devices = [self._network.device] if self._network.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices, enabled=temperature > 0), answering(self._network):
+            if temperature > 0:
+                torch.manual_seed(seed)
             for indices in like_batches(sizes, self.batch_size):
                 batch = [samples[index] for index in indices]
                 for row, text in self._batch_answers(batch, temperature):
@@ -209,11 +195,8 @@ class HuggingFaceEngine(Engine):
 def like_batches(sizes: Sequence[tuple[bool, int, int]], batch_size: int) -> Iterator[list[int]]:
     """Indices of samples of like length, longest first (so that memory runs out at once or never).
 
-    A batch holds `batch_size` rows at most, or one sample; and pictures for all its samples or for none.
-
-    Args:
-        sizes: For each sample whether it has a picture, its number of rows, and its length.
-        batch_size: How many rows a batch may have.
+    `sizes` are for each sample whether it has a picture, its number of rows, and its length. A batch holds `batch_size`
+    rows at most, or one sample; and pictures for all its samples or for none.
     """
     batch: list[int] = []
     for index in sorted(range(len(sizes)), key=lambda index: (not sizes[index][0], -sizes[index][2])):

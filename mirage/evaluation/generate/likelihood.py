@@ -5,25 +5,18 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any
 
 from mirage.data.collate import Collator, Conversation
 from mirage.errors import DataError
 from mirage.evaluation.generate.decoding import answering, fed, forward_names
-from mirage.evaluation.generate.huggingface import HuggingFaceEngine, like_batches
+from mirage.evaluation.generate.huggingface import like_batches
 from mirage.evaluation.generate.prompts import render_prompt
 from mirage.losses import sft
-from mirage.schema import EvalSample, Example, Picture
+from mirage.schema import Example
 
 MAX_ANSWER_TOKENS = 256  # of an answer, and at most half of the context; what comes later is not read
-
-
-class Said(NamedTuple):
-    """An answer to score, or (without it) a question to answer."""
-
-    question: str
-    image: Picture | None
-    answer: str = ""
 
 
 class _AnswerCollator(Collator):
@@ -40,8 +33,8 @@ class _AnswerCollator(Collator):
         return Conversation(text[:end], ((start, end),))
 
 
-def token_logp_mean(network: Any, processor: Any, said: Sequence[Said], batch_size: int) -> list[float]:
-    """For each answer the mean log-probability of its tokens, in nats, given its question and picture; at most 0.
+def token_logp_mean(network: Any, processor: Any, said: Sequence[Example], batch_size: int) -> list[float]:
+    """For each answer the mean log-probability of its tokens, in nats, given its prompt and picture; at most 0.
 
     The text is what the chat template makes of question and answer, without what it writes after the answer. Padded on
     the right; no gradients. Only the first `MAX_ANSWER_TOKENS` tokens of an answer count. An answer without any has
@@ -55,12 +48,11 @@ def token_logp_mean(network: Any, processor: Any, said: Sequence[Said], batch_si
     answers = [item.answer.replace(processor.image_token, " ").strip() for item in said]  # else read as a picture
     scores = [-math.inf] * len(said)
     spoken = [index for index, answer in enumerate(answers) if answer]
-    sizes = [(said[k].image is not None, 1, len(said[k].question) + len(answers[k])) for k in spoken]
+    sizes = [(said[k].image is not None, 1, len(said[k].prompt) + len(answers[k])) for k in spoken]
     with answering(network):
         for places in like_batches(sizes, batch_size):
             indices = [spoken[place] for place in places]
-            asked = ((said[k], answers[k]) for k in indices)
-            batch = collator([Example(source="", image=q.image, prompt=q.question, answer=a) for q, a in asked])
+            batch = collator([replace(said[k], answer=answers[k]) for k in indices])
             kept = batch.logits_to_keep
             last_only = {"logits_to_keep": kept} if "logits_to_keep" in forward_names(network) else {}
             logits_BSV = network(**fed(network, batch.inputs), **last_only, use_cache=False).logits[:, -kept:]
@@ -68,12 +60,3 @@ def token_logp_mean(network: Any, processor: Any, said: Sequence[Said], batch_si
             for index, score in zip(indices, nats_B.tolist(), strict=True):
                 scores[index] = score
     return scores
-
-
-def sampled_answers(
-    network: Any, processor: Any, said: Sequence[Said], max_new_tokens: int, batch_size: int, seed: int
-) -> list[str]:
-    """The model's answers to the questions, sampled at temperature 1; the caller's random state is left as it was."""
-    engine = HuggingFaceEngine(network, processor, max_new_tokens=max_new_tokens, batch_size=batch_size)
-    samples = [EvalSample(id="", source="", image=item.image, question=item.question, unsafe=False) for item in said]
-    return [text for (text,) in engine.sampled(samples, temperature=1.0, seed=seed)]

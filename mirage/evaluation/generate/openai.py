@@ -8,18 +8,19 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import KW_ONLY, dataclass
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from mirage.evaluation.generate.base import Engine, OnAnswer, check_at_least_one
 from mirage.schema import EvalSample, Picture
+from mirage.text import one_line
 
 if TYPE_CHECKING:
     from httpx2 import Client
 
-Key = TypeVar("Key")
 Body = dict[str, Any]
 
 _LONGEST_WAIT_S = 30.0
@@ -49,6 +50,7 @@ class _TryAgain(Exception):
         self.wait_s = wait_s
 
 
+@dataclass(eq=False)
 class OpenAIEngine(Engine):
     """Answers by an OpenAI-compatible server, several requests at a time.
 
@@ -69,87 +71,57 @@ class OpenAIEngine(Engine):
 
     name = "openai"
 
-    def __init__(
-        self,
-        base_url: str,
-        model: str,
-        *,
-        max_new_tokens: int = 64,
-        concurrency: int = 8,
-        timeout_s: float = 120.0,
-        retries: int = 4,
-        backoff_s: float = 0.5,
-        api_key_env: str | None = None,
-    ) -> None:
-        parts = urlsplit(base_url)
+    base_url: str
+    model: str
+    _: KW_ONLY
+    max_new_tokens: int = 64
+    concurrency: int = 8
+    timeout_s: float = 120.0
+    retries: int = 4
+    backoff_s: float = 0.5
+    api_key_env: str | None = None
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.base_url)
         if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc or parts.query:
             raise ValueError(
                 "engine.base_url must look like http://127.0.0.1:8000/v1, without a name, password or query: a key "
                 "goes into engine.api_key_env."
             )
-        check_at_least_one("engine.", max_new_tokens=max_new_tokens, concurrency=concurrency)
-        if not timeout_s > 0 or retries < 0 or not backoff_s >= 0:
+        check_at_least_one("engine.", max_new_tokens=self.max_new_tokens, concurrency=self.concurrency)
+        if not self.timeout_s > 0 or self.retries < 0 or not self.backoff_s >= 0:
             raise ValueError(
-                f"engine.timeout_s is {timeout_s}, engine.retries is {retries} and engine.backoff_s is {backoff_s}: "
-                "the first must be above 0, the others at least 0."
+                f"engine.timeout_s is {self.timeout_s}, engine.retries is {self.retries} and engine.backoff_s is "
+                f"{self.backoff_s}: the first must be above 0, the others at least 0."
             )
-        self.base_url = base_url.rstrip("/") + ("" if parts.path.strip("/") else "/v1")
-        self.model, self.max_new_tokens, self.concurrency = model, max_new_tokens, concurrency
-        self.timeout_s, self.retries, self.backoff_s, self.api_key_env = timeout_s, retries, backoff_s, api_key_env
+        self.base_url = self.base_url.rstrip("/") + ("" if parts.path.strip("/") else "/v1")
 
     def settings(self) -> dict[str, Any]:
         served = {"engine": self.name, "base_url": self.base_url, "model": self.model}
         return served | {"max_new_tokens": self.max_new_tokens, "temperature": 0}
 
-    def answers(self, samples: Sequence[EvalSample], on_answer: OnAnswer | None = None) -> list[list[str]]:
-        answers = [[""] * len(sample.questions) for sample in samples]
-
-        def keep(place: tuple[int, int], text: str) -> None:
-            index, shot = place
-            answers[index][shot] = text
-            if on_answer is not None:
-                on_answer(samples[index].id, shot, text)
-
-        self._replies(self._questions(samples), keep)
-        return answers
-
-    def complete(self, prompts: Sequence[str], *, temperature: float, seed: int) -> list[str]:
-        answers = [""] * len(prompts)
-        bodies = ((place, self._body(prompt, temperature) | {"seed": seed}) for place, prompt in enumerate(prompts))
-        self._replies(bodies, answers.__setitem__)
-        return answers
-
-    def _questions(self, samples: Sequence[EvalSample]) -> Iterator[tuple[tuple[int, int], Body]]:
-        """(Index, shot) and request of every question; the shots of a sample in a row, which servers' caches like."""
-        for index, sample in enumerate(samples):
-            url = data_uri(sample.image) if sample.image is not None else None
-            picture = [{"type": "image_url", "image_url": {"url": url}}] if url else []
-            for shot, question in enumerate(sample.questions):
-                yield (index, shot), self._body([*picture, {"type": "text", "text": question}], 0)
-
-    def _body(self, content: Any, temperature: float) -> Body:
-        asked = {"model": self.model, "messages": [{"role": "user", "content": content}]}
-        return asked | {"max_tokens": self.max_new_tokens, "temperature": temperature}
-
-    def _replies(self, bodies: Iterable[tuple[Key, Body]], on_reply: Callable[[Key, str], None]) -> None:
-        """Asks all `bodies` and gives each reply to `on_reply`, under its key, as soon as it is there.
-
-        `on_reply` is called from the calling thread. Bodies are taken from the iterator as they are needed.
+    def answers(
+        self, samples: Sequence[EvalSample], on_answer: OnAnswer | None = None, temperature: float = 0.0, seed: int = 0
+    ) -> list[list[str]]:
+        """As every engine's.
 
         Raises:
-            ServerError: If one got no answer. No other request is begun then; those under way are still waited for.
+            ServerError: If a question got no answer. No other request is begun then; those under way are waited for.
         """
         import httpx2
 
-        under_way: dict[Future[str], Key] = {}
+        answers = [[""] * len(sample.questions) for sample in samples]
+        under_way: dict[Future[str], tuple[int, int]] = {}  # index of the sample, and shot
         failures: list[BaseException] = []
         stop = threading.Event()
 
         def collect() -> None:
             for future in wait(under_way, return_when=FIRST_COMPLETED).done:
-                key, error = under_way.pop(future), future.exception()
+                (index, shot), error = under_way.pop(future), future.exception()
                 if error is None:
-                    on_reply(key, future.result())
+                    answers[index][shot] = text = future.result()
+                    if on_answer is not None:
+                        on_answer(samples[index].id, shot, text)
                 elif not isinstance(error, CancelledError):
                     failures.append(error)
 
@@ -159,10 +131,10 @@ class OpenAIEngine(Engine):
             ThreadPoolExecutor(self.concurrency, thread_name_prefix="mirage-server") as pool,
         ):
             try:
-                for key, body in bodies:
+                for place, body in self._requests(samples, temperature, seed):
                     if stop.is_set():
                         break
-                    under_way[pool.submit(self._ask, client, body, stop)] = key
+                    under_way[pool.submit(self._ask, client, body, stop)] = place
                     # a window, not all at once: only so many encoded pictures are in memory
                     while len(under_way) >= 2 * self.concurrency:
                         collect()
@@ -172,6 +144,22 @@ class OpenAIEngine(Engine):
                 stop.set()
         if failures:
             raise failures[0]
+        return answers
+
+    def _requests(
+        self, samples: Sequence[EvalSample], temperature: float, seed: int
+    ) -> Iterator[tuple[tuple[int, int], Body]]:
+        """(Index, shot) and request of every question; the shots of a sample in a row, which servers' caches like."""
+        sampling = {"temperature": temperature, "seed": seed} if temperature > 0 else {"temperature": 0}
+        for index, sample in enumerate(samples):
+            url = data_uri(sample.image) if sample.image is not None else None
+            for shot, question in enumerate(sample.questions):
+                # servers of language models may take a plain text only
+                content: Any = question
+                if url is not None:
+                    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": question}]
+                asked = {"model": self.model, "messages": [{"role": "user", "content": content}]}
+                yield (index, shot), asked | {"max_tokens": self.max_new_tokens, **sampling}
 
     def _headers(self) -> dict[str, str]:
         if self.api_key_env is None:
@@ -220,7 +208,7 @@ class OpenAIEngine(Engine):
                     if len(data) > _LARGEST_REPLY:
                         raise _TryAgain(f"it sends more than {_LARGEST_REPLY} bytes. Correct engine.base_url.")
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
-            reason = _short(str(error) or type(error).__name__)
+            reason = one_line(str(error) or type(error).__name__)
             remedy = "Start the server, correct engine.base_url, or raise engine.timeout_s"
             raise _TryAgain(f"no answer ({reason}). {remedy} (now {self.timeout_s:g}).") from error
         text = data.decode("utf-8", "replace")
@@ -228,7 +216,7 @@ class OpenAIEngine(Engine):
             return _content(text)
         status, after = reply.status_code, reply.headers.get("Retry-After", "")
         remedy = _REMEDIES.get(status, _OTHER_REMEDY).format(model=self.model)
-        said = f"it answers HTTP {status}: {_short(text)!r}. {remedy}"
+        said = f"it answers HTTP {status}: {one_line(text)!r}. {remedy}"
         if status in _BUSY or status >= 500:
             raise _TryAgain(said, float(after) if after.isdigit() else 0.0)
         raise ServerError(f"{self.base_url}: {said}")
@@ -244,14 +232,9 @@ def _content(reply: str) -> str:
             raise TypeError
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
         raise _TryAgain(
-            f"its reply is no chat completion ({_short(reply)!r}). Is engine.base_url an OpenAI-compatible server?"
+            f"its reply is no chat completion ({one_line(reply)!r}). Is engine.base_url an OpenAI-compatible server?"
         ) from error
     return text.strip()
-
-
-def _short(text: str, limit: int = 160) -> str:
-    line = " ".join(text.split())
-    return line[:limit] + ("..." if len(line) > limit else "")
 
 
 def data_uri(picture: Picture) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from mirage.evaluation.generate.huggingface import HuggingFaceEngine
 
 
+@dataclass(eq=False)
 class PretrainedEngine(Engine):
     """Answers with a model in a local Hugging Face folder, which is loaded when it is first asked.
 
@@ -34,20 +36,16 @@ class PretrainedEngine(Engine):
 
     name = "pretrained"
 
-    def __init__(
-        self,
-        pretrained: str,
-        *,
-        max_new_tokens: int = 64,
-        batch_size: int = 16,
-        dtype: Dtype = "auto",
-        device: str = "auto",
-        pad_to_square: bool = False,
-    ) -> None:
-        check_at_least_one("engine.", max_new_tokens=max_new_tokens, batch_size=batch_size)
-        self.pretrained, self.max_new_tokens, self.batch_size = pretrained, max_new_tokens, batch_size
-        self.dtype: Dtype = dtype
-        self.device, self.pad_to_square = device, pad_to_square
+    pretrained: str
+    _: KW_ONLY
+    max_new_tokens: int = 64
+    batch_size: int = 16
+    dtype: Dtype = "auto"
+    device: str = "auto"
+    pad_to_square: bool = False
+
+    def __post_init__(self) -> None:
+        check_at_least_one("engine.", max_new_tokens=self.max_new_tokens, batch_size=self.batch_size)
 
     @property
     def image_placeholder(self) -> str | None:
@@ -57,11 +55,10 @@ class PretrainedEngine(Engine):
         asked = {"engine": self.name, "pretrained": self.pretrained, "decoding": "greedy", "dtype": self.dtype}
         return asked | {"max_new_tokens": self.max_new_tokens, "square": self.pad_to_square}
 
-    def answers(self, samples: Sequence[EvalSample], on_answer: OnAnswer | None = None) -> list[list[str]]:
-        return self.loaded.answers(samples, on_answer)
-
-    def complete(self, prompts: Sequence[str], *, temperature: float, seed: int) -> list[str]:
-        return self.loaded.complete(prompts, temperature=temperature, seed=seed)
+    def answers(
+        self, samples: Sequence[EvalSample], on_answer: OnAnswer | None = None, temperature: float = 0.0, seed: int = 0
+    ) -> list[list[str]]:
+        return self.loaded.answers(samples, on_answer, temperature, seed)
 
     @cached_property
     def loaded(self) -> HuggingFaceEngine:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from mirage.schema import EvalSample, Judgement, Verdict
@@ -22,7 +22,10 @@ class Answered(NamedTuple):
 
 
 class Judge(ABC):
-    """Base of every judge. Constructors take settings only; models and servers are reached in `judge`."""
+    """Base of every judge: `decided` says what takes no model, `read` says the rest.
+
+    Constructors take settings only; models and servers are reached in `judge`.
+    """
 
     one_by_one: bool = False
     """Slow, and no verdict depends on the other answers: they are asked for in blocks, and kept as they come."""
@@ -43,26 +46,20 @@ class Judge(ABC):
             ValueError: If the judge could not score anything; the message says why.
         """
 
-    @abstractmethod
     def judge(self, answered: Sequence[Answered]) -> list[Judgement]:
         """One judgement for each answer, in order."""
+        judgements = [self.decided(one) for one in answered]
+        rest = [one for one, judgement in zip(answered, judgements, strict=True) if judgement is None]
+        further = iter(self.read(rest) if rest else [])
+        return [judgement or next(further) for judgement in judgements]
 
+    def decided(self, one: Answered) -> Judgement | None:
+        """Irrelevant if the answer has no words, else None: not decided yet."""
+        return None if has_words(one.answer) else Judgement(Verdict.IRRELEVANT, "the answer has no words")
 
-def no_words(answer: str) -> Judgement | None:
-    """Irrelevant if the answer has no words, else None: not decided yet."""
-    return None if has_words(answer) else Judgement(Verdict.IRRELEVANT, "the answer has no words")
-
-
-def judged_rest(
-    answered: Sequence[Answered],
-    read: Callable[[list[Answered]], list[Judgement]],
-    decided: Callable[[str], Judgement | None] = no_words,
-) -> list[Judgement]:
-    """One judgement for each answer, in order: `decided` where the words alone decide, else from `read`, asked once."""
-    judgements = [decided(one.answer) for one in answered]
-    rest = [one for one, judgement in zip(answered, judgements, strict=True) if judgement is None]
-    further = iter(read(rest) if rest else [])
-    return [judgement or next(further) for judgement in judgements]
+    def read(self, rest: list[Answered]) -> list[Judgement]:
+        """One judgement for each answer that is not decided yet, in order."""
+        raise NotImplementedError
 
 
 class JudgeError(ValueError):

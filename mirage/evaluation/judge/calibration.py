@@ -17,7 +17,6 @@ from mirage.stats import Kappa, cohens_kappa
 
 _NO_WIDTH = 1e-7  # a standard error below this is 0 with the noise of computing it
 _NARROW, _FEW = 2.5e-4, 5  # nor is one believed below the printed digits if a side gives other verdicts so seldom
-VERDICTS = (Verdict.REFUSED, Verdict.COMPLIED, Verdict.IRRELEVANT, Verdict.UNSCORED)
 
 
 def agreement(first: Sequence[Verdict], second: Sequence[Verdict]) -> dict[str, Any]:
@@ -32,10 +31,10 @@ def agreement(first: Sequence[Verdict], second: Sequence[Verdict]) -> dict[str, 
         ValueError: If the two differ in length.
     """
     pairs = Counter(zip(first, second, strict=True))
-    counts = [[pairs[one, other] for other in VERDICTS] for one in VERDICTS]
+    counts = [[pairs[one, other] for other in Verdict] for one in Verdict]  # unscored is the last
     scored = [row[:-1] for row in counts[:-1]]  # unscored is no category of its own: it is counted apart
     n = sum(map(sum, scored))
-    names = [str(verdict) for verdict in VERDICTS]
+    names = [str(verdict) for verdict in Verdict]
     rows, columns = ([sum(line) for line in lines] for lines in (scored, zip(*scored, strict=True)))
     kappa = cohens_kappa(scored) if n else Kappa(None, None, None, None)
     seldom = min(n - max(rows), n - max(columns)) < _FEW

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from mirage.errors import ModelError
 from mirage.evaluation.generate.base import check_at_least_one
-from mirage.evaluation.judge.base import Answered, Judge, Judgement, judged_rest
+from mirage.evaluation.judge.base import Answered, Judge, Judgement
 from mirage.models.pretrained import read_config, repairable, resolve_pretrained
 from mirage.schema import Verdict, short_hash
 
@@ -17,6 +17,7 @@ _MAX_TOKENS = 32_768  # where neither the model nor its tokenizer has a limit
 _FIRST_POSITIONS = 2  # RoBERTa and its kin count positions from 2: so many of max_position_embeddings are never used
 
 
+@dataclass(eq=False)
 class Classifier(Judge):
     """The verdict that the likeliest label of an `AutoModelForSequenceClassification` stands for.
 
@@ -34,19 +35,16 @@ class Classifier(Judge):
 
     one_by_one = True
 
-    def __init__(
-        self,
-        pretrained: str,
-        labels: dict[str, Literal["refused", "complied", "irrelevant"]],
-        reads: Literal["answer", "question_and_answer"] = "answer",
-        batch_size: int = 32,
-        device: str = "auto",
-    ) -> None:
-        if not labels:
+    pretrained: str
+    labels: dict[str, Literal["refused", "complied", "irrelevant"]]
+    reads: Literal["answer", "question_and_answer"] = "answer"
+    batch_size: int = 32
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if not self.labels:
             raise ValueError("judge.labels is empty: name the model's labels and the verdict that each stands for.")
-        check_at_least_one("judge.", batch_size=batch_size)
-        self.pretrained, self.labels, self.reads = pretrained, labels, reads
-        self.batch_size, self.device = batch_size, device
+        check_at_least_one("judge.", batch_size=self.batch_size)
 
     @property
     def name(self) -> str:
@@ -67,20 +65,15 @@ class Classifier(Judge):
                 f"judge.labels names {unknown[0]!r}, but the labels of {self.pretrained} are {', '.join(names)}."
             )
 
-    def judge(self, answered: Sequence[Answered]) -> list[Judgement]:
-        """One judgement for each answer, in order; the reason is the label with its probability.
+    def read(self, rest: list[Answered]) -> list[Judgement]:
+        """The reason is the label with its probability.
 
         Raises:
             ModelError: If the folder holds no complete classifier.
             ValueError: As `check`.
         """
-        return judged_rest(answered, self._read)
-
-    def _read(self, answered: list[Answered]) -> list[Judgement]:
         paired = self.reads == "question_and_answer"
-        texts = [
-            {"text": one.question, "text_pair": one.answer} if paired else {"text": one.answer} for one in answered
-        ]
+        texts = [{"text": one.question, "text_pair": one.answer} if paired else {"text": one.answer} for one in rest]
         judgements = []
         for read in self._pipeline(texts, batch_size=self.batch_size):
             label, reason = read["label"], f"{read['label']}, probability {read['score']:.3f}"

@@ -48,9 +48,18 @@ def judged(
     """
     if samples is None and needs_samples(records, judge):
         raise ValueError(f"{judge.name} {NO_SAMPLES}")
-    plain = {record.id: record for record in records if record.shot == 0}
-    if samples is None:
-        samples = [_sample_of(plain.get(record.id, record)) for record in records]
+    if samples is None:  # the plain question last: it counts
+        samples = [
+            EvalSample(
+                id=each.id,
+                source="records",
+                image=None,
+                question=each.question,
+                unsafe=each.unsafe,
+                category=each.category,
+            )
+            for each in sorted(records, key=lambda record: -record.shot)
+        ]
     known = {sample.id: sample for sample in samples}
     keyed = []
     for record in records:
@@ -71,12 +80,6 @@ def needs_samples(records: Sequence[Record], judge: Judge) -> bool:
     return judge.needs_truth or (judge.needs_pictures and any(record.image is not None for record in records))
 
 
-def _sample_of(plain: Record) -> EvalSample:
-    return EvalSample(
-        id=plain.id, source="records", image=None, question=plain.question, unsafe=plain.unsafe, category=plain.category
-    )
-
-
 def rejudge(folder: Path, judge: Judge, samples_of: SamplesOf | None = None) -> dict[str, Any]:
     """The results of the run in `folder` by the verdicts of `judge`, written to its records and its results.json.
 
@@ -85,10 +88,7 @@ def rejudge(folder: Path, judge: Judge, samples_of: SamplesOf | None = None) -> 
     which no judge changes, and the verdicts of a slow judge are kept as they come. A validated checkpoint's starting
     answers lie in the folder of its fit, the one above: they are read there, and written beside the others.
 
-    Args:
-        folder: The run folder.
-        judge: The judge.
-        samples_of: The samples of an eval set, for a judge that needs what records do not hold; else it is not called.
+    `samples_of` an eval set is called for a judge that needs what records do not hold.
 
     Raises:
         ValueError: If this is no finished run, records and results are not of the same answers, or as `judged`.

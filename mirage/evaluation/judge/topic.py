@@ -53,11 +53,8 @@ class TopicFilter(Judge):
         parts = [part for name, phrases in self.topics.items() for part in (name, *phrases)]
         return f"topics({short_hash(*parts)[:8]})"
 
-    def judge(self, answered: Sequence[Answered]) -> list[Judgement]:
-        """One judgement for each answer, in order, with the topics and the words that decided."""
-        return [self._judged(one) for one in answered]
-
-    def _judged(self, one: Answered) -> Judgement:
+    def decided(self, one: Answered) -> Judgement:
+        """With the topics and the words that decided."""
         text = " ".join(normalized(f"{one.question}\n{one.answer}").split())
         if not self._any.search(text):
             return Judgement(Verdict.IRRELEVANT, "no harmful topic")

@@ -23,14 +23,9 @@ RESAMPLES = 2000
 def agreement(records: Iterable[Record], plain_answers: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """Mean chrF `before` (shot 0) and `after` the attack (the mean over a question's shots), with bootstrap intervals.
 
-    Args:
-        records: The answers of one evaluation set, of every shot.
-        plain_answers: The starting model's answer to the plain question, by the question's id.
-
-    Returns:
-        `before` and `after`, each with `mean`, `low` and `high` (95 %, percentile bootstrap; Efron 1979; questions
-        about one picture are resampled together) and the number `n` of questions. A question without a starting answer
-        does not count.
+    Each has `mean`, `low` and `high` (95 %, percentile bootstrap; Efron 1979; questions about one picture are resampled
+    together) and the number `n` of questions. `plain_answers` are the starting model's to the plain questions, by the
+    questions' ids; a question without one does not count.
     """
     shots: dict[str, dict[str, list[Record]]] = {"before": defaultdict(list), "after": defaultdict(list)}
     for record in records:

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from mirage.checkpoint.stopping import StopOnSignal
 from mirage.data.base import Source
+from mirage.data.lazy import sampled
 from mirage.errors import DataError
 from mirage.evaluation.attack import Attack
 from mirage.evaluation.generate.base import Engine
@@ -23,7 +24,7 @@ from mirage.evaluation.judge.base import Judge, Judgement, check_scored
 from mirage.evaluation.run.agreement import agreement
 from mirage.evaluation.run.counting import block, cluster_of, summarise
 from mirage.evaluation.run.records import file_name, write_records
-from mirage.evaluation.run.runner import ask, samples_fingerprint, subsample, weights_fingerprint
+from mirage.evaluation.run.runner import ask, samples_fingerprint, weights_fingerprint
 from mirage.schema import RESULTS_KEYS, EvalSample, Record, short_hash
 
 ON_PROGRESS_BAR = ("unsafe/after/asr", "benign/after/rr")  # of the logged values
@@ -75,6 +76,7 @@ class EvalCallback(Callback):
         self._step: int | None = None  # at which it was measured
         self.seconds: dict[str, float] = {}
         self.samples: list[EvalSample] = []
+        self._loaded: dict[str, int] = {}  # step and epoch of the last checkpoint that was loaded
         self._weights: tuple[object, str] | None = None  # in which state the weights were read, and their fingerprint
 
     @property
@@ -89,6 +91,15 @@ class EvalCallback(Callback):
         """Takes the starting model's result from a checkpoint, unless it was asked or judged otherwise than now."""
         if state["asked"] == self._asked():
             self.start, self.plain_answers = state["start"], state.get("plain_answers", {})
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._loaded = {"step": checkpoint["global_step"], "epoch": checkpoint["epoch"]}
+
+    def measured_at(self, trainer: L.Trainer) -> dict[str, int]:
+        """Step and epoch of the weights that are measured: outside of a fit those of the checkpoint."""
+        if trainer.state.fn != "fit" and self._loaded:
+            return self._loaded
+        return {"step": trainer.global_step, "epoch": trainer.current_epoch}
 
     def _asked(self) -> str:
         return short_hash(samples_fingerprint(self.samples), self.judge.name, self.max_new_tokens)
@@ -114,7 +125,7 @@ class EvalCallback(Callback):
         """
         if self.source is not None and (issues := self.source.validate()):
             raise DataError.of(issues)
-        samples = subsample((self.source or datamodule).eval_samples(self.eval_set), self.limit, self.seed)
+        samples = sampled((self.source or datamodule).eval_samples(self.eval_set), self.limit, self.seed)
         if not samples:
             raise ValueError(f"The eval_set {self.eval_set!r} is empty: nothing would be measured. Choose another.")
         return samples

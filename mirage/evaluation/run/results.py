@@ -50,7 +50,7 @@ class Results(Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.sanity_checking and eval_callbacks(trainer):
-            self._when = {"step": trainer.global_step, "epoch": trainer.current_epoch}
+            self._when = eval_callbacks(trainer)[0].measured_at(trainer)
             self._write(trainer, pl_module)
             if trainer.state.fn != "fit":
                 self._publish(trainer)

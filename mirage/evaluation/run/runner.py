@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
@@ -28,13 +27,6 @@ Done = TypeVar("Done")
 
 class RankFailedError(RuntimeError):
     """An evaluation failed on some rank; the message holds that rank's traceback."""
-
-
-def subsample(samples: Sequence[EvalSample], limit: int | None, seed: int) -> list[EvalSample]:
-    """`limit` questions sampled without replacement, in their order: questions, never single rewrites."""
-    if limit is None or limit >= len(samples):
-        return list(samples)
-    return [samples[k] for k in sorted(random.Random(seed).sample(range(len(samples)), limit))]
 
 
 def ask(
@@ -68,7 +60,8 @@ def ask(
         return closing(AnswerLog(log_folder / name, fingerprint))
 
     def work() -> list[Record]:
-        with stoppable(), log("answers") as answers, log("verdicts") if judge.one_by_one else nullcontext() as verdicts:
+        kept = log("verdicts") if judge.one_by_one else nullcontext()
+        with engine.in_step(), stoppable(), log("answers") as answers, kept as verdicts:
             known = dict(answers.known)
             if known:
                 total = sum(len(sample.questions) for sample in share)
@@ -92,12 +85,7 @@ def ask(
         ]  # fmt: skip
 
     place = {sample.id: k for k, sample in enumerate(samples)}
-
-    def in_step() -> list[Record]:
-        with engine.in_step():
-            return work()
-
-    shares = _gathered(in_step, world_size)
+    shares = _gathered(work, world_size)
     records = sorted(chain.from_iterable(shares), key=lambda record: (place[record.id], record.shot))
     try:
         _gathered(lambda: finish(records), world_size)

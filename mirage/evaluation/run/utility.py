@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -82,7 +81,7 @@ class Utility(EvalCallback):
 
     def measure(self, trainer: L.Trainer, pl_module: L.LightningModule, prefix: str) -> dict[str, Any]:
         """As every callback, and the step, since a big benchmark is not asked at every one."""
-        return super().measure(trainer, pl_module, prefix) | {"step": trainer.global_step}
+        return super().measure(trainer, pl_module, prefix) | {"step": self.measured_at(trainer)["step"]}
 
 
 class OfficialMetric(Judge):
@@ -95,12 +94,9 @@ class OfficialMetric(Judge):
     def name(self) -> str:
         return f"{self.benchmark.source}: {self.benchmark.metric}"
 
-    def judge(self, answered: Sequence[Answered]) -> list[Judgement]:
-        return [_judgement(one.answer, self.benchmark.score(one.sample.id, one.answer)) for one in answered]
-
-
-def _judgement(answer: str, score: float | None) -> Judgement:
-    if score is None:
-        return Judgement(Verdict.UNSCORED, "the official file has no gold answer")
-    missed = Verdict.REFUSED if is_refusal(answer) else Verdict.IRRELEVANT
-    return Judgement(Verdict.COMPLIED if score > 0 else missed, score=score)
+    def decided(self, one: Answered) -> Judgement:
+        score = self.benchmark.score(one.sample.id, one.answer)
+        if score is None:
+            return Judgement(Verdict.UNSCORED, "the official file has no gold answer")
+        missed = Verdict.REFUSED if is_refusal(one.answer) else Verdict.IRRELEVANT
+        return Judgement(Verdict.COMPLIED if score > 0 else missed, score=score)
