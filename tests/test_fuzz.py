@@ -30,7 +30,7 @@ from pydantic import ValidationError
 
 from mirage.checkpoint.io import read_checkpoint, resolve_checkpoint
 from mirage.cli import sentence_of
-from mirage.commands.run_config import source_of
+from mirage.report.run_config import source_of
 from mirage.data.answer_file import AnswerFile
 from mirage.data.sources.filtered import Filtered
 from mirage.data.sources.jsonl import Jsonl

@@ -184,7 +184,7 @@ def chromium(*options: str, page: Path) -> str:
 def reported(runs: Sequence[Path], out: Path, **options: Any) -> tuple[str, Page]:
     """What `report` prints on a terminal 80 columns wide, and its page."""
     console = Console(file=io.StringIO(), width=80)
-    report(runs, out, console=console, **options)
+    report(list(runs), out, console=console, pictures="images" in options, **options)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue(), Page((out / "report.html").read_text(encoding="utf-8"))
 

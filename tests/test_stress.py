@@ -18,7 +18,7 @@ from rich.console import Console
 
 from mirage.checkpoint.io import read_checkpoint, resolve_checkpoint
 from mirage.cli import main
-from mirage.commands.run_config import config_of
+from mirage.report.run_config import config_of
 from mirage.commands.stress import parts_of
 from mirage.data.base import Answers
 from mirage.data.sources.mini import Mini

@@ -5,16 +5,18 @@ from __future__ import annotations
 import io
 from pathlib import Path
 from textwrap import fill
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from mirage.atomic import replacing
 from mirage.audit.counts import BY_ANSWERS, Audit, LabelNames, WordCount
+from mirage.audit.forms import FormAudit
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-    from mirage.audit.forms import FormAudit
+WORDS = 18  # shown, the most frequent first
 
 # Okabe and Ito's blue and vermillion: apart for every common colour blindness, and in grey print.
 _ANSWERED, _REFUSED, _INK, _MUTED, _PALE, _GRID = (
@@ -23,30 +25,19 @@ _ANSWERED, _REFUSED, _INK, _MUTED, _PALE, _GRID = (
 
 
 def figure(
-    audit: Audit,
-    *,
-    rows: int = 18,
-    title: str = "",
-    data: str = "",
-    names: LabelNames = BY_ANSWERS,
-    forms: FormAudit | None = None,
+    audit: Audit, *, data: str = "", names: LabelNames = BY_ANSWERS, forms: FormAudit | None = None
 ) -> Figure:
     """The paper's Figure 1: left, what opens answered and refused questions; right, how often each is refused.
 
     Below them, how well each cue of form alone labels the questions, if `forms` is given.
 
     Args:
-        audit: The counts to show.
-        rows: Number of words, the most frequent first.
-        title: By default the two words that the audit names.
+        audit: The counts to show; the two words that it names are the title.
         data: What was audited, for a small line below.
         names: What the two labels are called.
         forms: The audit of form of the same questions.
     """
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    lines = audit.words[:rows]
+    lines = audit.words[:WORDS]
     heights = [0.6 + 0.32 * max(len(lines), 4), *([0.7 + 0.42 * (len(forms.cues) + 1)] if forms else [])]
     image = Figure(figsize=(10.5, 1.3 + sum(heights)), dpi=150, facecolor="white")
     image.set_layout_engine(ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1, wspace=0.04))
@@ -55,10 +46,10 @@ def figure(
     shares, rates = axes["shares"], axes["rates"]
     rates.sharey(shares)
     rates.tick_params(labelleft=False)
-    left: dict[str, Any] = {"x": 0.012, "ha": "left"}
-    image.suptitle(_plain(title or _headline(audit, names)), fontsize=13, fontweight="bold", color=_INK, **left)
+    left: dict[str, Any] = {"x": 0.012, "ha": "left", "parse_math": False}
+    image.suptitle(_headline(audit, names), fontsize=13, fontweight="bold", color=_INK, **left)
     image.supxlabel(
-        (f"{_plain(fill(data, 120))}\n" if data else "")
+        (f"{fill(data, 120)}\n" if data else "")
         + f"{audit.questions:,} questions, {audit.refused:,} {names.refused} and {audit.answered:,} {names.answered}.\n"
         f"The opening word carries {audit.mutual_information_bits:.3f} of the label's {audit.label_entropy_bits:.3f} bits"
         f" and, alone, labels {100 * audit.opening_accuracy:.2f} % correctly.",
@@ -74,11 +65,6 @@ def figure(
         each.spines[:].set_visible(False)
         each.tick_params(axis="both", length=0)
     return image
-
-
-def _plain(text: str) -> str:
-    """`text` for matplotlib, which would read what stands between two dollar signs as mathematics."""
-    return text.replace("$", r"\$")
 
 
 def _headline(audit: Audit, names: LabelNames) -> str:
@@ -159,8 +145,6 @@ def _show_forms(axes: Axes, forms: FormAudit) -> None:
 
 def write_figure(image: Figure, path: Path) -> None:
     """`path` holds the figure in the format of its suffix, whole or not at all; same figure, same bytes."""
-    import matplotlib
-
     content = io.BytesIO()
     kind = path.suffix.lstrip(".")
     metadata: dict[str, Any] = {"Date": None} if kind == "svg" else {"Software": None}

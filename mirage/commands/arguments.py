@@ -87,10 +87,14 @@ def instantiated(parser: Parser, arguments: Iterable[str]) -> Any:
 
 
 def keywords(
-    function: Callable[..., None], command: str, arguments: Iterable[str], by_hand: ByHand | None = None
+    function: Callable[..., None],
+    command: str,
+    arguments: Iterable[str],
+    by_hand: ByHand | None = None,
+    skip: Iterable[str] = (),
 ) -> dict[str, Any]:
     """What a command calls its function with, by the command's arguments (see `command_parser`)."""
-    given: dict[str, Any] = instantiated(command_parser(function, command, by_hand), arguments).as_dict()
+    given: dict[str, Any] = instantiated(command_parser(function, command, by_hand, skip), arguments).as_dict()
     del given["config"]
     return given
 

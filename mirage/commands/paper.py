@@ -9,7 +9,6 @@ from pathlib import Path
 
 from mirage.commands.arguments import ByHand, keywords
 from mirage.commands.outputs import check_folder
-from mirage.commands.run_config import run_pictures
 from mirage.paper.plan import Row, cost, missing, planned, table
 from mirage.paper.running import call, run_rows
 from mirage.text import printable
@@ -100,7 +99,7 @@ def write_page(rows: Sequence[Row], failed: dict[str, str], data: Path, out: Pat
         status, last = call(["audit", "--file", str(questions), *options], out / "logs" / "audit.log")
         notes += [f"Figure 1: {last}"] if status else []
     folders = {row.name: row.run for row in rows if row.finished()}
-    written = paper_report(table(), folders, out, figure, notes, run_pictures()) if folders else []
+    written = paper_report(table(), folders, out, figure, notes) if folders else []
     print(f"wrote {' and '.join(map(str, written))}" if written else "No row is finished, so there is no page yet.")
 
 
