@@ -24,18 +24,11 @@ _ANSWERED, _REFUSED, _INK, _MUTED, _PALE, _GRID = (
 )  # fmt: skip
 
 
-def figure(
-    audit: Audit, *, data: str = "", names: LabelNames = BY_ANSWERS, forms: FormAudit | None = None
-) -> Figure:
+def figure(audit: Audit, *, data: str = "", names: LabelNames = BY_ANSWERS, forms: FormAudit | None = None) -> Figure:
     """The paper's Figure 1: left, what opens answered and refused questions; right, how often each is refused.
 
-    Below them, how well each cue of form alone labels the questions, if `forms` is given.
-
-    Args:
-        audit: The counts to show; the two words that it names are the title.
-        data: What was audited, for a small line below.
-        names: What the two labels are called.
-        forms: The audit of form of the same questions.
+    Below them, how well each cue of form alone labels the questions, if the `forms` of the same questions are given. The
+    two words that the audit names are the title; `data`, what was audited, is a small line below.
     """
     lines = audit.words[:WORDS]
     heights = [0.6 + 0.32 * max(len(lines), 4), *([0.7 + 0.42 * (len(forms.cues) + 1)] if forms else [])]

@@ -102,10 +102,8 @@ def keywords(
 def explained(message: str, choices: Choices = CHOICES, keys: Iterable[str] = ()) -> str:
     """The parser's message: the first problem in it, with the argument's whole name and the nearest that exists.
 
-    Args:
-        message: What jsonargparse says, or any other error, which is returned as it is.
-        choices: The classes that an argument takes, by the last part of its name.
-        keys: The names of the parser's options.
+    Any other error is returned as it is. `choices` are the classes that an argument takes, by the last part of its name,
+    and `keys` the names of the parser's options.
     """
     text = re.sub(r"\x1b\[[0-9;]*m", "", message).strip()
     path: list[str] = []

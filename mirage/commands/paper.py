@@ -78,13 +78,11 @@ def print_plan(rows: Sequence[Row], models: Path, data: Path) -> None:
         "tokens an example; memory of each device in training, or of the weights alone."
     )
     heads = ("row", "what", "hours\ntraining", "hours\nevaluation", "GiB a\ndevice")
-    console = Console()
-    console.print(Sheet("", heads, lines, caption).on_terminal(gap=2))
+    Console().print(Sheet("", heads, lines, caption).on_terminal(gap=2))
     absent = missing(rows, models, data)
     for (how, needed), paths in groupby(absent, key=absent.__getitem__):
         by = "all rows" if len(needed) == len(rows) > 1 else ", ".join(needed)
-        text = "\n".join([f"missing, needed by {by}:", *(f"  {path}" for path in paths), f"  from: {how}"])
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        print(f"missing, needed by {by}:", *(f"  {path}" for path in paths), f"  from: {how}", sep="\n")
     print(f"{len(absent)} missing." if absent else "Every file is there.")
 
 

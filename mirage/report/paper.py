@@ -33,7 +33,7 @@ def paper_report(
     Args:
         table: `columns`, `rows` and `differences` as rows.yaml of `mirage.paper` has them; rows of a group stand together.
         folders: Of each finished row, by its name, the folder of its results.json.
-        out: The folder.
+        out: Where to.
         figure1: The audit's figure; left out of the page if there is no such file.
         notes: What is missing, in sentences.
 
