@@ -95,7 +95,6 @@ def _show_shares(axes: Axes, lines: tuple[WordCount, ...], names: LabelNames) ->
 
 
 def _show_rates(axes: Axes, lines: tuple[WordCount, ...], average: float, names: LabelNames) -> None:
-    axes.axvline(average, color=_MUTED, linewidth=1.1, linestyle=(0, (4, 3)), zorder=1)
     for position, line in enumerate(lines):
         rate, low, high = (100 * end for end in (line.p_refused.rate, line.p_refused.low, line.p_refused.high))
         colour, marker = (_REFUSED, "o") if low > average else (_ANSWERED, "s") if high < average else (_MUTED, "D")
@@ -107,10 +106,7 @@ def _show_rates(axes: Axes, lines: tuple[WordCount, ...], average: float, names:
         )  # fmt: skip
     axes.set_xlim(-1, 101)
     axes.set_xticks([0, 25, 50, 75, 100], ["0", "25", "50", "75", "100 %"], fontsize=9, color=_MUTED)
-    axes.set_xlabel(f"dashed: all questions, {average:.1f} %", fontsize=9, color=_MUTED, loc="left")
-    axes.grid(axis="x", color=_GRID, linewidth=0.7, zorder=0)
-    title = f"{names.refused}, with 95 % interval"
-    axes.set_title(title, loc="left", fontsize=10.5, fontweight="bold", color=_INK, pad=5)
+    _explain(axes, f"{names.refused}, with 95 % interval", average, f"all questions, {average:.1f} %", zorder=1)
 
 
 def _show_forms(axes: Axes, forms: FormAudit) -> None:
@@ -123,17 +119,21 @@ def _show_forms(axes: Axes, forms: FormAudit) -> None:
         places, values = zip(*bars, strict=True)
         drawn = axes.barh(places, [v - 0.5 for v in values], 0.34, left=0.5, color=colour, label=label, zorder=2)
         axes.bar_label(drawn, [f"{v:.3f}" for v in values], padding=4, fontsize=8.5, color=_INK)
-    axes.axvline(0.5, color=_MUTED, linewidth=1.1, linestyle=(0, (4, 3)), zorder=3)
     names = [*(cue.cue for cue in forms.cues), "form only"]
     axes.set_yticks(range(len(names)), names, fontsize=10.5, color=_INK)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xlim(min(0.45, *(value - 0.05 for _, value in in_sample + crossed)), 1.04)
     axes.set_xticks([0.5, 0.6, 0.7, 0.8, 0.9, 1], ["0.5", "0.6", "0.7", "0.8", "0.9", "1"], fontsize=9, color=_MUTED)
-    axes.set_xlabel("dashed: chance, 0.5", fontsize=9, color=_MUTED, loc="left")
-    axes.grid(axis="x", color=_GRID, linewidth=0.7, zorder=0)
-    title = "Balanced accuracy of one cue of form alone"
-    axes.set_title(title, loc="left", fontsize=10.5, fontweight="bold", color=_INK, pad=5)
+    _explain(axes, "Balanced accuracy of one cue of form alone", 0.5, "chance, 0.5", zorder=3)
     axes.legend(loc="lower right", fontsize=9, frameon=False, bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.1)
+
+
+def _explain(axes: Axes, title: str, dashed: float, what: str, *, zorder: int) -> None:
+    """Title, grid, and a dashed line with what it shows."""
+    axes.axvline(dashed, color=_MUTED, linewidth=1.1, linestyle=(0, (4, 3)), zorder=zorder)
+    axes.set_xlabel(f"dashed: {what}", fontsize=9, color=_MUTED, loc="left")
+    axes.grid(axis="x", color=_GRID, linewidth=0.7, zorder=0)
+    axes.set_title(title, loc="left", fontsize=10.5, fontweight="bold", color=_INK, pad=5)
 
 
 def write_figure(image: Figure, path: Path) -> None:
