@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -51,8 +51,7 @@ class Batch:
         return Batch(inputs, labels, text_mask, self.example_ids, self.logits_to_keep, self.input_hashes)
 
 
-@dataclass(slots=True)
-class Pair:
+class Pair(NamedTuple):
     """The two sides of a step. Either may be None: retain, for example, in some steps when gamma < 1."""
 
     unsafe: Batch | None
@@ -62,14 +61,6 @@ class Pair:
     def num_unsafe(self) -> int:
         """The number of unsafe examples: the divisor of the objective."""
         return len(self.unsafe) if self.unsafe is not None else 0
-
-    def to(self, device: Any, non_blocking: bool = False) -> Pair:
-        """The same pair on another device."""
-        return Pair(*(side and side.to(device, non_blocking) for side in (self.unsafe, self.retain)))
-
-    def pin_memory(self) -> Pair:
-        """The same pair in page-locked memory."""
-        return Pair(*(side and side.pin_memory() for side in (self.unsafe, self.retain)))
 
 
 def joined(first: Batch, second: Batch, pad_id: int) -> Batch:

@@ -137,10 +137,7 @@ class BytesImage(_Opened):
 def resolve_image(root: Path, name: str, *, suggest: bool = True) -> Path:
     """The regular file `name` below `root`, links followed; nothing is opened.
 
-    Args:
-        root: The folder that the name must not leave.
-        name: A path below it.
-        suggest: Look for the nearest names if it is missing, which thousands of missing files cannot afford.
+    If it is missing the nearest names are looked for (`suggest`), which thousands of missing files cannot afford.
 
     Raises:
         ImageError: If the name points outside the root in any way, or no such file is there.

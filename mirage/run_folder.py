@@ -203,9 +203,6 @@ class MetricsFile(Logger):
     """`metrics.csv`: one line for each time that metrics were logged, there as soon as they are logged.
 
     Unlike Lightning's CSVLogger it goes on with the file of a resumed run, and is never half rewritten.
-
-    Args:
-        folder: Where the file is.
     """
 
     def __init__(self, folder: str) -> None:

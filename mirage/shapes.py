@@ -48,13 +48,9 @@ _JSON_NAMES = {
 
 
 def checked(shape: type[AnyShape], record: object, file: str, where: str) -> tuple[AnyShape | None, list[DataIssue]]:
-    """The record in its shape and no issue, or None and every issue of it.
+    """The parsed JSON value in its shape and no issue, or None and every issue of it.
 
-    Args:
-        shape: What the record should be.
-        record: The parsed JSON value.
-        file: The file's name, for messages.
-        where: The record's place in it, such as `record 412` or `line 7`.
+    `where` is its place in the file for messages, such as `record 412` or `line 7`.
     """
     try:
         return shape.model_validate(record), []

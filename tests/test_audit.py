@@ -104,7 +104,7 @@ def test_a_set_with_one_label_only_is_audited(refused: bool, tmp_path: Path) -> 
     report = audit_pairs([("What $is$ it?", refused)] * 3, min_count=1)
     assert report.label_entropy_bits == 0 and report.majority_accuracy == 1 and report.attack_word is None
     assert "NaN" not in report.to_json()
-    write_figure(figure(report, title="a $ sign"), tmp_path / "audit.svg")
+    write_figure(figure(report, data="$a $ sign"), tmp_path / "audit.svg")
 
 
 def test_table_json_and_figure_show_the_same_numbers(tmp_path: Path) -> None:

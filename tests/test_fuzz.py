@@ -30,7 +30,6 @@ from pydantic import ValidationError
 
 from mirage.checkpoint.io import read_checkpoint, resolve_checkpoint
 from mirage.cli import sentence_of
-from mirage.commands.run_config import source_of
 from mirage.data.answer_file import AnswerFile
 from mirage.data.sources.filtered import Filtered
 from mirage.data.sources.jsonl import Jsonl
@@ -46,6 +45,7 @@ from mirage.images import FORMATS, FileImage, ImageError, image_issues
 from mirage.report.figures import panels
 from mirage.report.gallery import galleries
 from mirage.report.page import page
+from mirage.report.run_config import source_of
 from mirage.report.runs import load_runs
 from mirage.report.tables import start_vs_aligned, terminal_table
 from mirage.rewriting.from_file import read_published

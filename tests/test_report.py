@@ -191,7 +191,7 @@ class Report(NamedTuple):
 
 def reported(runs: Sequence[Path], out: Path, **options: Any) -> Report:
     console = Console(file=io.StringIO(), width=80)
-    report(runs, out, console=console, **options)
+    report(list(runs), out, console=console, pictures="images" in options, **options)
     assert isinstance(console.file, io.StringIO)
     return Report(console.file.getvalue(), out)
 

@@ -17,7 +17,6 @@ from rich.console import Console
 
 from mirage.checkpoint.io import read_checkpoint, resolve_checkpoint
 from mirage.cli import main
-from mirage.commands.run_config import config_of
 from mirage.commands.stress import parts_of
 from mirage.data.base import Answers
 from mirage.data.sources.mini import Mini
@@ -29,6 +28,7 @@ from mirage.methods.base import AlignmentModule
 from mirage.mini.words import OPENERS
 from mirage.models.components import language_model
 from mirage.models.load import load_model
+from mirage.report.run_config import config_of
 from mirage.report.stress import figure, table
 from mirage.schema import Example, Verdict
 from mirage.text import opening_word

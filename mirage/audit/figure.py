@@ -5,16 +5,18 @@ from __future__ import annotations
 import io
 from pathlib import Path
 from textwrap import fill
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from mirage.atomic import replacing
 from mirage.audit.counts import BY_ANSWERS, Audit, LabelNames, WordCount
+from mirage.audit.forms import FormAudit
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-    from mirage.audit.forms import FormAudit
+WORDS = 18  # shown, the most frequent first
 
 # Okabe and Ito's blue and vermillion: apart for every common colour blindness, and in grey print.
 _ANSWERED, _REFUSED, _INK, _MUTED, _PALE, _GRID = (
@@ -22,31 +24,13 @@ _ANSWERED, _REFUSED, _INK, _MUTED, _PALE, _GRID = (
 )  # fmt: skip
 
 
-def figure(
-    audit: Audit,
-    *,
-    rows: int = 18,
-    title: str = "",
-    data: str = "",
-    names: LabelNames = BY_ANSWERS,
-    forms: FormAudit | None = None,
-) -> Figure:
+def figure(audit: Audit, *, data: str = "", names: LabelNames = BY_ANSWERS, forms: FormAudit | None = None) -> Figure:
     """The paper's Figure 1: left, what opens answered and refused questions; right, how often each is refused.
 
-    Below them, how well each cue of form alone labels the questions, if `forms` is given.
-
-    Args:
-        audit: The counts to show.
-        rows: Number of words, the most frequent first.
-        title: By default the two words that the audit names.
-        data: What was audited, for a small line below.
-        names: What the two labels are called.
-        forms: The audit of form of the same questions.
+    Below them, how well each cue of form alone labels the questions, if the `forms` of the same questions are given. The
+    two words that the audit names are the title; `data`, what was audited, is a small line below.
     """
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    lines = audit.words[:rows]
+    lines = audit.words[:WORDS]
     heights = [0.6 + 0.32 * max(len(lines), 4), *([0.7 + 0.42 * (len(forms.cues) + 1)] if forms else [])]
     image = Figure(figsize=(10.5, 1.3 + sum(heights)), dpi=150, facecolor="white")
     image.set_layout_engine(ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1, wspace=0.04))
@@ -55,10 +39,10 @@ def figure(
     shares, rates = axes["shares"], axes["rates"]
     rates.sharey(shares)
     rates.tick_params(labelleft=False)
-    left: dict[str, Any] = {"x": 0.012, "ha": "left"}
-    image.suptitle(_plain(title or _headline(audit, names)), fontsize=13, fontweight="bold", color=_INK, **left)
+    left: dict[str, Any] = {"x": 0.012, "ha": "left", "parse_math": False}
+    image.suptitle(_headline(audit, names), fontsize=13, fontweight="bold", color=_INK, **left)
     image.supxlabel(
-        (f"{_plain(fill(data, 120))}\n" if data else "")
+        (f"{fill(data, 120)}\n" if data else "")
         + f"{audit.questions:,} questions, {audit.refused:,} {names.refused} and {audit.answered:,} {names.answered}.\n"
         f"The opening word carries {audit.mutual_information_bits:.3f} of the label's {audit.label_entropy_bits:.3f} bits"
         f" and, alone, labels {100 * audit.opening_accuracy:.2f} % correctly.",
@@ -74,11 +58,6 @@ def figure(
         each.spines[:].set_visible(False)
         each.tick_params(axis="both", length=0)
     return image
-
-
-def _plain(text: str) -> str:
-    """`text` for matplotlib, which would read what stands between two dollar signs as mathematics."""
-    return text.replace("$", r"\$")
 
 
 def _headline(audit: Audit, names: LabelNames) -> str:
@@ -116,7 +95,6 @@ def _show_shares(axes: Axes, lines: tuple[WordCount, ...], names: LabelNames) ->
 
 
 def _show_rates(axes: Axes, lines: tuple[WordCount, ...], average: float, names: LabelNames) -> None:
-    axes.axvline(average, color=_MUTED, linewidth=1.1, linestyle=(0, (4, 3)), zorder=1)
     for position, line in enumerate(lines):
         rate, low, high = (100 * end for end in (line.p_refused.rate, line.p_refused.low, line.p_refused.high))
         colour, marker = (_REFUSED, "o") if low > average else (_ANSWERED, "s") if high < average else (_MUTED, "D")
@@ -128,10 +106,7 @@ def _show_rates(axes: Axes, lines: tuple[WordCount, ...], average: float, names:
         )  # fmt: skip
     axes.set_xlim(-1, 101)
     axes.set_xticks([0, 25, 50, 75, 100], ["0", "25", "50", "75", "100 %"], fontsize=9, color=_MUTED)
-    axes.set_xlabel(f"dashed: all questions, {average:.1f} %", fontsize=9, color=_MUTED, loc="left")
-    axes.grid(axis="x", color=_GRID, linewidth=0.7, zorder=0)
-    title = f"{names.refused}, with 95 % interval"
-    axes.set_title(title, loc="left", fontsize=10.5, fontweight="bold", color=_INK, pad=5)
+    _explain(axes, f"{names.refused}, with 95 % interval", average, f"all questions, {average:.1f} %", zorder=1)
 
 
 def _show_forms(axes: Axes, forms: FormAudit) -> None:
@@ -144,23 +119,25 @@ def _show_forms(axes: Axes, forms: FormAudit) -> None:
         places, values = zip(*bars, strict=True)
         drawn = axes.barh(places, [v - 0.5 for v in values], 0.34, left=0.5, color=colour, label=label, zorder=2)
         axes.bar_label(drawn, [f"{v:.3f}" for v in values], padding=4, fontsize=8.5, color=_INK)
-    axes.axvline(0.5, color=_MUTED, linewidth=1.1, linestyle=(0, (4, 3)), zorder=3)
     names = [*(cue.cue for cue in forms.cues), "form only"]
     axes.set_yticks(range(len(names)), names, fontsize=10.5, color=_INK)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xlim(min(0.45, *(value - 0.05 for _, value in in_sample + crossed)), 1.04)
     axes.set_xticks([0.5, 0.6, 0.7, 0.8, 0.9, 1], ["0.5", "0.6", "0.7", "0.8", "0.9", "1"], fontsize=9, color=_MUTED)
-    axes.set_xlabel("dashed: chance, 0.5", fontsize=9, color=_MUTED, loc="left")
-    axes.grid(axis="x", color=_GRID, linewidth=0.7, zorder=0)
-    title = "Balanced accuracy of one cue of form alone"
-    axes.set_title(title, loc="left", fontsize=10.5, fontweight="bold", color=_INK, pad=5)
+    _explain(axes, "Balanced accuracy of one cue of form alone", 0.5, "chance, 0.5", zorder=3)
     axes.legend(loc="lower right", fontsize=9, frameon=False, bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.1)
+
+
+def _explain(axes: Axes, title: str, dashed: float, what: str, *, zorder: int) -> None:
+    """Title, grid, and a dashed line with what it shows."""
+    axes.axvline(dashed, color=_MUTED, linewidth=1.1, linestyle=(0, (4, 3)), zorder=zorder)
+    axes.set_xlabel(f"dashed: {what}", fontsize=9, color=_MUTED, loc="left")
+    axes.grid(axis="x", color=_GRID, linewidth=0.7, zorder=0)
+    axes.set_title(title, loc="left", fontsize=10.5, fontweight="bold", color=_INK, pad=5)
 
 
 def write_figure(image: Figure, path: Path) -> None:
     """`path` holds the figure in the format of its suffix, whole or not at all; same figure, same bytes."""
-    import matplotlib
-
     content = io.BytesIO()
     kind = path.suffix.lstrip(".")
     metadata: dict[str, Any] = {"Date": None} if kind == "svg" else {"Software": None}

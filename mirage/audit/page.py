@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.resources import files
-from typing import TYPE_CHECKING
+
+import jinja2
+from markupsafe import Markup
 
 from mirage.audit.counts import Audit, LabelNames
+from mirage.audit.forms import FormAudit
 from mirage.audit.table import form_sentences, measured, sentences
-
-if TYPE_CHECKING:
-    from mirage.audit.forms import FormAudit
 
 
 def page(
@@ -27,9 +27,6 @@ def page(
 
     `style` is the style sheet; the rest is as in `figure` and `Audit.to_json`.
     """
-    import jinja2
-    from markupsafe import Markup
-
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
 
 from mirage.audit.counts import BY_ANSWERS, Audit, LabelNames
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from mirage.audit.forms import FormAudit
+from mirage.audit.forms import FormAudit
 
 _AS_GOOD = 0.03  # a cue this close to the best one would take its place
 
 
-def sentences(audit: Audit, names: LabelNames = BY_ANSWERS) -> list[str]:
+def sentences(audit: Audit, names: LabelNames) -> list[str]:
     """What the audit says, in plain sentences."""
     bits, of_bits = audit.mutual_information_bits, audit.label_entropy_bits
     lines = [
@@ -41,16 +39,10 @@ def print_audit(
     audit: Audit, *, rows: int = 25, names: LabelNames = BY_ANSWERS, console: Console | None = None
 ) -> None:
     """Prints the `rows` most frequent words as a table, and what they say."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
     console = console or Console()
-    table = Table(box=SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False)
-    table.add_column("word" if audit.every_word else "opening\nword", no_wrap=True)
     shares = (f"of all\n{names.refused_head}", f"of all\n{names.answered_head}")
-    for heading in ("n", names.refused_head, "rate", *shares, "log-odds\n[95 % interval]"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    heads = ("n", names.refused_head, "rate", *shares, "log-odds\n[95 % interval]")
+    table = _table("word" if audit.every_word else "opening\nword", *heads)
     for line in audit.words[:rows]:
         rates = map(_percent, (line.p_refused.rate, line.share_of_refused, line.share_of_answered))
         odds = f"{line.log_odds:+.2f} [{line.log_odds_low:+.2f}, {line.log_odds_high:+.2f}]"
@@ -81,7 +73,7 @@ def form_sentences(forms: FormAudit) -> list[str]:
     ]
 
 
-def measured(forms: FormAudit, names: LabelNames = BY_ANSWERS) -> str:
+def measured(forms: FormAudit, names: LabelNames) -> str:
     """What the figures of an audit of form are of."""
     share = f"a sample of {forms.measured:,} of the" if forms.measured < forms.questions else "all"
     return (
@@ -90,16 +82,10 @@ def measured(forms: FormAudit, names: LabelNames = BY_ANSWERS) -> str:
     )
 
 
-def print_forms(forms: FormAudit, *, names: LabelNames = BY_ANSWERS, console: Console | None = None) -> None:
+def print_forms(forms: FormAudit, *, names: LabelNames) -> None:
     """Prints how well each cue of form alone labels the questions, and all of them together."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
-    console = console or Console()
-    table = Table("cue of form", box=SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False)
-    for heading in ("values", "in sample", f"{forms.folds} folds"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    console = Console()
+    table = _table("cue of form", "values", "in sample", f"{forms.folds} folds")
     for cue in forms.cues:
         table.add_row(cue.cue, str(cue.values), f"{cue.in_sample:.3f}", f"{cue.cross_validated:.3f}")
     table.add_section()
@@ -107,6 +93,14 @@ def print_forms(forms: FormAudit, *, names: LabelNames = BY_ANSWERS, console: Co
     console.print(table)
     for sentence in (measured(forms, names), *form_sentences(forms)):
         console.print(sentence, highlight=False, markup=False)
+
+
+def _table(first: str, *others: str) -> Table:
+    table = Table(box=SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False)
+    table.add_column(first, no_wrap=True)
+    for head in others:
+        table.add_column(head, justify="right", no_wrap=True)
+    return table
 
 
 def _percent(rate: float) -> str:

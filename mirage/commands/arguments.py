@@ -87,10 +87,14 @@ def instantiated(parser: Parser, arguments: Iterable[str]) -> Any:
 
 
 def keywords(
-    function: Callable[..., None], command: str, arguments: Iterable[str], by_hand: ByHand | None = None
+    function: Callable[..., None],
+    command: str,
+    arguments: Iterable[str],
+    by_hand: ByHand | None = None,
+    skip: Iterable[str] = (),
 ) -> dict[str, Any]:
     """What a command calls its function with, by the command's arguments (see `command_parser`)."""
-    given: dict[str, Any] = instantiated(command_parser(function, command, by_hand), arguments).as_dict()
+    given: dict[str, Any] = instantiated(command_parser(function, command, by_hand, skip), arguments).as_dict()
     del given["config"]
     return given
 
@@ -98,10 +102,8 @@ def keywords(
 def explained(message: str, choices: Choices = CHOICES, keys: Iterable[str] = ()) -> str:
     """The parser's message: the first problem in it, with the argument's whole name and the nearest that exists.
 
-    Args:
-        message: What jsonargparse says, or any other error, which is returned as it is.
-        choices: The classes that an argument takes, by the last part of its name.
-        keys: The names of the parser's options.
+    Any other error is returned as it is. `choices` are the classes that an argument takes, by the last part of its name,
+    and `keys` the names of the parser's options.
     """
     text = re.sub(r"\x1b\[[0-9;]*m", "", message).strip()
     path: list[str] = []

@@ -10,7 +10,7 @@ from typing import Any
 from mirage.atomic import whole_folder
 from mirage.commands.arguments import ByHand, keywords
 from mirage.commands.outputs import check_new_folder
-from mirage.commands.run_config import config_of, run_pictures
+from mirage.report.run_config import config_of
 
 
 def export_run(
@@ -67,7 +67,7 @@ def export_logs(run: Path, to: Path, judge: str | None = None) -> None:
     from mirage.report.inspect_log import inspect_logs
     from mirage.report.runs import load_run, plain
 
-    logs, notes = inspect_logs(load_run(run, judge), run_pictures())
+    logs, notes = inspect_logs(load_run(run, judge))
     with whole_folder(to) as folder:
         for name, log in logs.items():
             write_eval_log(log, folder / f"{name}.eval")

@@ -26,9 +26,9 @@ def judge_run(run: Path, judge: Judge, data: Source | None = None) -> None:
     """
     from rich.console import Console
 
-    from mirage.commands.run_config import source_of
     from mirage.evaluation.judge.fluency import Fluency
     from mirage.evaluation.judge.rescore import NO_SAMPLES, rejudge
+    from mirage.report.run_config import source_of
     from mirage.report.tables import start_vs_aligned
 
     if isinstance(judge, Fluency) and judge.pretrained is None and (run / "results.json").is_file():

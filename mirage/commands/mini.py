@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jsonargparse import auto_cli
 
-from mirage.commands.outputs import check_folder
+from mirage.commands.outputs import check_new_folder
 
 
 def build(out: Path, see_steps: int = 600, answer_steps: int = 1000, seed: int = 0) -> None:
@@ -19,9 +19,7 @@ def build(out: Path, see_steps: int = 600, answer_steps: int = 1000, seed: int =
         answer_steps: Steps in which the whole model learns to answer.
         seed: Seed of the weights and of the order of questions.
     """
-    check_folder(out)
-    if out.exists() and any(out.iterdir()):
-        raise ValueError(f"{out} is not empty: choose another folder for --out.")
+    check_new_folder(out)
     from mirage.mini.build import build as build_checkpoint
 
     build_checkpoint(out, see_steps=see_steps, answer_steps=answer_steps, seed=seed)

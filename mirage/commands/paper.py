@@ -9,7 +9,6 @@ from pathlib import Path
 
 from mirage.commands.arguments import ByHand, keywords
 from mirage.commands.outputs import check_folder
-from mirage.commands.run_config import run_pictures
 from mirage.paper.plan import Row, cost, missing, planned, table
 from mirage.paper.running import call, run_rows
 from mirage.text import printable
@@ -79,13 +78,11 @@ def print_plan(rows: Sequence[Row], models: Path, data: Path) -> None:
         "tokens an example; memory of each device in training, or of the weights alone."
     )
     heads = ("row", "what", "hours\ntraining", "hours\nevaluation", "GiB a\ndevice")
-    console = Console()
-    console.print(Sheet("", heads, lines, caption).on_terminal(gap=2))
+    Console().print(Sheet("", heads, lines, caption).on_terminal(gap=2))
     absent = missing(rows, models, data)
     for (how, needed), paths in groupby(absent, key=absent.__getitem__):
         by = "all rows" if len(needed) == len(rows) > 1 else ", ".join(needed)
-        text = "\n".join([f"missing, needed by {by}:", *(f"  {path}" for path in paths), f"  from: {how}"])
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        print(f"missing, needed by {by}:", *(f"  {path}" for path in paths), f"  from: {how}", sep="\n")
     print(f"{len(absent)} missing." if absent else "Every file is there.")
 
 
@@ -100,7 +97,7 @@ def write_page(rows: Sequence[Row], failed: dict[str, str], data: Path, out: Pat
         status, last = call(["audit", "--file", str(questions), *options], out / "logs" / "audit.log")
         notes += [f"Figure 1: {last}"] if status else []
     folders = {row.name: row.run for row in rows if row.finished()}
-    written = paper_report(table(), folders, out, figure, notes, run_pictures()) if folders else []
+    written = paper_report(table(), folders, out, figure, notes) if folders else []
     print(f"wrote {' and '.join(map(str, written))}" if written else "No row is finished, so there is no page yet.")
 
 

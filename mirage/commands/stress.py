@@ -9,7 +9,7 @@ from typing import Any
 
 from mirage.commands.arguments import ByHand, Parser, explained, keywords
 from mirage.commands.outputs import check_folder
-from mirage.commands.run_config import config_of
+from mirage.report.run_config import config_of
 
 GROUPS = ("words", "forms", "relearn", "int8", "modality")
 

@@ -54,9 +54,8 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 def build_processor() -> LlavaProcessor:
     """Tokenizer, image processor and chat template in one."""
     processor = LlavaProcessor.from_pretrained(SHIPPED, trust_remote_code=False)
-    processor.image_processor = CLIPImageProcessorPil.from_pretrained(
-        SHIPPED, trust_remote_code=False
-    )  # which does without torchvision
+    # which does without torchvision
+    processor.image_processor = CLIPImageProcessorPil.from_pretrained(SHIPPED, trust_remote_code=False)
     processor.tokenizer = build_tokenizer()
     return processor
 
@@ -72,12 +71,7 @@ def build_model(processor: LlavaProcessor, seed: int) -> LlavaForConditionalGene
 
 
 class Pool:
-    """Pictures of every item, made and preprocessed once; what is evaluated later has other seeds.
-
-    Args:
-        processor: Its image processor prepares the pixels.
-        per_item: How many pictures of each item.
-    """
+    """`per_item` pictures of every item, made and preprocessed once; what is evaluated later has other seeds."""
 
     def __init__(self, processor: LlavaProcessor, per_item: int) -> None:
         self.per_item, self.kinds = per_item, list(product(SHAPES, COLOURS))
@@ -161,13 +155,7 @@ def build(
 ) -> list[float]:
     """Trains the checkpoint, writes it to `out` as a Hugging Face folder, and returns the losses of answering.
 
-    Args:
-        out: The folder.
-        see_steps: Steps in which the vision tower alone learns shapes and colours.
-        answer_steps: Steps in which the whole model learns to answer.
-        seed: Seed of the weights and of the order of questions.
-        per_item: Pictures of each item.
-        log: Print the progress.
+    Steps and seed are those of `mirage mini build`; `per_item` is the number of pictures of each item.
     """
     started = time.perf_counter()
     processor = build_processor()

@@ -25,13 +25,7 @@ _SCALE = 4  # drawn larger and reduced, for smooth edges
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """The picture of an item, drawn when it is opened.
-
-    Args:
-        shape: One of `SHAPES`.
-        colour: One of `COLOURS`.
-        seed: Decides place, size, ground and noise.
-    """
+    """The picture of an item, drawn when it is opened; the seed decides place, size, ground and noise."""
 
     shape: str
     colour: str

@@ -31,7 +31,7 @@ def model_card(
     architecture: str,
     num_parameters: int,
     step: int,
-    needs_torchvision: bool = False,
+    needs_torchvision: bool,
 ) -> str:
     """README.md in Markdown, front matter included.
 
@@ -39,11 +39,11 @@ def model_card(
         settings: The run's config.yaml.
         run: The run folder; its results.json is read if it is there.
         name: The model's name.
-        adapter_only: Whether the folder holds adapters without their base.
+        adapter_only: True if the folder holds adapters without their base.
         architecture: The class of the model, such as LlavaForConditionalGeneration.
         num_parameters: Its size, adapters included if they are not merged.
         step: How many optimizer steps it was trained for.
-        needs_torchvision: Whether its processor does.
+        needs_torchvision: True if its processor does.
 
     Raises:
         ValueError: If results.json is damaged.

@@ -54,14 +54,26 @@ def panels(runs: Sequence[Run]) -> list[Panel]:
     return made
 
 
-def curves(panels: Sequence[Panel], kind: Literal["png", "svg"]) -> bytes:
-    """All panels, two side by side, for a paper; the same bytes for the same numbers."""
-    return _drawn(panels, (5.6, 4.0), kind)
+def curves(
+    panels: Sequence[Panel],
+    kind: Literal["png", "svg"],
+    size: tuple[float, float] = (5.6, 4.0),
+    transparent: bool = False,
+) -> bytes:
+    """All panels, two in a row, each `size` inches large, for a paper; the same bytes for the same numbers."""
+    columns = min(len(panels), 2)
+    rows = -(-len(panels) // 2)
+
+    def paint(figure: Figure) -> None:
+        for at, panel in enumerate(panels, start=1):
+            _plot(panel, figure.add_subplot(rows, columns, at))
+
+    return drawn(paint, (size[0] * columns, size[1] * rows), kind, transparent)
 
 
 def themed_svg(panel: Panel) -> str:
     """One panel as an `<svg>` element with the page's CSS variables for colours, and ids of no other panel."""
-    root, rest = _drawn([panel], (4.6, 3.7), "svg", transparent=True).decode().partition("<svg")[2].split(">", 1)
+    root, rest = curves([panel], "svg", (4.6, 3.7), transparent=True).decode().partition("<svg")[2].split(">", 1)
     root = re.sub(r' (?:width|height|xmlns:xlink|version)="[^"]*"', "", root)
     root += f' role="img" aria-label="{html.escape(panel.title)}; the numbers stand in the table below"'
     rest = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{short_hash(panel.title)}-", rest)
@@ -84,18 +96,6 @@ _STYLE: Any = {  # matplotlib types the keys by a list of 300 names
     "grid.color": LINE,
     "text.parse_math": False,  # a run may be called $x$
 }
-
-
-def _drawn(panels: Sequence[Panel], size: tuple[float, float], kind: str, transparent: bool = False) -> bytes:
-    """The panels, two in a row, each `size` inches large, as a file of this kind."""
-    columns = min(len(panels), 2)
-    rows = -(-len(panels) // 2)
-
-    def paint(figure: Figure) -> None:
-        for at, panel in enumerate(panels):
-            _plot(panel, figure.add_subplot(rows, columns, at + 1))
-
-    return drawn(paint, (size[0] * columns, size[1] * rows), kind, transparent)
 
 
 def drawn(paint: Callable[[Figure], None], size: tuple[float, float], kind: str, transparent: bool = False) -> bytes:

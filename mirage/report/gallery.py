@@ -7,19 +7,18 @@ import io
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
+
+from PIL.Image import Image
 
 from mirage.evaluation.run.counting import question_verdict
 from mirage.report.runs import Model, Run, attacked_sets, is_benign, models
 from mirage.schema import Record, Verdict
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
 THUMBNAIL_PX = 320
 PIXEL_ART_PX = 96  # pictures up to this size are kept as they are, lossless, and enlarged without smoothing
 
-OpenPicture = Callable[[Path, str, str], "Image"]
+OpenPicture = Callable[[Path, str, str], Image]
 """A run's folder, an evaluation set and the name of a picture in its records -> the picture."""
 
 

@@ -9,17 +9,15 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from inspect_ai import event, log, model, scorer
 
 from mirage.evaluation.run.counting import question_verdict
-from mirage.report.gallery import OpenPicture, data_uri
+from mirage.report.gallery import data_uri
+from mirage.report.run_config import run_pictures
 from mirage.report.runs import Run
 from mirage.schema import Record, Verdict, short_hash
-
-if TYPE_CHECKING:
-    pass
 
 PICTURE_PX = 640  # the longer side: enough to read images of text
 WARNING = (
@@ -30,12 +28,8 @@ ShowPicture = Callable[[str], model.Content]
 """The name of a picture in the records -> the picture, or a text where it cannot be shown."""
 
 
-def inspect_logs(run: Run, open_picture: OpenPicture) -> tuple[dict[str, log.EvalLog], list[str]]:
+def inspect_logs(run: Run) -> tuple[dict[str, log.EvalLog], list[str]]:
     """The logs of a run, by the names of its records (`unsafe`, `start.unsafe`), and what could not be shown.
-
-    Args:
-        run: The run, with its records.
-        open_picture: Opens a picture.
 
     Raises:
         ValueError: If the run has no records of an attacked set.
@@ -43,6 +37,7 @@ def inspect_logs(run: Run, open_picture: OpenPicture) -> tuple[dict[str, log.Eva
     if not run.records:
         raise ValueError(f"{run.folder / 'records'} holds no records of an attacked set. Evaluate the run again.")
     problems: dict[str, str] = {}
+    open_picture = run_pictures()
 
     @cache  # the starting model was asked about the same
     def shown(side: str, name: str) -> model.Content:

@@ -17,12 +17,8 @@ TABLE, CURVES = "report/table", "report/curves"
 def log_report(loggers: Sequence[Any], results: Path, step: int) -> None:
     """Gives a run's table and curves to those of Lightning's loggers that take them: W&B, MLflow and TensorBoard.
 
-    A run that cannot be read is a warning: a training does not fail for its picture.
-
-    Args:
-        loggers: Those of the trainer.
-        results: The run's results.json, with its records beside it.
-        step: The optimizer step at which they were measured.
+    A run that cannot be read is a warning: a training does not fail for its picture. `results` is the run's results.json,
+    with its records beside it, and `step` the optimizer step at which they were measured.
     """
     if not loggers:
         return

@@ -11,9 +11,10 @@ from typing import Any
 
 from mirage.atomic import write_text
 from mirage.report.figures import panels
-from mirage.report.gallery import OpenPicture, galleries
+from mirage.report.gallery import galleries
 from mirage.report.markup import markdown_sheet
 from mirage.report.page import page
+from mirage.report.run_config import run_pictures
 from mirage.report.runs import Run, load_run
 from mirage.report.tables import Cell, Column, Sheet, cell_of, percent
 
@@ -26,17 +27,15 @@ def paper_report(
     out: Path,
     figure1: Path,
     notes: Sequence[str],
-    pictures: OpenPicture,
 ) -> list[Path]:
     """Writes report.html and table.md into `out` and returns them.
 
     Args:
         table: `columns`, `rows` and `differences` as rows.yaml of `mirage.paper` has them; rows of a group stand together.
         folders: Of each finished row, by its name, the folder of its results.json.
-        out: The folder.
+        out: Where to.
         figure1: The audit's figure; left out of the page if there is no such file.
         notes: What is missing, in sentences.
-        pictures: Opens a picture for the gallery.
 
     Raises:
         ValueError: If a run cannot be read.
@@ -55,7 +54,7 @@ def paper_report(
         for group, members in by_group.items()
         for panel in panels(members)
     ]
-    cards, picture_notes = galleries(next(filter(None, by_group.values())), SHOWN, pictures)
+    cards, picture_notes = galleries(next(filter(None, by_group.values())), SHOWN, run_pictures())
     notes = [*notes, *(note for run in runs.values() for note in run.notes), *picture_notes]
     image = figure1.read_bytes() if figure1.is_file() else b""
     html = page(

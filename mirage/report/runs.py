@@ -25,9 +25,7 @@ class Run(NamedTuple):
     folder: Path
     label: str  # in tables and figures, unique among the runs read together
     results: Mapping[str, Any]  # results.json as it stands
-    records: Mapping[
-        str, tuple[Record, ...]
-    ]  # by file stem, such as `unsafe` or `start.unsafe`, as far as there are files
+    records: Mapping[str, tuple[Record, ...]]  # by file stem, such as `start.unsafe`, as far as there are files
     notes: tuple[str, ...]  # what is missing or unfinished, in sentences
 
     def records_of(self, prefix: str) -> dict[str, tuple[Record, ...]]:

@@ -1,8 +1,7 @@
-"""The report of some runs: everything made first, then written, then shown on the terminal."""
+"""The report of some runs: everything made first, then written, each file whole or not at all, then the table shown."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -10,35 +9,35 @@ from rich.console import Console
 from mirage.atomic import replacing
 from mirage.images import FileImage
 from mirage.report.comparison import compare as compared
-from mirage.report.gallery import OpenPicture, galleries
+from mirage.report.gallery import galleries
 from mirage.report.markup import latex_table, markdown_sheet, markdown_table
+from mirage.report.run_config import run_pictures
 from mirage.report.runs import load_runs, plain
 from mirage.report.tables import terminal_table
 
 
 def report(
-    runs: Sequence[Path],
-    out: Path,
+    runs: list[Path],
+    out: Path = Path("runs/report"),
     compare: bool = False,
     images: Path | None = None,
+    pictures: bool = True,
     shown: int = 8,
-    open_picture: OpenPicture | None = None,
-    console: Console | None = None,
     judge: str | None = None,
+    console: Console | None = None,
 ) -> None:
-    """Writes report.html, table.md, table.tex, curves.png and curves.svg into `out` and prints the table.
-
-    Everything is made before anything is written, and each file is replaced whole or not at all.
+    """Tables, K-shot curves and one HTML page from run folders.
 
     Args:
-        runs: Run folders, each with a results.json.
-        out: Folder for the files; it is made if it does not exist.
-        compare: Test two runs against each other, question by question (McNemar).
-        images: Folder that the pictures' names are relative to, instead of `open_picture`.
+        runs: Run folders, such as runs/rmu.
+        out: Folder that the report is written to.
+        compare: Paired tests (McNemar) between two runs, on the same ids.
+        images: Data root of the pictures in the gallery, where it is not that of the runs' configs.
+        pictures: Show pictures in the gallery, or their names only.
         shown: Most questions in the gallery, of each evaluation set.
-        open_picture: Opens a picture; without it and `images` the gallery shows no pictures.
+        judge: Whose verdicts to show, where several judges read the answers (mirage judge): a name, or how it begins, such
+            as keyword; by default the last one's.
         console: Where to print.
-        judge: Whose verdicts are shown, as in `load_run`.
 
     Raises:
         ValueError: If a folder is not a readable run, or `compare` does not get exactly two runs.
@@ -50,7 +49,12 @@ def report(
         raise ValueError(f"--compare needs exactly two runs, but there are {len(runs)}.")
     if shown < 0:
         raise ValueError(f"--shown is {shown}: it must be 0 or more.")
+    open_picture = run_pictures("Or give the folder of the pictures with --images.") if pictures else None
     if images is not None:
+        if not pictures:
+            raise ValueError(
+                "--images says where the pictures are, and --pictures false that there shall be none: give one."
+            )
         if not images.is_dir():
             raise ValueError(f"{images} is not a folder. Give the folder that the pictures' names are relative to.")
         open_picture = lambda run, eval_set, name: FileImage(images, name).open()

@@ -9,26 +9,13 @@ import re
 from dataclasses import dataclass, field
 from importlib.resources import files
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import yaml
 
-from mirage.shapes import Shape, Text
-
-
-class FrameData(Shape):
-    """The shape of `frames.yaml`: frames by opening word and kind, and the closed lists of words."""
-
-    frames: dict[Text, dict[Text, list[Text]]]
-    default: list[Text]
-    groups: dict[Text, list[Text]]
-    tails: dict[Text, list[Text]]
-    nouns: dict[Text, Text]
-    finite: dict[Text, dict[Text, Text]]
-    words: dict[Text, Text]
-
-
-DATA = FrameData.model_validate(yaml.safe_load((files("mirage.rewriting") / "frames.yaml").read_text(encoding="utf-8")))
+# frames.yaml: frames by opening word and kind, and the closed lists of words
+DATA = SimpleNamespace(**yaml.safe_load((files("mirage.rewriting") / "frames.yaml").read_text(encoding="utf-8")))
 _LISTS = {name: frozenset(text.split()) for name, text in DATA.words.items()}
 
 

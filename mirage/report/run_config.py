@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
+from PIL.Image import Image
 
+from mirage.data.base import Source
+from mirage.data.sources.catalogue import SOURCES
 from mirage.errors import DataError
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    from mirage.data.base import Source
-    from mirage.report.gallery import OpenPicture
+from mirage.report.gallery import OpenPicture
 
 
 def config_of(run: Path) -> dict[str, Any]:
@@ -81,8 +79,6 @@ def run_pictures(remedy: str = "") -> OpenPicture:
 
 
 def _built(described: Any, config: str) -> Source:
-    from mirage.data.sources.catalogue import SOURCES
-
     known = {name: cls for cls in SOURCES for name in (cls.__name__, f"{cls.__module__}.{cls.__name__}")}
     described = {"class_path": described} if isinstance(described, str) else described
     match described:
