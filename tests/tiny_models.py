@@ -320,12 +320,13 @@ REFUSES = {  # reads its prompt in both directions, which supervised answers ins
         {"image_processor_type": "SiglipImageProcessor", **SQUARE, "image_seq_length": 4},
     ),
 }  # fmt: skip
+RECIPES = {**PROMISED, **TRIED, **NEED_TORCHVISION, **REFUSES}
 KINDS, FURTHER, WITH_TORCHVISION, REFUSED = map(list, (PROMISED, TRIED, NEED_TORCHVISION, REFUSES))
 
 
 def build(kind: str, folder: Path) -> Path:
     """The folder, filled with a random checkpoint of about 100 kB; the same weights every time."""
-    recipe = {**PROMISED, **TRIED, **NEED_TORCHVISION, **REFUSES}[kind]
+    recipe = RECIPES[kind]
     named = {"extra_special_tokens": recipe.tokenizer} if recipe.tokenizer else {}
     tokenizer = train_tokenizer(recipe.extra_tokens, **named)  # type: ignore[arg-type]
     config = {
