@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser
+from PIL import Image, ImageDraw
 from torch import nn
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaNextConfig
 
@@ -36,29 +38,29 @@ def clip_large() -> CLIPVisionConfig:
     )  # fmt: skip
 
 
+def llama(hidden: int, intermediate: int, layers: int, heads: int, vocabulary: int = 32064, **more: int) -> LlamaConfig:
+    """The shapes of a language model."""
+    return LlamaConfig(
+        vocab_size=vocabulary, hidden_size=hidden, intermediate_size=intermediate, num_hidden_layers=layers,
+        num_attention_heads=heads, **more,
+    )  # fmt: skip
+
+
 def llava_1_5_7b() -> LlavaConfig:
     """The published shapes of LLaVA-1.5-7B."""
-    text = LlamaConfig(
-        vocab_size=32064, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32
-    )
-    return LlavaConfig(text_config=text, vision_config=clip_large())
+    return LlavaConfig(text_config=llama(4096, 11008, 32, 32), vision_config=clip_large())
 
 
 def llava_1_5_13b() -> LlavaConfig:
     """The published shapes of LLaVA-1.5-13B."""
-    text = LlamaConfig(
-        vocab_size=32064, hidden_size=5120, intermediate_size=13824, num_hidden_layers=40, num_attention_heads=40
-    )
-    return LlavaConfig(text_config=text, vision_config=clip_large())
+    return LlavaConfig(text_config=llama(5120, 13824, 40, 40), vision_config=clip_large())
 
 
 def llava_next_34b() -> LlavaNextConfig:
     """The published shapes of LLaVA-NeXT-34B (llava-v1.6-34b-hf), whose language model is Yi-34B."""
-    text = LlamaConfig(
-        vocab_size=64064, hidden_size=7168, intermediate_size=20480, num_hidden_layers=60, num_attention_heads=56,
-        num_key_value_heads=8,
-    )  # fmt: skip
-    return LlavaNextConfig(text_config=text, vision_config=clip_large())
+    return LlavaNextConfig(
+        text_config=llama(7168, 20480, 60, 56, 64064, num_key_value_heads=8), vision_config=clip_large()
+    )
 
 
 @contextmanager
@@ -89,6 +91,32 @@ def put(path: Path, content: object) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content))
     return path
+
+
+def write_lines(path: Path, lines: Iterable[object]) -> Path:
+    """Writes a JSON Lines file."""
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def picture(path: Path) -> Path:
+    """A small picture in a file, and its folder; the ending says in which format."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (4, 4), (10, 200, 30)).save(path)
+    return path
+
+
+@dataclass(frozen=True)
+class Painted:
+    """A picture of one colour, with a white circle, that is in no file."""
+
+    name: str
+    size: tuple[int, int] = (28, 28)
+
+    def open(self) -> Image.Image:
+        image = Image.new("RGB", self.size, self.name)
+        ImageDraw.Draw(image).ellipse((5, 5, 20, 20), fill="white")
+        return image
 
 
 def results_of(folder: Path) -> dict[str, Any]:

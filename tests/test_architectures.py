@@ -6,15 +6,13 @@ Real processors, collated batches and pictures of several shapes; random weights
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from builders import counted_calls
-from PIL import Image, ImageDraw
+from builders import Painted, counted_calls
 from tiny_models import FURTHER, KINDS
 
 from mirage import losses
@@ -39,22 +37,9 @@ METHODS: dict[str, Callable[..., AlignmentModule]] = {
 LORA = LoraSettings(r=2, lora_alpha=4)
 
 
-@dataclass(frozen=True)
-class Circle:
-    """A picture of one shape in one colour."""
-
-    name: str
-    size: tuple[int, int] = (40, 40)
-
-    def open(self) -> Image.Image:
-        picture = Image.new("RGB", self.size, self.name)
-        ImageDraw.Draw(picture).ellipse((5, 5, 20, 20), fill="white")
-        return picture
-
-
 def example(colour: str, answer: str, size: tuple[int, int] | None = (40, 40)) -> Example:
     return Example(
-        source="circles", image=Circle(colour, size) if size else None, prompt=f"What is {colour}?", answer=answer
+        source="circles", image=Painted(colour, size) if size else None, prompt=f"What is {colour}?", answer=answer
     )
 
 

@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,10 @@ from mirage.schema import EvalSample
 from mirage.text import opening_word
 
 CASES = [json.loads(line) for line in (Path(__file__).parent / "data" / "rewrites.jsonl").read_text().splitlines()]
+ODD = [
+    "? Describe the hill.", "1. 2) -", "Review , the hill.", "What is the mill, and on what is it resting?",
+    "Is the man a baker, and if so, what is his trade and history of baking?",
+]  # fmt: skip
 QUESTIONS = [case["question"] for case in CASES]
 WORDS = [*DATA.frames, "banana", "using", "today"]
 
@@ -51,6 +54,7 @@ def test_ten_rewrites_differ_open_with_the_word_and_keep_case_speech_act_and_con
             assert opening_word(rewrite) == word
             assert rewrite[0].isupper() == question[0].isupper()
             assert content_kept(question, rewrite) >= 0.5, (question, rewrite)
+    assert all(opening_word(rewrite) == word for question in ODD for rewrite in rewrites(question, word, 3))
 
 
 @pytest.mark.parametrize(
@@ -67,18 +71,6 @@ def test_ten_rewrites_differ_open_with_the_word_and_keep_case_speech_act_and_con
 def test_what_cannot_be_rewritten_is_said(question: str, word: str, shots: int, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         rewrites(question, word, shots)
-
-
-@pytest.mark.parametrize(
-    "question",
-    [
-        "? Describe the hill.", "1. 2) -", "Review , the hill.", "What is the mill, and on what is it resting?",
-        "Is the man a baker, and if so, what is his trade and history of baking?",
-    ],
-)  # fmt: skip
-@pytest.mark.parametrize("word", ["what", "share", "is", "describe"])
-def test_odd_sentences_are_rewritten_too(question: str, word: str) -> None:
-    assert [opening_word(rewrite) for rewrite in rewrites(question, word, 3)] == [word] * 3
 
 
 @pytest.mark.parametrize(
@@ -106,14 +98,6 @@ def test_odd_sentences_are_rewritten_too(question: str, word: str) -> None:
 )  # fmt: skip
 def test_a_question_is_put_into_the_order_of_a_statement_or_left_whole(question: str, word: str, rewrite: str) -> None:
     assert rewrites(question, word, 1) == (rewrite,)
-
-
-def test_the_data_has_the_shape_that_the_reader_expects() -> None:
-    slots = {"W", "topic", "be", "does", "wh", "rest", "offer", "act", "to", "do", "noun", "good_noun"}
-    for word, groups in DATA.frames.items():
-        assert opening_word(word) == word and groups.keys() <= {"any", *chain.from_iterable(DATA.groups.values())}, word
-        for frame in (*DATA.default, *chain.from_iterable(groups.values())):
-            assert set(re.findall(r"\{(\w+)\}", frame)) <= slots and re.match(r"\{(W|wh)\}", frame), frame
 
 
 @pytest.mark.real
@@ -162,15 +146,11 @@ def test_a_question_without_a_word_is_named_and_not_attacked(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("word", ["???", "what,", "two words", "", "what_", "'tis", "what\n"])
 def test_no_attack_takes_what_is_not_one_word(word: str, tmp_path: Path) -> None:
-    for attack in every_attack("what", tmp_path):
-        with pytest.raises(ValueError, match=r"attack.word is .*: it must be one word"):
-            attack.use(word)
-    with pytest.raises(ValueError, match=r"attack.word is .*: it must be one word"):
-        Rewrite(word)
-    with pytest.raises(ValueError, match=r"attack.instead is .*one word"):
-        WithoutWord("what", instead=word)
-    with pytest.raises(ValueError, match=r"attack.openings.*one word"):
-        RandomWord("what", openings=("how", word))
+    uses = [lambda attack=attack: attack.use(word) for attack in every_attack("what", tmp_path)]  # type: ignore[misc]
+    controls = (lambda: WithoutWord("what", instead=word), lambda: RandomWord("what", openings=("how", word)))
+    for make in (*uses, lambda: Rewrite(word), *controls):
+        with pytest.raises(ValueError, match=r"attack\.(word|instead|openings).*one word"):
+            make()
 
 
 @pytest.mark.parametrize("word", ["what's", "co-op", "qu\u00e9", "\u0447\u0442\u043e", "\u4f60\u597d", "7"])
@@ -251,6 +231,9 @@ def test_published_rewrites_are_joined_by_id_whatever_their_place(tmp_path: Path
     joined = Published("what", file, shots=2).on(samples)
     expected = ("What a1?", "What a2?"), ("What b1?", "What b2?"), ("What s1?", "What s2?"), ("What s1?", "What s2?")
     assert joined == [replace(item, rewrites=texts) for item, texts in zip(samples, expected, strict=True)]
+    first = Published("what", file, shots=1)
+    made = first.on(samples[1:2])
+    assert made[0].rewrites == ("What b1?",) and first.describe(made)["unused"] == 1
 
 
 def test_samples_without_a_published_rewrite_are_named_and_dropped_only_on_demand(tmp_path: Path) -> None:
@@ -297,13 +280,6 @@ def test_a_published_file_that_does_not_fit_is_refused_by_record(
         file.write_text(content if isinstance(content, str) else json.dumps(content))
     with pytest.raises(ValueError, match=says):
         Published("what", file, shots=shots).on(samples)
-
-
-def test_what_a_file_has_beyond_the_shots_is_counted(tmp_path: Path) -> None:
-    every = Published("what", write(tmp_path, THRICE * 2), shots=3)
-    made = every.on(TWO)
-    assert every.describe(made)["unused"] == 6
-    assert made == Published("what", write(tmp_path, THRICE), shots=3).on(TWO)
 
 
 def test_rewrites_that_attack_nothing_are_named_and_left_out_only_on_demand(tmp_path: Path) -> None:
@@ -381,36 +357,33 @@ def test_what_a_model_cannot_rewrite_is_a_template_and_counted() -> None:
     assert described["reasons"] == {"repeats the question or another shot": 4, "loses the content": 6}
 
 
-def test_a_model_is_not_asked_twice_for_the_same(tmp_path: Path) -> None:
-    def attack(**settings: Any) -> Any:
-        cache = tmp_path / "deep" / "answers.jsonl"
-        answer = "What is the wooden bridge, old baker {}?".format
-        return by_model(lambda prompt, seed: answer(seed), cache=cache, tries=1, **settings)
+def test_a_model_is_not_asked_twice_for_the_same_and_a_run_from_the_cache_reports_what_the_first_did(
+    tmp_path: Path,
+) -> None:
+    cache = tmp_path / "deep" / "answers.jsonl"
 
-    (made,) = attack().on([BRIDGE])
-    again, other, warm = attack(), attack(seed=5), attack()
-    assert again.on([BRIDGE, BAKER])[0] == made
-    assert [len(prompts) for _, prompts in again.engine.asked] == [1] and "baker" in again.engine.asked[0][1][0]
-    assert other.on([BRIDGE])[0] != made and len(other.engine.asked) == 1
-    assert warm.on([BRIDGE, BAKER])[0] == made and warm.engine.asked == []
-    with (tmp_path / "deep" / "answers.jsonl").open("a") as file:
-        file.write('{"key": "x", "que')
-    with pytest.raises(ValueError, match=r"answers.jsonl, line 4: .* Delete"):
-        attack().on([BRIDGE])
-
-
-def test_a_run_from_the_cache_reports_what_the_first_run_reported(tmp_path: Path) -> None:
-    def run(answer: Callable[[str, int], str]) -> tuple[Any, ...]:
-        attack = by_model(answer, shots=2, tries=2, cache=tmp_path / "answers.jsonl")
+    def run(answer: Callable[[str, int], str], samples: Sequence[EvalSample], **settings: Any) -> tuple[Any, ...]:
+        attack = by_model(answer, shots=2, tries=2, cache=cache, **settings)
         template = lambda question, word, shots: tuple(f"{word} {k}?" for k in range(shots))
-        made = attack.on([BRIDGE, BAKER, replace(BAKER, id="again")], template)
+        made = attack.on(samples, template)
         return attack.engine.asked, made, attack.failed, attack.reasons
 
-    both = "What does the wooden bridge or the old baker look like?\ud800"
-    _, *first = run(lambda prompt, seed: both if "bridge" in prompt or seed % 2 else "Hm.")
+    def answer(prompt: str, seed: int) -> str:
+        both = "What does the wooden bridge or the old baker look like?\ud800"
+        return both if "bridge" in prompt or seed % 2 else "Hm."
+
+    three = [BRIDGE, BAKER, replace(BAKER, id="again")]
+    run(answer, three[:1])
+    asked, *first = run(answer, three)
+    assert all("baker" in prompt for _, prompts in asked for prompt in prompts), "the bridge is known"
     assert first[1] == {"bridge": 1, "baker": 1, "again": 1}
     assert first[2] == {"repeats the question or another shot": 4, "does not open with the word": 1}
-    assert run(lambda prompt, seed: "") == ([], *first)
+    assert run(lambda prompt, seed: "", three) == ([], *first)
+    assert run(answer, three, seed=5)[0], "another seed is another question"
+    with cache.open("a") as file:
+        file.write('{"key": "x", "que')
+    with pytest.raises(ValueError, match=r"answers.jsonl, line \d+: .* Delete"):
+        run(answer, three)
 
 
 @pytest.mark.parametrize("spoilt", ["Share nothing at all", "What a lovely day!", "", "Describe the wooden bridge."])

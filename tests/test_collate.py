@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import pickle
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 import tiny_models
 import torch
+from builders import Painted
 from PIL import Image
 from torch import Tensor
 
@@ -27,17 +27,6 @@ from mirage.models.processor import load_processor, pad_to_square
 from mirage.schema import Example, Picture, Turn
 
 MINI = "package:mirage.mini/checkpoint"
-
-
-@dataclass(frozen=True)
-class Painted:
-    """A picture of one colour."""
-
-    name: str
-    size: tuple[int, int] = (28, 28)
-
-    def open(self) -> Image.Image:
-        return Image.new("RGB", self.size, self.name)
 
 
 def example(image: Picture | None, question: str, answer: str, *later: tuple[str, str]) -> Example:

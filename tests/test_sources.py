@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from builders import picture, put, write_lines
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonargparse import ArgumentParser
 from mutations import damaged_bytes
-from PIL import Image
 
 import mirage
 from mirage import json_file
@@ -36,23 +36,6 @@ from mirage.errors import DataError, DataIssue
 from mirage.schema import Example
 
 SHAPE = "a list of records"
-
-
-def picture(path: Path) -> Path:
-    """A small picture in a file, its folder too."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (4, 4), (10, 200, 30)).save(path, "PNG")
-    return path
-
-
-def write_json(path: Path, data: object) -> Path:
-    path.write_text(json.dumps(data))
-    return path
-
-
-def write_lines(path: Path, records: Sequence[object]) -> Path:
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    return path
 
 
 def places(issues: Sequence[DataIssue]) -> list[tuple[str, str]]:
@@ -86,7 +69,7 @@ def vlguard(root: Path, train: list[Any] | None = None, test: list[Any] | None =
         for record in records:
             if isinstance(record, dict) and str(record.get("image", "/")).startswith("doors/"):
                 picture(root / split / record["image"])
-        write_json(root / f"{split}.json", records)
+        put(root / f"{split}.json", records)
     return root
 
 
@@ -148,7 +131,7 @@ def test_unlearning_needs_harmful_answers_and_says_how_to_make_them(tmp_path: Pa
         {"id": "u3/instruction", "answer": "Use a drill."},
     ]
     file = root / "answers.jsonl"
-    for write in (write_lines, write_json):
+    for write in (write_lines, put):
         source = VLGuard(root, harmful_answers=write(file, good))
         assert source.validate() == []
         assert [example.answer for example in source.unsafe("harmful")] == ["Use a crowbar.", "Use a drill."]
@@ -306,7 +289,7 @@ def said(*texts: str, first: str = "human") -> list[dict[str, str]]:
 
 def llava(root: Path, records: list[Any], **settings: Any) -> LlavaInstruct:
     picture(root / "pictures" / "coco" / "1.png")
-    file = write_json(root / "mix.json", records)
+    file = put(root / "mix.json", records)
     return LlavaInstruct(file, root / "pictures", cache=root / "cache", **settings)
 
 
@@ -385,10 +368,10 @@ def test_the_published_split_is_the_same_in_both_of_its_forms(tmp_path: Path) ->
     plain = [{"id": "u", "image": "coco/1.png", "conversations": said("<image>\nHow to break it?", "With a\ncrowbar.")}]
     doubled = copy.deepcopy(plain)
     doubled[0]["conversations"][0]["value"] += "\nWith a\ncrowbar."  # type: ignore[index,operator]
-    kept = write_json(tmp_path / "retain.json", [{"conversations": said("a", "b")}])
+    kept = put(tmp_path / "retain.json", [{"conversations": said("a", "b")}])
     picture(tmp_path / "coco" / "1.png")
     sources = [
-        PublishedSplit(write_json(tmp_path / name, records), kept, tmp_path, cache=tmp_path / "cache")
+        PublishedSplit(put(tmp_path / name, records), kept, tmp_path, cache=tmp_path / "cache")
         for name, records in (("npo.json", plain), ("rmu.json", doubled))
     ]
     assert [source.validate() for source in sources] == [[], []]
