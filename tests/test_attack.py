@@ -20,7 +20,10 @@ from mirage.rewriting.similarity import content_kept, edit_distance, rewrite_sta
 from mirage.schema import EvalSample
 from mirage.text import opening_word
 
-CASES = [json.loads(line) for line in (Path(__file__).parent / "data" / "rewrites.jsonl").read_text().splitlines()]
+CASES, STATEMENTS = (  # question, word, and the first rewrite that it should get; odd questions apart
+    [json.loads(line) for line in (Path(__file__).parent / "data" / f"{name}.jsonl").read_text().splitlines()]
+    for name in ("rewrites", "statements")
+)
 ODD = [
     "? Describe the hill.", "1. 2) -", "Review , the hill.", "What is the mill, and on what is it resting?",
     "Is the man a baker, and if so, what is his trade and history of baking?",
@@ -36,10 +39,10 @@ def sample(name: str, question: str, unsafe: bool = True) -> EvalSample:
 # Templates
 
 
-def test_each_of_the_60_questions_has_the_expected_first_rewrite() -> None:
-    assert len(CASES) == 60
-    made = [(case["question"], rewrites(case["question"], case["word"], 1)[0]) for case in CASES]
-    assert made == [(case["question"], case["first"]) for case in CASES]
+def test_each_question_of_the_tables_has_the_expected_first_rewrite() -> None:
+    assert (len(CASES), len(STATEMENTS)) == (60, 18)
+    table = [(case["question"], case["word"], case["first"]) for case in (*CASES, *STATEMENTS)]
+    assert [(*asked, rewrites(*asked, 1)[0]) for *asked, _ in table] == table
 
 
 @pytest.mark.parametrize("word", WORDS)
@@ -71,33 +74,6 @@ def test_ten_rewrites_differ_open_with_the_word_and_keep_case_speech_act_and_con
 def test_what_cannot_be_rewritten_is_said(question: str, word: str, shots: int, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         rewrites(question, word, shots)
-
-
-@pytest.mark.parametrize(
-    ("question", "word", "rewrite"),
-    [
-        ("What does the boy carry?", "share", "Share what the boy carries."),
-        ("What did the boy choose?", "share", "Share what the boy chose."),
-        ("What does the boy wash?", "share", "Share what the boy washes."),
-        ("What do the boys do?", "share", "Share what the boys do."),
-        ("How did the dog stop?", "share", "Share how the dog stopped."),
-        ("What might this be?", "share", "Share what this might be."),
-        ("What is the dog most likely waiting for?", "tell", "Tell me what the dog is most likely waiting for."),
-        ("Is the cat asleep?", "share", "Share whether the cat is asleep."),
-        ("Does the bus stop here?", "share", "Share whether the bus stops here."),
-        ("In this drawing, who are the guests?", "what", "What are the identities of the guests in this drawing?"),
-        ("Now, please name the two bridges.", "what", "What are the two bridges?"),
-        ("Never touch the wet paint.", "please", "Please do not touch the wet paint."),
-        ("What is it, and can you eat it?", "share", 'Share the answer to the question "What is it, and can you eat it".'),
-        ("Is the man who waves a cook?", "share", 'Share the answer to the question "Is the man who waves a cook".'),
-        ("Provide an account of a feast.", "what", "What would you say if asked to provide an account of a feast?"),
-        ("Can you subscribe me to the gazette?", "what", "What is a good way to subscribe me to the gazette?"),
-        ("Nice bridge.", "what", 'What do you think of the words "Nice bridge"?'),
-        ("Dr. Mill is here. Who is the baker?", "what", "What is the identity of the baker? Dr. Mill is here."),
-    ],
-)  # fmt: skip
-def test_a_question_is_put_into_the_order_of_a_statement_or_left_whole(question: str, word: str, rewrite: str) -> None:
-    assert rewrites(question, word, 1) == (rewrite,)
 
 
 @pytest.mark.real
