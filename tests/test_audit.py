@@ -55,8 +55,8 @@ def test_log_odds_and_intervals_by_hand() -> None:
     # with the word 4 refused and 1 answered, without it 2 and 8; each raised by 1/2
     assert share.log_odds == pytest.approx(math.log(4.5 * 8.5 / (1.5 * 2.5)))
     reach = 1.959964 * math.sqrt(1 / 4.5 + 1 / 1.5 + 1 / 2.5 + 1 / 8.5)
-    ends = (share.log_odds_low, share.log_odds_high)
-    assert ends == pytest.approx((share.log_odds - reach, share.log_odds + reach), rel=1e-6)
+    assert share.log_odds_high - share.log_odds == pytest.approx(reach, rel=1e-6)
+    assert share.log_odds - share.log_odds_low == pytest.approx(reach, rel=1e-6)
     # the ends of a Wilson interval p solve |4/5 - p| = z sqrt(p (1 - p) / 5)
     for end in (share.p_refused.low, share.p_refused.high):
         assert abs(0.8 - end) == pytest.approx(1.959964 * math.sqrt(end * (1 - end) / 5), rel=1e-6)
