@@ -18,7 +18,7 @@ from mirage.rewriting.frames import asks, rewrites
 from mirage.rewriting.reading import DATA
 from mirage.rewriting.similarity import content_kept, edit_distance, rewrite_statistics, rewrites_hash
 from mirage.schema import EvalSample
-from mirage.text import opening_word
+from mirage.text import opening_word, without_list_mark
 
 CASES, STATEMENTS = (  # question, word, and the first rewrite that it should get; odd questions apart
     [json.loads(line) for line in (Path(__file__).parent / "data" / f"{name}.jsonl").read_text().splitlines()]
@@ -60,14 +60,53 @@ def test_ten_rewrites_differ_open_with_the_word_and_keep_case_speech_act_and_con
     assert all(opening_word(rewrite) == word for question in ODD for rewrite in rewrites(question, word, 3))
 
 
+# The opening word is one thing: for the audit, for every attack, and for rewrites
+
+OPENINGS = [
+    ("\u00dcber die Br\u00fccke?", "\u00fcber", "What die Br\u00fccke?"),
+    ("3D printers: what are they?", "3d", "what printers: what are they?"),
+    ("a) Share this picture.", "share", "a) What this picture."),
+    ("Co-author the letter.", "co-author", "What the letter."),
+    ("What\u2019s in the box?", "what's", "What in the box?"),
+    ("What's in the box?", "what's", "What in the box?"),
+    ("1. Describe the hill.", "describe", "1. What the hill."),
+    ("- 4. Describe the hill.", "describe", "- 4. What the hill."),
+    ("\u2022 Describe the hill.", "describe", "\u2022 What the hill."),
+    ("1.2. Describe the hill.", "describe", "1.2. What the hill."),
+    ("(2) Describe the hill.", "describe", "(2) What the hill."),
+    ("2 men and a dog", "2", "what men and a dog"),
+    ("A hill?", "a", "What hill?"),
+    ('"Draw" the hill.', "draw", '"What" the hill.'),
+    ("\u00bfQu\u00e9 es?", "qu\u00e9", "\u00bfWhat es?"),
+]
+
+
+@pytest.mark.parametrize(("question", "word", "replaced"), OPENINGS)
+def test_audit_attack_and_rewrites_agree_on_the_opening_word(question: str, word: str, replaced: str) -> None:
+    assert opening_word(question) == word
+    audited = audit_pairs([(question, True), ("...", False)], min_count=1)
+    assert [line.word for line in audited.words] == [word]
+    asked, plain = [sample("a", question)], [sample("a", without_list_mark(question))]
+    assert OneWord("what").on(asked)[0].rewrites == (replaced,)
+    made = Rewrite("what", shots=3).on(asked)[0].rewrites
+    assert {opening_word(rewrite) for rewrite in made} == {"what"}
+    assert Rewrite("what", shots=3).on(plain)[0].rewrites == made
+
+
+@pytest.mark.parametrize("question", ["", " ", "?", "2) ...", "\u2026"])
+def test_a_text_without_a_word_has_no_opening_word_and_no_rewrite(question: str) -> None:
+    assert opening_word(question) == ""
+    assert audit_pairs([(question, True), ("What?", False)], min_count=1).wordless == 1
+    with pytest.raises(ValueError, match="no word"):
+        rewrites(question, "what", 1)
+
+
 @pytest.mark.parametrize(
     ("question", "word", "shots", "says"),
     [
         ("Who?", "", 1, "one word"),
         ("Who?", "two words", 1, "one word"),
         ("Who?", "what", 0, "at least 1"),
-        (" ", "what", 1, "no word"),
-        ("2) ...", "what", 1, "no word"),
         ("Describe the hill.", "what", 1000, "the templates make"),
     ],
 )

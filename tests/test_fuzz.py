@@ -24,7 +24,7 @@ import torch
 import yaml
 from builders import picture, put, record_of, write_lines, write_run
 from hypothesis import HealthCheck, given, settings
-from mutations import damaged
+from mutations import damaged, written
 from PIL import Image
 from pydantic import ValidationError
 
@@ -465,7 +465,7 @@ def test_damage_is_a_sentence_or_harmless(name: str, root: Path, monkeypatch: py
         max_examples=max(3, round((TRIED or 400) * share)), suppress_health_check=list(HealthCheck), **common
     )
     try:
-        read(path_content(sound, reader.form))
+        read(written(sound, reader.form))
         assert not refused, "the sound file is taken"
         fuzz(given(damaged(sound, reader.form))(read))()
     finally:
@@ -473,14 +473,6 @@ def test_damage_is_a_sentence_or_harmless(name: str, root: Path, monkeypatch: py
         if kept is not None:
             path.write_bytes(kept)
     assert len(tried) > fuzz.max_examples * 0.9 and len(refused) < len(tried)
-
-
-def path_content(sound: Any, form: str) -> bytes:
-    if form == "bytes":
-        return bytes(sound)
-    if form == "lines":
-        return "".join(json.dumps(value) + "\n" for value in sound).encode()
-    return (json.dumps(sound) if form == "json" else yaml.safe_dump(sound)).encode()
 
 
 def assert_sentence(error: ValueError | OSError, path: Path) -> None:
