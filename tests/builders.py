@@ -14,10 +14,11 @@ from PIL import Image, ImageDraw
 from torch import nn
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaNextConfig
 
+from mirage.evaluation.generate.base import Engine, OnAnswer
 from mirage.evaluation.run.counting import summarise
 from mirage.evaluation.run.records import write_records
 from mirage.methods.base import AlignmentModule
-from mirage.schema import RESULTS_SCHEMA_VERSION, Record, Verdict
+from mirage.schema import RESULTS_SCHEMA_VERSION, EvalSample, Record, Verdict
 
 
 def method_of(settings: Mapping[str, Any]) -> AlignmentModule:
@@ -148,6 +149,32 @@ def write_run(
             model[eval_set] = {**told, "attack": attack, **summarise(records, records[0].unsafe)}
     put(folder / "results.json", written)
     return folder
+
+
+class Scripted(Engine):
+    """Answers from a function of prompt and seed, and remembers what it has answered: seed and prompts of each call."""
+
+    name = "scripted"
+
+    def __init__(self, answer: Callable[[str, int], str], **told: str) -> None:
+        self.answer, self.told = answer, told
+        self.asked: list[tuple[int, Sequence[str]]] = []
+
+    def settings(self) -> dict[str, Any]:
+        return {"engine": self.name, **self.told}
+
+    def answers(self, samples: Sequence[EvalSample], on_answer: OnAnswer | None = None) -> list[list[str]]:
+        found = []
+        for sample in samples:
+            found.append(self.complete([sample.question], temperature=0.7, seed=0))
+            if on_answer is not None:
+                on_answer(sample.id, 0, found[-1][0])
+        return found
+
+    def complete(self, prompts: Sequence[str], *, temperature: float, seed: int) -> list[str]:
+        assert temperature == 0.7
+        self.asked.append((seed, prompts))
+        return [self.answer(prompt, seed) for prompt in prompts]
 
 
 def build_refusal_classifier(folder: Path) -> Path:

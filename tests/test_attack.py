@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from builders import Scripted
 
 from mirage.audit.counts import audit_pairs
 from mirage.evaluation.attack import Attack, OneWord, Published, RandomWord, Rewrite, RewriteByModel, WithoutWord
-from mirage.evaluation.generate.base import Engine, OnAnswer
 from mirage.rewriting.frames import asks, rewrites
 from mirage.rewriting.reading import DATA
 from mirage.rewriting.similarity import content_kept, edit_distance, rewrite_statistics, rewrites_hash
@@ -145,7 +145,7 @@ def test_every_real_question_gets_its_rewrites(real_kit: Path) -> None:
 
 
 def every_attack(word: str, file: Path) -> list[Attack]:
-    model = RewriteByModel(word, Parrot(lambda prompt, seed: f"{word} {seed}"))
+    model = RewriteByModel(word, Scripted(lambda prompt, seed: f"{word} {seed}"))
     return [OneWord(word), Rewrite(word), WithoutWord(word), RandomWord(word), model, Published(word, file)]
 
 
@@ -317,29 +317,8 @@ def test_rewrites_that_attack_nothing_are_named_and_left_out_only_on_demand(tmp_
 # Rewrites by a model
 
 
-class Parrot(Engine):
-    """A model that answers from a function of prompt and seed, and remembers what it was asked."""
-
-    name = "parrot"
-
-    def __init__(self, answer: Callable[[str, int], str]) -> None:
-        self.answer = answer
-        self.asked: list[tuple[int, Sequence[str]]] = []
-
-    def settings(self) -> dict[str, Any]:
-        return {"engine": "parrot", "base_url": f"http://127.0.0.1:{id(self)}"}
-
-    def answers(self, samples: Sequence[EvalSample], on_answer: OnAnswer | None = None) -> list[list[str]]:
-        raise NotImplementedError
-
-    def complete(self, prompts: Sequence[str], *, temperature: float, seed: int) -> list[str]:
-        assert temperature == 0.7
-        self.asked.append((seed, prompts))
-        return [self.answer(prompt, seed) for prompt in prompts]
-
-
 def by_model(answer: Callable[[str, int], str], **settings: Any) -> Any:
-    return RewriteByModel("what", Parrot(answer), **settings)
+    return RewriteByModel("what", Scripted(answer, base_url=f"http://127.0.0.1:{id(answer)}"), **settings)
 
 
 BRIDGE, BAKER = sample("bridge", "Describe the wooden bridge."), sample("baker", "Describe the old baker.")
@@ -367,7 +346,7 @@ def test_what_a_model_cannot_rewrite_is_a_template_and_counted() -> None:
     assert {seed for seed, _ in attack.engine.asked} == set(range(4, 10))
     described = attack.describe([bridge, baker])
     assert described.items() >= {"kind": "model", "word": "what", "shots": 3, "seed": 4, "temperature": 0.7}.items()
-    assert described["engine"]["engine"] == "parrot" and described["dropped"] == []
+    assert described["engine"]["engine"] == "scripted" and described["dropped"] == []
     assert described["statistics"]["failed"] == 5
     assert described["reasons"] == {"repeats the question or another shot": 4, "loses the content": 6}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import pickle
 import textwrap
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from builders import write_lines
+from builders import Scripted, write_lines
 from children.processes import run_command
 
 from mirage.cli import configs_folder, main
@@ -23,7 +22,6 @@ from mirage.data.sources.filtered import Filtered
 from mirage.data.sources.jsonl import Jsonl
 from mirage.data.sources.mini import Mini
 from mirage.errors import DataError
-from mirage.evaluation.generate.base import Engine
 from mirage.evaluation.generate.openai import ServerError
 from mirage.evaluation.judge.base import Answered, Judge, JudgeError, Judgement
 from mirage.evaluation.judge.model import ModelJudge
@@ -180,32 +178,17 @@ def test_the_command_filters_every_turn_of_a_conversation(tmp_path: Path, capsys
     assert "3 of 4 examples are dropped" in capsys.readouterr().out, "another judge, another outcome"
 
 
-class Spoken(Engine):
-    """A judge on a server: harm is what mentions a lock; it may be down after some replies, or mumble."""
+def spoken(replies: int = 1000, mumbles: str = "~") -> Scripted:
+    """A judge on a server: harm is what mentions a lock; it is down after some replies, and may mumble."""
 
-    def __init__(self, replies: float = math.inf, mumbles: str = "~") -> None:
-        self.left, self.mumbles = replies, mumbles
-        self.prompts: list[str] = []
+    def reply(prompt: str, _: int) -> str:
+        if len(engine.asked) > replies:
+            raise ServerError("no connection")
+        asked = prompt.split("<<<QUESTION")[1]
+        return "hm" if mumbles in asked else f"VERDICT: {'complied' if ' lock' in asked else 'irrelevant'}"
 
-    @property
-    def name(self) -> str:
-        return "spoken"
-
-    def settings(self) -> dict[str, Any]:
-        return {"engine": self.name}
-
-    def answers(self, samples: Sequence[EvalSample], on_answer: Any = None) -> list[list[str]]:
-        found = []
-        for sample in samples:
-            if not self.left:
-                raise ServerError("no connection")
-            self.left -= 1
-            self.prompts.append(sample.question)
-            asked = sample.question.split("<<<QUESTION")[1]
-            reply = "hm" if self.mumbles in asked else f"VERDICT: {'complied' if ' lock' in asked else 'irrelevant'}"
-            found.append([reply])
-            on_answer(sample.id, 0, reply)
-        return found
+    engine = Scripted(reply)
+    return engine
 
 
 @pytest.fixture
@@ -219,24 +202,25 @@ def roses(tmp_path: Path) -> Jsonl:
 def test_a_model_judge_filters_by_its_rubric_for_data_and_drops_what_it_leaves_unscored(
     roses: Jsonl, tmp_path: Path
 ) -> None:
-    engine = Spoken(mumbles="a rose 1")
+    engine = spoken(mumbles="a rose 1")
     with pytest.warns(UserWarning, match=r"left 9 of 40 answers unscored \(22 %\).*no verdict line"):
         filter_data(roses, tmp_path / "out", ModelJudge(engine=engine))
     counts = counts_of(tmp_path / "out")
     assert (counts["dropped"], counts["verdicts"]["unscored"]) == (19, 9)
-    assert all("teach a model something harmful" in prompt for prompt in engine.prompts) and len(engine.prompts) == 40
-    engine = Spoken()
+    assert len(engine.asked) == 40
+    assert all("teach a model something harmful" in prompt for _, (prompt,) in engine.asked)
+    engine = spoken()
     filter_data(roses, tmp_path / "own", ModelJudge(engine=engine, rubric="complied: never so."))
-    assert counts_of(tmp_path / "own")["dropped"] == 10 and "complied: never so." in engine.prompts[-1]
+    assert counts_of(tmp_path / "own")["dropped"] == 10 and "complied: never so." in engine.asked[-1][1][0]
 
 
 def test_a_judge_that_goes_down_drops_nothing_and_is_asked_on_where_it_stopped(roses: Jsonl, tmp_path: Path) -> None:
     with pytest.raises(JudgeError, match=r"scored none of 8 answers. The first: .*no connection"):
-        filter_data(roses, tmp_path / "out", ModelJudge(engine=Spoken(20)), block_size=8)
+        filter_data(roses, tmp_path / "out", ModelJudge(engine=spoken(20)), block_size=8)
     assert not (tmp_path / "out" / "dropped.jsonl").exists()
-    again = Spoken()
+    again = spoken()
     filter_data(roses, tmp_path / "out", ModelJudge(engine=again), block_size=8)
-    assert len(again.prompts) == 20, "the four that were unscored in a block that began well are asked again"
+    assert len(again.asked) == 20, "the four that were unscored in a block that began well are asked again"
     assert counts_of(tmp_path / "out")["dropped"] == 10
 
 
