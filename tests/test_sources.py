@@ -234,7 +234,8 @@ def read_by_json(data: bytes) -> object:
 
 
 SOUND = [
-    {"id": "0", "text": 'snow \u2603 \U0001f600 \\" [] {} , ' * 3, "n": [7, -1 / 7]}, 12345678901, -1.5e-7, None,
+    {"id": "0", "text": 'snow \u2603 \U0001f600 \\" [] {} , ' * 3, "n": [7, -1 / 7]}, 12345678901, None,
+    *(-1.5e-7 * 10**n for n in range(40)),
     {"id": "1", "pairs": [{"question": "Why?", "answer": "So."}, [], {}]}, "half \ud800", True,
 ]  # fmt: skip
 
@@ -264,6 +265,7 @@ BROKEN_JSON = [
     (b'[{"a": 1}\n{"a": 2}]', "line 2, column 1: the file is not JSON here (expecting ',' or ']')"),
     (b"[{'a': 1}]", "line 1, column 3: the file is not JSON here"),
     (b'[{"a": 1},\n {"a": "1', "line 2, column 8: the file is cut off"),
+    (b'[{"a": 1},\n {"a": 2}', "line 2, column 10: the file is cut off"),
     (b'[{"a": 1}] x', "line 1, column 12: the file goes on"),
     (b'[{"a": "NaN"},\n {"a": NaN}]', "line 2, column 2: the file has a record with NaN"),
     (b'{"a": 1}\n{"a": 2}\n', "line 1, column 1: the file has no list at its top level but starts with '{'"),
