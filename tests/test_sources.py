@@ -261,6 +261,7 @@ BROKEN_JSON = [
     ('[{"a": 1}]'.encode("utf-16"), "line 1, column 1: the file is not plain UTF-8"),
     (b'[\n"' + b"\xff" + b'"]', "line 2, column 2: the file is not plain UTF-8"),
     (b'[{"a": 1},\n {"a": "' + "\u00e9".encode()[:1], "line 2, column 9: the file is not plain UTF-8"),
+    (b'["' + b"a" * 50 + b'\xff"]', "line 1, column 53: the file is not plain UTF-8"),
     (b'[{"a": 1},\n {"a": 2},\n]', "line 3, column 1: the file is not JSON here (expecting value)"),
     (b'[{"a": 1}\n{"a": 2}]', "line 2, column 1: the file is not JSON here (expecting ',' or ']')"),
     (b"[{'a': 1}]", "line 1, column 3: the file is not JSON here"),
