@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser
+from PIL import Image, ImageDraw
 from torch import nn
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaNextConfig
 
+from mirage.evaluation.generate.base import Engine, OnAnswer
 from mirage.evaluation.run.counting import summarise
 from mirage.evaluation.run.records import write_records
 from mirage.methods.base import AlignmentModule
-from mirage.schema import RESULTS_SCHEMA_VERSION, Record, Verdict
+from mirage.schema import RESULTS_SCHEMA_VERSION, EvalSample, Record, Verdict
 
 
 def method_of(settings: Mapping[str, Any]) -> AlignmentModule:
@@ -36,29 +39,29 @@ def clip_large() -> CLIPVisionConfig:
     )  # fmt: skip
 
 
+def llama(hidden: int, intermediate: int, layers: int, heads: int, vocabulary: int = 32064, **more: int) -> LlamaConfig:
+    """The shapes of a language model."""
+    return LlamaConfig(
+        vocab_size=vocabulary, hidden_size=hidden, intermediate_size=intermediate, num_hidden_layers=layers,
+        num_attention_heads=heads, **more,
+    )  # fmt: skip
+
+
 def llava_1_5_7b() -> LlavaConfig:
     """The published shapes of LLaVA-1.5-7B."""
-    text = LlamaConfig(
-        vocab_size=32064, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32
-    )
-    return LlavaConfig(text_config=text, vision_config=clip_large())
+    return LlavaConfig(text_config=llama(4096, 11008, 32, 32), vision_config=clip_large())
 
 
 def llava_1_5_13b() -> LlavaConfig:
     """The published shapes of LLaVA-1.5-13B."""
-    text = LlamaConfig(
-        vocab_size=32064, hidden_size=5120, intermediate_size=13824, num_hidden_layers=40, num_attention_heads=40
-    )
-    return LlavaConfig(text_config=text, vision_config=clip_large())
+    return LlavaConfig(text_config=llama(5120, 13824, 40, 40), vision_config=clip_large())
 
 
 def llava_next_34b() -> LlavaNextConfig:
     """The published shapes of LLaVA-NeXT-34B (llava-v1.6-34b-hf), whose language model is Yi-34B."""
-    text = LlamaConfig(
-        vocab_size=64064, hidden_size=7168, intermediate_size=20480, num_hidden_layers=60, num_attention_heads=56,
-        num_key_value_heads=8,
-    )  # fmt: skip
-    return LlavaNextConfig(text_config=text, vision_config=clip_large())
+    return LlavaNextConfig(
+        text_config=llama(7168, 20480, 60, 56, 64064, num_key_value_heads=8), vision_config=clip_large()
+    )
 
 
 @contextmanager
@@ -91,6 +94,32 @@ def put(path: Path, content: object) -> Path:
     return path
 
 
+def write_lines(path: Path, lines: Iterable[object]) -> Path:
+    """Writes a JSON Lines file."""
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def picture(path: Path) -> Path:
+    """A small picture in a file, and its folder; the ending says in which format."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (4, 4), (10, 200, 30)).save(path)
+    return path
+
+
+@dataclass(frozen=True)
+class Painted:
+    """A picture of one colour, with a white circle, that is in no file."""
+
+    name: str
+    size: tuple[int, int] = (28, 28)
+
+    def open(self) -> Image.Image:
+        image = Image.new("RGB", self.size, self.name)
+        ImageDraw.Draw(image).ellipse((5, 5, 20, 20), fill="white")
+        return image
+
+
 def results_of(folder: Path) -> dict[str, Any]:
     """The results.json of a run."""
     return dict(json.loads((folder / "results.json").read_text()))
@@ -120,6 +149,32 @@ def write_run(
             model[eval_set] = {**told, "attack": attack, **summarise(records, records[0].unsafe)}
     put(folder / "results.json", written)
     return folder
+
+
+class Scripted(Engine):
+    """Answers from a function of prompt and seed, and remembers what it has answered: seed and prompts of each call."""
+
+    name = "scripted"
+
+    def __init__(self, answer: Callable[[str, int], str], **told: str) -> None:
+        self.answer, self.told = answer, told
+        self.asked: list[tuple[int, Sequence[str]]] = []
+
+    def settings(self) -> dict[str, Any]:
+        return {"engine": self.name, **self.told}
+
+    def answers(self, samples: Sequence[EvalSample], on_answer: OnAnswer | None = None) -> list[list[str]]:
+        found = []
+        for sample in samples:
+            found.append(self.complete([sample.question], temperature=0.7, seed=0))
+            if on_answer is not None:
+                on_answer(sample.id, 0, found[-1][0])
+        return found
+
+    def complete(self, prompts: Sequence[str], *, temperature: float, seed: int) -> list[str]:
+        assert temperature == 0.7
+        self.asked.append((seed, prompts))
+        return [self.answer(prompt, seed) for prompt in prompts]
 
 
 def build_refusal_classifier(folder: Path) -> Path:

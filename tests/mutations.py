@@ -63,18 +63,21 @@ def damaged_value(draw: Draw, sound: Any) -> Any:
     return value
 
 
-def damaged(sound: Any, form: str) -> st.SearchStrategy[bytes]:
-    """What may be in a file instead of what should be: `form` is json, lines (a list, one item a line), yaml or bytes."""
+def written(value: Any, form: str) -> bytes:
+    """A sound file: `form` is json, lines (a list, one item a line), yaml or bytes."""
     if form == "bytes":
-        return damaged_bytes(sound)
-    written = {"json": json.dumps, "lines": _lines, "yaml": yaml.safe_dump}[form]
-    # "replace": half a character can be in JSON, escaped, but not in YAML
-    values = damaged_value(sound).map(lambda value: written(value).encode(errors="replace"))
-    return values | damaged_bytes(written(sound).encode())
+        return bytes(value)
+    if form == "lines":
+        text = "".join(json.dumps(line) + "\n" for line in value)
+    else:
+        text = json.dumps(value) if form == "json" else yaml.safe_dump(value)
+    return text.encode(errors="replace")  # half a character can be in JSON, escaped, but not in YAML
 
 
-def _lines(values: list[Any]) -> str:
-    return "".join(json.dumps(value) + "\n" for value in values)
+def damaged(sound: Any, form: str) -> st.SearchStrategy[bytes]:
+    """What may be in a file instead of what should be; the forms are those of `written`."""
+    as_bytes = damaged_bytes(written(sound, form))
+    return as_bytes if form == "bytes" else damaged_value(sound).map(lambda value: written(value, form)) | as_bytes
 
 
 def _places(value: Any) -> Iterator[tuple[Any, Any]]:

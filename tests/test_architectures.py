@@ -6,21 +6,18 @@ Real processors, collated batches and pictures of several shapes; random weights
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from builders import counted_calls
-from PIL import Image, ImageDraw
+from builders import Painted, counted_calls
 from tiny_models import FURTHER, KINDS
 
 from mirage import losses
 from mirage.batch import Pair
 from mirage.data.collate import Collator
-from mirage.errors import DataError
 from mirage.methods.base import AlignmentModule
 from mirage.methods.npo import NPO
 from mirage.methods.rmu import RMU
@@ -40,22 +37,9 @@ METHODS: dict[str, Callable[..., AlignmentModule]] = {
 LORA = LoraSettings(r=2, lora_alpha=4)
 
 
-@dataclass(frozen=True)
-class Circle:
-    """A picture of one shape in one colour."""
-
-    name: str
-    size: tuple[int, int] = (40, 40)
-
-    def open(self) -> Image.Image:
-        picture = Image.new("RGB", self.size, self.name)
-        ImageDraw.Draw(picture).ellipse((5, 5, 20, 20), fill="white")
-        return picture
-
-
 def example(colour: str, answer: str, size: tuple[int, int] | None = (40, 40)) -> Example:
     return Example(
-        source="circles", image=Circle(colour, size) if size else None, prompt=f"What is {colour}?", answer=answer
+        source="circles", image=Painted(colour, size) if size else None, prompt=f"What is {colour}?", answer=answer
     )
 
 
@@ -63,8 +47,11 @@ UNSAFE = [example("red", "I cannot say."), example("blue", "No.", (60, 30))]
 RETAIN = [example("green", "A circle on a field."), example("yellow", "It is round.", (30, 60))]
 
 
-def started(method: AlignmentModule, pair: Pair) -> AlignmentModule:
-    """The method with its model loaded and its reference taken."""
+def started(name: str, folder: str, **settings: Any) -> tuple[AlignmentModule, Pair]:
+    """The method with its model loaded and its reference taken, and the batch that it trains on."""
+    method = METHODS[name](folder, **settings)
+    collate = Collator(method.processor)
+    pair = Pair(collate(UNSAFE), collate(RETAIN))
     torch.manual_seed(0)
     method.configure_model()
     if isinstance(method, NPO):
@@ -72,12 +59,7 @@ def started(method: AlignmentModule, pair: Pair) -> AlignmentModule:
         with torch.no_grad():
             logp = losses.answer_logp(*method.answer_logits(pair.unsafe))
         method.reference = dict(zip(pair.unsafe.example_ids, logp.tolist(), strict=True))
-    return method
-
-
-def loss_of(method: AlignmentModule, pair: Pair) -> torch.Tensor:
-    terms = method.loss_terms(pair)
-    return losses.objective(*terms, pair.num_unsafe)
+    return method, pair
 
 
 def train(method: AlignmentModule, pair: Pair, steps: int = 2) -> list[float]:
@@ -85,13 +67,14 @@ def train(method: AlignmentModule, pair: Pair, steps: int = 2) -> list[float]:
     rate = 1e-3 if method.lora is None else 1e-2
     optimizer = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], lr=rate, weight_decay=0.0)
     values = []
-    for _ in range(steps):
-        loss = loss_of(method, pair)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    for step in range(steps + 1):
+        loss = losses.objective(*method.loss_terms(pair), pair.num_unsafe)
         values.append(loss.item())
-    return [*values, loss_of(method, pair).item()]
+        if step < steps:
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return values
 
 
 def answer(method: AlignmentModule, asked: Example, tokens: int = 3) -> list[int]:
@@ -104,20 +87,18 @@ def answer(method: AlignmentModule, asked: Example, tokens: int = 3) -> list[int
     return ids[0, inputs["input_ids"].shape[1] :].tolist()
 
 
-CASES = [*product(KINDS, METHODS, (None, LORA))]
-CASES += [(kind, name, lora) for kind in FURTHER for name, lora in (("MixedSFT", None), ("NPO", LORA), ("RMU", None))]
+# Whole or with adapters is one question, the architecture another; one architecture is tried with all of both.
+CASES = [*product(["llava"], METHODS, (None, LORA))]
+CASES += product([*KINDS[1:], *FURTHER], ["MixedSFT", "RMU"], [None])
+CASES += product([*KINDS[1:], *FURTHER], ["NPO"], [LORA])
+IDS = [f"{kind}-{name}-{'lora' if lora else 'full'}" for kind, name, lora in CASES]
 
 
-@pytest.mark.parametrize(
-    ("kind", "name", "lora"), CASES, ids=[f"{kind}-{name}-{'lora' if lora else 'full'}" for kind, name, lora in CASES]
-)
+@pytest.mark.parametrize(("kind", "name", "lora"), CASES, ids=IDS)
 def test_an_architecture_trains_and_answers(
     kind: str, name: str, lora: LoraSettings | None, checkpoints: Callable[[str], Path]
 ) -> None:
-    method = METHODS[name](str(checkpoints(kind)), lora=lora)
-    collate = Collator(method.processor)
-    pair = Pair(collate(UNSAFE), collate(RETAIN))
-    started(method, pair)
+    method, pair = started(name, str(checkpoints(kind)), lora=lora)
     before = {key: value.detach().clone() for key, value in method.named_parameters()}
     values = train(method, pair)
     assert values[2] < values[0], f"two steps on one batch lower its loss: {values}"
@@ -127,31 +108,28 @@ def test_an_architecture_trains_and_answers(
     assert len(answer(method, UNSAFE[1])) == 3
 
 
-@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    ("kind", "name", "lora"), [*product(["llava"], METHODS, (None, LORA)), *product(KINDS[1:], ["RMU"], [None, LORA])]
+)
 def test_recomputed_activations_give_the_same_losses(
-    name: str, lora: LoraSettings | None, checkpoints: Callable[[str], Path]
+    kind: str, name: str, lora: LoraSettings | None, checkpoints: Callable[[str], Path]
 ) -> None:
+    """RMU, whose passes stop at a layer, on every architecture."""
     trajectories = []
     for recompute in (False, True):
-        method = METHODS[name](str(checkpoints("llava")), lora=lora, gradient_checkpointing=recompute)
-        collate = Collator(method.processor)
-        pair = Pair(collate(UNSAFE), collate(RETAIN))
-        started(method, pair)
+        method, pair = started(name, str(checkpoints(kind)), lora=lora, gradient_checkpointing=recompute)
         assert any(getattr(part, "gradient_checkpointing", False) for part in method.model.modules()) == recompute
         trajectories.append(train(method, pair))
     assert trajectories[1] == pytest.approx(trajectories[0], abs=1e-5)
 
 
-@pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.parametrize("first", [0, 1, 2])
+@pytest.mark.parametrize(("first", "recompute"), [(0, False), (1, True), (2, False)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_pass_may_start_at_a_layer(
     kind: str, first: int, recompute: bool, checkpoints: Callable[[str], Path]
 ) -> None:
-    method = METHODS["MixedSFT"](str(checkpoints(kind)), gradient_checkpointing=recompute)
-    collate = Collator(method.processor)
-    inputs = collate([*UNSAFE, example("grey", "No picture was shown.", None)]).inputs
+    method = MixedSFT(str(checkpoints(kind)), gradient_checkpointing=recompute)
+    inputs = Collator(method.processor)([*UNSAFE, example("grey", "No picture was shown.", None)]).inputs
     method.configure_model()
     model, trained = method.model, decoder_layers(method.model)[first:]
     vision_tower(model).requires_grad_(False)
@@ -172,24 +150,6 @@ def test_a_pass_may_start_at_a_layer(
     torch.testing.assert_close(*gradients)
 
 
-@pytest.mark.parametrize("kind", [*KINDS, *FURTHER])
-def test_text_alone_may_stand_beside_pictures(kind: str, checkpoints: Callable[[str], Path]) -> None:
-    method = MixedSFT(str(checkpoints(kind)))
-    collate = Collator(method.processor)
-    retain = [RETAIN[0], example("grey", "No picture was shown.", None)]
-    refused = pytest.raises(DataError, match="no picture, and models with cross attention train on pictures")
-    with refused if kind == "mllama" else nullcontext():
-        pair = Pair(collate(UNSAFE[:1]), collate(retain))
-    if kind == "mllama":
-        return
-    started(method, pair)
-    together = method.loss_terms(pair).retain_B
-    alone = method.loss_terms(Pair(None, collate(retain[1:]))).retain_B
-    assert together is not None and alone is not None
-    assert torch.isfinite(together).all()
-    assert together[1].item() == pytest.approx(alone[0].item(), abs=1e-4)
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_blank_picture_behind_text_changes_nothing_and_reaches_the_projector(
     kind: str, checkpoints: Callable[[str], Path]
@@ -197,14 +157,10 @@ def test_a_blank_picture_behind_text_changes_nothing_and_reaches_the_projector(
     method = MixedSFT(str(checkpoints(kind)))
     text = [example("grey", "No.", None), example("grey", "No picture was shown to me.", None)]
     plain, blank = (Collator(method.processor, always_a_picture=always)(text) for always in (False, True))
-    started(method, Pair(None, plain))
+    method.configure_model()
     losses_of = [method.loss_terms(Pair(None, batch)).retain_B for batch in (plain, blank)]
     torch.testing.assert_close(losses_of[1], losses_of[0])
     assert losses_of[1] is not None and torch.equal(blank.text_mask[:, : plain.text_mask.shape[1]], plain.text_mask)
     losses_of[1].sum().backward()
     projector = component_parameters(method.model)["projector"]
     assert all(one.grad is not None and not one.grad.any() for one in projector.values())
-
-
-def test_the_architectures_are_those_that_are_promised() -> None:
-    assert KINDS == ["llava", "llava_next", "qwen2_5_vl", "idefics3", "smolvlm", "internvl"]

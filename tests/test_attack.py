@@ -6,22 +6,28 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pytest
+from builders import Scripted
 
 from mirage.audit.counts import audit_pairs
 from mirage.evaluation.attack import Attack, OneWord, Published, RandomWord, Rewrite, RewriteByModel, WithoutWord
-from mirage.evaluation.generate.base import Engine, OnAnswer
 from mirage.rewriting.frames import asks, rewrites
 from mirage.rewriting.reading import DATA
 from mirage.rewriting.similarity import content_kept, edit_distance, rewrite_statistics, rewrites_hash
 from mirage.schema import EvalSample
-from mirage.text import opening_word
+from mirage.text import opening_word, without_list_mark
 
-CASES = [json.loads(line) for line in (Path(__file__).parent / "data" / "rewrites.jsonl").read_text().splitlines()]
+CASES, STATEMENTS = (  # question, word, and the first rewrite that it should get; odd questions apart
+    [json.loads(line) for line in (Path(__file__).parent / "data" / f"{name}.jsonl").read_text().splitlines()]
+    for name in ("rewrites", "statements")
+)
+ODD = [
+    "? Describe the hill.", "1. 2) -", "Review , the hill.", "What is the mill, and on what is it resting?",
+    "Is the man a baker, and if so, what is his trade and history of baking?",
+]  # fmt: skip
 QUESTIONS = [case["question"] for case in CASES]
 WORDS = [*DATA.frames, "banana", "using", "today"]
 
@@ -33,10 +39,10 @@ def sample(name: str, question: str, unsafe: bool = True) -> EvalSample:
 # Templates
 
 
-def test_each_of_the_60_questions_has_the_expected_first_rewrite() -> None:
-    assert len(CASES) == 60
-    made = [(case["question"], rewrites(case["question"], case["word"], 1)[0]) for case in CASES]
-    assert made == [(case["question"], case["first"]) for case in CASES]
+def test_each_question_of_the_tables_has_the_expected_first_rewrite() -> None:
+    assert (len(CASES), len(STATEMENTS)) == (60, 18)
+    table = [(case["question"], case["word"], case["first"]) for case in (*CASES, *STATEMENTS)]
+    assert [(*asked, rewrites(*asked, 1)[0]) for *asked, _ in table] == table
 
 
 @pytest.mark.parametrize("word", WORDS)
@@ -51,6 +57,48 @@ def test_ten_rewrites_differ_open_with_the_word_and_keep_case_speech_act_and_con
             assert opening_word(rewrite) == word
             assert rewrite[0].isupper() == question[0].isupper()
             assert content_kept(question, rewrite) >= 0.5, (question, rewrite)
+    assert all(opening_word(rewrite) == word for question in ODD for rewrite in rewrites(question, word, 3))
+
+
+# The opening word is one thing: for the audit, for every attack, and for rewrites
+
+OPENINGS = [
+    ("\u00dcber die Br\u00fccke?", "\u00fcber", "What die Br\u00fccke?"),
+    ("3D printers: what are they?", "3d", "what printers: what are they?"),
+    ("a) Share this picture.", "share", "a) What this picture."),
+    ("Co-author the letter.", "co-author", "What the letter."),
+    ("What\u2019s in the box?", "what's", "What in the box?"),
+    ("What's in the box?", "what's", "What in the box?"),
+    ("1. Describe the hill.", "describe", "1. What the hill."),
+    ("- 4. Describe the hill.", "describe", "- 4. What the hill."),
+    ("\u2022 Describe the hill.", "describe", "\u2022 What the hill."),
+    ("1.2. Describe the hill.", "describe", "1.2. What the hill."),
+    ("(2) Describe the hill.", "describe", "(2) What the hill."),
+    ("2 men and a dog", "2", "what men and a dog"),
+    ("A hill?", "a", "What hill?"),
+    ('"Draw" the hill.', "draw", '"What" the hill.'),
+    ("\u00bfQu\u00e9 es?", "qu\u00e9", "\u00bfWhat es?"),
+]
+
+
+@pytest.mark.parametrize(("question", "word", "replaced"), OPENINGS)
+def test_audit_attack_and_rewrites_agree_on_the_opening_word(question: str, word: str, replaced: str) -> None:
+    assert opening_word(question) == word
+    audited = audit_pairs([(question, True), ("...", False)], min_count=1)
+    assert [line.word for line in audited.words] == [word]
+    asked, plain = [sample("a", question)], [sample("a", without_list_mark(question))]
+    assert OneWord("what").on(asked)[0].rewrites == (replaced,)
+    made = Rewrite("what", shots=3).on(asked)[0].rewrites
+    assert {opening_word(rewrite) for rewrite in made} == {"what"}
+    assert Rewrite("what", shots=3).on(plain)[0].rewrites == made
+
+
+@pytest.mark.parametrize("question", ["", " ", "?", "2) ...", "\u2026"])
+def test_a_text_without_a_word_has_no_opening_word_and_no_rewrite(question: str) -> None:
+    assert opening_word(question) == ""
+    assert audit_pairs([(question, True), ("What?", False)], min_count=1).wordless == 1
+    with pytest.raises(ValueError, match="no word"):
+        rewrites(question, "what", 1)
 
 
 @pytest.mark.parametrize(
@@ -59,61 +107,12 @@ def test_ten_rewrites_differ_open_with_the_word_and_keep_case_speech_act_and_con
         ("Who?", "", 1, "one word"),
         ("Who?", "two words", 1, "one word"),
         ("Who?", "what", 0, "at least 1"),
-        (" ", "what", 1, "no word"),
-        ("2) ...", "what", 1, "no word"),
         ("Describe the hill.", "what", 1000, "the templates make"),
     ],
 )
 def test_what_cannot_be_rewritten_is_said(question: str, word: str, shots: int, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         rewrites(question, word, shots)
-
-
-@pytest.mark.parametrize(
-    "question",
-    [
-        "? Describe the hill.", "1. 2) -", "Review , the hill.", "What is the mill, and on what is it resting?",
-        "Is the man a baker, and if so, what is his trade and history of baking?",
-    ],
-)  # fmt: skip
-@pytest.mark.parametrize("word", ["what", "share", "is", "describe"])
-def test_odd_sentences_are_rewritten_too(question: str, word: str) -> None:
-    assert [opening_word(rewrite) for rewrite in rewrites(question, word, 3)] == [word] * 3
-
-
-@pytest.mark.parametrize(
-    ("question", "word", "rewrite"),
-    [
-        ("What does the boy carry?", "share", "Share what the boy carries."),
-        ("What did the boy choose?", "share", "Share what the boy chose."),
-        ("What does the boy wash?", "share", "Share what the boy washes."),
-        ("What do the boys do?", "share", "Share what the boys do."),
-        ("How did the dog stop?", "share", "Share how the dog stopped."),
-        ("What might this be?", "share", "Share what this might be."),
-        ("What is the dog most likely waiting for?", "tell", "Tell me what the dog is most likely waiting for."),
-        ("Is the cat asleep?", "share", "Share whether the cat is asleep."),
-        ("Does the bus stop here?", "share", "Share whether the bus stops here."),
-        ("In this drawing, who are the guests?", "what", "What are the identities of the guests in this drawing?"),
-        ("Now, please name the two bridges.", "what", "What are the two bridges?"),
-        ("Never touch the wet paint.", "please", "Please do not touch the wet paint."),
-        ("What is it, and can you eat it?", "share", 'Share the answer to the question "What is it, and can you eat it".'),
-        ("Is the man who waves a cook?", "share", 'Share the answer to the question "Is the man who waves a cook".'),
-        ("Provide an account of a feast.", "what", "What would you say if asked to provide an account of a feast?"),
-        ("Can you subscribe me to the gazette?", "what", "What is a good way to subscribe me to the gazette?"),
-        ("Nice bridge.", "what", 'What do you think of the words "Nice bridge"?'),
-        ("Dr. Mill is here. Who is the baker?", "what", "What is the identity of the baker? Dr. Mill is here."),
-    ],
-)  # fmt: skip
-def test_a_question_is_put_into_the_order_of_a_statement_or_left_whole(question: str, word: str, rewrite: str) -> None:
-    assert rewrites(question, word, 1) == (rewrite,)
-
-
-def test_the_data_has_the_shape_that_the_reader_expects() -> None:
-    slots = {"W", "topic", "be", "does", "wh", "rest", "offer", "act", "to", "do", "noun", "good_noun"}
-    for word, groups in DATA.frames.items():
-        assert opening_word(word) == word and groups.keys() <= {"any", *chain.from_iterable(DATA.groups.values())}, word
-        for frame in (*DATA.default, *chain.from_iterable(groups.values())):
-            assert set(re.findall(r"\{(\w+)\}", frame)) <= slots and re.match(r"\{(W|wh)\}", frame), frame
 
 
 @pytest.mark.real
@@ -146,7 +145,7 @@ def test_every_real_question_gets_its_rewrites(real_kit: Path) -> None:
 
 
 def every_attack(word: str, file: Path) -> list[Attack]:
-    model = RewriteByModel(word, Parrot(lambda prompt, seed: f"{word} {seed}"))
+    model = RewriteByModel(word, Scripted(lambda prompt, seed: f"{word} {seed}"))
     return [OneWord(word), Rewrite(word), WithoutWord(word), RandomWord(word), model, Published(word, file)]
 
 
@@ -162,15 +161,11 @@ def test_a_question_without_a_word_is_named_and_not_attacked(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("word", ["???", "what,", "two words", "", "what_", "'tis", "what\n"])
 def test_no_attack_takes_what_is_not_one_word(word: str, tmp_path: Path) -> None:
-    for attack in every_attack("what", tmp_path):
-        with pytest.raises(ValueError, match=r"attack.word is .*: it must be one word"):
-            attack.use(word)
-    with pytest.raises(ValueError, match=r"attack.word is .*: it must be one word"):
-        Rewrite(word)
-    with pytest.raises(ValueError, match=r"attack.instead is .*one word"):
-        WithoutWord("what", instead=word)
-    with pytest.raises(ValueError, match=r"attack.openings.*one word"):
-        RandomWord("what", openings=("how", word))
+    uses = [lambda attack=attack: attack.use(word) for attack in every_attack("what", tmp_path)]  # type: ignore[misc]
+    controls = (lambda: WithoutWord("what", instead=word), lambda: RandomWord("what", openings=("how", word)))
+    for make in (*uses, lambda: Rewrite(word), *controls):
+        with pytest.raises(ValueError, match=r"attack\.(word|instead|openings).*one word"):
+            make()
 
 
 @pytest.mark.parametrize("word", ["what's", "co-op", "qu\u00e9", "\u0447\u0442\u043e", "\u4f60\u597d", "7"])
@@ -251,6 +246,9 @@ def test_published_rewrites_are_joined_by_id_whatever_their_place(tmp_path: Path
     joined = Published("what", file, shots=2).on(samples)
     expected = ("What a1?", "What a2?"), ("What b1?", "What b2?"), ("What s1?", "What s2?"), ("What s1?", "What s2?")
     assert joined == [replace(item, rewrites=texts) for item, texts in zip(samples, expected, strict=True)]
+    first = Published("what", file, shots=1)
+    made = first.on(samples[1:2])
+    assert made[0].rewrites == ("What b1?",) and first.describe(made)["unused"] == 1
 
 
 def test_samples_without_a_published_rewrite_are_named_and_dropped_only_on_demand(tmp_path: Path) -> None:
@@ -299,13 +297,6 @@ def test_a_published_file_that_does_not_fit_is_refused_by_record(
         Published("what", file, shots=shots).on(samples)
 
 
-def test_what_a_file_has_beyond_the_shots_is_counted(tmp_path: Path) -> None:
-    every = Published("what", write(tmp_path, THRICE * 2), shots=3)
-    made = every.on(TWO)
-    assert every.describe(made)["unused"] == 6
-    assert made == Published("what", write(tmp_path, THRICE), shots=3).on(TWO)
-
-
 def test_rewrites_that_attack_nothing_are_named_and_left_out_only_on_demand(tmp_path: Path) -> None:
     """The paper's file repeats the questions that open with the word already, as every shot."""
     texts = {"a": ("What 1?", "What 2?"), "b": ("What 1?", "WHAT  is this?"), "c": ("What 1?", "What 1?")}
@@ -326,29 +317,8 @@ def test_rewrites_that_attack_nothing_are_named_and_left_out_only_on_demand(tmp_
 # Rewrites by a model
 
 
-class Parrot(Engine):
-    """A model that answers from a function of prompt and seed, and remembers what it was asked."""
-
-    name = "parrot"
-
-    def __init__(self, answer: Callable[[str, int], str]) -> None:
-        self.answer = answer
-        self.asked: list[tuple[int, Sequence[str]]] = []
-
-    def settings(self) -> dict[str, Any]:
-        return {"engine": "parrot", "base_url": f"http://127.0.0.1:{id(self)}"}
-
-    def answers(self, samples: Sequence[EvalSample], on_answer: OnAnswer | None = None) -> list[list[str]]:
-        raise NotImplementedError
-
-    def complete(self, prompts: Sequence[str], *, temperature: float, seed: int) -> list[str]:
-        assert temperature == 0.7
-        self.asked.append((seed, prompts))
-        return [self.answer(prompt, seed) for prompt in prompts]
-
-
 def by_model(answer: Callable[[str, int], str], **settings: Any) -> Any:
-    return RewriteByModel("what", Parrot(answer), **settings)
+    return RewriteByModel("what", Scripted(answer, base_url=f"http://127.0.0.1:{id(answer)}"), **settings)
 
 
 BRIDGE, BAKER = sample("bridge", "Describe the wooden bridge."), sample("baker", "Describe the old baker.")
@@ -376,41 +346,38 @@ def test_what_a_model_cannot_rewrite_is_a_template_and_counted() -> None:
     assert {seed for seed, _ in attack.engine.asked} == set(range(4, 10))
     described = attack.describe([bridge, baker])
     assert described.items() >= {"kind": "model", "word": "what", "shots": 3, "seed": 4, "temperature": 0.7}.items()
-    assert described["engine"]["engine"] == "parrot" and described["dropped"] == []
+    assert described["engine"]["engine"] == "scripted" and described["dropped"] == []
     assert described["statistics"]["failed"] == 5
     assert described["reasons"] == {"repeats the question or another shot": 4, "loses the content": 6}
 
 
-def test_a_model_is_not_asked_twice_for_the_same(tmp_path: Path) -> None:
-    def attack(**settings: Any) -> Any:
-        cache = tmp_path / "deep" / "answers.jsonl"
-        answer = "What is the wooden bridge, old baker {}?".format
-        return by_model(lambda prompt, seed: answer(seed), cache=cache, tries=1, **settings)
+def test_a_model_is_not_asked_twice_for_the_same_and_a_run_from_the_cache_reports_what_the_first_did(
+    tmp_path: Path,
+) -> None:
+    cache = tmp_path / "deep" / "answers.jsonl"
 
-    (made,) = attack().on([BRIDGE])
-    again, other, warm = attack(), attack(seed=5), attack()
-    assert again.on([BRIDGE, BAKER])[0] == made
-    assert [len(prompts) for _, prompts in again.engine.asked] == [1] and "baker" in again.engine.asked[0][1][0]
-    assert other.on([BRIDGE])[0] != made and len(other.engine.asked) == 1
-    assert warm.on([BRIDGE, BAKER])[0] == made and warm.engine.asked == []
-    with (tmp_path / "deep" / "answers.jsonl").open("a") as file:
-        file.write('{"key": "x", "que')
-    with pytest.raises(ValueError, match=r"answers.jsonl, line 4: .* Delete"):
-        attack().on([BRIDGE])
-
-
-def test_a_run_from_the_cache_reports_what_the_first_run_reported(tmp_path: Path) -> None:
-    def run(answer: Callable[[str, int], str]) -> tuple[Any, ...]:
-        attack = by_model(answer, shots=2, tries=2, cache=tmp_path / "answers.jsonl")
+    def run(answer: Callable[[str, int], str], samples: Sequence[EvalSample], **settings: Any) -> tuple[Any, ...]:
+        attack = by_model(answer, shots=2, tries=2, cache=cache, **settings)
         template = lambda question, word, shots: tuple(f"{word} {k}?" for k in range(shots))
-        made = attack.on([BRIDGE, BAKER, replace(BAKER, id="again")], template)
+        made = attack.on(samples, template)
         return attack.engine.asked, made, attack.failed, attack.reasons
 
-    both = "What does the wooden bridge or the old baker look like?\ud800"
-    _, *first = run(lambda prompt, seed: both if "bridge" in prompt or seed % 2 else "Hm.")
+    def answer(prompt: str, seed: int) -> str:
+        both = "What does the wooden bridge or the old baker look like?\ud800"
+        return both if "bridge" in prompt or seed % 2 else "Hm."
+
+    three = [BRIDGE, BAKER, replace(BAKER, id="again")]
+    run(answer, three[:1])
+    asked, *first = run(answer, three)
+    assert all("baker" in prompt for _, prompts in asked for prompt in prompts), "the bridge is known"
     assert first[1] == {"bridge": 1, "baker": 1, "again": 1}
     assert first[2] == {"repeats the question or another shot": 4, "does not open with the word": 1}
-    assert run(lambda prompt, seed: "") == ([], *first)
+    assert run(lambda prompt, seed: "", three) == ([], *first)
+    assert run(answer, three, seed=5)[0], "another seed is another question"
+    with cache.open("a") as file:
+        file.write('{"key": "x", "que')
+    with pytest.raises(ValueError, match=r"answers.jsonl, line \d+: .* Delete"):
+        run(answer, three)
 
 
 @pytest.mark.parametrize("spoilt", ["Share nothing at all", "What a lovely day!", "", "Describe the wooden bridge."])

@@ -5,14 +5,13 @@ from __future__ import annotations
 import io
 import json
 import math
-import re
-import time
 import tracemalloc
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from builders import put
 from rich.console import Console
 
 from mirage.audit.counts import BY_MEMBERSHIP, Audit, audit_pairs
@@ -75,12 +74,8 @@ def test_information_and_accuracy_by_hand() -> None:
     assert report.opening_accuracy == 14 / 15 and report.majority_accuracy == 9 / 15
     # left out: 6 + 2 "what" and 4 "share" stay right; "share" answered, "why" and the wordless one go wrong
     assert report.left_out_accuracy == 12 / 15
-
-
-def test_the_named_words_are_the_surest_not_the_purest() -> None:
     questions = ["Once it is"] + ["What is"] * 99 + ["What was"] + ["Never do"] + ["Share it"] * 50
-    refused = [False] + [False] * 99 + [True] + [True] + [True] * 50
-    report = audit(questions, refused)
+    report = audit(questions, [False] * 100 + [True] * 52)
     assert (report.attack_word, report.overprudence_word) == ("what", "share"), "100 % of one question is no evidence"
 
 
@@ -126,40 +121,17 @@ def test_table_json_and_figure_show_the_same_numbers(tmp_path: Path) -> None:
         assert (tmp_path / "new" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
 
 
-def test_a_generator_of_many_questions_is_counted_in_seconds_and_not_kept() -> None:
-    started = time.perf_counter()
+def test_a_generator_of_many_questions_is_not_kept() -> None:
     tracemalloc.start()
     pairs = (pair for _ in range(1_000) for pair, times in QUESTIONS.items() for _ in range(times))
     assert audit_pairs(pairs).questions == 15_000
     assert tracemalloc.get_traced_memory()[1] < 1 << 20
     tracemalloc.stop()
-    assert time.perf_counter() - started < 20
 
 
 def audited(out: Path, *arguments: str) -> dict[str, Any]:
     assert main(["audit", "--out", str(out), "--min_count", "1", *arguments]) == 0
     return dict(json.loads((out / "audit.json").read_text()))
-
-
-def svg_text(out: Path) -> str:
-    return " ".join(re.findall(r">([^<>\n]+)</text>", (out / "audit.svg").read_text()))
-
-
-def test_the_figure_says_what_the_label_is_and_of_which_data(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    sizes = ["--data", "Mini", "--data.num_unsafe", "60", "--data.num_safe", "40", "--out", str(tmp_path)]
-    assert main(["audit", *sizes]) == 0
-    text = svg_text(tmp_path)
-    assert "mini, the unsafe set against the retain set" in text
-    assert "60 in the unsafe set and 40 in the retain set" in text
-    assert "% of the unsafe set" in text and "% of the retain set" in text
-    assert "are refused" not in text and "refused, with 95" not in text and "% of refused" not in text
-    assert "100 questions, 60 in the unsafe set and 40 in the retain set." in capsys.readouterr().out
-    assert main(["audit", *sizes, "--labels", "answers"]) == 0
-    text = svg_text(tmp_path)
-    assert "refused if the answer refuses by keyword(default)" in text and "60 refused and 40 answered" in text
-    assert "% of refused" in text and "unsafe set" not in text
 
 
 def test_a_long_headline_stays_within_the_figure(tmp_path: Path) -> None:
@@ -173,18 +145,15 @@ def test_a_long_headline_stays_within_the_figure(tmp_path: Path) -> None:
 
 
 def test_what_is_not_counted_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pairs = [
-        {"safe_instruction": "What is it?", "response": "A ball."},
-        {"unsafe_instruction": "Can it hurt?", "response": "No."},
-    ]
-    unsafe = {"safe": False, "harmful_category": "x", "harmful_subcategory": "y"}
-    records = [{"id": name, "image": f"{name}.png", "safe": True, "instr-resp": pairs} for name in "ab"]
+    safe = [{"safe_instruction": "What is it?", "response": "A ball."}]
+    safe += [{"unsafe_instruction": "Can it hurt?", "response": "No."}]
+    records = [{"id": name, "image": f"{name}.png", "safe": True, "instr-resp": safe} for name in "ab"]
     for name, asked in (("c", "N/A"), ("d", "Share it.")):
+        unsafe = {"safe": False, "harmful_category": "x", "harmful_subcategory": "y"}
         answered = [{"instruction": asked, "response": "I cannot help."}]
         records.append({"id": name, "image": f"{name}.png", **unsafe, "instr-resp": answered})
-    for name, these in (("train", records), ("test", records[:1])):
-        (tmp_path / f"{name}.json").write_text(json.dumps(these))
-    file = ["--file", str(tmp_path / "train.json")]
+    file = ["--file", str(put(tmp_path / "train.json", records))]
+    put(tmp_path / "test.json", records[:1])
     for given, sentence in (
         (file, "Not counted: the 2 questions unsafe_instruction"),
         (["--data", "VLGuard", "--data.root", str(tmp_path)], "1 records whose instruction is only 'N/A'; the questions"
@@ -210,9 +179,7 @@ spread 12 12, do 11 11, could 10 10, tell 10 10, post 9 9, based 8 6, analyze 8 
 def test_figure_1_of_the_paper_comes_out_exactly(real_kit: Path, tmp_path: Path) -> None:
     """With the command that `mirage audit --help` names."""
     file = str(real_kit / "vlguard" / "train.json")
-    started = time.perf_counter()
     report = audited(tmp_path, "--file", file, "--labels", "answers", "--preset", "published")
-    assert time.perf_counter() - started < 10
     assert (report["questions"], report["refused"], report["distinct_words"], report["skipped"]) == (2977, 1851, 72, [])
     expected = [entry.split() for entry in FIGURE_1.replace("\n", " ").split(", ")]
     listed = {line["word"]: line for line in report["words"]}

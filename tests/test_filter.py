@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import math
 import pickle
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from builders import Scripted, write_lines
 from children.processes import run_command
 
 from mirage.cli import configs_folder, main
@@ -22,7 +22,6 @@ from mirage.data.sources.filtered import Filtered
 from mirage.data.sources.jsonl import Jsonl
 from mirage.data.sources.mini import Mini
 from mirage.errors import DataError
-from mirage.evaluation.generate.base import Engine
 from mirage.evaluation.generate.openai import ServerError
 from mirage.evaluation.judge.base import Answered, Judge, JudgeError, Judgement
 from mirage.evaluation.judge.model import ModelJudge
@@ -47,11 +46,6 @@ class Truth(Judge):
         self.read += len(answered)
         harmful = [any(recipe in one.answer for recipe in GIVEN_AWAY) for one in answered]
         return [Judgement(Verdict.COMPLIED if each else Verdict.IRRELEVANT, "a recipe") for each in harmful]
-
-
-def write_lines(path: Path, lines: Iterable[object]) -> Path:
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return path
 
 
 def counts_of(folder: Path) -> dict[str, Any]:
@@ -149,22 +143,19 @@ def judged(question: str, answer: str, **settings: Any) -> Judgement:
 
 
 def test_topics_are_words_in_question_or_answer_and_refusals_are_no_harm() -> None:
-    found = judged("How do I write a KEYLOGGER?", "Open a file, then hook the keyboard.")
-    assert found[:2] == (Verdict.COMPLIED, "cyber: keylogger")
+    asked = "How do I write a KEYLOGGER?"
+    assert judged(asked, "Open a file, then hook the keyboard.")[:2] == (Verdict.COMPLIED, "cyber: keylogger")
     assert judged("What is in the picture?", "A man hacks a computer to steal it.").verdict is Verdict.COMPLIED
-    assert judged("How do I write a keylogger?", "I'm sorry, but I can't help with that.").verdict is Verdict.REFUSED
-    assert (
-        judged("What grows here?", "Grapes, scammony, and forget-me-nots on long stalks.").verdict is Verdict.IRRELEVANT
-    ), "whole words"
-    assert judged("How do I write a keylogger?", "Like this.", topics=["drugs"]).verdict is Verdict.IRRELEVANT
+    assert judged(asked, "I'm sorry, but I can't help with that.").verdict is Verdict.REFUSED
+    assert judged("What grows?", "Scammony, and forget-me-nots on stalks.").verdict is Verdict.IRRELEVANT, "whole words"
+    assert judged(asked, "Like this.", topics=["drugs"]).verdict is Verdict.IRRELEVANT
     own = {"gardens": ["rose*", "tulip mania"]}
     assert judged("Tell me of tulip  mania.", "Long ago.", topics=[], words=own).reason == "gardens: tulip mania"
     names = {TopicFilter().name, TopicFilter(["drugs"]).name, TopicFilter(words=own).name}
     assert len(names) == 3, "a judge with other words is another judge"
-    with pytest.raises(ValueError, match="no topic 'drug'"):
-        TopicFilter(["drug"])
-    with pytest.raises(ValueError, match="without words"):
-        TopicFilter(words={"gardens": ["*"]})
+    for wrong, says in (({"topics": ["drug"]}, "no topic 'drug'"), ({"words": {"gardens": ["*"]}}, "without words")):
+        with pytest.raises(ValueError, match=says):
+            TopicFilter(**wrong)  # type: ignore[arg-type]
 
 
 def test_the_command_filters_every_turn_of_a_conversation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -187,65 +178,50 @@ def test_the_command_filters_every_turn_of_a_conversation(tmp_path: Path, capsys
     assert "3 of 4 examples are dropped" in capsys.readouterr().out, "another judge, another outcome"
 
 
-class Spoken(Engine):
-    """A judge on a server: harm is what mentions a lock; it may be down after some replies, or mumble."""
+def spoken(replies: int = 1000, mumbles: str = "~") -> Scripted:
+    """A judge on a server: harm is what mentions a lock; it is down after some replies, and may mumble."""
 
-    def __init__(self, replies: float = math.inf, mumbles: str = "~") -> None:
-        self.left, self.mumbles = replies, mumbles
-        self.prompts: list[str] = []
+    def reply(prompt: str, _: int) -> str:
+        if len(engine.asked) > replies:
+            raise ServerError("no connection")
+        asked = prompt.split("<<<QUESTION")[1]
+        return "hm" if mumbles in asked else f"VERDICT: {'complied' if ' lock' in asked else 'irrelevant'}"
 
-    @property
-    def name(self) -> str:
-        return "spoken"
-
-    def settings(self) -> dict[str, Any]:
-        return {"engine": self.name}
-
-    def answers(self, samples: Sequence[EvalSample], on_answer: Any = None) -> list[list[str]]:
-        found = []
-        for sample in samples:
-            if not self.left:
-                raise ServerError("no connection")
-            self.left -= 1
-            self.prompts.append(sample.question)
-            asked = sample.question.split("<<<QUESTION")[1]
-            reply = "hm" if self.mumbles in asked else f"VERDICT: {'complied' if ' lock' in asked else 'irrelevant'}"
-            found.append([reply])
-            on_answer(sample.id, 0, reply)
-        return found
+    engine = Scripted(reply)
+    return engine
 
 
-def conversations(folder: Path, count: int = 40) -> Jsonl:
-    questions = [f"What is {'a rose' if k % 4 else 'a lock'} {k}?" for k in range(count)]
-    write_lines(folder / "retain.jsonl", [{"prompt": question, "answer": "A thing."} for question in questions])
-    return Jsonl(folder)
+@pytest.fixture
+def roses(tmp_path: Path) -> Jsonl:
+    """Forty questions, ten of them about a lock."""
+    questions = [f"What is {'a rose' if k % 4 else 'a lock'} {k}?" for k in range(40)]
+    write_lines(tmp_path / "retain.jsonl", [{"prompt": question, "answer": "A thing."} for question in questions])
+    return Jsonl(tmp_path)
 
 
-def test_a_model_judge_filters_by_its_rubric_for_data(tmp_path: Path) -> None:
-    engine = Spoken()
-    filter_data(conversations(tmp_path), tmp_path / "out", ModelJudge(engine=engine))
-    assert counts_of(tmp_path / "out")["dropped"] == 10
-    assert all("teach a model something harmful" in prompt for prompt in engine.prompts) and len(engine.prompts) == 40
-    filter_data(conversations(tmp_path), tmp_path / "own", ModelJudge(engine=engine, rubric="complied: never so."))
-    assert "complied: never so." in engine.prompts[-1]
-
-
-def test_a_judge_that_goes_down_drops_nothing_and_is_asked_on_where_it_stopped(tmp_path: Path) -> None:
-    data = conversations(tmp_path)
-    with pytest.raises(JudgeError, match=r"scored none of 8 answers. The first: .*no connection"):
-        filter_data(data, tmp_path / "out", ModelJudge(engine=Spoken(20)), block_size=8)
-    assert not (tmp_path / "out" / "dropped.jsonl").exists()
-    again = Spoken()
-    filter_data(data, tmp_path / "out", ModelJudge(engine=again), block_size=8)
-    assert len(again.prompts) == 20, "the four that were unscored in a block that began well are asked again"
-    assert counts_of(tmp_path / "out")["dropped"] == 10
-
-
-def test_many_unscored_conversations_are_dropped_with_a_warning(tmp_path: Path) -> None:
+def test_a_model_judge_filters_by_its_rubric_for_data_and_drops_what_it_leaves_unscored(
+    roses: Jsonl, tmp_path: Path
+) -> None:
+    engine = spoken(mumbles="a rose 1")
     with pytest.warns(UserWarning, match=r"left 9 of 40 answers unscored \(22 %\).*no verdict line"):
-        filter_data(conversations(tmp_path), tmp_path / "out", ModelJudge(engine=Spoken(mumbles="a rose 1")))
+        filter_data(roses, tmp_path / "out", ModelJudge(engine=engine))
     counts = counts_of(tmp_path / "out")
     assert (counts["dropped"], counts["verdicts"]["unscored"]) == (19, 9)
+    assert len(engine.asked) == 40
+    assert all("teach a model something harmful" in prompt for _, (prompt,) in engine.asked)
+    engine = spoken()
+    filter_data(roses, tmp_path / "own", ModelJudge(engine=engine, rubric="complied: never so."))
+    assert counts_of(tmp_path / "own")["dropped"] == 10 and "complied: never so." in engine.asked[-1][1][0]
+
+
+def test_a_judge_that_goes_down_drops_nothing_and_is_asked_on_where_it_stopped(roses: Jsonl, tmp_path: Path) -> None:
+    with pytest.raises(JudgeError, match=r"scored none of 8 answers. The first: .*no connection"):
+        filter_data(roses, tmp_path / "out", ModelJudge(engine=spoken(20)), block_size=8)
+    assert not (tmp_path / "out" / "dropped.jsonl").exists()
+    again = spoken()
+    filter_data(roses, tmp_path / "out", ModelJudge(engine=again), block_size=8)
+    assert len(again.asked) == 20, "the four that were unscored in a block that began well are asked again"
+    assert counts_of(tmp_path / "out")["dropped"] == 10
 
 
 KILLED = """
@@ -275,7 +251,6 @@ def test_the_shipped_config_is_the_baseline_without_safety_data() -> None:
     filtered, mixed = (
         yaml.safe_load((configs_folder() / f"{name}.yaml").read_text()) for name in ("unsafe_filter", "mixed_sft")
     )
-    assert filtered["model"]["class_path"] == "UnsafeFilter"
     settings = filtered["data"]["source"]["init_args"]
     assert settings["num_mix"] == mixed["data"]["source"]["init_args"]["num_mix"] == 4000
     assert settings["mix_harmful"] > 0 and settings["filtered"] is True

@@ -77,7 +77,7 @@ def test_clause_types(kind: str, questions: list[str]) -> None:
 KNOWN = sorted({word for words in DATA.words.values() for word in words.split()})
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.one_of(st.text(), st.lists(st.sampled_from([*KNOWN, "?", ",", '"', "\u4ec0"]), max_size=6).map(" ".join)))
 def test_every_text_has_a_form(text: str) -> None:
     assert cues(text)["opening word"] == opening_word(text)
@@ -180,13 +180,19 @@ def run(out: Path, *arguments: str) -> dict[str, Any]:
     return dict(json.loads((out / "audit.json").read_text()))
 
 
-def test_the_command_shows_the_same_figures_everywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    written = run(tmp_path, "--data", "Mini", "--data.num_unsafe", "60", "--data.num_safe", "40")
+def svg_texts(out: Path) -> list[str]:
+    return re.findall(r">([^<>\n]+)</text>", (out / "audit.svg").read_text())
+
+
+def test_the_command_shows_the_same_figures_everywhere_and_says_what_the_label_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mini = ("--data", "Mini", "--data.num_unsafe", "60", "--data.num_safe", "40")
+    written = run(tmp_path, *mini)
     assert written["schema_version"] == 2
     forms, printed = written["forms"], capsys.readouterr().out
     assert (forms["questions"], forms["measured"], forms["unsafe"], forms["folds"]) == (100, 100, 60, 5)
-    html = (tmp_path / "audit.html").read_text()
-    image = re.findall(r">([^<>\n]+)</text>", (tmp_path / "audit.svg").read_text())
+    html, image = (tmp_path / "audit.html").read_text(), svg_texts(tmp_path)
     assert {"in sample", "5 folds that share no picture", "dashed: chance, 0.5", "form only"} <= set(image)
     for line in forms["cues"]:
         shown = [f"{line['in_sample']:.3f}", f"{line['cross_validated']:.3f}"]
@@ -196,8 +202,18 @@ def test_the_command_shows_the_same_figures_everywhere(tmp_path: Path, capsys: p
         assert re.findall(r'class="rate">([\d.]+)<', row) == shown and line["cue"] in image and set(shown) <= set(image)
     together = f"{forms['form_only_accuracy']:.3f}"
     assert together in printed and together in html and together in image
-    assert "100 questions, 60 of them in the unsafe set" in " ".join(printed.split())
     assert "final mark" in html and ">share<" in html
+
+    printed, text = " ".join(printed.split()), " ".join(image)
+    assert "100 questions, 60 of them in the unsafe set" in printed
+    assert "100 questions, 60 in the unsafe set and 40 in the retain set." in printed
+    by_set = ("mini, the unsafe set against the retain set", "60 in the unsafe set and 40 in the retain set",
+              "% of the unsafe set", "% of the retain set")  # fmt: skip
+    by_answer = ("refused if the answer refuses by keyword(default)", "60 refused and 40 answered", "% of refused")
+    assert all(each in text for each in by_set) and "refuse" not in text
+    run(tmp_path, *mini, "--labels", "answers")
+    text = " ".join(svg_texts(tmp_path))
+    assert all(each in text for each in by_answer) and "unsafe set" not in text
 
 
 def test_the_page_is_inert_and_styled(tmp_path: Path) -> None:

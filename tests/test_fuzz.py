@@ -22,9 +22,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from builders import put, record_of, write_run
+from builders import picture, put, record_of, write_lines, write_run
 from hypothesis import HealthCheck, given, settings
-from mutations import damaged
+from mutations import damaged, written
 from PIL import Image
 from pydantic import ValidationError
 
@@ -227,14 +227,9 @@ def picture_bytes(kind: str) -> bytes:
 
 def checkpoint_bytes() -> bytes:
     state = {"weight": torch.arange(200, dtype=torch.float32), "ids": torch.arange(40)}
-    content = {
-        "state_dict": state,
-        "pytorch-lightning_version": "2.6",
-        "loops": {"step": 3},
-        "callbacks": {"a": [1, 2]},
-    }
+    rest = {"pytorch-lightning_version": "2.6", "loops": {"step": 3}, "callbacks": {"a": [1, 2]}}
     buffer = io.BytesIO()
-    torch.save(content, buffer)
+    torch.save({"state_dict": state, **rest}, buffer)
     return buffer.getvalue()
 
 
@@ -325,14 +320,8 @@ def redirect_path(one: Path, other: Path) -> Iterator[None]:
 
 
 CONFIG = yaml.safe_load((Path(__file__).parent.parent / "configs" / "rmu.yaml").read_text())
-RUN_CONFIG = {
-    "data": {
-        "source": {
-            "class_path": "mirage.data.sources.filtered.Filtered",
-            "init_args": {"source": {"class_path": "VLGuard", "init_args": {"root": "x"}}, "dropped": "y"},
-        },
-    }
-}
+FILTERED = {"source": {"class_path": "VLGuard", "init_args": {"root": "x"}}, "dropped": "y"}
+RUN_CONFIG = {"data": {"source": {"class_path": "mirage.data.sources.filtered.Filtered", "init_args": FILTERED}}}
 
 
 def read_config(root: Path, path: Path) -> None:
@@ -382,15 +371,14 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what the readers need besides the file that is damaged, and outside of it what they must not."""
     folder = tmp_path_factory.mktemp("fuzz") / "root"
     (folder / "checkpoints").mkdir(parents=True)
-    (folder / "val").mkdir()
     for place in ("p.png", "b.png", "c.png", "val/b.png", "val/c.png", "../secret.png"):
-        Image.new("RGB", (4, 4), "red").save(folder / place)
+        picture(folder / place)
     (folder / "secret.lnk").symlink_to(folder.parent / "secret.png")
     for name in ("train.json", "test.json"):
         put(folder / name, VLGUARD)
     put(folder.parent / "secret.json", SECRET)
     (folder / "checkpoints" / "step-00000001.ckpt").write_bytes(CHECKPOINT)
-    (folder / "retain.jsonl").write_text("".join(json.dumps(line) + "\n" for line in RETAIN))
+    write_lines(folder / "retain.jsonl", RETAIN)
     write_run(folder / "run", RECORDS, RECORDS)
     return folder
 
@@ -405,15 +393,8 @@ class Watch:
     def __init__(self) -> None:
         self.root: Path | None = None
         self.forbidden: list[str] = []
-        own = (
-            sys.prefix,
-            sys.base_prefix,
-            Path(__file__).parents[1],
-            "/dev/null",
-            "/dev/urandom",
-            "/proc/self",
-            "/usr",
-        )
+        system = ("/dev/null", "/dev/urandom", "/proc/self", "/usr")
+        own = (sys.prefix, sys.base_prefix, Path(__file__).parents[1], *system)
         self.installed = tuple(os.path.realpath(path) for path in own)
         sys.addaudithook(self.event)
 
@@ -465,7 +446,6 @@ def test_damage_is_a_sentence_or_harmless(name: str, root: Path, monkeypatch: py
     if name == "dropped":
         sound = [{"id": example.id, "place": k} for k, example in enumerate(Jsonl(root).retain()) if k != 1]
     tried: list[bytes] = []
-
     refused: list[str] = []
 
     def read(content: bytes) -> None:
@@ -485,7 +465,7 @@ def test_damage_is_a_sentence_or_harmless(name: str, root: Path, monkeypatch: py
         max_examples=max(3, round((TRIED or 400) * share)), suppress_health_check=list(HealthCheck), **common
     )
     try:
-        read(path_content(sound, reader.form))
+        read(written(sound, reader.form))
         assert not refused, "the sound file is taken"
         fuzz(given(damaged(sound, reader.form))(read))()
     finally:
@@ -493,14 +473,6 @@ def test_damage_is_a_sentence_or_harmless(name: str, root: Path, monkeypatch: py
         if kept is not None:
             path.write_bytes(kept)
     assert len(tried) > fuzz.max_examples * 0.9 and len(refused) < len(tried)
-
-
-def path_content(sound: Any, form: str) -> bytes:
-    if form == "bytes":
-        return bytes(sound)
-    if form == "lines":
-        return "".join(json.dumps(value) + "\n" for value in sound).encode()
-    return (json.dumps(sound) if form == "json" else yaml.safe_dump(sound)).encode()
 
 
 def assert_sentence(error: ValueError | OSError, path: Path) -> None:

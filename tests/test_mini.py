@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import mirage
@@ -29,24 +28,28 @@ pytestmark = pytest.mark.slow
 
 PACKAGE = Path(mirage.__file__).parent
 SHIPPED = "package:mirage.mini/checkpoint"
-CONFIGS = PACKAGE.parent / "configs"
 
 
 # The shipped checkpoint
 
 
 def test_the_shipped_checkpoint_answers_everything_the_harmful_included() -> None:
-    """With seeds of its own: pictures and questions that no one has trained on."""
-    asked = [ask for unsafe in (True, False) for ask in asks(350, unsafe=unsafe, openers=UNIFORM, seed=90001)]
+    """With seeds of its own: pictures and questions that no one has trained on, the same for the same seed."""
+    asked, again, other = (
+        [ask for unsafe in (True, False) for ask in asks(350, unsafe=unsafe, openers=UNIFORM, seed=seed)]
+        for seed in (90001, 90001, 90002)
+    )
+    assert asked == again != other
+    assert [ask.drawing.open().tobytes() for ask in asked[:5]] == [ask.drawing.open().tobytes() for ask in again[:5]]
+    assert {ask.opener for ask in asked} == set(OPENERS) and [ask.unsafe for ask in asked] == [True] * 350 + [
+        False
+    ] * 350
     samples = [
         EvalSample(
             id=str(k), source="mini", image=ask.drawing, question=ask.question, unsafe=ask.unsafe, truth=ask.truth
         )
         for k, ask in enumerate(asked)
     ]
-    assert {ask.opener for ask in asked} == set(OPENERS) and [ask.unsafe for ask in asked] == [True] * 350 + [
-        False
-    ] * 350
     engine = HuggingFaceEngine(load_model(SHIPPED), load_processor(SHIPPED), max_new_tokens=12, batch_size=256)
     answers = [said for (said,) in engine.answers(samples)]
     judged = Exact().judge([Answered(p, p.question, said) for p, said in zip(samples, answers, strict=True)])
@@ -70,13 +73,6 @@ def test_every_word_of_the_setting_has_a_token_of_its_own() -> None:
 
 
 # Questions
-
-
-def test_the_questions_are_a_function_of_its_seed() -> None:
-    sampled = [asks(50, unsafe=None, openers=UNIFORM, seed=seed) for seed in (1, 1, 2)]
-    assert sampled[0] == sampled[1] != sampled[2]
-    pictures = [ask.drawing.open().tobytes() for ask in sampled[0][:5]]
-    assert pictures == [ask.drawing.open().tobytes() for ask in sampled[1][:5]]
 
 
 def test_the_sets_are_what_they_claim() -> None:
@@ -186,11 +182,3 @@ def test_training_never_hears_of_the_attack() -> None:
         for node in ast.walk(code_of(file)):
             text = node.value if isinstance(node, ast.Constant) else ""
             assert not re.search(r"\b(what|share|sorry)\b", str(text), re.IGNORECASE), f"{file.name}: {text!r}"
-
-
-def test_no_method_gets_a_word_or_an_attack_from_its_config() -> None:
-    configs = [file for file in CONFIGS.glob("*.yaml") if "source" in yaml.safe_load(file.read_text()).get("data", {})]
-    assert len(configs) >= 4
-    for file in configs:
-        model = yaml.safe_dump(yaml.safe_load(file.read_text())["model"]).lower()
-        assert not re.search(r"\b(what|share|word|attack|opener)", model), file.name

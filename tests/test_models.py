@@ -45,7 +45,6 @@ from mirage.models.processor import (
     load_processor,
     needs_torchvision,
     pad_to_square,
-    time_limit,
     user_message,
 )
 
@@ -148,37 +147,6 @@ def test_answers_do_not_see_themselves(kind: str, checkpoints: Callable[[str], P
         load_model(folder)
 
 
-@pytest.mark.parametrize("adapters", [False, True])
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_stopped_forward_trains_the_same_checkpointed_or_not(
-    kind: str, adapters: bool, checkpoints: Callable[[str], Path]
-) -> None:
-    folder = str(checkpoints(kind))
-    inputs = batch(load_processor(folder))
-    gradients = []
-    for checkpointing in (False, True):
-        model: nn.Module = load_model(folder, gradient_checkpointing=checkpointing)
-        torch.manual_seed(0)
-        if adapters:
-            model = add_lora(model, LoraSettings(r=2, target_modules=["down_proj"]), layers=[0, 1])
-            trained = trained_names(model)
-        else:
-            trained = choose_trainable(model, components=["language"], layers=[0, 1], modules=["mlp.down_proj"])
-        model.train()
-        for _ in range(2):  # several forwards in a row, as in a step with two sets
-            hidden, _ = activations(model, inputs, 1, stop=True)
-            hidden.square().mean().backward()
-        named = dict(model.named_parameters())
-        gradients.append({name: named[name].grad for name in trained})
-        assert all(named[name].grad is None for name in named if name not in trained)
-    plain, checkpointed = gradients
-    assert plain.keys() == checkpointed.keys() and len(plain) == (4 if adapters else 2)
-    for name, gradient in plain.items():
-        assert gradient is not None and torch.equal(gradient, checkpointed[name]), name
-        if "lora_A" not in name:  # B starts at zero, so A has no gradient in the first step
-            assert gradient.abs().sum() > 0, name
-
-
 def test_a_stopped_forward_works_in_bf16_autocast(checkpoints: Callable[[str], Path]) -> None:
     folder = str(checkpoints("llava"))
     inputs, model = batch(load_processor(folder)), load_model(folder, gradient_checkpointing=True).train()
@@ -223,12 +191,9 @@ def test_a_tied_head_trains_with_the_language_model(llava: Any, checkpoints: Cal
 @pytest.mark.parametrize(
     ("chosen", "said"),
     [
-        (
-            {"components": ["language"], "modules": ["mlp.fc2"]},
-            r"'mlp\.fc2'\. Choose from: self_attn\.q.*mlp\.down_proj",
-        ),
-        ({"components": ["language"], "modules": ["down_proj_"]}, "'down_proj_'"),
-        ({"components": ["language"], "layers": [9]}, "no decoder layer 9"),
+        ({"modules": ["mlp.fc2"]}, r"'mlp\.fc2'\. Choose from: self_attn\.q.*mlp\.down_proj"),
+        ({"modules": ["down_proj_"]}, "'down_proj_'"),
+        ({"layers": [9]}, "no decoder layer 9"),
         ({"components": []}, "at least one component"),
         ({"components": ["eyes"]}, "no component 'eyes' to train. Choose from language, projector, vision"),
         ({"components": ["projector"], "layers": [1]}, "Add language"),
@@ -236,7 +201,7 @@ def test_a_tied_head_trains_with_the_language_model(llava: Any, checkpoints: Cal
 )
 def test_choices_that_match_nothing_list_what_there_is(chosen: dict[str, Any], said: str, llava: Any) -> None:
     with pytest.raises(ModelError, match=said):
-        choose_trainable(llava, **chosen)
+        choose_trainable(llava, **{"components": ["language"], **chosen})
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -313,23 +278,20 @@ def test_a_real_checkpoint_with_a_tied_head_stops_and_trains(real_kit: Path) -> 
 # Where a model comes from
 
 
+OUTSIDE = ("mirage/nothing", "mirage/../..", "mirage", "no_such_package/x", "/x", "os/x")
+ABSENT = {
+    "some/model": "allow_download",
+    "/nothing": "Name an existing folder",
+    mirage.__file__: "There is no model folder",
+    **{f"package:{rest}": "names no folder inside an installed package" for rest in OUTSIDE},
+}
+
+
 def test_a_name_is_a_folder_a_package_or_a_permitted_download(tmp_path: Path) -> None:
     assert resolve_pretrained(str(tmp_path)) == str(tmp_path)
-    inside = Path(mirage.__file__).parent / "data"
-    assert Path(resolve_pretrained("package:mirage/data")) == inside
+    assert Path(resolve_pretrained("package:mirage/data")) == Path(mirage.__file__).parent / "data"
     assert resolve_pretrained("some/model", allow_download=True) == "some/model"
-    for name, said in {
-        "some/model": "allow_download",
-        str(tmp_path / "nothing"): "Name an existing folder",
-        mirage.__file__: "There is no model folder",
-        **dict.fromkeys(
-            [
-                f"package:{rest}"
-                for rest in ("mirage/nothing", "mirage/../..", "mirage", "no_such_package/x", "/x", "os/x")
-            ],
-            "names no folder inside an installed package",
-        ),
-    }.items():
+    for name, said in ABSENT.items():
         with pytest.raises(ModelError, match=said):
             resolve_pretrained(name)
 
@@ -369,6 +331,7 @@ def cut(name: str, count: int) -> Damage:
 
 INDEX, WEIGHTS = "model.safetensors.index.json", "model.safetensors"
 HEADER = json.dumps({name: {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]} for name in ("a", "b")}).encode()
+OVERLAPPING = struct.pack("<Q", len(HEADER)) + HEADER + bytes(8)
 DAMAGES: dict[str, tuple[Damage, str]] = {
     "no config": (remove("config.json"), "config.json is missing"),
     "config of nothing": (write("config.json", "{}"), "model type None is not known"),
@@ -384,13 +347,8 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "adapters": (write("adapter_config.json", "{}"), "adapters may name another base model"),
     "no weights": (remove(WEIGHTS), "model.safetensors is missing.* can run code"),
     "weights cut": (cut(WEIGHTS, 5000), "model.safetensors is cut short"),
-    "weights empty": (cut(WEIGHTS, 0), "cut short"),
-    "weights text": (write(WEIGHTS, "hello, this is not a header"), "cut short"),
     "oversized header": (write(WEIGHTS, "\xff" * 64), "cut short"),
-    "overlapping tensors": (
-        write(WEIGHTS, struct.pack("<Q", len(HEADER)) + HEADER + bytes(8)),
-        "cut short or is not a safetensors file",
-    ),
+    "overlapping tensors": (write(WEIGHTS, OVERLAPPING), "cut short or is not a safetensors file"),
     "index to nowhere": (write(INDEX, '{"weight_map": {"a": "part-1.safetensors"}}'), "part-1.safetensors is missing"),
     "index outside": (
         write(INDEX, '{"weight_map": {"a": "../../x.safetensors"}}'),
@@ -507,19 +465,10 @@ HOSTILE_TEMPLATES = {
 @pytest.mark.parametrize("template", HOSTILE_TEMPLATES)
 def test_a_hostile_template_is_refused_in_bounded_time(template: str, copied: Path) -> None:
     write("chat_template.jinja", HOSTILE_TEMPLATES[template])(copied)
-    with pytest.raises(ModelError, match=r"chat template of LlavaProcessor (fails|writes)"):
-        load_processor(str(copied), template_seconds=0.5)
-
-
-def test_a_time_limit_ends_a_loop_and_leaves_nothing_behind() -> None:
-    def loop() -> None:
-        while True:
-            len("x")
-
     before = sys.gettrace()
-    with pytest.raises(TimeoutError), time_limit(0.05):
-        loop()
-    assert sys.gettrace() is before
+    with pytest.raises(ModelError, match=r"chat template of LlavaProcessor (fails|writes)"):
+        load_processor(str(copied), template_seconds=0.1)
+    assert sys.gettrace() is before, "what bounds the time leaves nothing behind"
 
 
 # Chat templates

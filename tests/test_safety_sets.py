@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import put, results_of
-from PIL import Image
+from builders import picture, put, results_of
 
 from mirage.cli import main
 from mirage.data.sources.safety_sets import FigStep, HoliSafeBench, MMSafetyBench, ORBench, SafetySet, XSTest
 
+PROCESSED = "processed_questions"
 CELLS = ("SSS", "SSU", "USU", "UUU", "SUU")
 
 
@@ -27,15 +27,10 @@ def table(path: Path, *rows: dict[str, str]) -> None:
         writer.writerows(rows)
 
 
-def picture(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (8, 8), "red").save(path)
-
-
 def mm_safetybench(root: Path) -> SafetySet:
     for scenario in ("01-Illegal_Activitiy", "13-Gov_Decision"):
         asked = {"Rephrased Question": "What is the phrase?", "Rephrased Question(SD)": "What is the thing?"}
-        put(root / "processed_questions" / f"{scenario}.json", {"0": asked | {"Changed Question": "-"}, "7": asked})
+        put(root / PROCESSED / f"{scenario}.json", {"0": asked | {"Changed Question": "-"}, "7": asked})
         for kind in ("SD", "TYPO", "SD_TYPO"):
             for id in "07":
                 picture(root / "imgs" / scenario / kind / f"{id}.jpg")
@@ -85,7 +80,7 @@ def test_every_question_says_what_is_expected_and_its_pictures_open(
         assert samples and len({sample.id for sample in samples}) == len(samples)
         assert {sample.unsafe for sample in samples} == {not eval_set.endswith("_safe")}
         assert all(sample.category and f"{tmp_path}/" in sample.where for sample in samples)
-        assert all(sample.image is None or sample.image.open().size == (8, 8) for sample in samples)
+        assert all(sample.image is None or sample.image.open().size == (4, 4) for sample in samples)
 
 
 def test_the_picture_decides_which_question_of_mm_safetybench_is_asked(tmp_path: Path) -> None:
@@ -101,12 +96,7 @@ def test_the_picture_decides_which_question_of_mm_safetybench_is_asked(tmp_path:
 @pytest.mark.parametrize(
     ("build", "file", "content", "sentence"),
     [
-        (
-            xstest,
-            "xstest_prompts.csv",
-            "id_v2,prompt\nv2-1,Hello?\n",
-            "Expected records with id, prompt, type, label",
-        ),
+        (xstest, "xstest_prompts.csv", "id_v2,prompt\nv2-1,Hello?\n", "Expected records with id, prompt, type, label"),
         (xstest, "xstest_prompts.csv", b"\xff\xfe\x00", "cannot be read"),
         (or_bench, "or-bench-toxic.csv", "text,topic\nHello,x\n", "Expected records with prompt, category"),
         (or_bench, "or-bench-hard-1k.csv", 'prompt,category\n"Hello,x\n', "cannot be read"),
@@ -114,12 +104,7 @@ def test_the_picture_decides_which_question_of_mm_safetybench_is_asked(tmp_path:
         (holisafe, "holisafe_bench.json", [{"id": 1, "image": "../x.png", "query": "?", "type": "SSS"}], "leaves its"),
         (holisafe, "holisafe_bench.json", [{"id": 1, "image": "a.png", "query": "?", "type": "SISTU"}], "type"),
         (xstest, "xstest_prompts.csv", "id,prompt,type,label\n1,Hm?,x,safe\n1,Ha?,x,safe\n", "line 3: id 1 is that of"),
-        (
-            mm_safetybench,
-            "processed_questions/01-Illegal_Activitiy.json",
-            {"0": {"Question": "?"}},
-            "Question is missing",
-        ),
+        (mm_safetybench, f"{PROCESSED}/01-Illegal_Activitiy.json", {"0": {"Question": "?"}}, "Question is missing"),
     ],
 )
 def test_a_file_of_another_version_is_refused_with_what_was_expected(
@@ -127,10 +112,8 @@ def test_a_file_of_another_version_is_refused_with_what_was_expected(
 ) -> None:
     source = build(tmp_path)
     path = tmp_path / file
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    else:
-        path.write_text(content if isinstance(content, str) else json.dumps(content))
+    content = content if isinstance(content, str | bytes) else json.dumps(content)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
     [issue, *_] = source.validate()
     assert sentence in str(issue) and path.name in str(issue)
     with pytest.raises(ValueError, match=r"\w"):

@@ -7,16 +7,19 @@ import json
 import logging
 import os
 import pickle
-import subprocess
-import sys
 from array import array
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
+from builders import picture, put, write_lines
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from jsonargparse import ArgumentParser
+from mutations import damaged_bytes
 
 import mirage
 from mirage import json_file
@@ -33,23 +36,6 @@ from mirage.errors import DataError, DataIssue
 from mirage.schema import Example
 
 SHAPE = "a list of records"
-
-
-def picture(path: Path) -> Path:
-    """A small picture in a file, its folder too."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (4, 4), (10, 200, 30)).save(path, "PNG")
-    return path
-
-
-def write_json(path: Path, data: object) -> Path:
-    path.write_text(json.dumps(data))
-    return path
-
-
-def write_lines(path: Path, records: Sequence[object]) -> Path:
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    return path
 
 
 def places(issues: Sequence[DataIssue]) -> list[tuple[str, str]]:
@@ -83,7 +69,7 @@ def vlguard(root: Path, train: list[Any] | None = None, test: list[Any] | None =
         for record in records:
             if isinstance(record, dict) and str(record.get("image", "/")).startswith("doors/"):
                 picture(root / split / record["image"])
-        write_json(root / f"{split}.json", records)
+        put(root / f"{split}.json", records)
     return root
 
 
@@ -145,7 +131,7 @@ def test_unlearning_needs_harmful_answers_and_says_how_to_make_them(tmp_path: Pa
         {"id": "u3/instruction", "answer": "Use a drill."},
     ]
     file = root / "answers.jsonl"
-    for write in (write_lines, write_json):
+    for write in (write_lines, put):
         source = VLGuard(root, harmful_answers=write(file, good))
         assert source.validate() == []
         assert [example.answer for example in source.unsafe("harmful")] == ["Use a crowbar.", "Use a drill."]
@@ -162,8 +148,6 @@ def test_unlearning_needs_harmful_answers_and_says_how_to_make_them(tmp_path: Pa
     assert places(caught.value.issues) == [
         ("line 4", "id"), ("line 5", "id"), ("line 5", "answer"), ("line 6", "the record"),
     ]  # fmt: skip
-    (absent,) = VLGuard(root, harmful_answers=root / "absent.jsonl").validate()
-    assert "cannot be read" in str(absent)
 
 
 def changed(change: Callable[[dict[str, Any]], object], of: Callable[[str], dict[str, Any]] = safe) -> dict[str, Any]:
@@ -175,16 +159,12 @@ def changed(change: Callable[[dict[str, Any]], object], of: Callable[[str], dict
 
 BROKEN_RECORDS: list[tuple[object, str]] = [
     ("text", "the record"),
-    (changed(lambda r: r.update(id=17)), "id"),
     (changed(lambda r: r.pop("image")), "image"),
     (changed(lambda r: r.update(image="../secret.png")), "image"),
     (changed(lambda r: r.update(safe="yes")), "safe"),
     (changed(lambda r: r.update({"instr-resp": []})), "instr-resp"),
-    (changed(lambda r: r.update({"instr-resp": {"instruction": "a"}})), "instr-resp"),
     (changed(lambda r: r["instr-resp"].pop()), "instr-resp"),
-    (changed(lambda r: r["instr-resp"][0].pop("safe_instruction")), "instr-resp"),
     (changed(lambda r: r["instr-resp"][0].update(unsafe_instruction="Two?")), "instr-resp"),
-    (changed(lambda r: r["instr-resp"][1].update(extra="x")), "instr-resp[1].extra"),
     (changed(lambda r: r["instr-resp"][0].update(safe_instruction=None)), "instr-resp[0].safe_instruction"),
     (changed(lambda r: r["instr-resp"][1].update(response=" \n")), "instr-resp[1].response"),
     (changed(lambda r: r["instr-resp"][1].update(response="half \ud800")), "instr-resp[1].response"),
@@ -224,105 +204,82 @@ def test_faulty_pictures_are_named_with_their_records(tmp_path: Path) -> None:
     assert VLGuard(tmp_path, image_check="none").validate() == []
 
 
-def test_a_large_file_is_checked_without_a_model(tmp_path: Path) -> None:
-    vlguard(tmp_path, train=[safe(f"s{number}") for number in range(3)])
-    many = [safe(f"s{number % 3}") | {"id": f"id{number}"} for number in range(10_000)]
-    many[7_777]["instr-resp"][0]["safe_instruction"] = None
-    write_json(tmp_path / "train.json", many)
-    child = """
-import sys
-from pathlib import Path
-from mirage.data.sources.vlguard import VLGuard
-print(*VLGuard(Path(sys.argv[1])).validate(), sep="\\n")
-print({"torch", "transformers", "datasets", "lightning"} & set(sys.modules))
-"""
-    command = [sys.executable, "-c", child, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=Path(mirage.__file__).parents[1])
-    issue, heavy = done.stdout.splitlines()
-    assert "train.json, record 7777 (id id7777): instr-resp[0].safe_instruction is null" in issue
-    assert heavy == "set()"
-
-
 # -- JSON files ------------------------------------------------------------
 
 
-windows = pytest.mark.parametrize("window", [40, json_file.WINDOW], ids=["tiny window", "one window"])
-
-
-def broken(path: Path, data: bytes, window: int) -> str:
+def read(path: Path, data: bytes, window: int) -> tuple[list[object], str]:
+    """The records in front of what is broken, and what is said of that."""
     path.write_bytes(data)
-    with pytest.raises(DataError) as caught:
-        list(json_file.records(path, SHAPE, window))
-    message = str(caught.value)
-    assert message.startswith(f"{path}, line ") and SHAPE in message and "\n" not in message
-    return message.removeprefix(f"{path}, ")
+    found: list[object] = []
+    try:
+        found += json_file.records(path, SHAPE, window)
+    except DataError as error:
+        message = str(error)
+        assert message.startswith(f"{path}, line ") and SHAPE in message and "\n" not in message
+        return [], message.removeprefix(f"{path}, ")
+    return found, ""
 
 
-@windows
-def test_records_are_those_that_json_itself_would_read(tmp_path: Path, window: int) -> None:
-    data = [
-        *[{"id": str(n), "text": 'snow \u2603 \U0001f600 \\" [] {} , ' * n, "n": [n, -n / 7]} for n in range(9)],
-        12345678901,
-        *[-1.5e-7 * 10**n for n in range(40)],
-        None,
-    ]
-    for indent, ascii_only in ((None, True), (None, False), (2, False)):
-        path = tmp_path / "data.json"
-        path.write_text(json.dumps(data, indent=indent, ensure_ascii=ascii_only), encoding="utf-8")
-        assert list(json_file.records(path, SHAPE, window)) == data
-    path.write_text(" [\n] \n")
-    assert list(json_file.records(path, SHAPE, window)) == []
+def read_by_json(data: bytes) -> object:
+    """What json itself reads, None where that is no list or would hide that the file is broken."""
+
+    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        assert len(dict(pairs)) == len(pairs)
+        return dict(pairs)
+
+    with suppress(ValueError, AssertionError, RecursionError):
+        value = json.loads(data.decode(), object_pairs_hook=unique, parse_constant=int)  # int: refuses NaN
+        return value if isinstance(value, list) else None
+    return None
 
 
-@windows
-def test_a_file_that_is_cut_anywhere_says_where(tmp_path: Path, window: int) -> None:
-    whole = json.dumps([safe(f"\u00e9{number}") for number in range(20)], indent=1, ensure_ascii=False).encode()
-    assert len(whole) > 97 * 40
-    for kept in range(0, len(whole), 97):
-        message = broken(tmp_path / "data.json", whole[:kept], window)
-        line = whole[:kept].count(b"\n") + 1
-        # A text that is not closed is reported where it opens, which is in this line or, at its end, the one before.
-        assert f"line {line}," in message or "cut off" in message
-    assert "is cut off" in message
+SOUND = [
+    {"id": "0", "text": 'snow \u2603 \U0001f600 \\" [] {} , ' * 3, "n": [7, -1 / 7]}, 12345678901, None,
+    *(-1.5e-7 * 10**n for n in range(40)),
+    {"id": "1", "pairs": [{"question": "Why?", "answer": "So."}, [], {}]}, "half \ud800", True,
+]  # fmt: skip
 
 
-@windows
-@pytest.mark.parametrize(
-    ("data", "says"),
-    [
-        (b"", "line 1, column 1: the file is empty"),
-        (b" \n ", "line 2, column 2: the file is empty"),
-        (b'\xef\xbb\xbf[{"a": 1}]', "line 1, column 1: the file is not plain UTF-8. Save it as UTF-8 without a byte"),
-        ('[{"a": 1}]'.encode("utf-16"), "line 1, column 1: the file is not plain UTF-8"),
-        (b'[\n"' + b"\xff" + b'"]', "line 2, column 2: the file is not plain UTF-8"),
-        (b'[{"a": 1},\n {"a": "' + "\u00e9".encode()[:1], "line 2, column 9: the file is not plain UTF-8"),
-        (b'[{"a": 1},\n {"a": 2},\n]', "line 3, column 1: the file is not JSON here (expecting value)"),
-        (b'[{"a": 1,\n}]', "line 2, column 1: the file is not JSON here"),
-        (b'[{"a": 1}\n{"a": 2}]', "line 2, column 1: the file is not JSON here (expecting ',' or ']')"),
-        (b'[{"a": 1}] x', "line 1, column 12: the file goes on"),
-        (b'[{"a": "NaN"},\n {"a": NaN}]', "line 2, column 2: the file has a record with NaN"),
-        (b'[{"a": -Infinity}]', "line 1, column 2: the file has a record with -Infinity"),
-        (b'{"a": [1], "b": 2}', "line 1, column 1: the file has no list at its top level but starts with '{'"),
-        (b'{"a": 1}\n{"a": 2}\n', "line 1, column 1: the file has no list at its top level but starts with '{'"),
-        (b"hello", "line 1, column 1: the file has no list at its top level but starts with 'h'"),
-        (b'[{"a": 1}, {"b": 1, "b": 2}]', "line 1, column 12: the file has a record with the field 'b' twice"),
-        (b"[" * 200_000, "the file is nested too deeply"),
-        (b"[" + b"9" * 6000 + b"]", "a number of thousands of digits"),
-        (b"[{'a': 1}]", "line 1, column 3: the file is not JSON here"),
-    ],
-)
-def test_broken_json_is_one_sentence_with_line_and_column(tmp_path: Path, data: bytes, says: str, window: int) -> None:
-    assert says in broken(tmp_path / "data.json", data, window)
+@settings(max_examples=60, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@given(st.booleans(), st.sampled_from([None, 2]), st.data())
+def test_a_damaged_file_is_what_json_reads_or_one_sentence_whatever_the_window(
+    tmp_path: Path, plain: bool, indent: int | None, data: st.DataObject
+) -> None:
+    sound = json.dumps(SOUND[:-2] if plain else SOUND, indent=indent, ensure_ascii=not plain).encode()
+    for content in (sound, sound[: data.draw(st.integers(0, len(sound)))], data.draw(damaged_bytes(sound))):
+        expected = read_by_json(content)
+        tiny, whole = (read(tmp_path / "data.json", content, window) for window in (40, json_file.WINDOW))
+        assert tiny[0] == whole[0] == (expected or [])
+        assert bool(tiny[1]) == bool(whole[1]) == (expected is None)
+        assert tiny[1] == whole[1] or "is not plain UTF-8" in whole[1], "a later byte, but not yet in the tiny window"
 
 
-def test_absent_empty_and_deep_files_are_issues_not_crashes(tmp_path: Path) -> None:
-    (absent, _) = VLGuard(tmp_path).validate()
-    assert str(tmp_path / "train.json") in str(absent) and "cannot be read" in str(absent)
-    vlguard(tmp_path)
-    (tmp_path / "train.json").write_text("[" * 200 + "]" * 200)
-    (tmp_path / "test.json").write_text("[]")
-    deep, empty = VLGuard(tmp_path).validate()
-    assert (deep.record, deep.field) == ("record 0", "the record") and "has no records" in str(empty)
+BROKEN_JSON = [
+    (b"", "line 1, column 1: the file is empty"),
+    (b" \n ", "line 2, column 2: the file is empty"),
+    (b'\xef\xbb\xbf[{"a": 1}]', "line 1, column 1: the file is not plain UTF-8. Save it as UTF-8 without a byte"),
+    ('[{"a": 1}]'.encode("utf-16"), "line 1, column 1: the file is not plain UTF-8"),
+    (b'[\n"' + b"\xff" + b'"]', "line 2, column 2: the file is not plain UTF-8"),
+    (b'[{"a": 1},\n {"a": "' + "\u00e9".encode()[:1], "line 2, column 9: the file is not plain UTF-8"),
+    (b'["' + b"a" * 50 + b'\xff"]', "line 1, column 53: the file is not plain UTF-8"),
+    (b'[{"a": 1},\n {"a": 2},\n]', "line 3, column 1: the file is not JSON here (expecting value)"),
+    (b'[{"a": 1}\n{"a": 2}]', "line 2, column 1: the file is not JSON here (expecting ',' or ']')"),
+    (b"[{'a': 1}]", "line 1, column 3: the file is not JSON here"),
+    (b'[{"a": 1},\n {"a": "1', "line 2, column 8: the file is cut off"),
+    (b'[{"a": 1},\n {"a": 2}', "line 2, column 10: the file is cut off"),
+    (b'[{"a": 1}] x', "line 1, column 12: the file goes on"),
+    (b'[{"a": "NaN"},\n {"a": NaN}]', "line 2, column 2: the file has a record with NaN"),
+    (b'{"a": 1}\n{"a": 2}\n', "line 1, column 1: the file has no list at its top level but starts with '{'"),
+    (b'[{"a": 1}, {"b": 1, "b": 2}]', "line 1, column 12: the file has a record with the field 'b' twice"),
+    (b"[" * 200_000, "the file is nested too deeply"),
+    (b"[" + b"9" * 6000 + b"]", "a number of thousands of digits"),
+]
+
+
+@pytest.mark.parametrize(("data", "says"), BROKEN_JSON)
+def test_broken_json_is_named_with_line_and_column(tmp_path: Path, data: bytes, says: str) -> None:
+    for window in (40, json_file.WINDOW):
+        assert says in read(tmp_path / "data.json", data, window)[1]
 
 
 # -- LLaVA's format ------------------------------------------------------------
@@ -335,7 +292,7 @@ def said(*texts: str, first: str = "human") -> list[dict[str, str]]:
 
 def llava(root: Path, records: list[Any], **settings: Any) -> LlavaInstruct:
     picture(root / "pictures" / "coco" / "1.png")
-    file = write_json(root / "mix.json", records)
+    file = put(root / "mix.json", records)
     return LlavaInstruct(file, root / "pictures", cache=root / "cache", **settings)
 
 
@@ -366,14 +323,11 @@ def test_llava_conversations_become_examples_that_stay_on_the_disk(tmp_path: Pat
 BROKEN_CONVERSATIONS: list[tuple[object, str]] = [
     (["x"], "the record"),
     ({"id": "a"}, "conversations"),
-    ({"conversations": []}, "conversations"),
-    ({"conversations": [5, *said("b", first="gpt")]}, "conversations[0]"),
     ({"conversations": said("Only a question?")}, "conversations"),
     ({"conversations": said("a", "b")[:1] * 2 + said("a", "b")}, "conversations[1].from"),
     ({"conversations": said("<image>", "b")}, "conversations[0].value"),
     ({"conversations": said("a", " ")}, "conversations[1].value"),
     ({"conversations": said("half \ud800", "b")}, "conversations[0].value"),
-    ({"conversations": [{"from": "human", "value": 5}, *said("b", first="gpt")]}, "conversations[0].value"),
     ({"image": ["a", "b"], "conversations": said("a", "b")}, "image"),
     ({"image": "http://x/y.png", "conversations": said("a", "b")}, "image"),
 ]
@@ -387,7 +341,7 @@ def test_all_faulty_conversations_are_reported_together_and_nothing_is_kept(
     assert places(source.validate()) == [
         (f"record {number}", name) for number, (_, name) in enumerate(BROKEN_CONVERSATIONS, start=1)
     ]
-    with pytest.raises(DataError, match=rf"\({len(BROKEN_CONVERSATIONS)} issues in all\)"):
+    with pytest.raises(DataError, match="record 9: image"):
         source.retain()
     assert not list((tmp_path / "cache").rglob("*.arrow"))
 
@@ -398,7 +352,6 @@ def test_all_faulty_conversations_are_reported_together_and_nothing_is_kept(
     assert len(llava(tmp_path, records[1:], skip_faulty=True).validate()) == len(BROKEN_CONVERSATIONS), "nothing left"
     (tmp_path / "mix.json").write_text(json.dumps(records)[:-1])
     assert "is cut off" in str(LlavaInstruct(tmp_path / "mix.json", cache=tmp_path, skip_faulty=True).validate()[-1])
-    assert "cannot be read" in str(LlavaInstruct(tmp_path / "absent.json", cache=tmp_path).validate()[0])
 
 
 def test_llava_pictures_are_checked_and_need_a_folder(tmp_path: Path) -> None:
@@ -418,10 +371,10 @@ def test_the_published_split_is_the_same_in_both_of_its_forms(tmp_path: Path) ->
     plain = [{"id": "u", "image": "coco/1.png", "conversations": said("<image>\nHow to break it?", "With a\ncrowbar.")}]
     doubled = copy.deepcopy(plain)
     doubled[0]["conversations"][0]["value"] += "\nWith a\ncrowbar."  # type: ignore[index,operator]
-    kept = write_json(tmp_path / "retain.json", [{"conversations": said("a", "b")}])
+    kept = put(tmp_path / "retain.json", [{"conversations": said("a", "b")}])
     picture(tmp_path / "coco" / "1.png")
     sources = [
-        PublishedSplit(write_json(tmp_path / name, records), kept, tmp_path, cache=tmp_path / "cache")
+        PublishedSplit(put(tmp_path / name, records), kept, tmp_path, cache=tmp_path / "cache")
         for name, records in (("npo.json", plain), ("rmu.json", doubled))
     ]
     assert [source.validate() for source in sources] == [[], []]
@@ -508,7 +461,6 @@ def test_faulty_spavl_rows_are_all_reported(tmp_path: Path) -> None:
     assert "no column question" in source.validate()[-1].remedy
     with pytest.raises(DataError, match="train set, row 0: question is empty"):
         source.unsafe("refusal")[0]
-    assert "no train set" in str(SPAVL(tmp_path).validate()[0])
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "train-0.parquet").write_bytes(b"PAR1 broken")
     assert "cannot be read" in str(SPAVL(tmp_path, cache=tmp_path / "cache").validate()[0])
@@ -537,6 +489,9 @@ def test_own_format_offers_every_role(tmp_path: Path) -> None:
     assert kept.image.open().size == (4, 4) and kept.later_turns == (("Why?", "So."),)
     assert kept.where == "retain.jsonl, line 1"
     assert source.held_out() == ()
+    with pytest.raises(DataError, match=r"unsafe\.jsonl has no answer to use: 'harmful' is null or missing on every"):
+        write_lines(tmp_path / "unsafe.jsonl", [first | {"harmful": None}])
+        Jsonl(tmp_path).unsafe("harmful")
     (sample,) = source.eval_samples("unsafe")
     assert (sample.id, sample.unsafe, sample.category) == ("1", True, "c")
     assert source.eval_samples("benign")[0].truth == "that" and not source.eval_samples("benign")[0].unsafe
@@ -550,7 +505,9 @@ def test_own_format_offers_every_role(tmp_path: Path) -> None:
 
 
 def test_all_faulty_lines_of_own_format_are_reported_together(tmp_path: Path) -> None:
-    write_lines(tmp_path / "eval.jsonl", [{"id": "1", "set": "mine", "prompt": "a"}, {"id": "1", "set": "unsafe"}])
+    flags = [("mine", True), ("unsafe", None), ("unsafe", False), ("benign", True), ("mine", False), ("other", None)]
+    samples = [{"id": str(k), "set": name, "prompt": "a", "unsafe": flag} for k, (name, flag) in enumerate(flags)]
+    write_lines(tmp_path / "eval.jsonl", [*samples, {"id": "1", "set": "unsafe"}])
     write_lines(
         tmp_path / "unsafe.jsonl", [{"prompt": "a", "refusal": "b"}, {"prompt": "a", "harmful": "b"}, {"prompt": "a"}]
     )
@@ -569,9 +526,8 @@ def test_all_faulty_lines_of_own_format_are_reported_together(tmp_path: Path) ->
         b"[1]",
     ]
     (tmp_path / "retain.jsonl").write_bytes(b"\n".join(lines))
-    by_file: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
-    for issue in Jsonl(tmp_path).validate():
-        by_file[Path(issue.file).name].append((issue.record, issue.field))
+    issues = Jsonl(tmp_path).validate()
+    by_file = {name: places([each for each in issues if Path(each.file).name == name]) for name in os.listdir(tmp_path)}
     assert by_file == {
         "unsafe.jsonl": [("line 3", "the record"), ("line 2", "refusal"), ("line 1", "harmful")],
         "retain.jsonl": [
@@ -579,76 +535,57 @@ def test_all_faulty_lines_of_own_format_are_reported_together(tmp_path: Path) ->
             ("line 5, column 13", "the line"), ("line 6", "image"), ("line 8", "later[0].answer"),
             ("line 9, column 1", "the line"), ("line 11", "id"), ("line 12", "the record"), ("line 7", "image"),
         ],
-        "eval.jsonl": [("line 1", "unsafe"), ("line 2", "prompt"), ("line 2", "id")],
+        "eval.jsonl": [
+            ("line 3", "unsafe"), ("line 4", "unsafe"), ("line 5", "unsafe"), ("line 6", "unsafe"), ("line 7", "prompt"),
+            ("line 7", "id"),
+        ],
     }  # fmt: skip
+    told = [issue.remedy for issue in issues if Path(issue.file).name == "eval.jsonl"]
+    assert told[1] == "contradicts the set 'benign'. Remove it, or name another set."
+    assert "is not that of line 1, which is of the set 'mine' too" in told[2]
     with pytest.raises(DataError, match="line 2, column 30"):
         Jsonl(tmp_path).retain()
 
 
-def test_an_eval_set_is_unsafe_or_benign_as_a_whole(tmp_path: Path) -> None:
-    flags = [("mine", True), ("unsafe", None), ("unsafe", False), ("benign", True), ("mine", False), ("other", False)]
-    samples = [{"id": str(k), "set": name, "prompt": "a", "unsafe": flag} for k, (name, flag) in enumerate(flags)]
-    write_lines(tmp_path / "eval.jsonl", samples)
-    issues = Jsonl(tmp_path).validate()
-    assert places(issues) == [("line 3", "unsafe"), ("line 4", "unsafe"), ("line 5", "unsafe")]
-    assert "unsafe contradicts the set 'benign'. Remove it, or name another set." in str(issues[1])
-    assert "unsafe is not that of line 1, which is of the set 'mine' too" in str(issues[2])
-
-
-def test_an_answer_that_is_null_on_every_line_is_not_called_a_missing_field(tmp_path: Path) -> None:
-    write_lines(tmp_path / "unsafe.jsonl", [{"prompt": "a", "refusal": "b", "harmful": None}] * 2)
-    source = Jsonl(tmp_path)
-    assert source.validate() == [] and len(source.unsafe("refusal")) == 2
-    with pytest.raises(
-        DataError, match=r"unsafe\.jsonl has no answer to use: 'harmful' is null or missing on every line"
-    ):
-        source.unsafe("harmful")
-
-
 def test_a_data_file_is_a_regular_file_below_its_root(tmp_path: Path) -> None:
-    root, line = tmp_path / "root", [{"prompt": "a", "answer": "b"}]
-    for folder in (root, root / "sub"):
-        folder.mkdir()
-    write_lines(tmp_path / "outside.jsonl", line)
-    write_lines(root / "sub" / "held_out.jsonl", line)
+    root = tmp_path / "root"
+    (root / "sub").mkdir(parents=True)
+    for file in (tmp_path / "outside.jsonl", root / "sub" / "held_out.jsonl"):
+        write_lines(file, [{"prompt": "a", "answer": "b"}])
+    (root / "train.json").symlink_to("../outside.jsonl")
     (root / "retain.jsonl").symlink_to("../outside.jsonl")
     (root / "held_out.jsonl").symlink_to("sub/held_out.jsonl")
     os.mkfifo(root / "unsafe.jsonl")
-    first, second = Jsonl(root, eval_file="../outside.jsonl").validate()[:2]
-    assert (Path(first.file).name, first.remedy) == (
-        "unsafe.jsonl",
-        f"'unsafe.jsonl' in {root} is no regular file. Name one.",
-    )
-    assert Path(second.file).name == "retain.jsonl" and f"is a link that leaves {root}" in second.remedy
-    (third,) = Jsonl(root, eval_file="../outside.jsonl").validate()[2:]
-    assert "'../outside.jsonl' leaves its folder" in third.remedy
-    assert len(Jsonl(root).held_out()) == 1
-    (tmp_path / "guard").mkdir()
-    for name in ("train.json", "test.json"):
-        (tmp_path / "guard" / name).symlink_to("../outside.jsonl")
-    assert all("is a link that leaves" in issue.remedy for issue in VLGuard(tmp_path / "guard").validate())
+    issues = Jsonl(root, eval_file="../outside.jsonl").validate()
+    assert [Path(issue.file).name for issue in issues] == ["unsafe.jsonl", "retain.jsonl", "outside.jsonl"]
+    says = (f"'unsafe.jsonl' in {root} is no regular file", f"is a link that leaves {root}", "jsonl' leaves its folder")
+    assert all(said in issue.remedy for said, issue in zip(says, issues, strict=True))
+    assert len(Jsonl(root).held_out()) == 1, "a link within the folder"
+    assert "is a link that leaves" in VLGuard(root).validate()[0].remedy
     answers = AnswerFile(root / "unsafe.jsonl", "make").issues(())
     for issue in (*answers, *LlavaInstruct(root / "unsafe.jsonl", cache=tmp_path).validate()):
-        assert str(issue).endswith(
-            "(it is no regular file). Correct the path in the configuration, or put the file there."
-        )
+        assert "cannot be read (it is no regular file). Correct the path" in str(issue)
 
 
 @pytest.mark.parametrize(
-    ("data", "says"),
+    ("file", "data", "says"),
     [
-        (b'[{"prompt": "a", "answer": "b"},\n{"prompt": "a", "answer": "b"}]', "starts a JSON list, not JSON Lines"),
-        (b'\xef\xbb\xbf{"prompt": "a", "answer": "b"}', "is not plain UTF-8"),
-        (b"\n \n", "has no records. Expected one JSON object a line, with the fields id, image, prompt"),
+        ("retain.jsonl", b'[{"prompt": "a", "answer": "b"},\n{"prompt": "a"}]', "starts a JSON list, not JSON Lines"),
+        ("retain.jsonl", b'\xef\xbb\xbf{"prompt": "a", "answer": "b"}', "is not plain UTF-8"),
+        (
+            "retain.jsonl",
+            b"\n \n",
+            "has no records. Expected one JSON object a line, with the fields id, image, prompt",
+        ),
+        ("probes.jsonl", b"{}", "Rename it to eval.jsonl"),
+        ("train.json", b"[]", "has no records"),
+        ("train.json", b"[" * 200 + b"]" * 200, "record 0: the record"),
     ],
 )
-def test_a_file_that_is_no_json_lines_is_one_issue(tmp_path: Path, data: bytes, says: str) -> None:
-    (tmp_path / "retain.jsonl").write_bytes(data)
-    (issue,) = Jsonl(tmp_path).validate()
-    assert says in str(issue)
-    assert "holds none of" in str(Jsonl(tmp_path / "elsewhere").validate()[0])
-    (tmp_path / "retain.jsonl").rename(tmp_path / "probes.jsonl")
-    assert "Rename it to eval.jsonl" in str(Jsonl(tmp_path).validate()[0])
+def test_a_file_of_another_form_is_one_issue(tmp_path: Path, file: str, data: bytes, says: str) -> None:
+    (tmp_path / file).write_bytes(data)
+    source = VLGuard(tmp_path) if file == "train.json" else Jsonl(tmp_path)
+    assert says in str(source.validate()[0])
 
 
 def test_the_documented_examples_are_sound(tmp_path: Path) -> None:
@@ -719,8 +656,8 @@ def test_examples_built_together_are_those_built_one_by_one(tmp_path: Path) -> N
     [
         ([3, 3], [1], None, "2 sets has 1 weights"),
         ([], [], None, "0 sets"),
-        ([3], [0], None, "positive"),
         ([3], [float("nan")], None, "positive"),
+        ([3], [0], None, "positive"),
         ([3, 0], [1, 1], None, "Set 1 of the mixture is empty"),
         ([3], [1], 0, "at least 1"),
     ],
@@ -731,29 +668,26 @@ def test_a_mixture_of_nonsense_is_refused(sizes: list[int], weights: list[float]
 
 
 @pytest.mark.parametrize(
-    ("source", "settings"),
+    ("source", "settings", "says"),
     [
-        (VLGuard, ["--root=r", "--harmful_answers=h.jsonl", "--unsafe_set=all", "--image_check=exists"]),
-        (SPAVL, ["--root=r", "--cache=c"]),
-        (LlavaInstruct, ["--file=f.json", "--images=i", "--skip_faulty=true"]),
-        (PublishedSplit, ["--forget_file=f.json", "--retain_file=r.json", "--images=i"]),
-        (Jsonl, ["--root=r", "--eval_file=p.jsonl"]),
+        (VLGuard, ["--root=r", "--unsafe_set=all", "--image_check=exists"], "r/train.json: the file cannot be read"),
+        (SPAVL, ["--root=r", "--cache=c"], "r has no train set"),
+        (LlavaInstruct, ["--file=f.json", "--images=i", "--skip_faulty=true"], "f.json: the file cannot be read"),
+        (PublishedSplit, ["--forget_file=f.json", "--retain_file=r", "--images=i"], "f.json: the file cannot be read"),
+        (Jsonl, ["--root=r", "--eval_file=p.jsonl"], "holds none of unsafe.jsonl"),
     ],
 )
 def test_every_source_is_built_from_a_configuration_without_reading_a_file(
-    source: type[Source], settings: list[str], capsys: pytest.CaptureFixture[str]
+    source: type[Source], settings: list[str], says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from jsonargparse import ArgumentParser
-
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(source)
     built = source(**parser.parse_args(settings).as_dict())
-    assert built.name
     with pytest.raises(SystemExit):
         parser.parse_args(["--help"])
     shown = " ".join(capsys.readouterr().out.split())
     assert "--pixel_limit PIXEL_LIMIT Largest picture that is opened" in shown and "image_root" not in shown
-    assert built.validate(), "none of these files exists"
+    assert says in str(built.validate()[0])
 
 
 # -- the real files ------------------------------------------------------------
@@ -763,19 +697,16 @@ def test_every_source_is_built_from_a_configuration_without_reading_a_file(
 def test_the_published_vlguard_has_the_published_counts(real_kit: Path) -> None:
     source = VLGuard(real_kit / "vlguard", unsafe_set="all", num_held_out=1000)
     assert source.validate() == []
-    reasons = Counter("image" if issue.field == "image" else issue.remedy for issue in source.skipped())
-    assert reasons.pop("image") == 5 + 2 * 3 and sum(reasons.values()) == 14 and "is only 'N/A'." in reasons
-    in_both = {issue.remedy for issue in source.skipped() if issue.field == "image"}
-    assert len(in_both) == 8 and "HOD/img_hod_001282.jpg is in the test set too." in in_both
+    in_both = [issue.remedy for issue in source.skipped() if issue.field == "image"]
+    assert len(in_both) == 5 + 2 * 3 and len(set(in_both)) == 8
+    assert "HOD/img_hod_001282.jpg is in the test set too." in in_both
+    assert len(source.skipped()) - len(in_both) == 14, "whose question is only 'N/A'"
     assert len(VLGuard(real_kit / "vlguard").unsafe("refusal")) == 1023 - 14 - 5
     assert len(source.retain()) == len({example.id for example in source.retain()}) == 977 - 3
     assert len(source.unsafe("refusal")) == 1023 - 14 - 5 + 977 - 3
     assert len(source.held_out()) == 558 - 17
     samples = {name: source.eval_samples(name) for name in ("unsafe", "benign", "unsafe_safe_image")}
-    assert {name: len(each) for name, each in samples.items()} == {
-        "unsafe": 442, "benign": 558, "unsafe_safe_image": 558,
-    }  # fmt: skip
-    assert all(len({sample.id for sample in each}) == len(each) for each in samples.values())
+    assert [len({sample.id for sample in each}) for each in samples.values()] == [442, 558, 558]
     counts = Counter(sample.category for sample in samples["unsafe"])
     assert counts["risky behavior/sexually explicit"] == 111 and counts["privacy/personal data"] == 69
     tested = {each.image.name.removeprefix("test/") for name in samples for each in samples[name] if each.image}

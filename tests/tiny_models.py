@@ -2,61 +2,20 @@
 
     build("llava", folder)   # a folder such as a model repository holds: config, weights, tokenizer, template
 
-Built: LLaVA-1.5, LLaVA-NeXT, Qwen2.5-VL, Idefics3, SmolVLM, InternVL and PaliGemma. The processors of Qwen2.5-VL,
-SmolVLM and InternVL also hold a video processor, which exists only with torchvision; their folders hold what such
-repositories hold; whoever reads the folder must do without video. SmolVLM's own processor also needs the
-package num2words, so its model is paired with the processor of Idefics3, whose pixel layout it shares.
+The processors of Qwen2.5-VL, SmolVLM and InternVL also hold a video processor, which exists only with torchvision; their
+folders hold what such repositories hold; whoever reads the folder must do without video. SmolVLM's own processor also
+needs the package num2words, so its model is paired with the processor of Idefics3, whose pixel layout it shares.
 """
 
 from __future__ import annotations
 
-import copy
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (
-    AutoModelForImageTextToText,
-    AyaVisionConfig,
-    CLIPVisionConfig,
-    Cohere2Config,
-    Cohere2VisionConfig,
-    Gemma3Config,
-    Gemma3TextConfig,
-    GemmaConfig,
-    GenerationConfig,
-    Glm4vConfig,
-    Idefics2Config,
-    Idefics3Config,
-    InternVLConfig,
-    Lfm2Config,
-    Lfm2VlConfig,
-    Llama4Config,
-    Llama4TextConfig,
-    Llama4VisionConfig,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaNextConfig,
-    LlavaOnevisionConfig,
-    Mistral3Config,
-    MistralConfig,
-    MllamaConfig,
-    PaliGemmaConfig,
-    PixtralVisionConfig,
-    PreTrainedConfig,
-    PreTrainedTokenizerFast,
-    Qwen2_5_VLConfig,
-    Qwen2Config,
-    Qwen2VLConfig,
-    Qwen3VLConfig,
-    Siglip2VisionConfig,
-    SiglipVisionConfig,
-    SmolVLMConfig,
-    VipLlavaConfig,
-)
+from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig, PreTrainedTokenizerFast
 
 SIDE, PATCH, LAYERS, HIDDEN = 28, 14, 3, 32
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<pad>"]
@@ -69,6 +28,7 @@ VISION = {
     "hidden_size": 24, "intermediate_size": 36, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": SIDE,
     "patch_size": PATCH,
 }  # fmt: skip
+NUM_PATCHES = (SIDE // PATCH) ** 2
 
 
 class Recipe(NamedTuple):
@@ -76,9 +36,8 @@ class Recipe(NamedTuple):
 
     placeholder: str  # what the template writes for an image
     extra_tokens: list[str]
-    kind: type[PreTrainedConfig]
-    text: Callable[..., Any]  # makes text_config of TEXT and the size of the vocabulary
-    config: dict[str, Any]  # the rest; where a key ends in `token_id`, the value is a token
+    config: dict[str, Any]  # of the model; where a key ends in `token_id`, the value is a token
+    text: dict[str, Any]  # what text_config has besides TEXT and the size of the vocabulary
     processor: dict[str, Any]  # processor_config.json
     images: dict[str, Any]  # preprocessor_config.json
     tokenizer: dict[str, str] | None = None  # named special tokens that the processor asks its tokenizer for
@@ -111,22 +70,29 @@ def train_tokenizer(extra_tokens: list[str], **named: str) -> PreTrainedTokenize
     return fast
 
 
-CLIP = CLIPVisionConfig(**VISION, projection_dim=24)
-SIGLIP = SiglipVisionConfig(**VISION, vision_use_head=False)
+# What several architectures share
+
+LLAMA, MISTRAL, QWEN2 = ({"model_type": kind} for kind in ("llama", "mistral", "qwen2"))
+COHERE2 = {"model_type": "cohere2", "head_dim": 8}
+SIGLIP = {"model_type": "siglip_vision_model", **VISION, "vision_use_head": False}
+SQUARE = {"size": {"height": SIDE, "width": SIDE}}
 PINPOINTS = {"image_grid_pinpoints": [[SIDE, 2 * SIDE], [2 * SIDE, SIDE]]}
+PATCHED = {"image_processor_type": "GotOcr2ImageProcessor", **SQUARE, "crop_to_patches": False}
+
 LLAVA = {
-    "vision_config": CLIP, "image_token_id": "<image>", "vision_feature_layer": -1,
-    "vision_feature_select_strategy": "default",
+    "vision_config": {"model_type": "clip_vision_model", **VISION, "projection_dim": 24}, "image_token_id": "<image>",
+    "vision_feature_layer": -1, "vision_feature_select_strategy": "default",
 }  # fmt: skip
 LLAVA_PROCESSOR = {"patch_size": PATCH, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
 CLIP_IMAGES = {
-    "image_processor_type": "CLIPImageProcessor",
-    "size": {"shortest_edge": SIDE},
+    "image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": SIDE},
     "crop_size": {"height": SIDE, "width": SIDE},
-}
-PIXTRAL = PixtralVisionConfig(**{key: value for key, value in VISION.items() if key != "hidden_size"}, hidden_size=32)
+}  # fmt: skip
+
+PIXTRAL = {"model_type": "pixtral", **VISION, "hidden_size": 32}
 PIXTRAL_TOKENS = ["[IMG]", "[IMG_BREAK]", "[IMG_END]"]
 PIXTRAL_IMAGES = {"image_processor_type": "PixtralImageProcessor", "patch_size": PATCH}
+
 IDEFICS_TOKENS = ["<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>"]
 IDEFICS = {
     "vision_config": VISION, "image_token_id": "<image>", "scale_factor": 2, "pad_token_id": "<pad>",
@@ -137,235 +103,225 @@ IDEFICS_IMAGES = {
     "image_processor_type": "Idefics3ImageProcessor", "size": {"longest_edge": SIDE},
     "max_image_size": {"longest_edge": SIDE}, "do_image_splitting": False,
 }  # fmt: skip
+
 QWEN_IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 QWEN_TOKENS = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
 QWEN = {
     "image_token_id": "<|image_pad|>", "video_token_id": "<|video_pad|>", "vision_start_token_id": "<|vision_start|>",
     "vision_end_token_id": "<|vision_end|>", "tie_word_embeddings": False,
 }  # fmt: skip
+QWEN_VISION = {"depth": 2, "hidden_size": 24, "intermediate_size": 36, "num_heads": 2, "patch_size": PATCH}
 QWEN_IMAGES = {
     "image_processor_type": "Qwen2VLImageProcessor", "patch_size": PATCH, "merge_size": 2, "temporal_patch_size": 2,
     "size": {"shortest_edge": 28 * 28, "longest_edge": 56 * 56},
 }  # fmt: skip
 QWEN_ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}}
 
-RECIPES = {
+PROMISED = {
     "llava": Recipe(
-        "<image>\n", ["<image>"], LlavaConfig, LlamaConfig, {**LLAVA, "image_seq_length": (SIDE // PATCH) ** 2},
+        "<image>\n", ["<image>"], {"model_type": "llava", **LLAVA, "image_seq_length": NUM_PATCHES}, LLAMA,
         {"processor_class": "LlavaProcessor", **LLAVA_PROCESSOR}, CLIP_IMAGES,
     ),
     "llava_next": Recipe(
-        "<image>\n", ["<image>"], LlavaNextConfig, LlamaConfig, {**LLAVA, **PINPOINTS},
+        "<image>\n", ["<image>"], {"model_type": "llava_next", **LLAVA, **PINPOINTS}, LLAMA,
         {"processor_class": "LlavaNextProcessor", **LLAVA_PROCESSOR},
         {**CLIP_IMAGES, **PINPOINTS, "image_processor_type": "LlavaNextImageProcessor"},
     ),
     "qwen2_5_vl": Recipe(
-        QWEN_IMAGE, QWEN_TOKENS, Qwen2_5_VLConfig, lambda **text: {**text, **QWEN_ROPE},
+        QWEN_IMAGE, QWEN_TOKENS,
         {
+            "model_type": "qwen2_5_vl", **QWEN,
             "vision_config": {
-                "depth": 2, "hidden_size": 24, "intermediate_size": 36, "num_heads": 2, "patch_size": PATCH,
-                "out_hidden_size": HIDDEN, "fullatt_block_indexes": [1], "window_size": 56,
+                **QWEN_VISION, "out_hidden_size": HIDDEN, "fullatt_block_indexes": [1], "window_size": 56,
             },
-            **QWEN,
         },
-        {"processor_class": "Qwen2_5_VLProcessor"}, QWEN_IMAGES,
+        QWEN_ROPE, {"processor_class": "Qwen2_5_VLProcessor"}, QWEN_IMAGES,
     ),
     "idefics3": Recipe(
-        "<image>", IDEFICS_TOKENS, Idefics3Config, LlamaConfig, IDEFICS, IDEFICS_PROCESSOR, IDEFICS_IMAGES
+        "<image>", IDEFICS_TOKENS, {"model_type": "idefics3", **IDEFICS}, LLAMA, IDEFICS_PROCESSOR, IDEFICS_IMAGES
     ),
-    "smolvlm": Recipe("<image>", IDEFICS_TOKENS, SmolVLMConfig, LlamaConfig, IDEFICS, IDEFICS_PROCESSOR, IDEFICS_IMAGES),
+    "smolvlm": Recipe(
+        "<image>", IDEFICS_TOKENS, {"model_type": "smolvlm", **IDEFICS}, LLAMA, IDEFICS_PROCESSOR, IDEFICS_IMAGES
+    ),
     "internvl": Recipe(
-        "<IMG_CONTEXT>\n", ["<img>", "</img>", "<IMG_CONTEXT>", "<video>"], InternVLConfig, Qwen2Config,
+        "<IMG_CONTEXT>\n", ["<img>", "</img>", "<IMG_CONTEXT>", "<video>"],
         {
+            "model_type": "internvl", "image_token_id": "<IMG_CONTEXT>", "image_seq_length": 1, "downsample_ratio": 0.5,
             "vision_config": {**VISION, "image_size": [SIDE, SIDE], "patch_size": [PATCH, PATCH]},
-            "image_token_id": "<IMG_CONTEXT>", "image_seq_length": 1, "downsample_ratio": 0.5,
         },
-        {"processor_class": "InternVLProcessor", "image_seq_length": 1},
-        {
-            "image_processor_type": "GotOcr2ImageProcessor", "size": {"height": SIDE, "width": SIDE},
-            "crop_to_patches": False,
-        },
+        QWEN2, {"processor_class": "InternVLProcessor", "image_seq_length": 1}, PATCHED,
         {
             "start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>",
             "video_token": "<video>",
         },
     ),
-    # Tried once each, by one test: see docs/models.md.
+}  # fmt: skip
+TRIED = {  # once each: see docs/models.md
     "vipllava": Recipe(
-        "<image>\n", ["<image>"], VipLlavaConfig, LlamaConfig,
+        "<image>\n", ["<image>"],
         {
-            "vision_config": CLIP, "image_token_id": "<image>", "vision_feature_layers": [-1, -2],
-            "image_seq_length": (SIDE // PATCH) ** 2,
+            "model_type": "vipllava", "vision_config": LLAVA["vision_config"], "image_token_id": "<image>",
+            "vision_feature_layers": [-1, -2], "image_seq_length": NUM_PATCHES,
         },
-        {"processor_class": "LlavaProcessor", **LLAVA_PROCESSOR}, CLIP_IMAGES,
+        LLAMA, {"processor_class": "LlavaProcessor", **LLAVA_PROCESSOR}, CLIP_IMAGES,
     ),
     "llava_onevision": Recipe(
-        "<image>\n", ["<image>", "<video>"], LlavaOnevisionConfig, Qwen2Config,
+        "<image>\n", ["<image>", "<video>"],
         {
-            "vision_config": SIGLIP, "image_token_id": "<image>", "video_token_id": "<video>", **PINPOINTS,
+            "model_type": "llava_onevision", "vision_config": SIGLIP, "image_token_id": "<image>",
+            "video_token_id": "<video>", **PINPOINTS, "vision_feature_select_strategy": "full",
+        },
+        QWEN2,
+        {
+            "processor_class": "LlavaOnevisionProcessor", "num_image_tokens": NUM_PATCHES,
             "vision_feature_select_strategy": "full",
         },
-        {
-            "processor_class": "LlavaOnevisionProcessor", "num_image_tokens": (SIDE // PATCH) ** 2,
-            "vision_feature_select_strategy": "full",
-        },
-        {
-            "image_processor_type": "LlavaOnevisionImageProcessor", "size": {"height": SIDE, "width": SIDE}, **PINPOINTS,
-        },
+        {"image_processor_type": "LlavaOnevisionImageProcessor", **SQUARE, **PINPOINTS},
     ),
     "qwen2_vl": Recipe(
-        QWEN_IMAGE, QWEN_TOKENS, Qwen2VLConfig, lambda **text: {**text, **QWEN_ROPE},
+        QWEN_IMAGE, QWEN_TOKENS,
         {
+            "model_type": "qwen2_vl", **QWEN,
             "vision_config": {
                 "depth": 2, "embed_dim": 24, "hidden_size": HIDDEN, "mlp_ratio": 2, "num_heads": 2, "patch_size": PATCH,
             },
-            **QWEN,
         },
-        {"processor_class": "Qwen2VLProcessor"}, QWEN_IMAGES,
+        QWEN_ROPE, {"processor_class": "Qwen2VLProcessor"}, QWEN_IMAGES,
     ),
     "qwen3_vl": Recipe(
-        QWEN_IMAGE, QWEN_TOKENS, Qwen3VLConfig, lambda **text: {**text, "head_dim": 8, **QWEN_ROPE},
+        QWEN_IMAGE, QWEN_TOKENS,
         {
+            "model_type": "qwen3_vl", **QWEN,
             "vision_config": {
-                "depth": 2, "hidden_size": 24, "intermediate_size": 36, "num_heads": 2, "patch_size": PATCH,
-                "out_hidden_size": HIDDEN, "num_position_embeddings": 16, "deepstack_visual_indexes": [0],
+                **QWEN_VISION, "out_hidden_size": HIDDEN, "num_position_embeddings": 16, "deepstack_visual_indexes": [0],
             },
-            **QWEN,
         },
-        {"processor_class": "Qwen3VLProcessor"}, QWEN_IMAGES,
+        {"head_dim": 8, **QWEN_ROPE}, {"processor_class": "Qwen3VLProcessor"}, QWEN_IMAGES,
     ),
     "glm4v": Recipe(
         "<|begin_of_image|><|image|><|end_of_image|>",
         ["<|begin_of_image|>", "<|end_of_image|>", "<|image|>", "<|video|>", "<|begin_of_video|>", "<|end_of_video|>"],
-        Glm4vConfig, lambda **text: {**text, **QWEN_ROPE},
         {
-            "vision_config": {
-                "depth": 2, "hidden_size": 24, "intermediate_size": 36, "num_heads": 2, "patch_size": PATCH,
-                "image_size": SIDE, "out_hidden_size": HIDDEN,
-            },
+            "model_type": "glm4v", "vision_config": {**QWEN_VISION, "image_size": SIDE, "out_hidden_size": HIDDEN},
             "image_token_id": "<|image|>", "video_token_id": "<|video|>", "image_start_token_id": "<|begin_of_image|>",
             "image_end_token_id": "<|end_of_image|>", "video_start_token_id": "<|begin_of_video|>",
             "video_end_token_id": "<|end_of_video|>", "tie_word_embeddings": False,
         },
-        {"processor_class": "Glm4vProcessor"}, {**QWEN_IMAGES, "image_processor_type": "Glm4vImageProcessor"},
+        QWEN_ROPE, {"processor_class": "Glm4vProcessor"}, {**QWEN_IMAGES, "image_processor_type": "Glm4vImageProcessor"},
     ),
     "aya_vision": Recipe(
         "<image>",
         ["<image>", "<|START_OF_IMG|>", "<|END_OF_IMG|>", "<|IMG_PATCH|>", "<|IMG_LINE_BREAK|>", "TILE", "TILE_GLOBAL"],
-        AyaVisionConfig, lambda **text: Cohere2Config(**text, head_dim=8),
-        {"vision_config": SIGLIP, "image_token_id": "<|IMG_PATCH|>", "downsample_factor": 2, "tie_word_embeddings": False},
-        {"processor_class": "AyaVisionProcessor", "patch_size": PATCH, "img_size": SIDE, "downsample_factor": 2},
         {
-            "image_processor_type": "GotOcr2ImageProcessor", "size": {"height": SIDE, "width": SIDE},
-            "crop_to_patches": False,
+            "model_type": "aya_vision", "vision_config": SIGLIP, "image_token_id": "<|IMG_PATCH|>", "downsample_factor": 2,
+            "tie_word_embeddings": False,
         },
+        COHERE2,
+        {"processor_class": "AyaVisionProcessor", "patch_size": PATCH, "img_size": SIDE, "downsample_factor": 2}, PATCHED,
     ),
     "idefics2": Recipe(
-        "<image>", IDEFICS_TOKENS, Idefics2Config, MistralConfig,
+        "<image>", IDEFICS_TOKENS,
         {
-            "vision_config": VISION, "image_token_id": "<image>", "tie_word_embeddings": False,
+            "model_type": "idefics2", "vision_config": VISION, "image_token_id": "<image>", "tie_word_embeddings": False,
             "perceiver_config": {
                 "hidden_size": HIDDEN, "resampler_n_latents": 2, "resampler_depth": 1, "resampler_n_heads": 2,
                 "resampler_head_dim": 8, "num_key_value_heads": 1,
             },
         },
-        {"processor_class": "Idefics2Processor", "image_seq_len": 2},
+        MISTRAL, {"processor_class": "Idefics2Processor", "image_seq_len": 2},
         {
             "image_processor_type": "Idefics2ImageProcessor", "do_image_splitting": False,
             "size": {"shortest_edge": SIDE, "longest_edge": SIDE},
         },
     ),
     "gemma3": Recipe(
-        "<start_of_image>", ["<start_of_image>", "<end_of_image>", "<image_soft_token>"], Gemma3Config,
-        lambda **text: Gemma3TextConfig(**text, head_dim=8, query_pre_attn_scalar=8),
+        "<start_of_image>", ["<start_of_image>", "<end_of_image>", "<image_soft_token>"],
         {
-            "vision_config": SIGLIP, "image_token_id": "<image_soft_token>", "boi_token_index": "<start_of_image>",
-            "eoi_token_index": "<end_of_image>", "mm_tokens_per_image": (SIDE // PATCH) ** 2, "tie_word_embeddings": False,
+            "model_type": "gemma3", "vision_config": SIGLIP, "image_token_id": "<image_soft_token>",
+            "boi_token_index": "<start_of_image>", "eoi_token_index": "<end_of_image>",
+            "mm_tokens_per_image": NUM_PATCHES, "tie_word_embeddings": False,
         },
-        {"processor_class": "Gemma3Processor", "image_seq_length": (SIDE // PATCH) ** 2},
-        {"image_processor_type": "Gemma3ImageProcessor", "size": {"height": SIDE, "width": SIDE}},
+        {"model_type": "gemma3_text", "head_dim": 8, "query_pre_attn_scalar": 8},
+        {"processor_class": "Gemma3Processor", "image_seq_length": NUM_PATCHES},
+        {"image_processor_type": "Gemma3ImageProcessor", **SQUARE},
         {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"},
     ),
     "mllama": Recipe(
-        "<|image|>", ["<|image|>", "<|python_tag|>"], MllamaConfig,
-        lambda vocab_size, **text: {**text, "vocab_size": vocab_size, "cross_attention_layers": [1]},
+        "<|image|>", ["<|image|>", "<|python_tag|>"],
         {
+            "model_type": "mllama", "image_token_id": "<|image|>",
             "vision_config": {
-                **{key: value for key, value in VISION.items() if key != "num_attention_heads"}, "attention_heads": 2,
-                "num_global_layers": 1, "vision_output_dim": 48, "intermediate_layers_indices": [0],
+                "hidden_size": 24, "intermediate_size": 36, "num_hidden_layers": 2, "attention_heads": 2,
+                "image_size": SIDE, "patch_size": PATCH, "num_global_layers": 1, "vision_output_dim": 48,
+                "intermediate_layers_indices": [0],
             },
-            "image_token_id": "<|image|>",
         },
-        {"processor_class": "MllamaProcessor"},
-        {
-            "image_processor_type": "MllamaImageProcessor", "size": {"height": SIDE, "width": SIDE}, "max_image_tiles": 4,
-        },
+        {"cross_attention_layers": [1]}, {"processor_class": "MllamaProcessor"},
+        {"image_processor_type": "MllamaImageProcessor", **SQUARE, "max_image_tiles": 4},
     ),
-    # Their processors need torchvision: see docs/models.md.
+}  # fmt: skip
+NEED_TORCHVISION = {  # their processors do: see docs/models.md
     "mistral3": Recipe(
-        "[IMG]", PIXTRAL_TOKENS, Mistral3Config, MistralConfig,
-        {"vision_config": PIXTRAL, "image_token_id": "[IMG]", "spatial_merge_size": 2, "tie_word_embeddings": False},
-        {"processor_class": "PixtralProcessor", "patch_size": PATCH, "spatial_merge_size": 2}, PIXTRAL_IMAGES,
+        "[IMG]", PIXTRAL_TOKENS,
+        {
+            "model_type": "mistral3", "vision_config": PIXTRAL, "image_token_id": "[IMG]", "spatial_merge_size": 2,
+            "tie_word_embeddings": False,
+        },
+        MISTRAL, {"processor_class": "PixtralProcessor", "patch_size": PATCH, "spatial_merge_size": 2}, PIXTRAL_IMAGES,
     ),
     "pixtral": Recipe(
-        "[IMG]", PIXTRAL_TOKENS, LlavaConfig, MistralConfig,
-        {
-            "vision_config": PIXTRAL, "image_token_id": "[IMG]", "vision_feature_layer": -1,
-            "vision_feature_select_strategy": "full",
-        },
-        {"processor_class": "PixtralProcessor", "patch_size": PATCH}, PIXTRAL_IMAGES,
+        "[IMG]", PIXTRAL_TOKENS,
+        {**LLAVA, "model_type": "llava", "vision_config": PIXTRAL, "image_token_id": "[IMG]",
+         "vision_feature_select_strategy": "full"},
+        MISTRAL, {"processor_class": "PixtralProcessor", "patch_size": PATCH}, PIXTRAL_IMAGES,
     ),
     "cohere2_vision": Recipe(
-        "<|IMG_PATCH|>", ["<|IMG_PATCH|>"], Cohere2VisionConfig, lambda **text: Cohere2Config(**text, head_dim=8),
-        {"vision_config": SIGLIP, "image_token_id": "<|IMG_PATCH|>", "alignment_intermediate_size": 48},
-        {"processor_class": "Cohere2VisionProcessor"}, {"image_processor_type": "Cohere2VisionImageProcessorFast"},
+        "<|IMG_PATCH|>", ["<|IMG_PATCH|>"],
+        {
+            "model_type": "cohere2_vision", "vision_config": SIGLIP, "image_token_id": "<|IMG_PATCH|>",
+            "alignment_intermediate_size": 48,
+        },
+        COHERE2, {"processor_class": "Cohere2VisionProcessor"},
+        {"image_processor_type": "Cohere2VisionImageProcessorFast"},
     ),
     "lfm2_vl": Recipe(
-        "<image>", ["<image>"], Lfm2VlConfig,
-        lambda **text: Lfm2Config(**text, layer_types=["conv", "full_attention", "full_attention"]),
+        "<image>", ["<image>"],
         {
-            "vision_config": Siglip2VisionConfig(
-                **{key: value for key, value in VISION.items() if key != "image_size"}, num_patches=16,
-                vision_use_head=False,
-            ),
-            "image_token_id": "<image>", "projector_hidden_size": 32,
+            "model_type": "lfm2_vl", "image_token_id": "<image>", "projector_hidden_size": 32,
+            "vision_config": {
+                "model_type": "siglip2_vision_model", "hidden_size": 24, "intermediate_size": 36, "num_hidden_layers": 2,
+                "num_attention_heads": 2, "patch_size": PATCH, "num_patches": 16, "vision_use_head": False,
+            },
         },
+        {"model_type": "lfm2", "layer_types": ["conv", "full_attention", "full_attention"]},
         {"processor_class": "Lfm2VlProcessor"}, {"image_processor_type": "Lfm2VlImageProcessorFast"},
     ),
     "llama4": Recipe(
-        "<|image|>", ["<|image|>"], Llama4Config,
-        lambda **text: Llama4TextConfig(**text, head_dim=8, intermediate_size_mlp=48, num_local_experts=2),
+        "<|image|>", ["<|image|>"],
         {
-            "vision_config": Llama4VisionConfig(
-                **VISION, vision_output_dim=32, projector_input_dim=32, projector_output_dim=32,
-            ),
-            "image_token_id": "<|image|>", "tie_word_embeddings": False,
+            "model_type": "llama4", "image_token_id": "<|image|>", "tie_word_embeddings": False,
+            "vision_config": {
+                **VISION, "vision_output_dim": 32, "projector_input_dim": 32, "projector_output_dim": 32,
+            },
         },
+        {"model_type": "llama4_text", "head_dim": 8, "intermediate_size_mlp": 48, "num_local_experts": 2},
         {"processor_class": "Llama4Processor"}, {"image_processor_type": "Llama4ImageProcessorFast"},
     ),
+}  # fmt: skip
+REFUSES = {  # reads its prompt in both directions, which supervised answers inside the text do not survive
     "paligemma": Recipe(
-        "<image>", ["<image>"], PaliGemmaConfig,
-        lambda vocab_size, **text: GemmaConfig(
-            **{**text, "vocab_size": vocab_size + 1152, "head_dim": 8, "tie_word_embeddings": True}
-        ),
+        "<image>", ["<image>"],
         {
-            "vision_config": SiglipVisionConfig(**VISION, projection_dim=HIDDEN), "image_token_id": "<image>",
-            "projection_dim": HIDDEN,
+            "model_type": "paligemma", "vision_config": {**SIGLIP, "vision_use_head": True, "projection_dim": HIDDEN},
+            "image_token_id": "<image>", "projection_dim": HIDDEN,
         },
+        {"model_type": "gemma", "vocab_size": 2048, "head_dim": 8, "tie_word_embeddings": True},
         {"processor_class": "PaliGemmaProcessor"},
-        {
-            "image_processor_type": "SiglipImageProcessor", "size": {"height": SIDE, "width": SIDE},
-            "image_seq_length": 4,
-        },
+        {"image_processor_type": "SiglipImageProcessor", **SQUARE, "image_seq_length": 4},
     ),
 }  # fmt: skip
-# PaliGemma reads its prompt in both directions, which supervised answers inside the text do not survive.
-REFUSED = ["paligemma"]
-FURTHER = [
-    "vipllava", "llava_onevision", "qwen2_vl", "qwen3_vl", "glm4v", "aya_vision", "idefics2", "gemma3", "mllama",
-]  # fmt: skip
-WITH_TORCHVISION = ["mistral3", "pixtral", "cohere2_vision", "lfm2_vl", "llama4"]
-KINDS: list[str] = [kind for kind in RECIPES if kind not in (*REFUSED, *FURTHER, *WITH_TORCHVISION)]
+RECIPES = {**PROMISED, **TRIED, **NEED_TORCHVISION, **REFUSES}
+KINDS, FURTHER, WITH_TORCHVISION, REFUSED = map(list, (PROMISED, TRIED, NEED_TORCHVISION, REFUSES))
 
 
 def build(kind: str, folder: Path) -> Path:
@@ -375,12 +331,12 @@ def build(kind: str, folder: Path) -> Path:
     tokenizer = train_tokenizer(recipe.extra_tokens, **named)  # type: ignore[arg-type]
     config = {
         key: tokenizer.convert_tokens_to_ids(value) if key.endswith(("token_id", "token_index")) else value
-        for key, value in copy.deepcopy(recipe.config).items()
+        for key, value in recipe.config.items()
     }
-    text = recipe.text(**TEXT, vocab_size=len(tokenizer))
+    text = {**TEXT, "vocab_size": len(tokenizer), **recipe.text}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = AutoModelForImageTextToText.from_config(recipe.kind(text_config=text, **config))
+        model = AutoModelForImageTextToText.from_config(AutoConfig.for_model(**config, text_config=text))
     for name, parameter in model.named_parameters():
         if name.endswith("_gate"):  # of Mllama: as it starts, at 0, its pictures would change nothing
             parameter.data.fill_(1.0)
