@@ -61,6 +61,7 @@ from mirage.schema import EvalSample
 
 WARM_UP, STEPS = 2, 5
 VARIANTS = ("plain", "selective", "compile", "liger", "compile, liger")
+METHODS = ("RMU", "NPO", "MixedSFT", "PosthocSFT", "UnsafeFilter")
 PUBLISHED = {"NPO": "npo", "RMU": "rmu", "MixedSFT": "mixed_sft"}  # the cases of training_speed.py
 # What selective checkpointing keeps: the results of matrix products and attention, which cost most to compute again.
 KEPT = [
@@ -370,7 +371,13 @@ def peak_gib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
 
 
-def check(shape: Shape, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> dict[str, Any]:
+def check(
+    shape: Shape,
+    device: torch.device,
+    methods: Sequence[str],
+    variants: Sequence[str],
+    dtype: torch.dtype = torch.bfloat16,
+) -> dict[str, Any]:
     """The result of each case in turn; a case that fails says why and stops no other."""
     results: list[dict[str, Any]] = []
 
@@ -386,8 +393,8 @@ def check(shape: Shape, device: torch.device, dtype: torch.dtype = torch.bfloat1
             torch.cuda.empty_cache()
 
     rate = matrix_rate(device, dtype)
-    for case in cases(shape):
-        for variant in VARIANTS:
+    for case in (each for each in cases(shape) if each.method in methods):
+        for variant in variants:
             attempt(named(case, variant), partial(run, case, variant, shape, device, dtype, rate))
         if case.method in PUBLISHED:
             attempt(named(case, "published"), partial(published, case, device))
@@ -409,12 +416,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write.")
     parser.add_argument("--tiny", action="store_true", help="A tiny shape on the CPU.")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS)
     given = parser.parse_args(arguments)
     if not given.tiny and not torch.cuda.is_available():
         print("gpu_check: there is no GPU here. Use --tiny to try the same code on the CPU.", file=sys.stderr)
         return 1
     torch.manual_seed(0)
-    report = check(tiny() if given.tiny else llava_1_5_7b(), torch.device("cpu" if given.tiny else "cuda"))
+    shape, device = (tiny(), "cpu") if given.tiny else (llava_1_5_7b(), "cuda")
+    report = check(shape, torch.device(device), given.methods, given.variants)
     write_text(given.out, json.dumps(report, indent=1) + "\n")
     bad = [case for case in report["cases"] if "failed" in case or case.get("finite") is False]
     print(f"{given.out}: {len(report['cases']) - len(bad)} of {len(report['cases'])} cases ran or were skipped")

@@ -72,7 +72,7 @@ def parsed(parser: LightningArgumentParser) -> dict[str, dict[str, Any]]:
     settings = {}
     for name in sorted({*FOUND} - {*ADDED}):
         given = parser.parse_args(["fit", "--config", str(configs_folder() / f"{name}.yaml")])
-        settings[name] = yaml.safe_load(parser.dump(given, skip_none=False))["fit"]
+        settings[name] = yaml.safe_load(parser.dump(given, skip_none=False, skip_validation=True))["fit"]
     return settings
 
 

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from children.processes import run_command
 
-ROOT = Path(__file__).parent.parent
+FILE = Path(__file__).parent.parent / "benchmarks" / "training_speed.py"
 
 
 @pytest.mark.slow
 def test_both_sides_of_every_full_case_are_measured() -> None:
-    command = [sys.executable, str(ROOT / "benchmarks" / "training_speed.py"), "--shape", "tiny", "--rounds", "1"]
-    command += ["--forms", "full"]  # LoRA takes the same paths
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    printed = subprocess.run(command, env=environment, check=True, capture_output=True, text=True, timeout=600).stdout
+    options = ["--shape", "tiny", "--rounds", "1", "--forms", "full"]  # LoRA takes the same paths
+    done = run_command(*options, code=f"import runpy; runpy.run_path({str(FILE)!r}, run_name='__main__')")
+    assert done.returncode == 0, done.stderr[-3000:]
     counted: dict[str, dict[str, float]] = {}
-    for title, lines in re.findall(r"^(\S.*)\n((?:  .*\n)+)", printed, re.MULTILINE):
+    for title, lines in re.findall(r"^(\S.*)\n((?:  .*\n)+)", done.stdout, re.MULTILINE):
         counted[title] = {side.strip(): float(f) for side, f in re.findall(r"  (.{17}) +\S+ s +(\S+) F", lines)}
     assert len(counted) == 4
     for title, of in counted.items():

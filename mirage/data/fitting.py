@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from typing import Any
 
 from PIL import Image
 
@@ -32,24 +34,21 @@ def too_long(
         most_bytes_added: A bound on how much longer than the example one of its forms is.
     """
     placeholder = collate.processor.image_token
-    most_picture_tokens: int | None = None
     overhead: dict[tuple[int, bool], int] = {}
     for place, example in enumerate(examples):
-        texts = [text for turn in ((example.prompt, example.answer), *example.later_turns) for text in turn]
+        texts = _texts(example)
         if any(placeholder in text for text in texts) or not all(answer.strip() for answer in texts[1::2]):
             yield from _refused(place, example, collate)
             continue
         has_picture = example.image is not None
-        if has_picture and most_picture_tokens is None:
-            most_picture_tokens = max(collate.picture_tokens(Image.new("RGB", shape)) for shape in _SHAPES)
-        left = collate.max_length - (most_picture_tokens or 0 if has_picture else 0)
+        left = collate.max_length - (_most_picture_tokens(collate.processor, collate.square) if has_picture else 0)
         key = (len(texts), has_picture)
         if key not in overhead:
             overhead[key] = collate.text_tokens(_like(example))
-        most_text_tokens = sum(len(text.encode()) for text in texts) + overhead[key]
-        if most_text_tokens + most_bytes_added > left:
+        if _num_bytes(example) + overhead[key] + most_bytes_added > left:
             for form in forms(example) if forms else [example]:
-                if collate.text_tokens(form) > left and (refused := [*_refused(place, form, collate)]):
+                fits = _num_bytes(form) + overhead[key] <= left or collate.text_tokens(form) <= left
+                if not fits and (refused := [*_refused(place, form, collate)]):
                     yield from refused
                     break
 
@@ -74,6 +73,22 @@ def unfit_questions(
             remedy = f"holds the image placeholder {placeholder}. Remove it."
         field = f"rewrite {shot}" if shot else "the question"
         yield DataIssue(sample.where or sample.source, f"id {sample.id}", field, remedy)
+
+
+@lru_cache(maxsize=2)
+def _most_picture_tokens(processor: Any, square: bool) -> int:
+    """The most tokens that the processor makes of a picture; asked once, since it prepares large pictures for it."""
+    collate = Collator(processor, square=square)
+    return max(collate.picture_tokens(Image.new("RGB", shape)) for shape in _SHAPES)
+
+
+def _texts(example: Example) -> list[str]:
+    """Questions and answers by turns."""
+    return [text for turn in ((example.prompt, example.answer), *example.later_turns) for text in turn]
+
+
+def _num_bytes(example: Example) -> int:
+    return sum(len(text.encode()) for text in _texts(example))
 
 
 def _like(example: Example) -> Example:

@@ -20,7 +20,8 @@ def log_report(loggers: Sequence[Any], results: Path, step: int) -> None:
     A run that cannot be read is a warning: a training does not fail for its picture. `results` is the run's results.json,
     with its records beside it, and `step` the optimizer step at which they were measured.
     """
-    if not loggers:
+    takers = [logger for logger in loggers if _takes(logger)]
+    if not takers:
         return
     from matplotlib.image import imread  # which takes a second to import
 
@@ -34,7 +35,7 @@ def log_report(loggers: Sequence[Any], results: Path, step: int) -> None:
     table, figures = table_sheet(runs), panels(runs)
     images = [imread(io.BytesIO(curves(figures, "png")))] if figures else []  # height, width, RGBA from 0 to 1
     pictures = [(255 * image[..., :3]).round().astype("uint8") for image in images]
-    for logger in loggers:
+    for logger in takers:
         experiment: Any = getattr(logger, "experiment", None)
         if hasattr(logger, "log_table"):  # W&B
             logger.log_table(TABLE, [*table.heads], [[*row] for row in table.rows], step=step)
@@ -44,7 +45,13 @@ def log_report(loggers: Sequence[Any], results: Path, step: int) -> None:
             experiment.log_text(logger.run_id, markdown_sheet(table), f"{TABLE}.md")
             for picture in pictures:
                 experiment.log_image(logger.run_id, picture, f"{CURVES}.png")
-        elif hasattr(experiment, "add_image"):  # TensorBoard
+        else:  # TensorBoard
             experiment.add_text(TABLE, markdown_sheet(table), step)
             for picture in pictures:
                 experiment.add_image(CURVES, picture, step, dataformats="HWC")
+
+
+def _takes(logger: Any) -> bool:
+    """Whether a logger is one of the three: W&B, MLflow, TensorBoard."""
+    experiment = getattr(logger, "experiment", None)
+    return hasattr(logger, "log_table") or hasattr(logger, "run_id") or hasattr(experiment, "add_image")
