@@ -11,8 +11,8 @@ own for cross entropy; the loss of a whole batch from the model, with logits of 
 Hugging Face's Trainer. Optimizer, batches, weights, adapters and recomputation are the same on both sides.
 
 Each side has a process of its own, and they take turns. F is the operations of one forward pass of the whole model over
-one batch. Memory is the peak above what the process had before it built its model; on a CPU only the wide shape shows what is in use,
-the others also what the C library keeps for later. Nothing is asserted.
+one batch. Memory is the peak above what the process had before it built its model; on a CPU only the wide shape shows what
+is in use, the others also what the C library keeps for later. Nothing is asserted.
 """
 
 from __future__ import annotations
