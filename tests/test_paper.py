@@ -40,7 +40,7 @@ OVERRIDES: dict[str, Any] = {
     "data": {"batch_size": 1, "gamma": 1.0, "max_length": 400, "num_workers": 0},
     "trainer": {
         "accelerator": "cpu", "devices": 1, "strategy": "auto", "precision": "32-true", "max_epochs": 1,
-        "check_val_every_n_epoch": 1, "limit_train_batches": 1, "enable_progress_bar": False,
+        "check_val_every_n_epoch": 1, "limit_train_batches": 1, "enable_progress_bar": False, "logger": False,
     },
     "callbacks": {"OneWordAttack": {"max_new_tokens": 3}, "Utility": {"max_new_tokens": 2}},
     "rows": {
