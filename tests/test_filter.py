@@ -104,7 +104,9 @@ def test_a_large_set_stays_lazy_and_ids_alone_do_too(tmp_path: Path) -> None:
 
     def kept(*dropped: dict[str, Any]) -> Sequence[Example]:
         built.clear()
-        return Filtered(Large(), write_lines(tmp_path / "dropped.jsonl", dropped)).retain()
+        source = Filtered(Large(), write_lines(tmp_path / "dropped.jsonl", dropped))
+        assert source.offers("retain") and not source.offers("unsafe"), "as the source that is filtered"
+        return source.retain()
 
     places = [7, 500, 99_999]
     names = [example.id for example in build(places)]
