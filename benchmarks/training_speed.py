@@ -80,10 +80,10 @@ def small() -> Shape:
 
 
 def wide() -> Shape:
-    """0.2 billion parameters and few tokens, recomputed: as in LLaVA-1.5-7B, memory is that of weights."""
+    """As deep as LLaVA-1.5-7B, 0.2 billion parameters, few tokens, recomputed: as there, memory is that of weights."""
     shape = small()
     text = LlamaConfig(
-        vocab_size=4096, hidden_size=1024, intermediate_size=2752, num_hidden_layers=16, num_attention_heads=8,
+        vocab_size=4096, hidden_size=768, intermediate_size=2064, num_hidden_layers=32, num_attention_heads=8,
         pad_token_id=0,
     )  # fmt: skip
     vision = shape.config.vision_config
