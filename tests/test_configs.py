@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import subprocess
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -88,6 +89,12 @@ def at(settings: dict[str, Any], key: str) -> Any:
 
 def test_all_configs_are_found() -> None:
     assert sorted([*MINI, *LARGE, *LARGER, *SMALL, *ADDED]) == FOUND and len(FOUND) == 35
+
+
+def test_no_method_is_told_a_word_or_an_attack(parsed: dict[str, dict[str, Any]]) -> None:
+    for name, settings in parsed.items():
+        told = re.search(r"\b(what|share|word|attack|opener)", yaml.safe_dump(settings["model"]).lower())
+        assert not told, f"{name}: {told}"
 
 
 def test_every_config_is_read(parsed: dict[str, dict[str, Any]]) -> None:
