@@ -191,3 +191,13 @@ def test_a_server_that_fails_gives_one_sentence_and_is_asked_on_where_it_stopped
     assert all(record.answer == f"about {record.question}" for record in records(tmp_path, "unsafe"))
     assert not [*(run / "records").glob(".*")]
     assert results(tmp_path)["unsafe"]["generation"]["base_url"] == server.base_url
+
+
+def test_a_run_whose_judge_is_down_has_no_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    nowhere = {"model": "m", "base_url": "http://127.0.0.1:9/v1", "retries": 0}
+    engine = {"class_path": "OpenAIEngine", "init_args": nowhere}
+    judge = {"class_path": "ModelJudge", "init_args": {"engine": engine, "see_picture": False}}
+    assert validate(tmp_path, attacked("unsafe", "OneWord", {"judge": judge}, word="what's")) == 1
+    said = capsys.readouterr().err
+    assert f"scored none of {2 * QUESTIONS} answers" in said and "Start the server" in said
+    assert not (tmp_path / "run" / "validate" / "results.json").exists()
