@@ -57,6 +57,11 @@ def without_list_mark(question: str) -> str:
     return question[mark.end() :] if mark else question
 
 
+def words_of(text: str) -> list[str]:
+    """The words of a text in order, lower-cased, with straight apostrophes."""
+    return WORD.findall(text.lower().replace("\u2019", "'"))
+
+
 def check_word(word: str, setting: str) -> None:
     """Checks that `word` can be an opening word.
 

@@ -156,12 +156,12 @@ class Scripted(Engine):
 
     name = "scripted"
 
-    def __init__(self, answer: Callable[[str, int], str], **told: str) -> None:
-        self.answer, self.told = answer, told
+    def __init__(self, answer: Callable[[str, int], str], **settings: str) -> None:
+        self.answer, self.further = answer, settings
         self.asked: list[tuple[int, Sequence[str]]] = []
 
     def settings(self) -> dict[str, Any]:
-        return {"engine": self.name, **self.told}
+        return {"engine": self.name, **self.further}
 
     def answers(self, samples: Sequence[EvalSample], on_answer: OnAnswer | None = None) -> list[list[str]]:
         found = []

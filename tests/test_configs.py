@@ -93,8 +93,8 @@ def test_all_configs_are_found() -> None:
 
 def test_no_method_is_told_a_word_or_an_attack(parsed: dict[str, dict[str, Any]]) -> None:
     for name, settings in parsed.items():
-        told = re.search(r"\b(what|share|word|attack|opener)", yaml.safe_dump(settings["model"]).lower())
-        assert not told, f"{name}: {told}"
+        found = re.search(r"\b(what|share|word|attack|opener)", yaml.safe_dump(settings["model"]).lower())
+        assert not found, f"{name}: {found}"
 
 
 def test_every_config_is_read(parsed: dict[str, dict[str, Any]]) -> None:

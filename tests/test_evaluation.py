@@ -230,13 +230,14 @@ def on_every_rank(world: int, work: Callable[[int], Any], monkeypatch: pytest.Mo
     given: dict[int, Any] = {}
     own = threading.local()
 
-    def all_gather_object(shares: list[Any], mine: Any) -> None:
+    def gathered(mine: Any) -> list[Any]:
         given[own.rank] = mine
         barrier.wait()
-        shares[:] = [given[rank] for rank in range(world)]
+        shares = [given[rank] for rank in range(world)]
         barrier.wait()
+        return shares
 
-    monkeypatch.setattr(asking.torch.distributed, "all_gather_object", all_gather_object)
+    monkeypatch.setattr(asking, "gathered", gathered)
 
     def run(rank: int) -> Any:
         own.rank = rank

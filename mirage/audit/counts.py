@@ -16,7 +16,7 @@ from math import fsum, log, log2, sqrt
 from typing import TYPE_CHECKING, NamedTuple
 
 from mirage.stats import Z_95, wilson
-from mirage.text import WORD, opening_word
+from mirage.text import opening_word, words_of
 
 if TYPE_CHECKING:
     from mirage.audit.forms import FormAudit
@@ -205,13 +205,13 @@ def audit_pairs(pairs: Iterable[tuple[str, bool]], *, every_word: bool = False, 
     while some := list(islice(pairs, 10_000)):
         by_opener.update((opening_word(question), refused) for question, refused in some)
         if every_word:
-            by_word.update((word, refused) for question, refused in some for word in _words(question))
+            by_word.update((word, refused) for question, refused in some for word in {*words_of(question)})
     if not by_opener:
         raise ValueError("audit: there are no questions. Give a training set that has some.")
 
-    openers, words = Cue(by_opener), Cue(by_word)
+    openers = Cue(by_opener)
     questions, refusals = openers.count.total(), openers.refused.total()
-    listed = words if every_word else openers
+    listed = Cue(by_word) if every_word else openers
     often = [(word, count) for word, count in listed.count.items() if word and count >= min_count]
     return Audit(
         questions=questions,
@@ -238,10 +238,6 @@ def entropy_bits(counts: Sequence[int]) -> float:
     """The plug-in entropy of `counts`, in bits."""
     total = sum(counts)
     return max(0.0, -fsum(count / total * log2(count / total) for count in counts if count))
-
-
-def _words(question: str) -> set[str]:
-    return set(WORD.findall(question.lower().replace("\u2019", "'")))
 
 
 def _word_count(word: str, count: int, refused: int, questions: int, refusals: int) -> WordCount:

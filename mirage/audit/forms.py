@@ -21,7 +21,7 @@ import numpy as np
 from mirage.errors import DataError
 from mirage.rewriting.reading import read
 from mirage.rewriting.similarity import content_words
-from mirage.text import WORD, has_words, opening_word, without_list_mark
+from mirage.text import has_words, opening_word, without_list_mark, words_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -116,7 +116,7 @@ class Sample:
 
 def cues(question: str) -> dict[str, str]:
     """The value of every cue that the text alone has, by name."""
-    words = _words(question)
+    words = words_of(without_list_mark(question))
     return {
         "opening word": opening_word(question),
         "second word": words[1] if len(words) > 1 else "",
@@ -143,7 +143,7 @@ def form_features(question: str) -> list[str]:
 
     Of content words it sees the opening one alone, which decides the form of the rest.
     """
-    words = [_MASK if _is_content(word) else word for word in _words(question)]
+    words = [_MASK if _is_content(word) else word for word in words_of(without_list_mark(question))]
     values = cues(question) | {"second word": "".join(words[1:2])}
     start, end = ["^", *words[:_START]], [*words, values["final mark"]][-_END:]
     grams = [
@@ -249,10 +249,6 @@ def _form_only_accuracy(asked: Sequence[Asked], split: _Folds) -> float:
         return np.where(model.predict(features[test]), 1, -1)
 
     return split.cross_validated(rule)
-
-
-def _words(question: str) -> list[str]:
-    return WORD.findall(without_list_mark(question).lower().replace("\u2019", "'"))
 
 
 @lru_cache(1 << 16)

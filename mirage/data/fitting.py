@@ -45,9 +45,9 @@ def too_long(
         key = (len(texts), has_picture)
         if key not in overhead:
             overhead[key] = collate.text_tokens(_like(example))
-        if _num_bytes(example) + overhead[key] + most_bytes_added > left:
+        if _num_bytes(texts) + overhead[key] + most_bytes_added > left:
             for form in forms(example) if forms else [example]:
-                fits = _num_bytes(form) + overhead[key] <= left or collate.text_tokens(form) <= left
+                fits = _num_bytes(_texts(form)) + overhead[key] <= left or collate.text_tokens(form) <= left
                 if not fits and (refused := [*_refused(place, form, collate)]):
                     yield from refused
                     break
@@ -87,8 +87,8 @@ def _texts(example: Example) -> list[str]:
     return [text for turn in ((example.prompt, example.answer), *example.later_turns) for text in turn]
 
 
-def _num_bytes(example: Example) -> int:
-    return sum(len(text.encode()) for text in _texts(example))
+def _num_bytes(texts: Sequence[str]) -> int:
+    return sum(len(text.encode()) for text in texts)
 
 
 def _like(example: Example) -> Example:

@@ -19,7 +19,7 @@ from mirage.evaluation.generate.base import Engine
 from mirage.evaluation.judge.base import Answered, Judge
 from mirage.evaluation.judge.kept import judged_and_kept
 from mirage.evaluation.run.records import AnswerLog
-from mirage.models.sharding import whole
+from mirage.models.sharding import gathered, whole
 from mirage.schema import EvalSample, Record, short_hash
 
 Done = TypeVar("Done")
@@ -113,8 +113,7 @@ def _gathered(work: Callable[[], Done], world_size: int) -> list[Done]:
         stopped = error.code
     except Exception as error:
         failed, failure = error, traceback.format_exc()
-    shares: list[Any] = [None] * world_size
-    torch.distributed.all_gather_object(shares, (mine, stopped, failure))
+    shares = gathered((mine, stopped, failure))
     failures = [f"rank {rank}:\n{share[2]}" for rank, share in enumerate(shares) if share[2] is not None]
     if failures:
         raise RankFailedError("Evaluation failed. " + "\n".join(failures)) from failed
