@@ -83,7 +83,7 @@ format: $(INSTALLED)  ## let ruff rewrite what it can
 bench-eval: $(INSTALLED)  ## answers/s of batched, prefix-shared generation against one at a time (KIT=folder of the real kit)
 	$(BIN)/python benchmarks/evaluation_speed.py --model $(KIT)/smol-llava --root $(KIT)/vlguard
 
-bench-train: $(INSTALLED)  ## a training step against the published one: seconds, operations, peak memory (SHAPE=7b for a GPU)
+bench-train: $(INSTALLED)  ## a training step against the published one: seconds, operations, peak memory (SHAPE=wide for memory, 7b for a GPU)
 	$(BIN)/python benchmarks/training_speed.py --shape $(SHAPE)
 
 gpu-check: $(INSTALLED)  ## LLaVA-1.5-7B's shape on this GPU: tokens/s, MFU, peak memory, answers/s
